@@ -1,0 +1,56 @@
+"""Named entries that users choose between: methods, benchmarks, metrics.
+
+A registry is filled by decorators at import, and the package's ``__init__`` imports every entry by
+hand: no directory is scanned, so a name that works is a name that one can search for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong. One line, names the flag, file, field or task.
+
+    The commands print it and exit with code 2 before any work starts.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that does not exist, with the nearest ones that do."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")
+
+
+class Registry(Generic[T]):
+    """Entries of one kind by name."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that adds an entry. Raises ValueError where ``name`` is already taken."""
+
+        def add(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        """The entry. Raises InputError, with the nearest known name, where there is none."""
+        if name not in self._entries:
+            raise unknown(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
