@@ -1,0 +1,15 @@
+"""moram-dist: continual learning of language models with MoRAM, on one GPU or many nodes."""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_memory"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that what needs no model (scoring, reports) does not wait for torch.
+    if name == "load_memory":
+        from moram_dist.methods.restore import load_memory
+
+        return load_memory
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,7 +25,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")
+    listed = f"known: {', '.join(names)}" if len(names) <= 20 or not near else ""
+    return InputError(f"unknown {kind} {name!r}; {hint}{listed}".strip())
 
 
 class Registry(Generic[T]):

@@ -6,7 +6,9 @@ tokens, ``eval`` scores what the model answered.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,12 @@ class Example:
     prompt: str
     references: tuple[str, ...]
     """Accepted answers, at least one. Training uses the first; a score is the best over all."""
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """sha256 of examples, hex: equal for equal data, whatever file it came from."""
+    content = [[e.prompt, *e.references] for e in examples]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,12 @@ class Benchmark:
     protocol: str
     tasks: tuple[Task, ...]
     decoding: Decoding = field(default_factory=Decoding)
+    learning_rate: float = 5e-4
+    """Where the user names none. Published for MoRAM on TRACE (runner script)."""
+
+    batch_size: int = 32
+    """Examples in an optimizer step where the user names none. Source: as above."""
+
     notes: tuple[str, ...] = ()
     """What differs from the published protocol, for the run record (a split that was replaced)."""
 

@@ -1,0 +1,204 @@
+"""Sequence metrics: what a matrix of scores says about learning, forgetting and transfer.
+
+``a[t][i]`` is the score on task i after training on task t, both from 0; ``T`` tasks. A cell that
+was not measured is None. A metric that needs a missing cell is None too, and never counts it as 0.
+Papers use one name for different formulas, so each formula has its own name here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moram_dist.registry import InputError
+from moram_dist.tasks.readers import kind_of, read_json
+
+Cell = float | None
+Row = Sequence[Cell]
+
+
+def sequence_metrics(
+    scores: Sequence[Row], base: Row | None = None, single_task: Row | None = None
+) -> dict[str, Cell]:
+    """Every sequence metric by name, in the unit of the scores.
+
+    ======================  ======================================================================
+    ``ap``                  mean of the last row. Also OP, last average, average accuracy
+    ``all_average``         mean of a[t][i] over i <= t
+    ``mean_diagonal``       mean of a[i][i]: how well each task was learned
+    ``bwt_gem``             sum over i < T-1 of a[T-1][i] - a[i][i], divided by T-1; the usual one
+    ``bwt_sapt``            the same sum divided by T. Also the TRACE paper's
+    ``bwt_clipped``         bwt_sapt with gains counted as 0. MoRAM and TreeLoRA print it positive
+    ``forgetting_max``      mean over i < T-1 of max over i <= t <= T-2 of a[t][i], less a[T-1][i]
+    ``fwt_gem``             mean over i >= 1 of a[i-1][i] - base[i]
+    ``fwt_single``          mean_diagonal less the mean of ``single_task``. SAPT's
+    ``transfer``            mean over i >= 1 of the mean over t < i of a[t][i]
+    ``average``             mean of the whole matrix
+    ``last``                mean of the last row, named so beside the two above
+    ======================  ======================================================================
+
+    ``forgetting_max`` looks at scores from the task's own training on. SAPT's script takes the
+    maximum over all rows of a table that holds 0 before that, which is the same for scores that are
+    not negative; measuring those cells must not change the figure, so they are ignored.
+
+    Args:
+        scores: row t holds the scores after task t; at most T rows, fewer while a run is going on.
+            T is the length of the longest row, and what a shorter row lacks was not measured.
+        base: scores before any training, length T.
+        single_task: score on each task of a model trained on that task alone, length T.
+
+    Returns:
+        A value for every name above; None where a needed cell is missing, or where T = 1 leaves
+        nothing to average.
+
+    Raises:
+        ValueError: no row at all, more rows than tasks, or ``base`` or ``single_task`` too short.
+
+    Source: Lopez-Paz and Ranzato 2017, arXiv:1706.08840 (GEM); Wang et al. 2023, arXiv:2310.06762
+    (TRACE); Zhao et al. 2024, arXiv:2401.08295 (SAPT); Zheng et al. 2023, arXiv:2303.06628
+    (transfer, average, last).
+    """
+    T = max(len(row) for row in [*scores, base or [], single_task or []])
+    if not T or len(scores) > T or any(row and len(row) != T for row in (base, single_task)):
+        raise ValueError(f"{len(scores)} rows of at most {T} scores are no score matrix")
+    a = [[*row, *[None] * (T - len(row))] for row in scores]
+    a += [[None] * T for _ in range(T - len(a))]
+    last, diagonal = a[-1], [a[i][i] for i in range(T)]
+
+    changes = [_difference(last[i], diagonal[i]) for i in range(T)]
+    best_before = [_max(a[t][i] for t in range(i, T - 1)) for i in range(T - 1)]
+    zero_shot = [_mean(a[t][i] for t in range(i)) for i in range(1, T)]
+    gains = [_difference(a[i - 1][i], base[i]) for i in range(1, T)] if base else [None]
+    return {
+        "ap": _mean(last),
+        "all_average": _mean(a[t][i] for t in range(T) for i in range(t + 1)),
+        "mean_diagonal": _mean(diagonal),
+        "bwt_gem": _mean(changes[:-1]),
+        "bwt_sapt": _mean(changes),
+        "bwt_clipped": _mean(None if change is None else min(change, 0.0) for change in changes),
+        "forgetting_max": _mean(map(_difference, best_before, last)),
+        "fwt_gem": _mean(gains),
+        "fwt_single": _difference(_mean(diagonal), _mean(single_task or [])),
+        "transfer": _mean(zero_shot),
+        "average": _mean(cell for row in a for cell in row),
+        "last": _mean(last),
+    }
+
+
+def average_so_far(scores: Sequence[Row]) -> list[Cell]:
+    """For each row t, the mean score on tasks 0 to t; None where one of them was not measured."""
+    return [
+        _mean(row[: t + 1]) if len(row) > t else None  # a short row lacks a task seen by then
+        for t, row in enumerate(scores)
+    ]
+
+
+def _mean(cells: Iterable[Cell]) -> Cell:
+    known = _all_known(cells)
+    return math.fsum(known) / len(known) if known else None
+
+
+def _max(cells: Iterable[Cell]) -> Cell:
+    return max(_all_known(cells), default=None)
+
+
+def _all_known(cells: Iterable[Cell]) -> list[float]:
+    """The cells, or an empty list where one of them is missing."""
+    known: list[float] = []
+    for cell in cells:
+        if cell is None:
+            return []
+        known.append(cell)
+    return known
+
+
+def _difference(a: Cell, b: Cell) -> Cell:
+    return None if a is None or b is None else a - b
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The content of a run's ``scores.json``."""
+
+    tasks: tuple[str, ...]
+    """Names in the order in which the tasks were learned; T of them."""
+
+    metrics: Mapping[str, str]
+    """Per task, the name of its metric."""
+
+    scores: tuple[tuple[Cell, ...], ...]
+    """Row t after training on task t, each of length T; fewer than T rows in an unfinished run."""
+
+    base: tuple[Cell, ...] | None = None
+    """The row before any training, where it was measured."""
+
+    @classmethod
+    def load(cls, path: Path) -> Scores:
+        """Read and check a file. Keys that are not used here are left alone.
+
+        Raises:
+            InputError: the file cannot be read or is malformed, or a field is missing or holds
+                something else than it should; names the file and the field.
+        """
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: expected an object, got {kind_of(content)}")
+        for key in ("tasks", "metrics", "scores"):
+            if key not in content:
+                raise InputError(f"{path}: {key} is missing")
+        tasks = _tasks(content["tasks"], path)
+        rows = content["scores"]
+        if not isinstance(rows, list) or len(rows) > len(tasks):
+            found = f"{len(rows)}" if isinstance(rows, list) else kind_of(rows)
+            raise InputError(
+                f"{path}: scores must be a list of at most {len(tasks)} rows, got {found}"
+            )
+        base = content.get("base")
+        return cls(
+            tasks=tasks,
+            metrics=_metrics(content["metrics"], tasks, path),
+            scores=tuple(
+                _row(row, len(tasks), f"{path}: scores[{t}]", shortest=t + 1)  # lower triangle
+                for t, row in enumerate(rows)
+            ),
+            base=_row(base, len(tasks), f"{path}: base") if base is not None else None,
+        )
+
+    def sequence_metrics(self, single_task: Row | None = None) -> dict[str, Cell]:
+        """``sequence_metrics`` of this matrix and base row."""
+        return sequence_metrics(self.scores, self.base or [None] * len(self.tasks), single_task)
+
+
+def _tasks(value: Any, path: Path) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(x, str) for x in value):
+        raise InputError(f"{path}: tasks must be a list of names")
+    for name in value:
+        if value.count(name) > 1:
+            raise InputError(f"{path}: tasks holds {name!r} twice")
+    return tuple(value)
+
+
+def _metrics(value: Any, tasks: tuple[str, ...], path: Path) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: metrics must be an object, got {kind_of(value)}")
+    for name in tasks:
+        if not isinstance(value.get(name), str):
+            raise InputError(f"{path}: metrics has no metric name for task {name!r}")
+    return {name: value[name] for name in tasks}
+
+
+def _row(value: Any, length: int, where: str, shortest: int | None = None) -> tuple[Cell, ...]:
+    """A row of ``length`` cells; one of at least ``shortest`` is filled up with None."""
+    shortest = length if shortest is None else shortest
+    if not isinstance(value, list) or not shortest <= len(value) <= length:
+        found = f"{len(value)}" if isinstance(value, list) else kind_of(value)
+        expected = f"{length}" if shortest == length else f"{shortest} to {length}"
+        raise InputError(f"{where} must be a list of {expected} scores, got {found}")
+    for i, cell in enumerate(value):
+        number = isinstance(cell, int | float) and not isinstance(cell, bool)
+        if cell is not None and not (number and 0 <= cell <= 100):
+            raise InputError(f"{where}[{i}] must be null or a number from 0 to 100, got {cell!r}")
+    return (*value, *[None] * (length - len(value)))

@@ -1,0 +1,200 @@
+"""Figures of a run: pure functions of numbers that return a Figure, and its SVG text.
+
+One colour for amounts, one accent for what was lost. Figures are drawn at the size at which the
+report shows them (72 points an inch), so all their text is one size on the page. Figures are made
+without pyplot: nothing global, nothing to close.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+Scores = Sequence[Sequence[float | None]]
+"""Row i, column j: score on task j after training on task i, 0 to 100; None where not measured."""
+
+INK, QUIET, GRID = "#1c2733", "#66727f", "#e3e8ee"
+AMOUNT, LOSS = "#2b6cb0", "#c05621"
+AMOUNTS = LinearSegmentedColormap.from_list("amounts", ["#f3f7fc", "#a9cbe8", "#2b6cb0", "#153e6b"])
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9.0,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "text.color": INK,
+    "text.parse_math": False,  # a task may have a dollar sign in its name
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "svg.fonttype": "none",  # text stays text: it can be selected, and the page chooses the font
+    "svg.hashsalt": "moram-dist",  # the same numbers give the same bytes
+}
+
+HALF_WIDTH, FULL_WIDTH = 5.0, 10.4
+"""Inches that a figure takes on the page: one of two columns, or both."""
+
+
+@contextmanager
+def _canvas(width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches, with our style while it is drawn."""
+    with matplotlib.rc_context(STYLE):
+        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+        yield Figure(figsize=(width, height), layout=layout)
+
+
+def svg_text(figure: Figure) -> str:
+    """The figure as one ``<svg>`` element, without the XML header: fit for a file or for a page."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no metadata, so no addresses
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    return re.sub(r"^.*?(?=<svg\b)", "", buffer.getvalue(), flags=re.DOTALL)
+
+
+def heat_map(
+    tasks: Sequence[str], scores: Scores, base: Sequence[float | None] | None = None
+) -> Figure:
+    """The score matrix: a row after each task learned, a column per task.
+
+    Args:
+        tasks: names in the order of learning.
+        scores: rows so far, at most one per task.
+        base: scores of the untouched base model, drawn as a first row.
+    """
+    labels = [f"after {name}" for name in tasks[: len(scores)]]
+    rows = list(scores)
+    if base is not None:
+        labels.insert(0, "base model")
+        rows.insert(0, base)
+    grid = [[math.nan if value is None else value for value in row] for row in rows]
+    with _canvas(FULL_WIDTH, 1.0 + 0.38 * max(len(grid), 1)) as figure:
+        axes = figure.subplots()
+        if grid:
+            axes.pcolormesh(grid, cmap=AMOUNTS, vmin=0, vmax=100, edgecolors="white", linewidth=1.5)
+        for i, row in enumerate(grid):
+            for j, value in enumerate(row):
+                if not math.isnan(value):
+                    colour = "white" if value > 58 else INK  # equal contrast about there
+                    axes.text(j + 0.5, i + 0.5, f"{value:.1f}", ha="center", va="center", c=colour)
+        axes.set_xlim(0, len(tasks))
+        axes.set_ylim(max(len(grid), 1), 0)
+        _name_ticks(axes, tasks, [j + 0.5 for j in range(len(tasks))], room=FULL_WIDTH - 2)
+        axes.set_yticks([i + 0.5 for i in range(len(labels))], labels)
+        axes.set_xlabel("score on")
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def average_curve(averages: Sequence[float | None]) -> Figure:
+    """Mean score over the tasks learned so far, against their number; a gap where it is unknown."""
+    with _canvas(HALF_WIDTH, 2.7) as figure:
+        axes = figure.subplots()
+        learned = range(1, len(averages) + 1)
+        known = [math.nan if value is None else value for value in averages]
+        axes.plot(learned, known, color=AMOUNT, marker="o", markersize=5, linewidth=1.8)
+        every = 1 + len(known) // 10  # numbers side by side would touch
+        for x, y in zip(learned, known, strict=True):
+            if not math.isnan(y) and (len(known) - x) % every == 0:  # the newest always has one
+                axes.annotate(f"{y:.1f}", (x, y), (0, 7), textcoords="offset points", ha="center")
+        axes.set_xlim(0.5, max(len(averages), 1) + 0.5)
+        axes.set_ylim(0, 105)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.set_xlabel("tasks learned")
+        axes.set_ylabel("average score")
+        axes.grid(axis="y")
+    return figure
+
+
+def forgetting_per_task(scores: Scores) -> list[float | None]:
+    """Per task: best score since it was learned and before the last row, less the last, in points.
+
+    Positive is forgotten, negative is gained. None where either is unknown, as for the newest task.
+    The mean over the tasks of a whole matrix is ``forgetting_max``.
+    """
+    if not scores:
+        return []
+    *earlier, last = scores
+    drops: list[float | None] = []
+    for j, final in enumerate(last):
+        seen = [value for row in earlier[j:] if (value := row[j]) is not None]
+        drops.append(None if final is None or not seen else max(seen) - final)
+    return drops
+
+
+def forgetting_bars(tasks: Sequence[str], drops: Sequence[float | None]) -> Figure:
+    """How many points each task lost since it was best; tasks without a number are left out."""
+    known = [(name, drop) for name, drop in zip(tasks, drops, strict=False) if drop is not None]
+    with _canvas(HALF_WIDTH, max(2.7, 0.8 + 0.26 * len(known))) as figure:
+        axes = figure.subplots()
+        values = [drop for _, drop in known]
+        colours = [LOSS if value > 0 else AMOUNT for value in values]
+        bars = axes.barh(range(len(known)), values, height=0.62, color=colours)
+        axes.bar_label(bars, fmt="%.1f", padding=3)
+        axes.set_yticks(range(len(known)), [name for name, _ in known])
+        axes.axvline(0, color=QUIET, linewidth=0.8)
+        # At least 10 points wide, so that a small change does not look like a catastrophe; beyond
+        # the bars there is room for their numbers, and few bars stay as thin as many.
+        low, high = min([0.0, *values]), max([10.0, *values])
+        room = 0.12 * (high - low)
+        axes.set_xlim(low - room if low < 0 else 0, high + room)
+        axes.set_ylim(max(len(known), 5) - 0.5, -0.5)
+        axes.set_xlabel("points lost since the best row")
+        axes.grid(axis="x")
+    return figure
+
+
+def loss_curve(steps: Sequence[int], losses: Sequence[float], tasks: Sequence[str]) -> Figure:
+    """Training loss over global steps, with a line and the name where each task begins.
+
+    Args:
+        steps: global optimizer steps, rising.
+        losses: one per step; infinite ones and NaN leave a gap.
+        tasks: the name of the task of each step.
+    """
+    with _canvas(FULL_WIDTH, 2.3) as figure:
+        axes = figure.subplots()
+        finite = [loss if math.isfinite(loss) else math.nan for loss in losses]
+        axes.plot(steps, finite, color=AMOUNT, linewidth=1.2)
+        begins = [k for k in range(len(tasks)) if k == 0 or tasks[k] != tasks[k - 1]]
+        crowded = len(begins) > 8
+        for k in begins:
+            axes.axvline(steps[k], color=QUIET, linewidth=0.6, linestyle=(0, (3, 3)))
+            axes.annotate(
+                tasks[k],
+                (steps[k], 1.0),
+                (3, 2),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                color=QUIET,
+                fontsize=8,
+                rotation=30 if crowded else 0,
+            )
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.01)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("training loss")
+        axes.grid(axis="y")
+    return figure
+
+
+def _name_ticks(axes, names: Sequence[str], places: Sequence[float], room: float) -> None:
+    """Label the horizontal axis; slanted where the names would not fit into ``room`` inches."""
+    letter = 0.085  # inches, of a 9 point sans-serif
+    slanted = any(len(name) * letter > room / max(len(names), 1) for name in names)
+    turn = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    axes.set_xticks(places, names, **turn)

@@ -1,0 +1,193 @@
+"""A run's report: one static page, and its figures and tables as files.
+
+Reads what the run left in its directory, computes every number from the score matrix, and writes
+``report/``. No model, no network; a run that is still going, or stopped, has a report too.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.continual import Scores, average_so_far
+from eval.plots import (
+    average_curve,
+    forgetting_bars,
+    forgetting_per_task,
+    heat_map,
+    loss_curve,
+    svg_text,
+)
+from eval.report_html import page
+from moram_dist.files import read_json, write_atomically
+from moram_dist.registry import InputError
+from moram_dist.tracking import read_metrics
+from moram_dist.tracking.names import without_password
+
+PREDICTIONS_PER_TASK = 5
+CURVE_POINTS = 1500
+"""A longer curve is thinned: more points than pixels only make the page heavy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run directory says, as read from its files."""
+
+    config: dict[str, Any]
+    """run.yaml, flat: dotted name to value."""
+
+    environment: dict[str, Any]
+    """environment.json, flat."""
+
+    matrix: Scores
+    """Tasks in the order of learning, their metrics, and the scores so far."""
+
+    benchmark: dict[str, Any]
+    """benchmark.json: name, order, protocol, notes, tasks; empty where the run has none."""
+
+    memory: dict[str, dict[str, Any]]
+    """Task to its entry in the memory's manifest."""
+
+    predictions: dict[str, list[dict[str, Any]]]
+    """Task to some of its examples in the last row."""
+
+    curve: list[dict[str, Any]]
+    """Lines of metrics.jsonl that have a training loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Every number and picture that the page shows, computed from a RunRecord."""
+
+    sequence: dict[str, float | None]
+    average: list[float | None]
+    forgetting: list[float | None]
+    figures: dict[str, str]
+    """Name (matrix, average, forgetting, and loss where there is a curve) to SVG."""
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``run_dir/report`` and return its ``index.html``.
+
+    Beside the page: matrix.svg, average.svg, forgetting.svg, matrix.csv, metrics.json. Each file is
+    replaced whole, the page last.
+
+    Raises:
+        InputError: run.yaml, environment.json or scores.json is missing or broken.
+    """
+    record = read_run(run_dir)
+    results = compute(record)
+    folder = run_dir / "report"
+    for name, svg in results.figures.items():
+        write_atomically(folder / f"{name}.svg", svg)
+    write_atomically(folder / "matrix.csv", _matrix_csv(record.matrix))
+    numbers = {
+        "metrics": results.sequence,
+        "average_so_far": results.average,
+        "forgetting": dict(zip(record.matrix.tasks, results.forgetting, strict=False)),
+    }
+    write_atomically(
+        folder / "metrics.json", json.dumps(numbers, indent=2, ensure_ascii=False) + "\n"
+    )
+    write_atomically(folder / "index.html", page(record, results))
+    return folder / "index.html"
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Read a run directory. Raises InputError where a file is missing that every run has."""
+    config = _read_yaml(run_dir / "run.yaml")
+    environment = read_json(run_dir / "environment.json")
+    matrix = Scores.load(run_dir / "scores.json")
+    memory = _read_optional(run_dir / "memory" / "memory.json")
+    return RunRecord(
+        config=flatten(config),
+        environment=flatten(environment),
+        matrix=matrix,
+        benchmark=_read_optional(run_dir / "benchmark.json"),
+        memory={entry["name"]: entry for entry in memory.get("tasks", [])},
+        predictions=_read_predictions(run_dir / "predictions", matrix),
+        curve=_read_curve(run_dir / "metrics.jsonl"),
+    )
+
+
+def compute(record: RunRecord) -> Results:
+    """The numbers and figures of a run, complete or not."""
+    matrix = record.matrix
+    average = average_so_far(matrix.scores)
+    forgetting = forgetting_per_task(matrix.scores)
+    figures = {
+        "matrix": svg_text(heat_map(matrix.tasks, matrix.scores, matrix.base)),
+        "average": svg_text(average_curve(average)),
+        "forgetting": svg_text(forgetting_bars(matrix.tasks, forgetting)),
+    }
+    if record.curve:
+        steps = [entry["step"] for entry in record.curve]
+        losses = [float(entry["train/loss"]) for entry in record.curve]
+        names = [entry["task"] or "" for entry in record.curve]
+        figures["loss"] = svg_text(loss_curve(steps, losses, names))
+    return Results(
+        sequence=matrix.sequence_metrics(),
+        average=average,
+        forgetting=forgetting,
+        figures=figures,
+    )
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots; passwords in addresses are taken out."""
+    if not isinstance(tree, dict):
+        return {prefix: without_password(tree) if isinstance(tree, str) else tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _read_predictions(folder: Path, matrix: Scores) -> dict[str, list[dict[str, Any]]]:
+    """Examples of the last row, evenly spread over each file, so that the choice is nobody's."""
+    chosen = {}
+    last = folder / f"after_{len(matrix.scores) - 1:03d}"
+    for column, task in enumerate(matrix.tasks):
+        for path in sorted(last.glob(f"on_{column:03d}_*.jsonl")):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            stride = max(1, len(lines) // PREDICTIONS_PER_TASK)
+            chosen[task] = [json.loads(line) for line in lines[::stride][:PREDICTIONS_PER_TASK]]
+    return chosen
+
+
+def _read_curve(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    entries = [entry for entry in read_metrics(path) if "train/loss" in entry]
+    return entries[:: 1 + len(entries) // CURVE_POINTS]
+
+
+def _matrix_csv(matrix: Scores) -> str:
+    """A row after each task, a column per task; a cell that was not measured is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["after", *matrix.tasks])
+    if matrix.base is not None:
+        writer.writerow(["base model", *matrix.base])
+    for name, row in zip(matrix.tasks, matrix.scores, strict=False):
+        writer.writerow([name, *row])
+    return buffer.getvalue()

@@ -1,0 +1,236 @@
+"""The report's page: HTML from a RunRecord and its Results, nothing computed and nothing fetched.
+
+Whatever comes from a file of the run passes ``_text``, which escapes it: a model may well answer
+with a script tag. The figures are the only markup that is put in as it is; our own code drew them.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eval.report import Results, RunRecord
+
+STYLESHEET = Path(__file__).with_name("report.css")
+UNKNOWN = "\N{EN DASH}"
+SHOWN_CHARACTERS = 220
+"""Longer texts are cut and open on a click."""
+
+DEFINITIONS = {
+    "ap": "mean of the last row: all tasks, after the last one was learned",
+    "all_average": "mean of every score on a task already learned, over all rows",
+    "mean_diagonal": "mean score on each task right after it was learned",
+    "bwt_gem": "mean change of the earlier tasks from right after learning to the end",
+    "bwt_sapt": "the same sum of changes, divided by the number of all tasks",
+    "bwt_clipped": "bwt_sapt with gains counted as 0",
+    "forgetting_max": "mean over the earlier tasks of best score since learned, less the last",
+    "fwt_gem": "mean score just before a task is learned, less that of the untouched base",
+    "fwt_single": "mean_diagonal less the mean of models trained on one task alone",
+    "transfer": "mean score on tasks not learned yet, first per task, then over tasks",
+    "average": "mean of the whole matrix, tasks not learned yet included",
+    "last": "mean of the last row, named so beside transfer and average",
+}
+"""One line each; eval/continual.py has the formulas and their sources."""
+
+HEADLINES = {
+    "ap": "Average performance",
+    "bwt_gem": "Backward transfer",
+    "forgetting_max": "Forgetting",
+}
+
+
+def page(record: RunRecord, results: Results) -> str:
+    """The whole document, as text; it refers to nothing outside itself."""
+    title = _title(record)
+    sections = [
+        _header(record, title),
+        _tiles(record, results),
+        _card("Scores after each task", results.figures["matrix"]),
+        '<div class="pair">',
+        _card("Average over the tasks learned so far", results.figures["average"]),
+        _card("Forgetting per task", results.figures["forgetting"]),
+        "</div>",
+        _card("Training loss", results.figures["loss"]) if "loss" in results.figures else "",
+        _card("Sequence metrics", _sequence_table(results)),
+        _card("Score matrix", _matrix_table(record)),
+        _card("Tasks", _task_table(record)),
+        _notes(record),
+        _predictions(record),
+        '<div class="pair">',
+        _card("Configuration", _pairs(record.config)),
+        _card("Environment", _pairs(record.environment)),
+        "</div>",
+    ]
+    style = STYLESHEET.read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _text(value: Any) -> str:
+    """Any value, escaped for a page; lists and mappings as JSON, None as a dash."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False)
+    return html.escape(str(value))
+
+
+def _number(value: float | None) -> str:
+    """Two decimals with a true minus sign, or a dash for what is not known."""
+    return UNKNOWN if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _find(flat: dict[str, Any], name: str) -> Any:
+    """A setting by its last name, whatever section it is in; None where there is none."""
+    wanted = (name, f"{name}.name")
+    return next((v for k, v in flat.items() if k in wanted or k.endswith(f".{name}")), None)
+
+
+def _title(record: RunRecord) -> str:
+    benchmark = record.benchmark.get("name") or _find(record.config, "benchmark")
+    return f"{_find(record.config, 'method') or 'run'} on {benchmark or 'a benchmark'}"
+
+
+def _header(record: RunRecord, title: str) -> str:
+    facts = {
+        "order": record.benchmark.get("order") or _find(record.config, "order"),
+        "protocol": record.benchmark.get("protocol") or _find(record.config, "protocol"),
+        "seed": _find(record.config, "seed"),
+        "base model": _find(record.config, "model"),
+    }
+    shown = "".join(
+        f"<li>{name} <b>{_text(value)}</b></li>"
+        for name, value in facts.items()
+        if value is not None
+    )
+    return f"<header><h1>{_text(title)}</h1><ul>{shown}</ul></header>"
+
+
+def _tiles(record: RunRecord, results: Results) -> str:
+    learned, tasks = len(record.matrix.scores), len(record.matrix.tasks)
+    so_far = f"average so far {_number(results.average[-1])}" if results.average else "nothing yet"
+    tiles = [("Tasks learned", f"{learned} of {tasks}", so_far)]
+    for key, name in HEADLINES.items():
+        value = results.sequence.get(key)
+        tiles.append((name, _number(value), key if value is not None else "needs more scores"))
+    body = "".join(
+        f'<div class="tile"><span>{name}</span><strong>{value}</strong><small>{note}</small></div>'
+        for name, value, note in tiles
+    )
+    return f'<section class="tiles">{body}</section>'
+
+
+def _card(title: str, body: str) -> str:
+    return f'<section class="card"><h2>{title}</h2>{body}</section>'
+
+
+def _table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()
+) -> str:
+    """A table of cells that are markup already; columns in ``numbers`` are set to the right."""
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = [' class="n"' if k in numbers else "" for k in range(len(cells))]
+        inside = (f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        return f"<tr>{''.join(inside)}</tr>"
+
+    body = "\n".join(row(cells, "td") for cells in rows)
+    return (
+        f'<div class="scroll"><table><thead>{row(header, "th")}</thead>'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _sequence_table(results: Results) -> str:
+    rows = [
+        (f"<code>{_text(name)}</code>", _number(value), _text(DEFINITIONS.get(name, "")))
+        for name, value in results.sequence.items()
+    ]
+    return _table(("metric", "value", "definition"), rows, numbers=(1,))
+
+
+def _matrix_table(record: RunRecord) -> str:
+    header = [
+        "after",
+        *(
+            f"{_text(t)}<small>{_text(record.matrix.metrics.get(t))}</small>"
+            for t in record.matrix.tasks
+        ),
+    ]
+    rows = []
+    if record.matrix.base is not None:
+        rows.append(["base model", *map(_number, record.matrix.base)])
+    for i, row in enumerate(record.matrix.scores):
+        cells = [f"<b>{_number(v)}</b>" if j == i else _number(v) for j, v in enumerate(row)]
+        rows.append([_text(record.matrix.tasks[i]), *cells])
+    return _table(header, rows, numbers=range(1, len(header)))
+
+
+def _task_table(record: RunRecord) -> str:
+    known = {task["name"]: task for task in record.benchmark.get("tasks", [])}
+    rows = []
+    for i, name in enumerate(record.matrix.tasks):
+        task, stored = known.get(name, {}), record.memory.get(name, {})
+        digest = stored.get("sha256")
+        rows.append(
+            (
+                str(i),
+                _text(name),
+                _text(record.matrix.metrics.get(name)),
+                _text(task.get("train")),
+                _text(task.get("test")),
+                _text(stored.get("file")),
+                f'<code class="hash">{_text(digest)}</code>' if digest else UNKNOWN,
+            )
+        )
+    header = ("#", "task", "metric", "train", "test", "memory file", "sha256")
+    return _table(header, rows, numbers=(0, 3, 4))
+
+
+def _notes(record: RunRecord) -> str:
+    notes = "".join(f"<li>{_text(note)}</li>" for note in record.benchmark.get("notes", []))
+    return _card("Notes of the benchmark", f"<ul>{notes}</ul>") if notes else ""
+
+
+def _predictions(record: RunRecord) -> str:
+    header = ("prompt (its end)", "accepted", "prediction", "score")
+    parts: list[str] = []
+    for task, examples in record.predictions.items():
+        rows = [
+            (
+                _clipped(str(example["prompt"]), tail=True),
+                _clipped(" | ".join(map(str, example["references"]))),
+                _clipped(str(example["prediction"])),
+                _number(example["score"]),
+            )
+            for example in examples
+        ]
+        unfolded = "" if parts else " open"
+        parts.append(
+            f'<details class="task"{unfolded}><summary>{_text(task)}</summary>'
+            f"{_table(header, rows, numbers=(3,))}</details>"
+        )
+    return _card("Some predictions after the last task learned", "".join(parts)) if parts else ""
+
+
+def _clipped(text: str, *, tail: bool = False) -> str:
+    """The text where it is short; else its start, or its end, which opens to all of it."""
+    if len(text) <= SHOWN_CHARACTERS:
+        return f"<pre>{_text(text)}</pre>"
+    short = "… " + text[-SHOWN_CHARACTERS:] if tail else text[:SHOWN_CHARACTERS] + " …"
+    return f"<details><summary>{_text(short)}</summary><pre>{_text(text)}</pre></details>"
+
+
+def _pairs(flat: dict[str, Any]) -> str:
+    return _table(
+        ("name", "value"), [(f"<code>{_text(k)}</code>", _text(v)) for k, v in flat.items()]
+    )

@@ -1,0 +1,68 @@
+"""scores.json: what was measured of each task after each task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from moram_dist.files import read_json, write_atomically
+from moram_dist.tasks.task import Benchmark
+
+
+class ScoreMatrix:
+    """R[i, j]: score on task j after task i; row -1 is the untouched base. Null: not measured.
+
+    On disk ``{"tasks", "metrics", "scores": [[row after task 0], ...]}``, and ``"base"`` where the
+    base was measured.
+    """
+
+    def __init__(self, path: Path, benchmark: Benchmark) -> None:
+        self.path = path
+        self.tasks = [task.name for task in benchmark.tasks]
+        self.metrics = {task.name: task.metric for task in benchmark.tasks}
+        self.rows: dict[int, list[float | None]] = {}
+        if path.exists():
+            saved = read_json(path)
+            self.rows = dict(enumerate(saved["scores"]))
+            if "base" in saved:
+                self.rows[-1] = saved["base"]
+
+    def set(self, row: int, column: int, score: float) -> None:
+        """Record one cell and write the file."""
+        empty: list[float | None] = [None] * len(self.tasks)
+        for earlier in range(row + 1):
+            self.rows.setdefault(earlier, list(empty))
+        self.rows.setdefault(row, list(empty))[column] = score
+        value: dict[str, object] = {
+            "tasks": self.tasks,
+            "metrics": self.metrics,
+            "scores": self.scores,
+        }
+        if -1 in self.rows:
+            value["base"] = self.rows[-1]
+        write_atomically(self.path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def get(self, row: int, column: int) -> float | None:
+        """A cell, None where it was not measured."""
+        return self.rows[row][column] if row in self.rows else None
+
+    def missing(self, row: int, eval_rows: str) -> list[int]:
+        """Columns of a row that ``eval_rows`` (seen, all, last) asks for and that are not there."""
+        last = len(self.tasks) - 1
+        if row < 0:
+            wanted = range(last + 1) if eval_rows == "all" else range(0)
+        elif eval_rows == "last" and row < last:
+            wanted = range(row, row + 1)
+        else:
+            wanted = range(last + 1) if eval_rows == "all" else range(row + 1)
+        return [column for column in wanted if self.get(row, column) is None]
+
+    @property
+    def scores(self) -> list[list[float | None]]:
+        """Rows after task 0, 1, ... as far as they go."""
+        return [self.rows[i] for i in sorted(self.rows) if i >= 0]
+
+    @property
+    def base(self) -> list[float | None] | None:
+        """The untouched base's row."""
+        return self.rows.get(-1)

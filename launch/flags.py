@@ -1,0 +1,69 @@
+"""Command-line flags to a run configuration."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from moram_dist import config_io
+from moram_dist.config import RunConfig
+from moram_dist.registry import InputError, unknown
+
+OWN = {
+    "ds_config": "DeepSpeed JSON file; default ds_configs/zero3.json.",
+    "recipe": "YAML file of flags; flags on the command line win.",
+}
+LAUNCHERS = ("local_rank",)
+"""Flags that a launcher adds by itself; the environment says the same."""
+
+DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3.json"
+
+
+def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunConfig, Path]:
+    """The run and its DeepSpeed file.
+
+    Raises:
+        InputError: an unknown flag, a stray argument, a value of the wrong type.
+    """
+    if arguments:
+        raise InputError(
+            f"unexpected argument {arguments[0]!r}; settings are given as --name value"
+        )
+    given = {name: value for name, value in flags.items() if name not in LAUNCHERS}
+    known = [*config_io.fields(), *OWN]
+    for name in given:
+        if name.rpartition(".")[2] not in known:
+            raise unknown("flag", f"--{name}", [f"--{k}" for k in known])
+    ds_config = Path(given.pop("ds_config", DEFAULT_DS_CONFIG))
+    recipe = given.pop("recipe", None)
+    return config_io.build(given, Path(recipe) if recipe else None), ds_config
+
+
+def usage(introduction: str) -> str:
+    """Every flag with its default and its one-line description."""
+    lines = [introduction.strip(), ""]
+    for name, text in OWN.items():
+        lines.append(f"  --{name:24} {text}")
+    for section in dataclasses.fields(RunConfig):
+        section_type = section.default_factory  # type: ignore[misc]
+        lines += ["", f"{section.name}: {inspect.getdoc(section_type)}"]
+        documented = _field_docs(section_type)  # type: ignore[arg-type]
+        default = section_type()
+        for item in dataclasses.fields(section_type):  # type: ignore[arg-type]
+            text = " ".join(documented[item.name].split())
+            value = getattr(default, item.name)
+            lines.append(f"  --{item.name:24} {text} [{value}]")
+    return "\n".join(lines)
+
+
+def _field_docs(section: type) -> dict[str, str]:
+    """The string literal under each field of a dataclass."""
+    body = ast.parse(inspect.getsource(section)).body[0].body  # type: ignore[attr-defined]
+    return {
+        field.target.id: text.value.value  # type: ignore[attr-defined]
+        for field, text in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }

@@ -1,0 +1,230 @@
+"""From flags to a finished run: first everything that can be wrong, then the ranks, then the work."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.harness import Evaluator
+from eval.report import write_report
+from eval.score_matrix import ScoreMatrix
+from launch.summary import summary
+from moram_dist import config_io
+from moram_dist.adapters.inject import find_linears
+from moram_dist.atoms.memory_files import Manifest
+from moram_dist.comm import env
+from moram_dist.config import RunConfig
+from moram_dist.data.stream import accumulation
+from moram_dist.methods import METHODS, Method
+from moram_dist.models import causal_lm
+from moram_dist.registry import InputError
+from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
+from moram_dist.tracking import DatasetRecord, RunDescription, Tracker, open_tracker
+from moram_dist.train import ds_config as ds
+from moram_dist.train.engine import make_engine
+from moram_dist.train.progress import Progress
+from moram_dist.train.run_dir import RunDir
+from moram_dist.train.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run whose input has been checked."""
+
+    config: RunConfig
+    benchmark: Benchmark
+    ds_config: dict[str, Any]
+    run_dir: RunDir
+    tracker: Tracker
+
+    def run(self) -> None:
+        """Train what is not trained, evaluate what is not evaluated, write the report."""
+        progress = Progress(enabled=env.is_main())
+        if self._complete():
+            progress.say(
+                f"all {len(self.benchmark.tasks)} tasks are done: nothing is trained again"
+            )
+        else:
+            for note in self.benchmark.notes:
+                progress.say(f"note: {note}")
+            self._work(progress)
+        if env.is_main():
+            report = write_report(self.run_dir.path)
+            print(summary(self.run_dir.path, report, self.config), flush=True)
+
+    def _work(self, progress: Progress) -> None:
+        config = self.config
+        progress.say(f"run directory: {self.run_dir.path}")
+        env.join()
+        base = causal_lm.load(config.model, self.ds_config)
+        method = METHODS[config.method.method](config.method, config.train.seed)
+        method.build(base.model)
+        engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
+        manifest = self._manifest(method, base)
+        if env.is_main():
+            self.run_dir.describe(config, self.benchmark, self.ds_config, env.world_size())
+        tracker = self.tracker
+        evaluator = Evaluator(
+            config=config.eval,
+            benchmark=self.benchmark,
+            engine=engine,
+            base=base,
+            run_dir=self.run_dir.path,
+            tracker=tracker,
+            progress=progress,
+        )
+        trainer = Trainer(
+            config=config,
+            benchmark=self.benchmark,
+            method=method,
+            engine=engine,
+            base=base,
+            run_dir=self.run_dir,
+            manifest=manifest,
+            tracker=tracker,
+            progress=progress,
+            evaluate=evaluator,
+        )
+        tracker.open(self._description(), trainer.first_step(len(manifest.tasks)))
+        status = "failed"
+        try:
+            trainer.run()
+            if env.is_main():
+                write_report(self.run_dir.path)
+                tracker.attach([self.run_dir.path / "report"], "report")
+                tracker.attach([self.run_dir.path / "run.yaml"], "config")
+            status = "finished"
+        finally:
+            tracker.close(status)  # type: ignore[arg-type]
+        env.leave()
+
+    def _complete(self) -> bool:
+        last = len(self.benchmark.tasks) - 1
+        if self.run_dir.finished_tasks() <= last:
+            return False
+        matrix = ScoreMatrix(self.run_dir.path / "scores.json", self.benchmark)
+        return not matrix.missing(last, self.config.eval.eval_rows)
+
+    def _manifest(self, method: Method, base: causal_lm.Base) -> Manifest:
+        saved = self.run_dir.memory.manifest()
+        if saved is None:
+            return Manifest(
+                method=self.config.method.method,
+                settings=dataclasses.asdict(self.config.method),
+                base=base.identity,
+                modules=list(method.layers),
+            )
+        if saved.base != base.identity:
+            raise InputError(
+                f"{self.run_dir.memory.path} was trained on {saved.base.get('name')}, and --model "
+                f"{self.config.model.model} is another model or another version of it"
+            )
+        return saved
+
+    def _description(self) -> RunDescription:
+        config, benchmark = self.config, self.benchmark
+        source = str(config.data.data_dir or benchmark.name)
+        return RunDescription(
+            name=config.name,
+            experiment=benchmark.name,
+            run_dir=self.run_dir.path,
+            parameters=config_io.flat(config),
+            tags={
+                "method": config.method.method,
+                "benchmark": benchmark.name,
+                "order": benchmark.order,
+                "protocol": benchmark.protocol,
+                "seed": str(config.train.seed),
+                "world_size": str(env.world_size()),
+            },
+            datasets=[
+                DatasetRecord(
+                    name=task.name,
+                    context=context,  # type: ignore[arg-type]
+                    digest=digest(examples),
+                    rows=len(examples),
+                    source=source,
+                )
+                for task in benchmark.tasks
+                for context, examples in (("train", task.train), ("eval", task.test))
+            ],
+        )
+
+
+def prepare(config: RunConfig, ds_path: Path) -> Session:
+    """Check all input without starting any work.
+
+    Raises:
+        InputError: one line that names the flag, file, field or task.
+    """
+    quiet()
+    METHODS[config.method.method]
+    benchmark = _benchmark(config)
+    config = _settled(config, benchmark)
+    train = config.train
+    ds_config = ds.resolve(
+        ds.read(ds_path),
+        path=ds_path,
+        micro_batch_size=train.micro_batch_size,
+        accumulation=accumulation(
+            train.batch_size or benchmark.batch_size, train.micro_batch_size, env.world_size()
+        ),
+        world_size=env.world_size(),
+        clip=train.clip,
+        bf16=causal_lm.resolve_dtype(config.model) == torch.bfloat16,
+    )
+    causal_lm.load_tokenizer(config.model)
+    find_linears(causal_lm.skeleton(config.model), config.method.target_modules)
+    run_dir = RunDir(config.run_dir)
+    run_dir.check(config)
+    record = config.record
+    tracker = open_tracker(record.tracking, record.tracking_uri) if env.is_main() else Tracker()
+    return Session(config, benchmark, ds_config, run_dir, tracker)
+
+
+def _benchmark(config: RunConfig) -> Benchmark:
+    data = config.data
+    benchmark = BENCHMARKS[data.benchmark](
+        Source(
+            **{
+                f.name: getattr(data, f.name)
+                for f in dataclasses.fields(data)
+                if f.name != "benchmark"
+            },
+            seed=config.train.seed,
+        )
+    )
+    lengths = {
+        name: value
+        for name in ("max_prompt_tokens", "max_answer_tokens")
+        if (value := getattr(config.eval, name)) is not None
+    }
+    tasks = tuple(dataclasses.replace(task, **lengths) for task in benchmark.tasks)
+    return dataclasses.replace(benchmark, tasks=tasks)
+
+
+def _settled(config: RunConfig, benchmark: Benchmark) -> RunConfig:
+    """The configuration with what the benchmark decides written into it."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, order=benchmark.order, protocol=benchmark.protocol),
+        train=dataclasses.replace(
+            config.train,
+            learning_rate=config.train.learning_rate or benchmark.learning_rate,
+            batch_size=config.train.batch_size or benchmark.batch_size,
+        ),
+    )
+
+
+def quiet() -> None:
+    """Leave the terminal to the run's own lines, and to warnings."""
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

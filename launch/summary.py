@@ -1,0 +1,40 @@
+"""What a finished run prints: the score matrix, the headline numbers, where everything lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from eval.continual import sequence_metrics
+from moram_dist.config import RunConfig
+from moram_dist.files import read_json
+
+HEADLINE = {"ap": "AP", "bwt_gem": "BWT", "forgetting_max": "forgetting"}
+
+
+def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
+    """Several lines of text."""
+    saved = read_json(run_dir / "scores.json")
+    tasks, scores = saved["tasks"], saved["scores"]
+    width = max(len("after"), *(len(name) for name in tasks))
+    cells = [max(6, len(name)) for name in tasks]
+    lines = [
+        "",
+        "score on each task (columns) after each task (rows)",
+        f"{'after':{width}}  " + "  ".join(f"{n:>{c}}" for n, c in zip(tasks, cells, strict=True)),
+    ]
+    for name, row in zip(tasks, scores, strict=False):
+        shown = ("" if value is None else f"{value:.2f}" for value in row)
+        lines.append(
+            f"{name:{width}}  " + "  ".join(f"{s:>{c}}" for s, c in zip(shown, cells, strict=True))
+        )
+    metrics = sequence_metrics(scores, base=saved.get("base"))
+    headline = (
+        f"{label} {metrics[k]:.2f}" for k, label in HEADLINE.items() if metrics[k] is not None
+    )
+    lines += ["", "   ".join(headline), f"report:  {report}"]
+    if config.record.tracking == "mlflow":
+        store = config.record.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        store = store or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+        lines.append(f"compare: mlflow ui --backend-store-uri {store}")
+    return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""Train a method on a sequence of tasks. All defaults: MoRAM on the embedded demo.
+
+    deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3.json
+    deepspeed launch/train.py --ds_config ds_configs/zero3.json --model PATH_OR_HF_ID \
+        --benchmark trace --data_dir DIR --output_dir RUN
+
+The same command again goes on at the first unfinished task. Wrong input: one line, exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+# The launcher puts this file's folder on the path, not the repository.
+sys.path.insert(0, str(ROOT))
+
+from launch.flags import read_flags, usage  # noqa: E402
+from moram_dist.registry import InputError  # noqa: E402
+
+
+def main(*arguments: str, **flags: str) -> None:
+    """Check everything, then train. Flags: every field of moram_dist.config, and --ds_config."""
+    if "help" in flags:
+        print(usage(__doc__ or ""))
+        return
+    try:
+        config, ds_path = read_flags(arguments, flags)
+        from launch.session import prepare
+
+        session = prepare(config, ds_path)
+    except InputError as error:
+        refuse(error)
+    from moram_dist.train.trainer import NonFiniteLossError
+
+    try:
+        session.run()
+    except InputError as error:  # found late: memory on disk that was changed or is not this base's
+        refuse(error)
+    except NonFiniteLossError as error:
+        refuse(error, code=3)
+
+
+def refuse(error: Exception, code: int = 2) -> NoReturn:
+    """One line from the main rank, and an exit code from all."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    # No exception and no clean-up: nothing should add to that line, and ranks that wait for this
+    # one in a collective are ended by the launcher.
+    sys.stdout.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    import fire
+
+    # Values stay text: fire would read 1e5, a,b or 007 as something else. The fields' types decide.
+    fire.Fire(fire.decorators.SetParseFn(str)(main))

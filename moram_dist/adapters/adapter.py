@@ -1,0 +1,35 @@
+"""A frozen linear layer with something added to its output."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class AdaptedLinear(nn.Module):
+    """``base(x) + update(x)``. Subclasses own the parameters of the update.
+
+    Those parameters are direct members of this module, so that ZeRO-3 gathers them with it.
+    """
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        base.requires_grad_(False)
+
+    @property
+    def in_features(self) -> int:
+        """Size of the input. Read off the layer, since a ZeRO-3 weight has shape (0,)."""
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Size of the output."""
+        return self.base.out_features
+
+    def update(self, x: Tensor) -> Tensor:
+        """What is added to the output, (..., out_features), for x (..., in_features)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        return self.base(x) + self.update(x)

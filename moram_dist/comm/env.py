@@ -1,0 +1,168 @@
+"""Ranks: how a process finds its place, joins the others and leaves them.
+
+Works without a launcher too: then there is one rank.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+EXTENSION = "deepspeed_shm_comm"
+"""What DeepSpeed compiles for CPU ranks on one machine; with it comes ninja's lock file."""
+
+STALE_AFTER_S = 300
+"""A build takes about a minute. A lock of this age belongs to a build that was killed."""
+
+
+def rank() -> int:
+    """This process, from 0."""
+    if dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Number of processes."""
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this process prints, writes files and talks to the tracker."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def join(timeout_s: float = 1800.0) -> None:
+    """Meet the other ranks (gloo on a CPU, NCCL on CUDA). Says so when it must compile first.
+
+    Args:
+        timeout_s: longest wait for the other ranks in any one collective.
+    """
+    if device().type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found no GPU
+    # DeepSpeed calls torch's collectives by names that torch 2.13 renamed.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+    import deepspeed  # slow to import, and only ranks need it
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if device().type == "cuda":
+        torch.cuda.set_device(device())
+    else:
+        # One machine's ranks share its cores; without this each would start a thread per core.
+        if "OMP_NUM_THREADS" not in os.environ:
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+        prepare_extension()
+    deepspeed.init_distributed(
+        "nccl" if device().type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_s),
+        auto_mpi_discovery=False,
+        verbose=False,
+    )
+
+
+def leave() -> None:
+    """Part from the other ranks."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def from_main(value: Any) -> Any:
+    """The main rank's ``value``, on every rank."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's ``value``, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    out: list[Any] = [None] * world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def all_true(value: bool) -> bool:
+    """Whether ``value`` is true on every rank."""
+    flag = torch.tensor([int(value)], dtype=torch.int32, device=device())
+    if world_size() > 1:
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
+
+
+def all_sum(values: list[float]) -> list[float]:
+    """Element-wise sum over ranks, in float64."""
+    total = torch.tensor(values, dtype=torch.float64, device=device())
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+def extension_folder() -> Path:
+    """Where torch keeps the extension that DeepSpeed compiles for CPU ranks."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    return Path(_get_build_directory(EXTENSION, verbose=False))
+
+
+def prepare_extension() -> None:
+    """Announce the one-time build; remove the lock of a build that was killed.
+
+    torch waits for that lock for ever, without a word.
+    """
+    if rank() != 0:
+        return
+    folder = extension_folder()
+    lock = folder / "lock"
+    if lock.exists() and time.time() - lock.stat().st_mtime > STALE_AFTER_S:
+        print(f"removing {lock}: left by a build that was killed", file=sys.stderr, flush=True)
+        lock.unlink(missing_ok=True)
+    if lock.exists():
+        print(
+            f"waiting for another process that builds {EXTENSION}; if there is none, delete {lock}",
+            file=sys.stderr,
+            flush=True,
+        )
+    elif not (folder / f"{EXTENSION}.so").exists():
+        print(
+            f"building DeepSpeed's CPU extension in {folder} (once, one to two minutes) ...",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,62 @@
+"""ZeRO-3 parameters as whole tensors: for reading, for writing, and for generating text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+
+
+def is_sharded(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 holds this parameter in shards."""
+    return hasattr(parameter, "ds_id")
+
+
+def whole(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
+    """Context in which parameters are whole on every rank. All ranks must enter it.
+
+    Args:
+        parameters: sharded or not.
+        write: keep what the main rank writes to them, on all ranks. Only the weights that the
+            forward pass uses change so; the optimizer's masters are another matter
+            (``train.engine``).
+    """
+    sharded = [p for p in parameters if is_sharded(p)]
+    if not sharded:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if write else None)
+
+
+@contextmanager
+def without_hooks(engine: Any) -> Iterator[nn.Module]:
+    """The engine's model with whole weights and no ZeRO-3 hooks.
+
+    Ranks need not keep step inside, and generation runs about ten times faster than with hooks,
+    which gather every layer for every token. Needs memory for the whole model on each rank.
+    """
+    parameters = [p for p in engine.module.parameters() if is_sharded(p)]
+    if not parameters:
+        yield engine.module
+        return
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+    # An engine without an optimizer (zero-shot) has the offload in its optimizer's place.
+    offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
+    for parameter in parameters:
+        # Left over from the last backward; gathering refuses parameters that look in use.
+        parameter.ds_active_sub_modules.clear()
+    with whole(parameters):
+        # DeepSpeed's own unwrap_model_for_generation leaves the hook at the start of a forward in
+        # place. That one is a collective, so ranks with unlike work would wait for each other.
+        offload._remove_module_hooks()
+        offload.forward_hooks.clear()
+        offload.backward_hooks.clear()
+        try:
+            yield engine.module
+        finally:
+            offload.setup_zero_stage3_hooks()
+            FWD_MODULE_STACK.pop()  # the module stands there since the engine was made

@@ -1,0 +1,243 @@
+"""What a run is: frozen dataclasses, one line under each field, checked when they are made.
+
+The text under a field is its help on the command line. Field names are unique over all sections, so
+a flag is the bare name (``--top_k 4``) or the dotted one (``--method.top_k 4``).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moram_dist.registry import InputError, unknown
+
+EMBEDDED = "demo"
+"""Name of the base model and of the benchmark that ship with the package."""
+
+
+def _positive(section: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise InputError(f"--{name} must be > 0, got {value} ({section})")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise unknown(f"--{name}", value, known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The frozen base model."""
+
+    model: str = EMBEDDED
+    """Folder or Hugging Face id of a causal language model; `demo` is the tiny one that ships."""
+
+    dtype: str = "auto"
+    """Parameters and compute: fp32, bf16, or auto (bf16 on an accelerator, fp32 on a CPU)."""
+
+    attention: str = "auto"
+    """flash_attention_2, sdpa, eager, or auto (flash-attn where it imports and the device is CUDA)."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: less memory, about a third more time."""
+
+    trust_remote_code: bool = False
+    """Let the model's repository run its own Python code on this machine."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError on a value that cannot be meant."""
+        _one_of("dtype", self.dtype, ("auto", "fp32", "bf16"))
+        _one_of("attention", self.attention, ("auto", "flash_attention_2", "sdpa", "eager"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which tasks, in which order, and how much of them."""
+
+    benchmark: str = EMBEDDED
+    """demo (generated), trace, or jsonl (your own tasks)."""
+
+    data_dir: Path | None = None
+    """Folder (or, for jsonl, YAML listing) that holds the tasks' files."""
+
+    order: str | None = None
+    """A named order of the benchmark, or task names joined by commas."""
+
+    protocol: str | None = None
+    """Prompts, truncation, decoding and metrics: a protocol of the benchmark."""
+
+    limit_train: int | None = None
+    """Use only the first N training examples of each task."""
+
+    limit_eval: int | None = None
+    """Evaluate only the first N test examples of each task."""
+
+    splits: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Replace a task's split: {"MeetingBank": {"train": "eval"}}, or by a file path."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError on a value that cannot be meant."""
+        _positive("data", limit_train=self.limit_train, limit_eval=self.limit_eval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The continual-learning method. Defaults: the published TRACE settings of MoRAM."""
+
+    method: str = "moram"
+    """moram, sequential_lora or zero_shot."""
+
+    target_modules: str = "attention"
+    """Linears to adapt: attention, all-linear, names joined by commas, or a regex of full names."""
+
+    atoms_per_task: int = 8
+    """Atoms that a task adds to each adapted linear; for sequential_lora, the LoRA's inner size."""
+
+    alpha: float = 16.0
+    """An active value acts scaled by alpha / atoms_per_task; freezing folds the scale in."""
+
+    dropout: float = 0.1
+    """Dropout on the input that scores see, in training."""
+
+    top_k: int = 8
+    """Atoms that answer a token."""
+
+    temperature: float = 0.03
+    """Softmax temperature in units of relevance (at most 1, so 0.03 is sharp)."""
+
+    threshold: float = 0.2
+    """Relevance under which an atom is silent at inference, in [0, 1]; never used in training."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError on a value that cannot be meant."""
+        if self.top_k < 1:
+            raise InputError(f"--top_k must be >= 1, got {self.top_k}")
+        if self.atoms_per_task < 1:
+            raise InputError(f"--atoms_per_task must be >= 1, got {self.atoms_per_task}")
+        if not self.temperature > 0:
+            raise InputError(f"--temperature must be > 0, got {self.temperature}")
+        if not 0 <= self.threshold <= 1:
+            raise InputError(f"--threshold must be in [0, 1], got {self.threshold}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout must be in [0, 1), got {self.dropout}")
+        _positive("method", alpha=self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation, the same for each task: every task starts with a fresh optimizer."""
+
+    seed: int = 0
+    """Fixes initial atoms, sample order and dropout."""
+
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW; default: what the benchmark's protocol says."""
+
+    schedule: str = "constant"
+    """Learning rate after warm-up, per task: constant, linear or cosine to 0."""
+
+    warmup_ratio: float = 0.0
+    """Share of a task's steps in which the learning rate climbs from 0, in [0, 1]."""
+
+    batch_size: int | None = None
+    """Examples in an optimizer step, over all ranks together; default: the protocol's."""
+
+    micro_batch_size: int = 4
+    """Examples in one forward pass of one rank; the rest of the step is accumulated."""
+
+    epochs: float | None = None
+    """Passes over each task's examples; default: what the benchmark's protocol says per task."""
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+
+    clip: float = 1.0
+    """Largest norm of a step's gradient; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError on a value that cannot be meant."""
+        _one_of("schedule", self.schedule, ("constant", "linear", "cosine"))
+        _positive("train", learning_rate=self.learning_rate, epochs=self.epochs)
+        _positive("train", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
+        if not 0 <= self.warmup_ratio <= 1:
+            raise InputError(f"--warmup_ratio must be in [0, 1], got {self.warmup_ratio}")
+        for name in ("seed", "weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name} must be >= 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What is measured after each task."""
+
+    eval_rows: str = "seen"
+    """seen: tasks learned so far; all: every task and the untouched base; last: the newest task,
+    and all of them after the last."""
+
+    eval_batch_size: int = 16
+    """Prompts that one rank generates for at a time."""
+
+    eval_gather: str = "auto"
+    """Generate on whole, hook-free weights: true, false (slow, ranks in step), or auto (if they fit)."""
+
+    max_prompt_tokens: int | None = None
+    """Overrides every task's longest prompt, in tokens."""
+
+    max_answer_tokens: int | None = None
+    """Overrides every task's longest answer, in tokens."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError on a value that cannot be meant."""
+        _one_of("eval_rows", self.eval_rows, ("all", "seen", "last"))
+        _one_of("eval_gather", self.eval_gather, ("auto", "true", "false"))
+        _positive("eval", eval_batch_size=self.eval_batch_size)
+        _positive("eval", max_prompt_tokens=self.max_prompt_tokens)
+        _positive("eval", max_answer_tokens=self.max_answer_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """Where results go."""
+
+    output_dir: Path | None = None
+    """The run directory; default runs/<benchmark>-<method>-seed<seed>."""
+
+    tracking: str = "mlflow"
+    """mlflow or none; metrics.jsonl in the run directory is written either way."""
+
+    tracking_uri: str | None = None
+    """MLflow store; default MLFLOW_TRACKING_URI, else sqlite beside the run directory."""
+
+    log_every: int = 10
+    """Optimizer steps between two progress lines."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError on a value that cannot be meant."""
+        _one_of("tracking", self.tracking, ("mlflow", "none"))
+        _positive("record", log_every=self.log_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run is made of, but for the DeepSpeed file."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+
+    @property
+    def name(self) -> str:
+        """Short name of the run: benchmark, order where one was chosen, method, seed."""
+        order = "" if self.data.order in (None, "default") else f"-{self.data.order}"
+        name = f"{self.data.benchmark}{order}-{self.method.method}-seed{self.train.seed}"
+        return name.replace(os.sep, "_").replace(",", "+")
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run is recorded."""
+        return self.record.output_dir or Path("runs") / self.name

@@ -1,0 +1,173 @@
+"""From flags and YAML to a RunConfig, and back: strict keys, values coerced by the field's type."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moram_dist.config import RunConfig
+from moram_dist.registry import InputError, unknown
+
+MAY_CHANGE = frozenset(
+    {
+        "record.output_dir",
+        "record.tracking",
+        "record.tracking_uri",
+        "record.log_every",
+        "eval.eval_batch_size",
+        "eval.eval_gather",
+        "data.data_dir",
+        "model.attention",
+        "train.micro_batch_size",
+    }
+)
+"""Fields that two commands on one run directory may differ in: they do not define the results."""
+
+
+def fields() -> dict[str, tuple[str, Any]]:
+    """Every flag: its bare name -> (section, type)."""
+    out: dict[str, tuple[str, Any]] = {}
+    for section in dataclasses.fields(RunConfig):
+        section_type = section.default_factory  # type: ignore[misc]
+        hints = typing.get_type_hints(section_type)
+        for item in dataclasses.fields(section_type):  # type: ignore[arg-type]
+            out[item.name] = (section.name, hints[item.name])
+    return out
+
+
+def build(overrides: Mapping[str, Any], recipe: Path | None = None) -> RunConfig:
+    """A run from a recipe's YAML, if one is given, and flags on top of it.
+
+    Args:
+        overrides: bare (``top_k``) or dotted (``method.top_k``) names to values; strings are
+            read as the field's type.
+        recipe: YAML file of the same keys, flat or nested by section.
+
+    Raises:
+        InputError: a key that does not exist, a value of another type, a recipe that is no YAML
+            mapping, or a value that its section refuses.
+    """
+    values = dict(_flatten(read_yaml(recipe), str(recipe))) if recipe else {}
+    values |= {_bare(key, "flag"): value for key, value in overrides.items()}
+    known = fields()
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        section, kind = known[name]
+        sections.setdefault(section, {})[name] = coerce(name, value, kind)
+    return RunConfig(
+        **{
+            section.name: section.default_factory(**sections.get(section.name, {}))  # type: ignore[misc]
+            for section in dataclasses.fields(RunConfig)
+        }
+    )
+
+
+def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Nested plain values, ready for YAML."""
+    return {
+        section: {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        for section, values in dataclasses.asdict(config).items()
+    }
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """Dotted name -> plain value."""
+    return {f"{s}.{k}": v for s, values in to_dict(config).items() for k, v in values.items()}
+
+
+def differences(config: RunConfig, saved: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """``name: saved -> now`` for each result-defining field in which two runs differ."""
+    then = {f"{s}.{k}": v for s, values in saved.items() for k, v in values.items()}
+    return [
+        f"{name.split('.')[1]}: {then.get(name)} -> {now}"
+        for name, now in flat(config).items()
+        if name not in MAY_CHANGE and then.get(name) != now
+    ]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises InputError that names the file, and the position where it is broken."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1} column {mark.column + 1}" if mark else ""
+        raise InputError(f"{path}{where}: not valid YAML") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a mapping of names to values")
+    return value
+
+
+def coerce(name: str, value: Any, kind: Any) -> Any:
+    """``value`` as ``kind``, where a string is what a person typed. Raises InputError."""
+    wanted = list(typing.get_args(kind)) if isinstance(kind, types.UnionType) else [kind]
+    if type(None) in wanted:
+        if value is None or value in ("None", "null", ""):
+            return None
+        wanted.remove(type(None))
+    (target,) = wanted
+    try:
+        return _as(value, target)
+    except (ValueError, TypeError, KeyError, yaml.YAMLError):
+        name_of = getattr(target, "__name__", str(target))
+        raise InputError(
+            f"--{name} must be {_NAMES.get(name_of, name_of)}, got {value!r}"
+        ) from None
+
+
+_BOOLS = {"true": True, "1": True, "false": False, "0": False}
+_NAMES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "dict": "a mapping",
+}
+
+
+def _as(value: Any, target: Any) -> Any:
+    if target is bool:
+        return _BOOLS[str(value).lower()]
+    if target is int:
+        number = float(value)
+        return int(number) if number == int(number) and value is not True else _refuse()
+    if target is float:
+        return float(value) if value is not True else _refuse()
+    if target in (str, Path):
+        return target(value) if isinstance(value, str | int | float | Path) else _refuse()
+    parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    if not isinstance(parsed, dict) or not all(
+        isinstance(v, dict) and all(isinstance(x, str) for x in v.values()) for v in parsed.values()
+    ):
+        _refuse()
+    return parsed
+
+
+def _refuse() -> Any:
+    raise ValueError
+
+
+def _flatten(values: Mapping[str, Any], source: str) -> list[tuple[str, Any]]:
+    sections = {section.name for section in dataclasses.fields(RunConfig)}
+    out: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if key in sections and isinstance(value, dict):
+            out += [(_bare(f"{key}.{name}", f"key in {source}"), v) for name, v in value.items()]
+        else:
+            out.append((_bare(str(key), f"key in {source}"), value))
+    return out
+
+
+def _bare(key: str, kind: str) -> str:
+    known = fields()
+    section, _, name = key.rpartition(".")
+    if name in known and section in ("", known[name][0]):
+        return name
+    raise unknown(kind, key, known)

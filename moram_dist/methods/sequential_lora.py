@@ -1,0 +1,71 @@
+"""One LoRA, trained on one task after the other: what forgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.adapters.inject import adapt, find_linears
+from moram_dist.adapters.lora import LoraLinear
+from moram_dist.comm.zero3 import whole
+from moram_dist.methods.method import METHODS, Method
+
+
+@METHODS.register("sequential_lora")
+class SequentialLora(Method):
+    """The usual lower baseline: same adapter for all tasks, a fresh optimizer for each.
+
+    Source: Hu et al. 2021, arXiv:2106.09685, trained in sequence as SeqLoRA in Wang et al. 2023,
+    arXiv:2310.14152.
+    """
+
+    layers: dict[str, LoraLinear]  # type: ignore[assignment]
+
+    def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
+        """Put a LoRA on the target linears; its inner size is ``atoms_per_task``."""
+        config = self.config
+
+        def make(base: nn.Linear) -> LoraLinear:
+            return LoraLinear(
+                base,
+                size=config.atoms_per_task,
+                scale=config.alpha / config.atoms_per_task,
+                dropout=config.dropout,
+            )
+
+        names = modules or find_linears(model, config.target_modules)
+        self.layers = adapt(model, names, make)  # type: ignore[assignment]
+
+    def begin_task(self, i: int) -> dict[str, Tensor]:
+        """A: Kaiming-uniform, B: zero, before the first task; later tasks go on from there."""
+        fresh: dict[str, Tensor] = {}
+        if i > 0:
+            return fresh
+        generator = self.generator(i)
+        for name, layer in self.layers.items():
+            A = torch.empty(self.config.atoms_per_task, layer.in_features)
+            fresh[f"{name}.lora_A"] = nn.init.kaiming_uniform_(
+                A, a=math.sqrt(5), generator=generator
+            )
+            fresh[f"{name}.lora_B"] = torch.zeros(len(A), layer.out_features)
+        return fresh
+
+    def end_task(self, i: int, batches: Callable[[], Iterable[Any]]) -> dict[str, Tensor]:
+        """The adapter as it is after task i."""
+        tensors: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            with whole([layer.lora_A, layer.lora_B]):
+                tensors[f"{name}.lora_A"] = layer.lora_A.detach().clone()
+                tensors[f"{name}.lora_B"] = layer.lora_B.detach().clone()
+        return tensors
+
+    def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the adapter by the one after task i."""
+        for name, layer in self.layers.items():
+            with whole([layer.lora_A, layer.lora_B], write=True), torch.no_grad():
+                layer.lora_A.copy_(tensors[f"{name}.lora_A"])
+                layer.lora_B.copy_(tensors[f"{name}.lora_B"])

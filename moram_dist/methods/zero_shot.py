@@ -1,0 +1,17 @@
+"""The base model as it is: what every other method is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moram_dist.methods.method import METHODS, Method
+from moram_dist.tasks.task import Benchmark, Example
+
+
+@METHODS.register("zero_shot")
+class ZeroShot(Method):
+    """Adapts nothing and trains on nothing."""
+
+    def training_data(self, benchmark: Benchmark, i: int) -> Sequence[Example]:
+        """None."""
+        return ()

@@ -1,0 +1,184 @@
+r"""Answers that are a number, a short formula or a word.
+
+``math_answer`` finds the answer in what the model wrote, normalises it as the reference is
+normalised, and compares. Everything is done on strings and floats: nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from moram_dist.metrics.metric import METRICS, Answer
+
+_NUMBER = re.compile(r"-?\d+\.?\d*")
+
+# Applied in this order: each rule may rely on what the ones before it have removed.
+_BEFORE_WORDS = (
+    (r"\n", ""),
+    (r"\.+\Z", ""),
+    (r"\\!", ""),  # LaTeX negative space
+    (r"[td]frac", "frac"),
+    (r"\\(?:left|right)", ""),
+    (r"\\([{}])", r"\1"),
+    (r"(?<=.)\\text\{.*?\}\Z", ""),  # a unit, but not where it is the whole answer
+    (r"\^(?:\{\\circ\}|\\circ)", ""),
+    (r"\\?\$|\\[()]", ""),
+)
+_AFTER_WORDS = (
+    (r"\\text\{(.*?)\}", r"\1"),
+    (r"[xyz](?:=|\\in|\\to)", ""),
+    (r"\\?%", ""),
+    (r"([ {])\.", r"\g<1>0."),
+    (r"and|\\mathbf|\\mbox\{.*?\}|['\"]", ""),
+)
+_LAST = (
+    (r"(\d)\.0*(?=\D)", r"\1"),  # 5.000 is 5
+    (r"(\d)\.0*\Z", r"\1"),
+    (r"\A\.", "0."),
+    (r"\A[^=]{0,2}=([^=]*)\Z", r"\1"),  # k = 5
+    (r"\\sqrt(\w+)", r"\\sqrt{\1}"),
+    (r" ", ""),
+    (r"\\frac([^{])([^{])", r"\\frac{\1}{\2}"),
+    (r"\\frac([^{])\{", r"\\frac{\1}{"),
+    (r"\A(-?\d+|[^/]*sqrt[^/]*)/(-?\d+|[^/]*sqrt[^/]*)\Z", r"\\frac{\1}{\2}"),
+)
+
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_SMALL = {word: value for value, word in enumerate(_UNITS)}
+_SMALL |= {word: 10 * value for value, word in enumerate(_TENS, start=2)}
+_LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+
+
+@METRICS.register("math_answer")
+def math_answer(answer: Answer) -> float:
+    r"""100.0 where the answer found in the prediction equals the reference, else 0.0.
+
+    The answer is what the last ``boxed`` holds; failing that the last number written; failing that
+    the whole text. It equals the reference where, after ``normalise_math``,
+
+    a. the strings are equal but for case; or
+    b. both are numbers, within 1e-4 (relative) of the reference, a hundredth of it or a hundred
+       times it (so that 5 and 5 % agree: the published rule, generous as it is); two numbers
+       that differ are wrong, whatever follows; or
+    c. they are equal once braces and brackets are gone, [1, 2) and (1, 2) excepted; or
+    d. one side is ``x = v`` with a short left side, and v equals the other side.
+
+    The published rule ends with symbolic equality by sympy. It is left out: sympy's parser passes
+    its input to ``eval``, and a model's output must not be run. An answer such as
+    ``\boxed{\frac{1}{2}}`` therefore does not equal 0.5.
+
+    Source: NumGLUE in the MoRAM code for TRACE, after the Qwen2.5-Math evaluation.
+    """
+    found = extract_math(answer.prediction)
+    return 100.0 if found and _equal(found, normalise_math(answer.reference)) else 0.0
+
+
+def extract_math(text: str) -> str:
+    r"""The answer in a model's text: last ``boxed``, else last number, else the stripped text.
+
+    What ``boxed`` holds is normalised. Its braces are matched; one that is never closed runs to
+    the end, and without braces it runs to the next ``$``.
+    """
+    boxed = _boxed(text)
+    if boxed:
+        return normalise_math(boxed)
+    numbers = _NUMBER.findall(text)
+    return numbers[-1] if numbers else text.strip()
+
+
+def _boxed(text: str) -> str:
+    _, marker, rest = text.strip().rpartition("boxed")
+    if not marker:
+        return ""
+    if not rest.startswith("{"):
+        return rest.split("$")[0].strip()
+    depth = 0
+    for end, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return rest[1:end]
+    return rest[1:]
+
+
+def normalise_math(text: str) -> str:
+    r"""One spelling for the common ways to write an answer.
+
+    Removes line breaks, final full stops, spaces, units in ``\text``, degree, dollar and per cent
+    signs, quotes, the word ``and``, ``x=``; spells fractions and roots with braces and ``a/b`` as
+    ``\frac``; drops zero decimals; turns a number in English words into digits.
+    """
+    text = _digits(_rewrite(text.strip(), _BEFORE_WORDS).strip())
+    text = _rewrite(text, _AFTER_WORDS)
+    if "i" not in text:
+        text = text.replace("j", "i")  # two names of the imaginary unit
+    return _rewrite(text, _LAST)
+
+
+def _rewrite(text: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def _digits(text: str) -> str:
+    """``twenty-three`` as ``23``; any text that is not one number in words stays as it is."""
+    words = text.lower().replace("-", " ").split()
+    total = group = 0
+    for word in words:
+        if word in _SMALL:
+            tens, unit = group % 100, _SMALL[word]
+            if tens and (tens < 20 or tens % 10 or unit > 9):
+                return text  # "two three" is two numbers
+            group += unit
+        elif word == "hundred":
+            group = 100 * max(group, 1)
+        elif word in _LARGE:
+            total, group = total + max(group, 1) * _LARGE[word], 0
+        elif word != "and":
+            return text
+    return str(total + group) if set(words) - {"and"} else text
+
+
+def _equal(prediction: str, reference: str) -> bool:
+    if prediction.lower() == reference.lower():
+        return True
+    number, target = _number(prediction), _number(reference)
+    if number is not None and target is not None:
+        return any(
+            math.isclose(number, value, rel_tol=1e-4)
+            for value in (target / 100, target, target * 100)
+        )
+    if _without_brackets(prediction, reference):
+        return True
+    for side, other in ((prediction, reference), (reference, prediction)):
+        name, equals, value = side.partition("=")
+        if equals and len(name.strip()) <= 2 and "=" not in value + other:
+            return _equal(value.strip(), other)
+    return False
+
+
+def _without_brackets(prediction: str, reference: str) -> bool:
+    """Whether the texts are equal but for brackets; an open interval is not a closed one."""
+    for opening, closing, other in ("[](", "()["):
+        outer = prediction.startswith(opening) and prediction.endswith(closing)
+        if outer and not reference.startswith(other):
+            prediction, reference = prediction.strip("[]()"), reference.strip("[]()")
+            break
+    unbraced = str.maketrans("", "", "{}()")
+    return prediction.lower().translate(unbraced) == reference.lower().translate(unbraced)
+
+
+def _number(text: str) -> float | None:
+    """The value, where ``text`` is a number with optional commas; a final ``%`` divides by 100."""
+    text = text.replace(",", "")
+    for candidate, scale in ((text, 1), (text.removesuffix("%").removesuffix("\\"), 100)):
+        try:
+            return float(candidate) / scale
+        except ValueError:
+            continue
+    return None

@@ -1,0 +1,152 @@
+"""Load the frozen base model and its tokenizer, sharded from the start under ZeRO-3."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moram_dist.config import EMBEDDED, ModelConfig
+from moram_dist.registry import InputError
+
+DEMO_BASE = Path(__file__).parent / "demo_base"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen causal language model, its tokenizer, and who it is."""
+
+    model: nn.Module
+    tokenizer: Any
+    identity: dict[str, Any]
+    keep_alive: Any
+    """transformers' handle on the DeepSpeed configuration; it holds it by weak reference only."""
+
+
+def resolve_dtype(config: ModelConfig) -> torch.dtype:
+    """float32 or bfloat16."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.dtype]
+
+
+def resolve_attention(config: ModelConfig) -> str:
+    """The attention kernel: flash-attn on CUDA where it imports, else torch's own."""
+    if config.attention != "auto":
+        return config.attention
+    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    half = resolve_dtype(config) == torch.bfloat16
+    return "flash_attention_2" if flash and half else "sdpa"
+
+
+def source(config: ModelConfig) -> str:
+    """What transformers loads: a folder or a hub id."""
+    return str(DEMO_BASE) if config.model == EMBEDDED else config.model
+
+
+def check(config: ModelConfig) -> Any:
+    """The model's configuration, read without its weights.
+
+    Raises:
+        InputError: no such folder or id, or no causal language model.
+    """
+    from transformers import AutoConfig
+
+    path = Path(source(config))
+    if path.exists() and not (path / "config.json").is_file():
+        raise InputError(f"--model {config.model}: {path / 'config.json'} does not exist")
+    try:
+        return AutoConfig.from_pretrained(
+            source(config), trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--model {config.model}: cannot be loaded: {reason}") from None
+
+
+def skeleton(config: ModelConfig) -> nn.Module:
+    """The model's modules without any weights: to look at names before work starts."""
+    from transformers import AutoModelForCausalLM
+
+    architecture = check(config)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                architecture, trust_remote_code=config.trust_remote_code
+            )
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--model {config.model} is no causal language model: {reason}") from None
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer, with a pad token: ``unk`` where it has none, else EOS, as published."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source(config), trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--model {config.model}: no tokenizer: {reason}") from None
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"--model {config.model}: its tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
+    """Load model and tokenizer. Under ZeRO-3 no rank ever holds the whole model.
+
+    Args:
+        config: which model, in which precision.
+        ds_config: resolved DeepSpeed configuration; its stage decides about sharding.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+
+    keep_alive = None
+    if ds_config["zero_optimization"]["stage"] == 3:
+        keep_alive = HfDeepSpeedConfig(ds_config)
+    model = AutoModelForCausalLM.from_pretrained(
+        source(config),
+        dtype=resolve_dtype(config),
+        attn_implementation=resolve_attention(config),
+        trust_remote_code=config.trust_remote_code,
+    )
+    model.requires_grad_(False)
+    if config.gradient_checkpointing:
+        # Nothing before the first adapter needs a gradient, so re-entrant checkpointing, which
+        # follows the input's, would cut the graph.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.config.use_cache = False
+    return Base(model, load_tokenizer(config), identity(config, model.config), keep_alive)
+
+
+def identity(config: ModelConfig, architecture: Any) -> dict[str, Any]:
+    """Who the base is: name, and a fingerprint of its configuration and weight files.
+
+    The fingerprint covers the architecture and each weight file's size and first megabyte, where
+    safetensors keeps names, shapes and offsets: enough to tell models apart without reading 100 GB.
+    """
+    digest = hashlib.sha256()
+    plain = {
+        key: value
+        for key, value in architecture.to_dict().items()
+        if not key.startswith("_") and key not in ("transformers_version", "dtype")
+    }
+    digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
+    for path in sorted(Path(source(config)).glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode())
+            digest.update(file.read(1 << 20))
+    name = config.model if not Path(config.model).exists() else Path(config.model).resolve().name
+    return {"name": name, "fingerprint": digest.hexdigest()}

@@ -1,0 +1,17 @@
+"""Benchmarks by name, and the plain data that describes one. No torch, no tokenizer."""
+
+from moram_dist.tasks import demo, jsonl, trace
+from moram_dist.tasks.task import BENCHMARKS, Benchmark, Decoding, Example, Source, Task, digest
+
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "Decoding",
+    "Example",
+    "Source",
+    "Task",
+    "demo",
+    "digest",
+    "jsonl",
+    "trace",
+]

@@ -1,0 +1,116 @@
+"""The embedded demo: five small tasks on the same kind of sentence, each asking something else.
+
+Every prompt is an instruction, a sentence and a cue. The sentences of all tasks come from one
+distribution, so only the instruction and the cue tell the tasks apart, and a model that is trained
+on "which mood?" has every temptation to answer the mood when it is asked for the topic again: the
+forgetting that continual learning is about, in seconds and without a download.
+
+The texts are generated from ``Source.seed``. Nothing here is meant to compare methods for a
+paper: it shows that the machinery works.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from moram_dist.registry import InputError, unknown
+from moram_dist.tasks.demo_text import SLOTS, make_sentence, question
+from moram_dist.tasks.task import BENCHMARKS, Benchmark, Example, Source, Task
+
+TRAIN_EXAMPLES = 256
+TEST_EXAMPLES = 48
+EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """How a task asks for its slot; the task, its slot and the key below share one name."""
+
+    instruction: str
+    cue: str
+
+
+ASKS = {
+    "topic": _Ask("What sort of thing is it about?", "Topic"),
+    "mood": _Ask("Which feeling does somebody show here?", "Mood"),
+    "place": _Ask("Where does all this happen?", "Place"),
+    "time": _Ask("Tell the part of the day.", "Time"),
+    "job": _Ask("Say which work the person does.", "Job"),
+}
+
+ORDERS = {
+    "default": tuple(ASKS),
+    "reversed": tuple(reversed(ASKS)),
+    "alphabetical": tuple(sorted(ASKS)),
+}
+
+
+@BENCHMARKS.register("demo")
+def demo(source: Source) -> Benchmark:
+    """Generate the demo.
+
+    Raises:
+        InputError: files were given, the protocol is another than ``demo``, or the order is neither
+            a named one nor a comma-separated list of different tasks.
+    """
+    if source.data_dir is not None:
+        raise InputError("demo is generated and takes no --data_dir")
+    if source.splits:
+        raise InputError("demo is generated and takes no splits")
+    if source.protocol not in (None, "demo"):
+        raise unknown("protocol", source.protocol, ["demo"])
+    order = source.order or "default"
+    return Benchmark(
+        name="demo",
+        order=order,
+        protocol="demo",
+        tasks=tuple(_task(name, source) for name in _sequence(order)),
+        notes=(f"generated from seed {source.seed}",),
+    )
+
+
+def _sequence(order: str) -> tuple[str, ...]:
+    """The task names of a named order or of a comma-separated list."""
+    if order in ORDERS:
+        return ORDERS[order]
+    names = tuple(name.strip() for name in order.split(","))
+    for name in names:
+        if name not in ASKS:
+            # One word may be a misspelt order as well as a misspelt task: offer both.
+            kind, known = ("task", [*ASKS]) if len(names) > 1 else ("order", [*ORDERS, *ASKS])
+            raise unknown(kind, name, known)
+    if len(set(names)) < len(names):
+        raise InputError(f"order {order!r} names a task twice")
+    return names
+
+
+def _task(name: str, source: Source) -> Task:
+    """Draw a task's sentences; its own generator makes it the same in every order."""
+    rng = random.Random(f"demo/{source.seed}/{name}")
+    labels = tuple(SLOTS[name])
+    texts: dict[str, str] = {}  # text -> label; a text that is drawn again is dropped, so that
+    while len(texts) < TRAIN_EXAMPLES + TEST_EXAMPLES:  # train and test share none
+        label = labels[len(texts) % len(labels)]
+        texts.setdefault(make_sentence(rng, **{name: label}).text, label)
+    pairs = list(texts.items())
+    train, test = pairs[:TRAIN_EXAMPLES], pairs[TRAIN_EXAMPLES:]
+    rng.shuffle(train)  # else the labels come in turn, and a batch could be guessed by position
+    return Task(
+        name=name,
+        metric="exact_match_normalised",
+        train=_examples(name, "train", train[: source.limit_train]),
+        test=_examples(name, "test", test[: source.limit_eval]),
+        labels=labels,
+        epochs=EPOCHS,
+        max_prompt_tokens=64,
+        max_answer_tokens=8,
+    )
+
+
+def _examples(name: str, split: str, pairs: list[tuple[str, str]]) -> tuple[Example, ...]:
+    ask = ASKS[name]
+    return tuple(
+        Example(f"{split}-{i}", question(ask.instruction, text, ask.cue), (label,))
+        for i, (text, label) in enumerate(pairs)
+    )

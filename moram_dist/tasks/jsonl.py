@@ -1,0 +1,188 @@
+"""A person's own tasks: a folder of them, or a YAML list.
+
+A folder holds one subfolder a task, each with ``train`` and ``test`` as ``.json`` or ``.jsonl``
+files of ``prompt`` and ``answer``. A YAML list gives each task's files and rules::
+
+    - name: tickets
+      train: tickets/train.jsonl        # relative to the YAML file
+      test: tickets/test.jsonl
+      metric: choice                    # default exact_match_normalised
+      labels: ["A", "B"]
+      prompt_field: question            # default prompt
+      answer_field: label               # default answer
+      epochs: 3                         # default 1
+      max_prompt_tokens: 512            # default 1024
+      max_answer_tokens: 8              # default 512
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moram_dist.metrics import METRICS
+from moram_dist.registry import InputError, unknown
+from moram_dist.tasks.orders import choose_order
+from moram_dist.tasks.readers import read_examples, read_text
+from moram_dist.tasks.rules import TaskRules
+from moram_dist.tasks.task import BENCHMARKS, Benchmark, Source, Task
+
+_LISTING = "tasks.yaml"
+_METRIC = "exact_match_normalised"
+_TEXT_KEYS = ("name", "train", "test", "metric", "prompt_field", "answer_field")
+_COUNT_KEYS = ("epochs", "max_prompt_tokens", "max_answer_tokens")
+_KEYS = (*_TEXT_KEYS, "labels", *_COUNT_KEYS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """One task before its files are read."""
+
+    name: str
+    train: Path
+    test: Path
+    rules: TaskRules
+    fields: dict[str, str]
+
+    def read(self, source: Source) -> Task:
+        train = read_examples(self.train, split="train", limit=source.limit_train, **self.fields)
+        test = read_examples(self.test, split="test", limit=source.limit_eval, **self.fields)
+        return self.rules.task(self.name, train=train, test=test)
+
+
+@BENCHMARKS.register("jsonl")
+def jsonl(source: Source) -> Benchmark:
+    """Read a person's own tasks, in alphabetical order (folder) or the order listed (YAML).
+
+    ``source.data_dir`` is the folder or the YAML file; a folder with ``tasks.yaml`` in it is read
+    by that list. Decoding is greedy, without repetition rules.
+
+    Raises:
+        InputError: no ``data_dir``, nothing in it, a bad list or file, or an unknown order.
+    """
+    if source.data_dir is None:
+        raise InputError(f"jsonl needs --data_dir, a folder of tasks or a {_LISTING} file")
+    if source.protocol not in (None, "default"):
+        raise unknown("protocol of jsonl", str(source.protocol), ["default"])
+    if source.splits:
+        raise InputError(f"splits are for published benchmarks; name the files in {_LISTING}")
+    entries = {entry.name: entry for entry in _entries(source.data_dir)}
+    order, names = choose_order(
+        source.order, named={"default": tuple(entries)}, tasks=tuple(entries)
+    )
+    return Benchmark(
+        name="jsonl",
+        order=order,
+        protocol="default",
+        tasks=tuple(entries[name].read(source) for name in names),
+    )
+
+
+def _entries(data_dir: Path) -> list[_Entry]:
+    if not data_dir.exists():
+        raise InputError(f"--data_dir: no such file or folder: {data_dir}")
+    if data_dir.is_file():
+        return _listed(data_dir)
+    if (data_dir / _LISTING).is_file():
+        return _listed(data_dir / _LISTING)
+    folders = sorted(
+        path for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+    if not folders:
+        raise InputError(f"--data_dir: {data_dir} holds neither task folders nor {_LISTING}")
+    return [
+        _Entry(
+            name=_task_name(folder.name, str(data_dir)),
+            train=_split_file(folder, "train"),
+            test=_split_file(folder, "test"),
+            rules=TaskRules(metric=_METRIC),
+            fields={},
+        )
+        for folder in folders
+    ]
+
+
+def _split_file(folder: Path, split: str) -> Path:
+    files = [
+        path for suffix in ("json", "jsonl") if (path := folder / f"{split}.{suffix}").exists()
+    ]
+    if len(files) != 1:
+        found = "both are there" if files else "found neither"
+        raise InputError(f"{folder}: expected {split}.json or {split}.jsonl, {found}")
+    return files[0]
+
+
+def _listed(path: Path) -> list[_Entry]:
+    try:
+        listing = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not a text that YAML can hold"
+        raise InputError(f"{path}{where}: malformed YAML: {problem}") from None
+    if not isinstance(listing, list) or not listing:
+        raise InputError(f"{path}: expected a list of tasks")
+    entries: list[_Entry] = []
+    for index, item in enumerate(listing):
+        entry = _listed_entry(item, path, f"{path}, task {index}")
+        if any(entry.name == other.name for other in entries):
+            raise InputError(f"{path}, task {index}: name {entry.name!r} is taken already")
+        entries.append(entry)
+    return entries
+
+
+def _listed_entry(item: Any, path: Path, where: str) -> _Entry:
+    if not isinstance(item, dict):
+        raise InputError(f"{where}: expected keys and values, such as 'name: ...'")
+    for key, value in item.items():
+        if key not in _KEYS:
+            raise InputError(f"{where}: {unknown('key', str(key), _KEYS)}")
+        if key in _TEXT_KEYS and not (isinstance(value, str) and value):
+            raise InputError(f"{where}: {key} must be a text (quote it), got {value!r}")
+        if key in _COUNT_KEYS and (type(value) is not int or value < 1):
+            raise InputError(f"{where}: {key} must be a whole number from 1, got {value!r}")
+    for key in ("name", "train", "test"):
+        if key not in item:
+            raise InputError(f"{where}: {key} is missing")
+    rules = TaskRules(
+        metric=_metric(item, where),
+        labels=_labels(item, where),
+        **{key: item[key] for key in _COUNT_KEYS if key in item},
+    )
+    if rules.metric == "choice" and {len(label) for label in rules.labels} != {1}:
+        raise InputError(f"{where}: metric choice needs labels of one character each")
+    return _Entry(
+        name=_task_name(item["name"], where),
+        train=path.parent / item["train"],
+        test=path.parent / item["test"],
+        rules=rules,
+        fields={key: item[key] for key in ("prompt_field", "answer_field") if key in item},
+    )
+
+
+def _metric(item: dict[str, Any], where: str) -> str:
+    metric = item.get("metric", _METRIC)
+    if metric not in set(METRICS):
+        raise InputError(f"{where}: {unknown('metric', metric, METRICS)}")
+    return metric
+
+
+def _labels(item: dict[str, Any], where: str) -> tuple[str, ...]:
+    labels = item.get("labels", [])
+    if not isinstance(labels, list) or not all(isinstance(x, str) and x for x in labels):
+        raise InputError(f"{where}: labels must be a list of texts (quote them), got {labels!r}")
+    return tuple(labels)
+
+
+def _task_name(name: str, where: str) -> str:
+    """``name``, once it is sure to work in file names and in a list with commas."""
+    bad = sorted({x for x in name if x in ',/\\:*?"<>|' or not x.isprintable()})
+    if bad or name != name.strip(" .") or len(name.encode()) > 100:
+        raise InputError(
+            f"{where}: task name {name!r} cannot be a file name; use at most 100 letters, digits, "
+            "'-' and '_'"
+        )
+    return name

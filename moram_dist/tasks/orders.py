@@ -1,0 +1,36 @@
+"""Which tasks are learned, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from moram_dist.registry import InputError, unknown
+
+
+def choose_order(
+    order: str | None, *, named: Mapping[str, Sequence[str]], tasks: Sequence[str]
+) -> tuple[str, tuple[str, ...]]:
+    """The order's name and its tasks.
+
+    Args:
+        order: a name in ``named``, or task names with commas between them; None is ``default``.
+        named: the benchmark's own orders; holds ``default``.
+        tasks: every task of the benchmark.
+
+    Raises:
+        InputError: no order or task of that name, or a task twice.
+    """
+    order = "default" if order is None else order
+    if order in named:
+        return order, tuple(named[order])
+    names = tuple(name.strip() for name in order.split(","))
+    for name in names:
+        if name not in tasks:
+            raise (
+                unknown("task", name, tasks)
+                if len(names) > 1
+                else unknown("order", name, [*named, *tasks])
+            )
+        if names.count(name) > 1:
+            raise InputError(f"order {order!r} names task {name!r} twice")
+    return order, names

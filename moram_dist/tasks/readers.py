@@ -1,0 +1,162 @@
+"""From files of prompts and answers to examples.
+
+Two shapes: ``.json`` holds one list of objects, ``.jsonl`` one object a line. Every complaint is
+one line that names the file and the record, counted from 0 as in the examples' ids, or the line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from moram_dist.registry import InputError
+from moram_dist.tasks.task import Example
+
+
+def read_examples(
+    path: Path,
+    *,
+    split: str,
+    prompt_field: str = "prompt",
+    answer_field: str = "answer",
+    limit: int | None = None,
+) -> tuple[Example, ...]:
+    """The examples of one split, in the order of the file.
+
+    Args:
+        path: a ``.json`` or ``.jsonl`` file in UTF-8.
+        split: first part of the examples' ids, ``<split>-<index in the file>``.
+        prompt_field: the key that holds the prompt, a text.
+        answer_field: the key that holds the answer: a text, or a list of accepted texts.
+        limit: take the first so many; later records are then not looked at.
+
+    Raises:
+        InputError: the file is missing, unreadable, not UTF-8, malformed or empty, a record lacks a
+            field or holds something else than text in it, or ``limit`` is under 1.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit on {split} examples must be at least 1, got {limit}")
+    examples = tuple(
+        Example(
+            id=f"{split}-{index}",
+            prompt=text_field(record, prompt_field, where),
+            references=texts_field(record, answer_field, where),
+        )
+        for index, (where, record) in enumerate(islice(read_records(path), limit))
+    )
+    if not examples:
+        raise InputError(f"{path}: holds no examples")
+    return examples
+
+
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a ``.json`` list or of ``.jsonl`` lines, each with words for where it stands.
+
+    Blank lines of a ``.jsonl`` file are skipped.
+
+    Raises:
+        InputError: as for ``read_examples``, but an empty file is no error here.
+    """
+    if path.suffix == ".jsonl":
+        lines = read_text(path).split("\n")
+        records: Iterator[tuple[str, Any]] = (
+            (f"{path}, line {number}", parse_json(line, path, first_line=number))
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
+        )
+    elif path.suffix == ".json":
+        content = read_json(path)
+        if not isinstance(content, list):
+            raise InputError(f"{path}: expected a list of objects, got {kind_of(content)}")
+        records = ((f"{path}, record {index}", record) for index, record in enumerate(content))
+    else:
+        raise InputError(f"{path}: expected a name that ends in .json or .jsonl")
+    for where, record in records:
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: expected an object, got {kind_of(record)}")
+        yield where, record
+
+
+def text_field(record: dict[str, Any], field: str, where: str, *, empty: bool = False) -> str:
+    """A record's text. Raises InputError: missing, not a text or, unless ``empty``, blank."""
+    return _checked_text(_field(record, field, where), repr(field), where, empty=empty)
+
+
+def texts_field(record: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
+    """A record's text, or list of at least one. Raises InputError as ``text_field`` does."""
+    value = _field(record, field, where)
+    if not isinstance(value, list):
+        return (_checked_text(value, repr(field), where),)
+    if not value:
+        raise InputError(f"{where}: {field!r} is an empty list")
+    return tuple(
+        _checked_text(text, f"{field!r}[{index}]", where) for index, text in enumerate(value)
+    )
+
+
+def _field(record: dict[str, Any], field: str, where: str) -> Any:
+    if field not in record:
+        found = ", ".join(map(repr, record)) or "none"
+        raise InputError(f"{where}: no field {field!r}; found: {found}")
+    return record[field]
+
+
+def _checked_text(value: object, name: str, where: str, *, empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {name} must be a text, got {kind_of(value)}")
+    if not empty and not value.strip():
+        raise InputError(f"{where}: {name} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can escape half a character, which no file can hold later
+        raise InputError(f"{where}: {name} holds half of a surrogate pair") from None
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises InputError as ``read_text`` and ``parse_json`` do."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
+    """Parse JSON. Raises InputError with line and column where it is malformed."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise InputError(
+            f"{path}, line {line}, column {error.colno}: malformed JSON: {error.msg}"
+        ) from None
+    except (RecursionError, ValueError):  # the latter for integers of thousands of digits
+        raise InputError(
+            f"{path}, line {first_line}: JSON nested too deeply or with too long a number"
+        ) from None
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text, without a byte order mark. Raises InputError where it cannot be had."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def kind_of(value: object) -> str:
+    """A value's kind in JSON's words, for messages."""
+    kinds: dict[type, str] = {
+        bool: "true or false",
+        dict: "an object",
+        float: "a number",
+        int: "a number",
+        list: "a list",
+        str: "a text",
+        type(None): "null",
+    }
+    return kinds.get(type(value), type(value).__name__)

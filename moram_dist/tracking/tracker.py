@@ -1,0 +1,215 @@
+"""What a run tells the outside world while it goes: curves, scores, files.
+
+The training loop talks to one ``Tracker`` on the main rank and knows no other. The base class does
+nothing, so other ranks can hold one too; ``MetricsFile`` writes lines beside the run, whatever else
+is chosen; ``Together`` forwards to several.
+
+Two axes, never mixed: training curves are over the global optimizer step, scores of the sequence
+are over the number of tasks learned.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TextIO
+
+from moram_dist.files import write_atomically
+
+Status = Literal["finished", "failed"]
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """The identity of one split of one task's data."""
+
+    name: str
+    """The task's name."""
+
+    context: Literal["train", "eval"]
+    """What the split is used for."""
+
+    digest: str
+    """sha256 of the examples, 64 hex digits."""
+
+    rows: int
+    """Number of examples."""
+
+    source: str
+    """Where it came from: a path, a hub id, or the name of a generator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDescription:
+    """What is known of a run before its first step."""
+
+    name: str
+    """Short name, shown in lists."""
+
+    experiment: str
+    """Runs to be compared share an experiment, e.g. the benchmark's name."""
+
+    run_dir: Path
+    """Where the run is recorded; a tracker keeps what it needs to continue there."""
+
+    parameters: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    """The resolved configuration, flat: dotted name to value."""
+
+    tags: dict[str, str] = field(default_factory=dict)
+    """What to filter by: method, benchmark, order, commit."""
+
+    datasets: list[DatasetRecord] = field(default_factory=list)
+    """Every split that the run reads."""
+
+
+class Tracker:
+    """Does nothing: tracking switched off. Call open, then begin and end per task, then close."""
+
+    def open(self, run: RunDescription, from_step: int | None = None) -> None:
+        """Start recording ``run``, or continue it where its directory was recorded before.
+
+        Args:
+            run: what is recorded.
+            from_step: on a restart, the first global step that will be logged (again); None keeps
+                everything that was logged.
+        """
+
+    def begin_task(self, index: int, name: str) -> None:
+        """Training curves from here on belong to task ``index`` (from 0) of the sequence."""
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Training curves at global optimizer step ``step``, e.g. ``train/loss``."""
+
+    def log_sequence(self, metrics: dict[str, float], step: int) -> None:
+        """Results of the whole sequence after ``step`` tasks, e.g. ``score/<task>`` or ``ap``."""
+
+    def end_task(self) -> None:
+        """The current task's curves are complete."""
+
+    def attach(self, paths: Sequence[Path], folder: str) -> None:
+        """Keep copies of files, or of folders' contents, with the run, under ``folder``."""
+
+    def close(self, status: Status) -> None:
+        """Stop recording. Nothing may be logged afterwards; ``open`` may be called again."""
+
+
+class MetricsFile(Tracker):
+    """``metrics.jsonl`` in the run directory: one JSON object a line, on disk as it is logged.
+
+        {"step": 40, "task": "FOMC", "train/loss": 0.71}
+        {"tasks_learned": 2, "score/FOMC": 61.5, "ap": 58.2}
+
+    Numbers that JSON does not have are the strings "nan", "inf" and "-inf", which ``float`` reads.
+    """
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+        self._task: str | None = None
+
+    def open(self, run: RunDescription, from_step: int | None = None) -> None:
+        """Append to the run's file, dropping first what a restart is about to repeat.
+
+        Raises OSError where the run directory cannot be written.
+        """
+        run.run_dir.mkdir(parents=True, exist_ok=True)
+        path = run.run_dir / METRICS_FILE
+        if path.exists():
+            _drop_repeated(path, from_step)
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # 1: flushed at each line's end
+
+    def begin_task(self, index: int, name: str) -> None:
+        """Name the task in the lines that follow."""
+        self._task = name
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Write one line for a step."""
+        self._write({"step": step, "task": self._task}, metrics)
+
+    def log_sequence(self, metrics: dict[str, float], step: int) -> None:
+        """Write one line for a row of results; a later line of the same row supersedes it."""
+        self._write({"tasks_learned": step}, metrics)
+
+    def end_task(self) -> None:
+        """Lines that follow belong to no task."""
+        self._task = None
+
+    def close(self, status: Status) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._task = None
+
+    def _write(self, place: dict[str, int | str | None], metrics: dict[str, float]) -> None:
+        if self._file is None:
+            raise RuntimeError("metrics were logged before open() or after close()")
+        numbers = {
+            name: float(value) if math.isfinite(value) else str(float(value))
+            for name, value in metrics.items()
+        }
+        self._file.write(json.dumps({**place, **numbers}, ensure_ascii=False) + "\n")
+
+
+class Together(Tracker):
+    """Several trackers as one, called in the order given."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self.trackers = trackers
+
+    def open(self, run: RunDescription, from_step: int | None = None) -> None:
+        """Open each."""
+        for tracker in self.trackers:
+            tracker.open(run, from_step)
+
+    def begin_task(self, index: int, name: str) -> None:
+        """Tell each."""
+        for tracker in self.trackers:
+            tracker.begin_task(index, name)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Log to each."""
+        for tracker in self.trackers:
+            tracker.log(metrics, step)
+
+    def log_sequence(self, metrics: dict[str, float], step: int) -> None:
+        """Log to each."""
+        for tracker in self.trackers:
+            tracker.log_sequence(metrics, step)
+
+    def end_task(self) -> None:
+        """Tell each."""
+        for tracker in self.trackers:
+            tracker.end_task()
+
+    def attach(self, paths: Sequence[Path], folder: str) -> None:
+        """Attach to each."""
+        for tracker in self.trackers:
+            tracker.attach(paths, folder)
+
+    def close(self, status: Status) -> None:
+        """Close each."""
+        for tracker in self.trackers:
+            tracker.close(status)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics file, oldest first; a last line cut short by a crash is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a whole line ends in a newline
+    return [json.loads(line) for line in lines if line]
+
+
+def _drop_repeated(path: Path, from_step: int | None) -> None:
+    """Cut the file before the first line at or past ``from_step``, and after the last whole line.
+
+    One writer logs in the order of the run, so every line behind the cut, scores included, belongs
+    to work that the restart does again.
+    """
+    kept = []
+    for entry in read_metrics(path):
+        if from_step is not None and entry.get("step", -1) >= from_step:
+            break
+        kept.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    write_atomically(path, "".join(kept))

@@ -1,0 +1,1 @@
+"""Training: DeepSpeed's configuration and engine, the run directory, the loop."""

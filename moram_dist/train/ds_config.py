@@ -1,0 +1,87 @@
+"""The DeepSpeed file: ZeRO and communication are its business, everything else is the run's.
+
+Batch sizes, clipping and precision come from the run configuration through "auto". A number that
+stands in both places must be the same number.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from moram_dist.files import read_json
+from moram_dist.registry import InputError
+
+RUN_DECIDES = {
+    "optimizer": "--learning_rate and --weight_decay",
+    "scheduler": "--schedule and --warmup_ratio",
+    "fp16": "--dtype (fp32 or bf16)",
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A DeepSpeed configuration. Raises InputError that names the file."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return value
+
+
+def resolve(
+    file: dict[str, Any],
+    *,
+    path: Path,
+    micro_batch_size: int,
+    accumulation: int,
+    world_size: int,
+    clip: float,
+    bf16: bool,
+) -> dict[str, Any]:
+    """The configuration with every "auto" filled in.
+
+    Args:
+        file: what ``read`` gave.
+        path: where it came from, for messages.
+        micro_batch_size: examples in a forward pass of one rank.
+        accumulation: forward passes of a rank in a step.
+        world_size: ranks.
+        clip: largest gradient norm, 0 for none.
+        bf16: whether the model is in bfloat16.
+
+    Raises:
+        InputError: a value in the file that disagrees with the run, or one that the run decides.
+    """
+    out = copy.deepcopy(file)
+    for key, flag in RUN_DECIDES.items():
+        section = out.get(key)
+        if section and (not isinstance(section, dict) or section.get("enabled", True)):
+            raise InputError(f"{path}: remove {key!r}; it is set by {flag}")
+    wanted: dict[str, float] = {
+        "train_batch_size": micro_batch_size * accumulation * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip,
+    }
+    for key, value in wanted.items():
+        found = out.get(key, "auto")
+        if found not in ("auto", value):
+            raise InputError(
+                f"{path}: {key} is {found}, but the run's batch sizes and clipping make it "
+                f'{value}; write "auto" there, or change --batch_size, --micro_batch_size or --clip'
+            )
+        out[key] = value
+    precision = out.setdefault("bf16", {"enabled": "auto"})
+    if precision.get("enabled", "auto") not in ("auto", bf16):
+        raise InputError(
+            f"{path}: bf16.enabled is {precision['enabled']}, but the run's --dtype makes it "
+            f'{str(bf16).lower()}; write "auto" there'
+        )
+    precision["enabled"] = bf16
+    stage = out.setdefault("zero_optimization", {}).setdefault("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise InputError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
+    # torch's AdamW is not on DeepSpeed's list for every stage; resets are tested with it on all.
+    out["zero_allow_untested_optimizer"] = True
+    out.setdefault("steps_per_print", 1_000_000_000)
+    return out

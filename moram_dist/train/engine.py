@@ -1,0 +1,80 @@
+"""One DeepSpeed engine for the whole sequence, and its complete reset between tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.comm.zero3 import whole
+
+BETAS = (0.9, 0.95)
+"""Of the published MoRAM and TRACE scripts."""
+
+
+def make_engine(model: nn.Module, ds_config: dict[str, Any], *, weight_decay: float) -> Any:
+    """Wrap the model; only parameters that require a gradient are trained.
+
+    A model without any (zero-shot) gets an engine without an optimizer.
+    """
+    import deepspeed
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    config = dict(ds_config)
+    optimizer = None
+    if trainable:
+        optimizer = torch.optim.AdamW(trainable, lr=0.0, betas=BETAS, weight_decay=weight_decay)
+    elif config["zero_optimization"]["stage"] < 3:
+        # Stages 1 and 2 shard nothing but an optimizer's state, and refuse to run without one.
+        config["zero_optimization"] = {"stage": 0}
+        config.pop("data_types", None)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def set_learning_rate(engine: Any, learning_rate: float) -> None:
+    """For the next step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def start_fresh(engine: Any, values: Mapping[str, Tensor]) -> None:
+    """Begin a task: given values into parameters, and an optimizer as though it were new.
+
+    ZeRO keeps fp32 masters beside the weights and writes them back at each step, so a reset that
+    changes weights alone is undone by the next one. Here the weights are written, the masters are
+    taken from them, and moments, step counts and gradients are cleared.
+
+    Args:
+        engine: DeepSpeed engine at any stage, at a step's end.
+        values: full parameter name to whole tensor, the same on all ranks; other parameters keep
+            their weights, and their masters restart from those.
+
+    Raises:
+        KeyError: a name that is no trainable parameter.
+        RuntimeError: called in the middle of gradient accumulation.
+    """
+    trainable = {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
+    if not trainable:
+        return
+    if engine.micro_steps % engine.gradient_accumulation_steps():
+        raise RuntimeError("a task cannot begin in the middle of an accumulated step")
+    for name, value in values.items():
+        parameter = trainable[name]
+        with whole([parameter], write=True), torch.no_grad():
+            parameter.copy_(value)
+    if hasattr(engine.optimizer, "refresh_fp32_params"):
+        engine.optimizer.refresh_fp32_params()
+    engine.optimizer.zero_grad()
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for group in inner.param_groups:
+        if "step" in group:
+            group["step"] = 0
+    for state in inner.state.values():
+        for key, entry in state.items():
+            if torch.is_tensor(entry):
+                entry.zero_()
+            elif key == "step":
+                state[key] = 0

@@ -1,0 +1,130 @@
+"""The run directory: what the run is, written before its first step, and what it has finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moram_dist import config_io
+from moram_dist.atoms.memory_files import MemoryFiles
+from moram_dist.config import RunConfig
+from moram_dist.files import write_atomically
+from moram_dist.registry import InputError
+from moram_dist.tasks.task import Benchmark
+
+PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "mlflow", "numpy")
+
+
+class RunDir:
+    """Paths of a run, and its identity.
+
+    run.yaml holds the resolved configuration: a second command on the same folder must be the same
+    run, but for fields that do not define results (``config_io.MAY_CHANGE``).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.memory = MemoryFiles(path / "memory")
+
+    def check(self, config: RunConfig) -> None:
+        """Whether this run may use the folder; creates it.
+
+        Raises:
+            InputError: it cannot be written, holds another configuration, or holds something that
+                is no run.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise InputError(f"--output_dir {self.path}: cannot write: {error.strerror}") from None
+        record = self.path / "run.yaml"
+        if not record.exists():
+            if any(self.path.iterdir()):
+                raise InputError(f"--output_dir {self.path} is not empty and holds no run")
+            return
+        different = config_io.differences(config, config_io.read_yaml(record))
+        if different:
+            raise InputError(
+                f"--output_dir {self.path} holds another configuration ({'; '.join(different)}); "
+                "choose another folder or the same settings"
+            )
+
+    def describe(
+        self, config: RunConfig, benchmark: Benchmark, ds_config: dict[str, Any], world_size: int
+    ) -> None:
+        """Write down what is about to run. Main rank only."""
+        record = self.path / "run.yaml"
+        if not record.exists():
+            text = yaml.safe_dump(config_io.to_dict(config), sort_keys=False, allow_unicode=True)
+            write_atomically(record, text)
+        tasks = [
+            {
+                "name": task.name,
+                "metric": task.metric,
+                "train": len(task.train),
+                "test": len(task.test),
+                "epochs": task.epochs,
+            }
+            for task in benchmark.tasks
+        ]
+        self._json(
+            "benchmark.json",
+            {
+                "name": benchmark.name,
+                "order": benchmark.order,
+                "protocol": benchmark.protocol,
+                "decoding": asdict(benchmark.decoding),
+                "notes": list(benchmark.notes),
+                "tasks": tasks,
+            },
+        )
+        self._json("ds_config.json", ds_config)
+        self._json("environment.json", environment(world_size))
+
+    def finished_tasks(self) -> int:
+        """Tasks whose memory is published."""
+        manifest = self.memory.manifest()
+        return len(manifest.tasks) if manifest else 0
+
+    def _json(self, name: str, value: Any) -> None:
+        write_atomically(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def environment(world_size: int) -> dict[str, Any]:
+    """Versions, machine and commit."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "world_size": world_size,
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "command": sys.argv,
+    }
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,209 @@
+"""The training loop: tasks in their order, each trained, frozen, published, evaluated."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moram_dist.atoms.memory_files import Manifest
+from moram_dist.comm import env
+from moram_dist.config import RunConfig
+from moram_dist.data.encode import Encoded, encode_training
+from moram_dist.data.stream import MicroBatch, Step, num_steps, steps
+from moram_dist.methods.method import Method
+from moram_dist.models.causal_lm import Base
+from moram_dist.tasks.task import Benchmark
+from moram_dist.tracking import Tracker
+from moram_dist.train.engine import set_learning_rate, start_fresh
+from moram_dist.train.progress import Progress
+from moram_dist.train.run_dir import RunDir
+from moram_dist.train.schedule import learning_rate
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; says at which step and on which examples."""
+
+
+class Trainer:
+    """Trains a method on a benchmark. One instance a rank; the main rank writes and talks."""
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        benchmark: Benchmark,
+        method: Method,
+        engine: Any,
+        base: Base,
+        run_dir: RunDir,
+        manifest: Manifest,
+        tracker: Tracker,
+        progress: Progress,
+        evaluate: Callable[[int], None],
+    ) -> None:
+        """``evaluate(i)`` fills row i of the score matrix; row -1 is the untouched base."""
+        self.config = config
+        self.benchmark = benchmark
+        self.method = method
+        self.engine = engine
+        self.base = base
+        self.run_dir = run_dir
+        self.manifest = manifest
+        self.tracker = tracker
+        self.progress = progress
+        self.evaluate = evaluate
+        self.batch_size = config.train.batch_size or benchmark.batch_size
+        self.peak = config.train.learning_rate or benchmark.learning_rate
+
+    def run(self) -> None:
+        """Train on the tasks in order, from the first that is not published yet."""
+        finished = len(self.manifest.tasks)
+        for i, published in enumerate(self.manifest.tasks):
+            self.method.load_task(i, self.run_dir.memory.read(published))
+        if finished == 0:
+            self.evaluate(-1)
+        else:
+            self.evaluate(finished - 1)
+        for i in range(finished, len(self.benchmark.tasks)):
+            self._learn(i)
+            self._publish(i)
+            self.evaluate(i)
+
+    def _learn(self, i: int) -> None:
+        task = self.benchmark.tasks[i]
+        examples = self._examples(i)
+        total = num_steps(len(examples), self.batch_size, self._epochs(i))
+        start_fresh(self.engine, self.method.begin_task(i))
+        self.engine.train()
+        self.tracker.begin_task(i, task.name)
+        self.progress.begin(f"task {i + 1}/{len(self.benchmark.tasks)} {task.name}", total)
+        losses: list[Tensor] = []
+        seen: list[Step] = []
+        for step in self._steps(i, examples):
+            losses.append(self._step(i, step, total))
+            seen.append(step)
+            if (step.index + 1) % self.config.record.log_every == 0 or step.index + 1 == total:
+                self._log(i, losses, seen)
+                losses, seen = [], []
+
+    def _step(self, i: int, step: Step, total: int) -> Tensor:
+        """One optimizer step. Returns this rank's share of its loss, on the device."""
+        train = self.config.train
+        share = torch.zeros((), device=env.device())
+        for m, batch in enumerate(step.micro_batches):
+            torch.manual_seed(_seed(train.seed, i, step.index, m, env.rank()))
+            loss = self._answer_loss(batch) / step.num_answer_tokens
+            share += loss.detach()
+            # DeepSpeed averages gradients over ranks; what we want is their sum.
+            objective = loss * env.world_size() + self.method.penalty() / len(step.micro_batches)
+            self.engine.backward(objective, scale_wrt_gas=False)
+            if m + 1 == len(step.micro_batches):
+                rate = learning_rate(
+                    step.index,
+                    total,
+                    peak=self.peak,
+                    schedule=train.schedule,
+                    warmup_ratio=train.warmup_ratio,
+                )
+                set_learning_rate(self.engine, rate)
+                self.method.before_step(self.engine)
+            self.engine.step()
+        return share
+
+    def _answer_loss(self, batch: MicroBatch) -> Tensor:
+        """Cross-entropy over the answer tokens of the micro-batch, summed, in nats (float32)."""
+        device = env.device()
+        logits = self.engine(
+            input_ids=batch.input_ids.to(device),
+            attention_mask=batch.attention_mask.to(device),
+            use_cache=False,
+        ).logits
+        return F.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(),
+            batch.labels[:, 1:].flatten().to(device),
+            ignore_index=-100,
+            reduction="sum",
+        )
+
+    def _log(self, i: int, losses: list[Tensor], seen: list[Step]) -> None:
+        """Agree on the losses since the last log, and stop all ranks if one is not a number.
+
+        Steps between logs are checked here too, so that none of them waits for the device. Nothing
+        of a task is published before its last step has been through this.
+        """
+        summed = env.all_sum(torch.stack(losses).tolist())
+        first = self.first_step(i)
+        for step, loss in zip(seen, summed, strict=True):
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"loss is {loss} in task {self.benchmark.tasks[i].name} at step {step.index} "
+                    f"on examples {', '.join(step.ids)}; nothing of this task was published. "
+                    "A lower --learning_rate usually helps"
+                )
+            self.tracker.log({"train/loss": loss}, first + step.index)
+        tokens = sum(step.num_tokens for step in seen)
+        rate = self.progress.update(seen[-1].index + 1, tokens, summed[-1])
+        measured = {"train/tokens_per_second": rate, "train/peak_memory_mb": _peak_memory_mb()}
+        self.tracker.log(measured, first + seen[-1].index)
+
+    def _publish(self, i: int) -> None:
+        """Freeze what task i learned and put it on disk, whole or not at all."""
+        batches = partial(self._steps, i, self._examples(i))
+        tensors = self.method.end_task(i, batches)
+        task = self.benchmark.tasks[i]
+        if env.is_main():
+            self.manifest = self.run_dir.memory.publish(self.manifest, task.name, tensors)
+        self.manifest = env.from_main(self.manifest)
+        self.tracker.end_task()
+
+    def _examples(self, i: int) -> list[Encoded]:
+        task = self.benchmark.tasks[i]
+        examples = self.method.training_data(self.benchmark, i)
+        return [encode_training(self.base.tokenizer, example, task) for example in examples]
+
+    def _steps(self, i: int, examples: list[Encoded]) -> Iterator[Step]:
+        return steps(
+            examples,
+            batch_size=self.batch_size,
+            micro_batch_size=self.config.train.micro_batch_size,
+            epochs=self._epochs(i),
+            seed=self.config.train.seed,
+            task=i,
+            rank=env.rank(),
+            world_size=env.world_size(),
+            pad_id=self.base.tokenizer.pad_token_id,
+        )
+
+    def _epochs(self, i: int) -> float:
+        return self.config.train.epochs or self.benchmark.tasks[i].epochs
+
+    def first_step(self, i: int) -> int:
+        """Global index of task i's first step."""
+        return sum(
+            num_steps(
+                len(self.method.training_data(self.benchmark, j)), self.batch_size, self._epochs(j)
+            )
+            for j in range(i)
+        )
+
+
+def _seed(*parts: int) -> int:
+    """A seed from several numbers, well mixed."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
+
+
+def _peak_memory_mb() -> float:
+    """Of this rank: on the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,0 +1,213 @@
+"""The report: its numbers are those of the metrics, it is safe to open, and half a run has one."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import yaml
+
+from eval.continual import sequence_metrics
+from eval.plots import forgetting_per_task
+from eval.report import flatten, write_report
+from eval.report_html import DEFINITIONS, SHOWN_CHARACTERS
+from moram_dist.registry import InputError
+
+TASKS = ["C-STANCE", "FOMC", "<b>$Py150$</b>"]
+SCORES = [[61.25, 12.5, 3.0], [55.0, 71.5, 4.0], [48.5, 73.25, 59.0]]
+BASE = [10.0, 11.0, 2.0]
+SCRIPT = "<script>alert('x')</script>"
+LONG = "question " * 100 + "the end of the prompt"
+
+
+def make_run(
+    folder: Path, tasks=TASKS, scores=SCORES, base=BASE, *, steps_per_task: int = 20
+) -> Path:
+    """A run directory as training leaves it."""
+    config = {
+        "method": {"method": "moram", "top_k": 8},
+        "data": {"benchmark": "trace", "order": None},
+        "train": {"seed": 7},
+        "record": {"tracking_uri": "https://me:secret@tracking.example/path"},
+    }
+    environment = {"python": "3.11", "packages": {"torch": "2.13.0"}, "command": ["train.py", "&"]}
+    benchmark = {
+        "name": "trace",
+        "order": "published",
+        "protocol": "official",
+        "notes": ["scores < 100 even for a perfect answer"],
+        "tasks": [{"name": t, "metric": "accuracy", "train": 5000, "test": 500} for t in tasks],
+    }
+    matrix = {"tasks": tasks, "metrics": dict.fromkeys(tasks, "accuracy"), "scores": scores}
+    memory = [
+        {"name": t, "file": f"{i:03d}.safetensors", "sha256": f"{i:064x}"}
+        for i, t in enumerate(tasks[: len(scores)])
+    ]
+    (folder / "memory").mkdir(parents=True)
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    for name, value in {
+        "environment.json": environment,
+        "benchmark.json": benchmark,
+        "scores.json": matrix if base is None else {**matrix, "base": base},
+        "memory/memory.json": {"tasks": memory},
+    }.items():
+        (folder / name).write_text(json.dumps(value))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for i in range(len(scores)):
+            for step in range(steps_per_task):
+                line = {
+                    "step": i * steps_per_task + step,
+                    "task": tasks[i],
+                    "train/loss": 2 / (step + 1),
+                }
+                file.write(json.dumps(line) + "\n")
+                file.write(
+                    json.dumps({"step": line["step"], "train/tokens_per_second": 9.0}) + "\n"
+                )
+    last = folder / "predictions" / f"after_{len(scores) - 1:03d}"
+    last.mkdir(parents=True)
+    for j, _ in enumerate(tasks[: len(scores)]):
+        with (last / f"on_{j:03d}_any.jsonl").open("w") as file:
+            for k in range(12):
+                line = {
+                    "id": f"{j}-{k}",
+                    "prompt": LONG,
+                    "references": ["A", "B"],
+                    "prediction": SCRIPT if k == 0 else f"answer {j}-{k}",
+                    "score": 100.0 * (k % 2),
+                }
+                file.write(json.dumps(line) + "\n")
+    return folder
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return make_run(tmp_path / "run")
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+
+
+def test_numbers_are_those_of_the_metrics(run_dir):
+    index = write_report(run_dir)
+    assert index == run_dir / "report" / "index.html"
+    page = index.read_text(encoding="utf-8")
+    expected = sequence_metrics(SCORES, BASE)
+    for name, value in expected.items():
+        shown = re.search(rf'<code>{name}</code></td><td class="n">([^<]*)</td>', page)
+        assert shown, f"{name} is in the table"
+        number = shown[1].replace("\N{MINUS SIGN}", "-")
+        assert number == ("\N{EN DASH}" if value is None else f"{value:.2f}")
+    assert f"<strong>{expected['ap']:.2f}</strong>" in page
+    assert set(expected) == set(DEFINITIONS), "each metric has its line"
+    saved = json.loads((run_dir / "report" / "metrics.json").read_text())
+    assert saved["metrics"] == expected
+    assert saved["average_so_far"][-1] == expected["ap"]
+
+
+def test_forgetting_per_task_averages_to_the_metric():
+    drops = forgetting_per_task(SCORES)
+    assert drops == [61.25 - 48.5, 71.5 - 73.25, None]
+    assert mean(drops[:-1]) == sequence_metrics(SCORES)["forgetting_max"]
+    assert forgetting_per_task([[5.0, None], [None, 4.0]]) == [None, None]
+    assert forgetting_per_task([]) == []
+
+
+def test_page_escapes_what_models_and_files_say(run_dir):
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert "<b>$Py150$" not in page and "&lt;b&gt;$Py150$" in page
+    assert "scores &lt; 100" in page
+    assert "secret" not in page
+
+
+def test_page_refers_to_nothing_outside(run_dir):
+    write_report(run_dir)
+    for path in (run_dir / "report").iterdir():
+        content = path.read_text(encoding="utf-8")
+        addresses = set(re.findall(r"https?://[^\s\"'<]+", content))
+        if path.name == "index.html":  # shown as text, not fetched
+            addresses.discard("https://tracking.example/path")
+        assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    page = (run_dir / "report" / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"\b(src|href)=\"(?!#)", page) and "url(h" not in page
+    assert "<link" not in page and "@import" not in page
+
+
+def test_figures_and_tables_are_files_too(run_dir):
+    folder = write_report(run_dir).parent
+    names = {"index.html", "matrix.svg", "average.svg", "forgetting.svg", "loss.svg"}
+    assert {path.name for path in folder.iterdir()} == names | {"matrix.csv", "metrics.json"}
+    figure = (folder / "matrix.svg").read_text()
+    assert figure.startswith("<svg") and ">61.2<" in figure and ">73.2<" in figure
+    with (folder / "matrix.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["after", *TASKS]
+    assert rows[1] == ["base model", "10.0", "11.0", "2.0"]
+    assert [[float(v) for v in row[1:]] for row in rows[2:]] == SCORES
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write_report(run_dir)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_predictions_are_spread_over_the_file_and_open_to_their_whole_text(run_dir):
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert [k for k in range(12) if f"answer 0-{k}<" in page] == [2, 4, 6, 8]
+    assert page.count("<details><summary>\N{HORIZONTAL ELLIPSIS} ") == 15
+    assert LONG in page and LONG[-SHOWN_CHARACTERS:] + "</summary>" in page
+    assert "A | B" in page
+
+
+def test_what_the_run_is(run_dir):
+    said = text_of(write_report(run_dir).read_text(encoding="utf-8"))
+    for part in (
+        "moram on trace",
+        "order published",
+        "seed 7",
+        "method.top_k 8",
+        "packages.torch 2.13.0",
+        '["train.py", "&"]',
+        "C-STANCE accuracy 5000 500 000.safetensors " + "0" * 64,
+    ):
+        assert part in said
+
+
+def test_incomplete_run_has_a_report(tmp_path):
+    run_dir = make_run(
+        tmp_path / "run", scores=[[61.25, None, None], [None, 71.5, None]], base=None
+    )
+    for name in ("benchmark.json", "metrics.jsonl", "memory/memory.json"):
+        (run_dir / name).unlink()
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    said = text_of(page)
+    assert "2 of 3" in said and "needs more scores" in said and "moram on trace" in said
+    assert ">61.2<" in page and ">nan<" not in page and ">None<" not in page
+    assert (run_dir / "report" / "matrix.csv").read_text().splitlines()[1] == "C-STANCE,61.25,,"
+
+
+def test_run_without_a_score_has_a_report(tmp_path):
+    run_dir = make_run(tmp_path / "run", scores=[], base=None)
+    assert "0 of 3" in text_of(write_report(run_dir).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "environment.json", "scores.json"])
+def test_missing_file_is_named(run_dir, name):
+    (run_dir / name).unlink()
+    with pytest.raises(InputError, match=re.escape(str(run_dir / name))) as caught:
+        write_report(run_dir)
+    assert "\n" not in str(caught.value)
+    assert not (run_dir / "report").exists()
+
+
+def test_flatten():
+    assert flatten({"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None, "f": {}}) == {
+        "a.b": 1,
+        "a.c.d": [1, 2],
+        "e": None,
+    }

@@ -1,0 +1,271 @@
+"""Trackers: what reaches the metrics file and MLflow, what a restart keeps, a server that is away.
+
+One MLflow database is made for all tests, by the processes that start at once: making the tables
+is the slow part.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import multiprocessing
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from moram_dist.registry import InputError
+from moram_dist.tracking import DatasetRecord, MetricsFile, RunDescription, Together, open_tracker
+from moram_dist.tracking.entities import MAX_DIGEST
+from moram_dist.tracking.mlflow import MAX_PARAMETER, MlflowTracker
+from moram_dist.tracking.names import allowed_name, without_password
+from moram_dist.tracking.tracker import read_metrics
+
+DIGEST = "0123456789abcdef" * 4
+
+
+def describe(run_dir: Path, **parameters) -> RunDescription:
+    record = DatasetRecord(name="FOMC", context="eval", digest=DIGEST, rows=7, source="generated")
+    return RunDescription(
+        name=run_dir.name,
+        experiment="demo",
+        run_dir=run_dir,
+        parameters=parameters,
+        tags={"method": "moram"},
+        datasets=[record],
+    )
+
+
+def _start_alone(run_dir: Path, barrier) -> None:
+    tracker = MlflowTracker()
+    barrier.wait()
+    tracker.open(describe(run_dir))
+    tracker.close("finished")
+    assert not tracker.lost
+
+
+@pytest.fixture(scope="module")
+def simultaneous(tmp_path_factory):
+    """Three processes that met before each opened a run in one folder without a database."""
+    folder = tmp_path_factory.mktemp("runs")
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        workers = [
+            context.Process(target=_start_alone, args=(folder / f"run{i}", barrier))
+            for i in range(3)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(timeout=60)
+    return folder, [worker.exitcode for worker in workers]
+
+
+@pytest.fixture
+def runs(simultaneous, tmp_path, monkeypatch):
+    """A folder of runs with a ready database, and the current directory elsewhere."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    shutil.copy(simultaneous[0] / "mlflow.db", folder / "mlflow.db")
+    client = client_of(folder)
+    # The experiment remembers where the first folder was, so the tests make their own.
+    client.rename_experiment(client.get_experiment_by_name("demo").experiment_id, "of the copy")
+    return folder
+
+
+def client_of(folder: Path):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def recorded(client) -> list:
+    return client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+
+
+def test_runs_that_start_together_share_a_fresh_store(simultaneous):
+    folder, exit_codes = simultaneous
+    assert exit_codes == [0, 0, 0]
+    found = recorded(client_of(folder))
+    assert sorted(run.info.run_name for run in found) == ["run0", "run1", "run2"]
+    assert {run.info.status for run in found} == {"FINISHED"}
+
+
+def test_one_parent_with_a_child_per_task(runs, tmp_path):
+    tracker = MlflowTracker()
+    many = {f"p{i:03d}": i for i in range(230)}  # more than one batch
+    tracker.open(
+        describe(runs / "a", prompt="x" * 7000, seed=None, uri="http://me:secret@host", **many)
+    )
+    for index, task in enumerate(["C-STANCE", "FOMC"]):
+        tracker.begin_task(index, task)
+        for step in range(3):
+            tracker.log({"train/loss": 2.0 - step, "train/lr": 0.1}, 10 * index + step)
+        tracker.end_task()
+        tracker.log_sequence({"score/中文": 50.0 + index, "ap": 40.0 + index}, index + 1)
+    (tmp_path / "figure.svg").write_text("<svg/>")
+    tracker.attach([tmp_path / "figure.svg"], "report")
+    tracker.close("finished")
+    assert not tracker.lost
+
+    client = client_of(runs)
+    by_name = {run.info.run_name: run for run in recorded(client)}
+    assert sorted(by_name) == ["000_C-STANCE", "001_FOMC", "a"]
+    parent = by_name.pop("a")
+    assert parent.info.status == "FINISHED"
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_name.values()} == {parent.info.run_id}
+    assert len(parent.data.params) == 233
+    assert parent.data.params["p229"] == "229" and parent.data.params["seed"] == "None"
+    assert parent.data.params["uri"] == "http://host"
+    long = parent.data.params["prompt"]
+    assert len(long) == MAX_PARAMETER and long.endswith("[cut, 7000 characters]")
+
+    points = client.get_metric_history(by_name["001_FOMC"].info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in points] == [(10, 2.0), (11, 1.0), (12, 0.0)]
+    points = client.get_metric_history(parent.info.run_id, allowed_name("score/中文"))
+    assert [(point.step, point.value) for point in points] == [(1, 50.0), (2, 51.0)]
+    assert "train/loss" not in parent.data.metrics
+
+    (data,) = parent.inputs.dataset_inputs
+    tags = {tag.key: tag.value for tag in data.tags}
+    assert data.dataset.digest == DIGEST[:MAX_DIGEST]
+    assert tags["sha256"] == DIGEST and tags["mlflow.data.context"] == "eval"
+    assert json.loads(data.dataset.profile) == {"num_rows": 7}
+
+    assert list((runs / "mlartifacts").rglob("report/figure.svg"))
+    assert not (tmp_path / "mlruns").exists(), "nothing lands in the current directory"
+
+
+def test_restart_continues_the_same_runs(runs):
+    first = MlflowTracker()
+    first.open(describe(runs / "a", seed=1, log_every=10))
+    first.begin_task(0, "FOMC")
+    for step in (10, 20, 30):
+        first.log({"train/loss": float(step)}, step)
+    first.close("failed")
+    before = json.loads((runs / "a" / "tracking.json").read_text())
+    client = client_of(runs)
+    assert {run.info.status for run in recorded(client)} == {"FAILED"}
+
+    second = MlflowTracker()
+    second.open(describe(runs / "a", seed=1, log_every=5), from_step=20)
+    assert client.get_run(before["parent"]).info.status == "RUNNING"
+    second.begin_task(0, "FOMC")
+    assert client.get_run(before["tasks"]["0"]).info.status == "RUNNING"
+    for step in (20, 30, 40):
+        second.log({"train/loss": float(step)}, step)
+    second.end_task()
+    second.begin_task(1, "C-STANCE")
+    second.close("finished")
+    assert not second.lost
+
+    after = json.loads((runs / "a" / "tracking.json").read_text())
+    assert after["parent"] == before["parent"]
+    assert after["tasks"] == {**before["tasks"], "1": after["tasks"]["1"]}
+    assert len(recorded(client)) == 3
+    points = client.get_metric_history(before["tasks"]["0"], "train/loss")
+    assert [point.step for point in points] == [10, 20, 30, 40], "repeated steps are sent once"
+    parent = client.get_run(after["parent"])
+    assert parent.data.params["log_every"] == "10"
+    assert parent.data.tags["restarted_with/log_every"] == "5"
+    assert "restarted_with/seed" not in parent.data.tags
+
+
+def test_runs_deleted_by_the_user_are_made_anew(runs):
+    tracker = MlflowTracker()
+    tracker.open(describe(runs / "a"))
+    tracker.close("finished")
+    old = json.loads((runs / "a" / "tracking.json").read_text())["parent"]
+    client_of(runs).delete_run(old)
+    tracker.open(describe(runs / "a"))
+    tracker.close("finished")
+    assert not tracker.lost
+    assert json.loads((runs / "a" / "tracking.json").read_text())["parent"] != old
+
+
+def test_a_server_that_is_away_costs_one_warning(tmp_path, monkeypatch, caplog):
+    with socket.socket() as probe:  # a port that was free a moment ago, and nobody listens on
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+    tracker = open_tracker("mlflow")
+    start = time.monotonic()
+    with caplog.at_level(logging.WARNING, logger="moram_dist"):
+        tracker.open(describe(tmp_path / "run"))
+        tracker.begin_task(0, "FOMC")
+        tracker.log({"train/loss": 0.5}, 1)
+        tracker.end_task()
+        tracker.log_sequence({"ap": 60.0}, 1)
+        tracker.attach([tmp_path], "report")
+        tracker.close("finished")
+    assert time.monotonic() - start < 15
+    (warning,) = [record.getMessage() for record in caplog.records if "MLflow" in record.msg]
+    assert f"127.0.0.1:{port}" in warning and "training goes on" in warning
+    assert "secret" not in warning
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == [
+        {"step": 1, "task": "FOMC", "train/loss": 0.5},
+        {"tasks_learned": 1, "ap": 60.0},
+    ]
+
+
+def test_metrics_file_drops_what_a_restart_repeats(tmp_path):
+    run = describe(tmp_path)
+    lines = MetricsFile()
+    lines.open(run)
+    lines.begin_task(0, "A")
+    lines.log({"train/loss": 3.0}, 10)
+    lines.log({"train/loss": math.nan}, 20)
+    lines.end_task()
+    lines.log_sequence({"ap": 50.0}, 1)
+    lines.begin_task(1, "B")
+    lines.log({"train/loss": 2.0}, 30)
+    lines.log_sequence({"ap": 55.0}, 2)
+    path = tmp_path / "metrics.jsonl"  # not closed: every line must be there already
+    with path.open("a") as file:
+        file.write('{"step": 40, "tas')  # killed in the middle of a line
+
+    lines = MetricsFile()
+    lines.open(run, from_step=30)
+    lines.begin_task(1, "B")
+    lines.log({"train/loss": 1.5}, 30)
+    lines.close("finished")
+    assert read_metrics(path) == [
+        {"step": 10, "task": "A", "train/loss": 3.0},
+        {"step": 20, "task": "A", "train/loss": "nan"},
+        {"tasks_learned": 1, "ap": 50.0},
+        {"step": 30, "task": "B", "train/loss": 1.5},
+    ]
+    assert "NaN" not in path.read_text(), "strict JSON"
+    lines.open(run)  # no step given: nothing is lost
+    lines.close("finished")
+    assert len(read_metrics(path)) == 4
+    with pytest.raises(RuntimeError, match="after close"):
+        lines.log({"train/loss": 1.0}, 50)
+
+
+def test_names_and_uris():
+    assert allowed_name("score/C-STANCE") == "score/C-STANCE"
+    assert allowed_name("train loss (%)") == "train_loss____"
+    assert allowed_name("/../a//b") == "a/b"
+    assert allowed_name("score/中文") != allowed_name("score/英文")
+    assert allowed_name("score/中文").isascii()
+    assert len(allowed_name("x" * 400)) == 250
+    assert allowed_name("x" * 400) != allowed_name("x" * 401)
+    assert without_password("at http://u:p@host/x, b") == "at http://host/x, b"
+
+
+def test_kinds_of_tracker():
+    assert isinstance(open_tracker("none"), MetricsFile)
+    assert isinstance(open_tracker("mlflow", "sqlite:///x.db"), Together)
+    with pytest.raises(InputError, match="did you mean 'mlflow'"):
+        open_tracker("mlfow")
+    for folder in ("runs/mlruns", "file:///tmp/mlruns"):
+        with pytest.raises(InputError, match="plain folder"):
+            open_tracker("mlflow", folder)

@@ -1,0 +1,267 @@
+"""Train the demo's base model and its tokenizer from nothing, on generated text.
+
+    python tools/train_demo_base.py [--out moram_dist/models/demo_base] [--steps 3000]
+
+One seeded run on one CPU core takes about ten minutes.
+
+What the base has seen: sentences of the demo's grammar; facts such as "A hammer is a kind of
+tool."; and questions in the demo's layout that want a word repeated ("Find the tool or thing.",
+"hammer"), a made-up number for a word's group, or the one category that no task asks for
+(``look``: small, large, old, new). So it knows the words, which of them belong together, and that
+a question wants a short answer.
+
+What it has not seen: any instruction or cue of a demo task, or a label of a demo task as the
+answer to a question about a sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import time
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from moram_dist.tasks.demo import ASKS
+from moram_dist.tasks.demo_text import SLOTS, Sentence, make_sentence, question
+
+SEED = 0
+BATCH = 32
+LEARNING_RATE = 3e-3
+WARMUP_STEPS = 100
+VOCABULARY = 1024
+BOS, EOS, PAD = 1, 2, 3
+IGNORED = -100
+
+Document = list[tuple[str, str]]
+"""Turns of prompt and answer, of which the answers count for the loss; plain text has no prompt."""
+
+NUMBERS = ("one", "two", "three", "four")
+
+
+def fact(rng: random.Random) -> Document:
+    """A word and its group, outside any sentence."""
+    slot = rng.choice(list(SLOTS))
+    label = rng.choice(list(SLOTS[slot]))
+    word = rng.choice(SLOTS[slot][label])
+    form = rng.choice(("{} is a kind of {}.", "{} belongs with {}.", "{}, that means {}."))
+    return [("", form.format(word, label))]
+
+
+CHATTER = (
+    "Somebody does show a {a} feeling here, and tells which.",
+    "It is a {a} sort of thing, what is it about?",
+    "All this does happen where it is {a}.",
+    "Which part of the day is {a}? Tell or say it.",
+    "What work is {a}? Say which person does it.",
+    "Mood or topic, place or time, job or look: {a} and {b}.",
+    "Topic {a}. Mood {b}. Place {a}. Time {b}. Job {a}.",
+)
+"""Text with the words that the tasks will ask with, in no question about a sentence."""
+
+
+def plain(rng: random.Random) -> Document:
+    """A sentence or two, or some chatter."""
+    if rng.random() < 0.3:
+        words = [rng.choice(rng.choice([*SLOTS[slot].values()])) for slot in ("look", "mood")]
+        return [("", rng.choice(CHATTER).format(a=words[0], b=words[1]))]
+    return [("", " ".join(make_sentence(rng).text for _ in range(rng.randint(1, 2))))]
+
+
+def repeat(rng: random.Random) -> Document:
+    """A question whose answer is a word of the sentence."""
+    sentence, slot = make_sentence(rng), rng.choice(list(SLOTS))
+    ask = rng.choice(("Repeat the {} word.", "Copy the word for {}.", "Which {} word is in it?"))
+    cue, answer = _word(sentence, slot)
+    return [(question(ask.format(slot), sentence.text, cue), answer)]
+
+
+def number(rng: random.Random) -> Document:
+    """A question whose answer is the made-up number of a word's group."""
+    sentence, slot = make_sentence(rng), rng.choice(list(SLOTS))
+    ask = rng.choice(("Use the {} number.", "Give the number of the {} word."))
+    cue, answer = _number(sentence, slot)
+    return [(question(ask.format(slot), sentence.text, cue), answer)]
+
+
+def interview(rng: random.Random) -> Document:
+    """Many such questions about one sentence: several answers to learn from for one text."""
+    sentence = make_sentence(rng)
+    turns: Document = []
+    for slot in rng.sample(list(SLOTS), len(SLOTS)):
+        cue, answer = rng.choice((_word, _number))(sentence, slot)
+        turns.append(
+            (f"\n{cue}:" if turns else question("Answer in turn.", sentence.text, cue), answer)
+        )
+    return turns
+
+
+def category(rng: random.Random) -> Document:
+    """A question for the category that the demo leaves alone."""
+    sentence = make_sentence(rng)
+    ask = rng.choice(("How does the thing look?", "Tell the size or age.", "Which look has it?"))
+    cue = rng.choice(("Look", "Answer"))
+    return [(question(ask, sentence.text, cue), sentence.labels["look"])]
+
+
+def _word(sentence: Sentence, slot: str) -> tuple[str, str]:
+    """Cue and answer of a question for a slot's word."""
+    return f"{slot.capitalize()} word", sentence.words[slot]
+
+
+def _number(sentence: Sentence, slot: str) -> tuple[str, str]:
+    """Cue and answer of a question for a slot's number, which is a fixed one for each group."""
+    group = list(SLOTS[slot]).index(sentence.labels[slot])
+    numbers = random.Random(slot).sample(NUMBERS, len(NUMBERS))
+    return f"{slot.capitalize()} number", numbers[group]
+
+
+KINDS = (fact, plain, repeat, number, interview, category)
+SHARES = (15, 10, 15, 15, 35, 10)
+
+
+def document(rng: random.Random) -> Document:
+    """Draw from the mixture that the base is trained on."""
+    return rng.choices(KINDS, SHARES)[0](rng)
+
+
+def train_tokenizer(rng: random.Random) -> bytes:
+    """A byte-fallback BPE model in which the words of the grammar are mostly one piece each."""
+    texts = ["".join(map(" ".join, document(rng))).strip() for _ in range(20_000)]
+    texts += [question(ask.instruction, "", ask.cue) for ask in ASKS.values()] * 200
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=VOCABULARY,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        character_coverage=1.0,
+        remove_extra_whitespaces=False,
+        unk_id=0,
+        bos_id=BOS,
+        eos_id=EOS,
+        pad_id=PAD,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def batch(
+    rng: random.Random, tokenizer: sentencepiece.SentencePieceProcessor
+) -> tuple[Tensor, Tensor]:
+    """Token ids and labels, both (BATCH, longest), padded on the right."""
+    rows, targets = [], []
+    for _ in range(BATCH):
+        row, target = [BOS], [IGNORED]
+        for prompt, answer in document(rng):
+            asked, answered = tokenizer.encode(prompt), tokenizer.encode(answer)
+            row += asked + answered
+            target += [IGNORED] * len(asked) + answered
+        rows.append([*row, EOS])
+        targets.append([*target, EOS])
+    longest = max(map(len, rows))
+    return (
+        torch.tensor([row + [PAD] * (longest - len(row)) for row in rows]),
+        torch.tensor([row + [IGNORED] * (longest - len(row)) for row in targets]),
+    )
+
+
+def document_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over documents of their mean token loss: a one-word answer weighs as much as a text."""
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), targets[:, 1:], ignore_index=IGNORED, reduction="none"
+    )
+    counts = (targets[:, 1:] != IGNORED).sum(dim=1)
+    return (losses.sum(dim=1) / counts).mean()
+
+
+def new_model() -> LlamaForCausalLM:
+    """Three layers, about 0.7 M parameters."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    return LlamaForCausalLM(config)
+
+
+def train_model(steps: int, tokenizer: sentencepiece.SentencePieceProcessor) -> LlamaForCausalLM:
+    """AdamW with a linear warm-up and a linear decay to zero."""
+    torch.manual_seed(SEED)
+    rng = random.Random(f"base/{SEED}")
+    model = new_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 1 - step / steps)
+    )
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps")
+    start = time.monotonic()
+    recent: list[float] = []
+    for step in range(1, steps + 1):
+        ids, targets = batch(rng, tokenizer)
+        loss = document_loss(model(ids).logits, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        recent = [*recent[-99:], loss.item()]
+        if step % 100 == 0 or step == steps:
+            mean = sum(recent) / len(recent)
+            print(f"step {step}  loss {mean:.4f}  {time.monotonic() - start:.0f} s", flush=True)
+    return model
+
+
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "LlamaTokenizer",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "legacy": False,
+    "model_max_length": 256,
+    "padding_side": "left",
+    "truncation_side": "left",
+    "clean_up_tokenization_spaces": False,
+}
+
+
+def main() -> None:
+    """Train both and write the model folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("moram_dist/models/demo_base"))
+    parser.add_argument("--steps", type=int, default=3000)
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)  # so that the sums, and with them the weights, do not depend on cores
+    tokenizer_model = train_tokenizer(random.Random(f"tokenizer/{SEED}"))
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model)
+    model = train_model(arguments.steps, tokenizer)
+
+    model.bfloat16().save_pretrained(arguments.out)
+    (arguments.out / "tokenizer.model").write_bytes(tokenizer_model)
+    config = json.dumps(TOKENIZER_CONFIG, indent=2) + "\n"
+    (arguments.out / "tokenizer_config.json").write_text(config)
+    print(f"written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
