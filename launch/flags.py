@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -47,12 +48,11 @@ def usage(introduction: str) -> str:
     lines = [introduction.strip(), ""]
     for name, text in OWN.items():
         lines.append(f"  --{name:24} {text}")
-    for section in dataclasses.fields(RunConfig):
-        section_type = section.default_factory  # type: ignore[misc]
-        lines += ["", f"{section.name}: {inspect.getdoc(section_type)}"]
-        documented = _field_docs(section_type)  # type: ignore[arg-type]
-        default = section_type()
-        for item in dataclasses.fields(section_type):  # type: ignore[arg-type]
+    for section, kind in config_io.SECTIONS.items():
+        lines += ["", f"{section}: {inspect.getdoc(kind)}"]
+        documented = _field_docs(kind)
+        default = kind()
+        for item in dataclasses.fields(kind):
             text = " ".join(documented[item.name].split())
             value = getattr(default, item.name)
             lines.append(f"  --{item.name:24} {text} [{value}]")
@@ -63,7 +63,7 @@ def _field_docs(section: type) -> dict[str, str]:
     """The string literal under each field of a dataclass."""
     body = ast.parse(inspect.getsource(section)).body[0].body  # type: ignore[attr-defined]
     return {
-        field.target.id: text.value.value  # type: ignore[attr-defined]
-        for field, text in zip(body, body[1:], strict=False)
+        ast.unparse(field.target): text.value.value  # type: ignore[attr-defined]
+        for field, text in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }

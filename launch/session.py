@@ -1,4 +1,4 @@
-"""From flags to a finished run: first everything that can be wrong, then the ranks, then the work."""
+"""From flags to a finished run: all checks first, then the ranks meet, then the work."""
 
 from __future__ import annotations
 

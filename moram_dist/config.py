@@ -38,7 +38,7 @@ class ModelConfig:
     """Parameters and compute: fp32, bf16, or auto (bf16 on an accelerator, fp32 on a CPU)."""
 
     attention: str = "auto"
-    """flash_attention_2, sdpa, eager, or auto (flash-attn where it imports and the device is CUDA)."""
+    """flash_attention_2, sdpa, eager, or auto (flash-attn where it imports, on CUDA in bf16)."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
@@ -57,7 +57,7 @@ class DataConfig:
     """Which tasks, in which order, and how much of them."""
 
     benchmark: str = EMBEDDED
-    """demo (generated), trace, or jsonl (your own tasks)."""
+    """demo (generated), trace, or jsonl (a person's own tasks)."""
 
     data_dir: Path | None = None
     """Folder (or, for jsonl, YAML listing) that holds the tasks' files."""
@@ -180,7 +180,7 @@ class EvalConfig:
     """Prompts that one rank generates for at a time."""
 
     eval_gather: str = "auto"
-    """Generate on whole, hook-free weights: true, false (slow, ranks in step), or auto (if they fit)."""
+    """Generate on whole weights: true, auto (if they fit), or false (sharded: slow, in step)."""
 
     max_prompt_tokens: int | None = None
     """Overrides every task's longest prompt, in tokens."""

@@ -30,14 +30,16 @@ MAY_CHANGE = frozenset(
 """Fields that two commands on one run directory may differ in: they do not define the results."""
 
 
+SECTIONS: dict[str, Any] = typing.get_type_hints(RunConfig)
+"""Section name -> its dataclass."""
+
+
 def fields() -> dict[str, tuple[str, Any]]:
     """Every flag: its bare name -> (section, type)."""
     out: dict[str, tuple[str, Any]] = {}
-    for section in dataclasses.fields(RunConfig):
-        section_type = section.default_factory  # type: ignore[misc]
-        hints = typing.get_type_hints(section_type)
-        for item in dataclasses.fields(section_type):  # type: ignore[arg-type]
-            out[item.name] = (section.name, hints[item.name])
+    for section, kind in SECTIONS.items():
+        hints = typing.get_type_hints(kind)
+        out |= {item.name: (section, hints[item.name]) for item in dataclasses.fields(kind)}
     return out
 
 
@@ -56,16 +58,11 @@ def build(overrides: Mapping[str, Any], recipe: Path | None = None) -> RunConfig
     values = dict(_flatten(read_yaml(recipe), str(recipe))) if recipe else {}
     values |= {_bare(key, "flag"): value for key, value in overrides.items()}
     known = fields()
-    sections: dict[str, dict[str, Any]] = {}
+    given: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for name, value in values.items():
         section, kind = known[name]
-        sections.setdefault(section, {})[name] = coerce(name, value, kind)
-    return RunConfig(
-        **{
-            section.name: section.default_factory(**sections.get(section.name, {}))  # type: ignore[misc]
-            for section in dataclasses.fields(RunConfig)
-        }
-    )
+        given[section][name] = coerce(name, value, kind)
+    return RunConfig(**{section: SECTIONS[section](**given[section]) for section in SECTIONS})
 
 
 def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -92,7 +89,7 @@ def differences(config: RunConfig, saved: Mapping[str, Mapping[str, Any]]) -> li
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises InputError that names the file, and the position where it is broken."""
+    """A YAML mapping. Raises InputError that names the file and the position of what is wrong."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -155,10 +152,9 @@ def _refuse() -> Any:
 
 
 def _flatten(values: Mapping[str, Any], source: str) -> list[tuple[str, Any]]:
-    sections = {section.name for section in dataclasses.fields(RunConfig)}
     out: list[tuple[str, Any]] = []
     for key, value in values.items():
-        if key in sections and isinstance(value, dict):
+        if key in SECTIONS and isinstance(value, dict):
             out += [(_bare(f"{key}.{name}", f"key in {source}"), v) for name, v in value.items()]
         else:
             out.append((_bare(str(key), f"key in {source}"), value))

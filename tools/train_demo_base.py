@@ -39,8 +39,8 @@ VOCABULARY = 1024
 BOS, EOS, PAD = 1, 2, 3
 IGNORED = -100
 
-Document = list[tuple[str, str]]
-"""Turns of prompt and answer, of which the answers count for the loss; plain text has no prompt."""
+Document = tuple[str, str]
+"""Prompt and answer, of which the answer counts for the loss; plain text has no prompt."""
 
 NUMBERS = ("one", "two", "three", "four")
 
@@ -51,7 +51,7 @@ def fact(rng: random.Random) -> Document:
     label = rng.choice(list(SLOTS[slot]))
     word = rng.choice(SLOTS[slot][label])
     form = rng.choice(("{} is a kind of {}.", "{} belongs with {}.", "{}, that means {}."))
-    return [("", form.format(word, label))]
+    return "", form.format(word, label)
 
 
 CHATTER = (
@@ -70,60 +70,35 @@ def plain(rng: random.Random) -> Document:
     """A sentence or two, or some chatter."""
     if rng.random() < 0.3:
         words = [rng.choice(rng.choice([*SLOTS[slot].values()])) for slot in ("look", "mood")]
-        return [("", rng.choice(CHATTER).format(a=words[0], b=words[1]))]
-    return [("", " ".join(make_sentence(rng).text for _ in range(rng.randint(1, 2))))]
+        return "", rng.choice(CHATTER).format(a=words[0], b=words[1])
+    return "", " ".join(make_sentence(rng).text for _ in range(rng.randint(1, 2)))
 
 
 def repeat(rng: random.Random) -> Document:
     """A question whose answer is a word of the sentence."""
     sentence, slot = make_sentence(rng), rng.choice(list(SLOTS))
     ask = rng.choice(("Repeat the {} word.", "Copy the word for {}.", "Which {} word is in it?"))
-    cue, answer = _word(sentence, slot)
-    return [(question(ask.format(slot), sentence.text, cue), answer)]
+    return question(ask.format(slot), sentence.text, slot.capitalize()), sentence.words[slot]
 
 
 def number(rng: random.Random) -> Document:
     """A question whose answer is the made-up number of a word's group."""
     sentence, slot = make_sentence(rng), rng.choice(list(SLOTS))
     ask = rng.choice(("Use the {} number.", "Give the number of the {} word."))
-    cue, answer = _number(sentence, slot)
-    return [(question(ask.format(slot), sentence.text, cue), answer)]
-
-
-def interview(rng: random.Random) -> Document:
-    """Many such questions about one sentence: several answers to learn from for one text."""
-    sentence = make_sentence(rng)
-    turns: Document = []
-    for slot in rng.sample(list(SLOTS), len(SLOTS)):
-        cue, answer = rng.choice((_word, _number))(sentence, slot)
-        turns.append(
-            (f"\n{cue}:" if turns else question("Answer in turn.", sentence.text, cue), answer)
-        )
-    return turns
+    group = list(SLOTS[slot]).index(sentence.labels[slot])
+    numbers = random.Random(slot).sample(NUMBERS, len(NUMBERS))  # the slot's own, always the same
+    return question(ask.format(slot), sentence.text, slot.capitalize()), numbers[group]
 
 
 def category(rng: random.Random) -> Document:
-    """A question for the category that the demo leaves alone."""
+    """A question for the category that no task of the demo asks for."""
     sentence = make_sentence(rng)
     ask = rng.choice(("How does the thing look?", "Tell the size or age.", "Which look has it?"))
-    cue = rng.choice(("Look", "Answer"))
-    return [(question(ask, sentence.text, cue), sentence.labels["look"])]
+    return question(ask, sentence.text, "Look"), sentence.labels["look"]
 
 
-def _word(sentence: Sentence, slot: str) -> tuple[str, str]:
-    """Cue and answer of a question for a slot's word."""
-    return f"{slot.capitalize()} word", sentence.words[slot]
-
-
-def _number(sentence: Sentence, slot: str) -> tuple[str, str]:
-    """Cue and answer of a question for a slot's number, which is a fixed one for each group."""
-    group = list(SLOTS[slot]).index(sentence.labels[slot])
-    numbers = random.Random(slot).sample(NUMBERS, len(NUMBERS))
-    return f"{slot.capitalize()} number", numbers[group]
-
-
-KINDS = (fact, plain, repeat, number, interview, category)
-SHARES = (15, 10, 15, 15, 35, 10)
+KINDS = (fact, plain, repeat, number, category)
+SHARES = (15, 10, 35, 30, 10)
 
 
 def document(rng: random.Random) -> Document:
@@ -133,7 +108,7 @@ def document(rng: random.Random) -> Document:
 
 def train_tokenizer(rng: random.Random) -> bytes:
     """A byte-fallback BPE model in which the words of the grammar are mostly one piece each."""
-    texts = ["".join(map(" ".join, document(rng))).strip() for _ in range(20_000)]
+    texts = [" ".join(document(rng)).strip() for _ in range(20_000)]
     texts += [question(ask.instruction, "", ask.cue) for ask in ASKS.values()] * 200
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -160,14 +135,11 @@ def batch(
 ) -> tuple[Tensor, Tensor]:
     """Token ids and labels, both (BATCH, longest), padded on the right."""
     rows, targets = [], []
-    for _ in range(BATCH):
-        row, target = [BOS], [IGNORED]
-        for prompt, answer in document(rng):
-            asked, answered = tokenizer.encode(prompt), tokenizer.encode(answer)
-            row += asked + answered
-            target += [IGNORED] * len(asked) + answered
-        rows.append([*row, EOS])
-        targets.append([*target, EOS])
+    for prompt, answer in (document(rng) for _ in range(BATCH)):
+        asked = [BOS, *tokenizer.encode(prompt)]
+        answered = [*tokenizer.encode(answer), EOS]
+        rows.append(asked + answered)
+        targets.append([IGNORED] * len(asked) + answered)
     longest = max(map(len, rows))
     return (
         torch.tensor([row + [PAD] * (longest - len(row)) for row in rows]),

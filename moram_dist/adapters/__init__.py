@@ -1,1 +1,1 @@
-""""""
+"""Linear layers of a frozen model, and what is added to their output."""

@@ -25,7 +25,7 @@ def find_linears(model: nn.Module, target_modules: str) -> list[str]:
     Raises:
         InputError: nothing matches, with the names that there are; or a bad regular expression.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     linears = [
         name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head
     ]

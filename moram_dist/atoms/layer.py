@@ -65,7 +65,7 @@ class MemoryLinear(AdaptedLinear):
         return active_values_RE * self.scale
 
     def grow(self, keys_RD: Tensor, values_RE: Tensor) -> None:
-        """Append frozen atoms; ``values_RE`` as stored. Any dtype or device: the layer's is kept."""
+        """Append frozen atoms, values as stored; they take on the layer's dtype and device."""
         self.frozen_keys_ND = torch.cat([self.frozen_keys_ND, keys_RD.to(self.frozen_keys_ND)])
         self.frozen_values_NE = torch.cat(
             [self.frozen_values_NE, values_RE.to(self.frozen_values_NE)]

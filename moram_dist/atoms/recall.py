@@ -23,11 +23,12 @@ def recall(
         x: tokens, (..., D).
         keys: one key a row, (N, D).
         values: one value a row, (N, E).
-        top_k, temperature, threshold: see ``mixture_weights``.
+        top_k: atoms that answer a token; see ``mixture_weights``, as for the next two.
+        temperature: of the softmax over their relevance.
+        threshold: relevance under which an atom is silent, 0 for none.
 
     Returns:
-        (..., E) in the dtype of ``x``. Differentiable in ``x``, ``keys`` and ``values``. N = 0 gives
-        zeros. Scores and routing are in float32, or in float64 where ``x`` is.
+        (..., E) in the dtype of ``x``, differentiable in all three. N = 0 gives zeros. Scores and routing are in float32, or in float64 where ``x`` is.
 
     Raises:
         ValueError: shapes that do not fit, top_k < 1, temperature <= 0.

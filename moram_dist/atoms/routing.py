@@ -55,7 +55,7 @@ def mixture_weights(
 
     Returns:
         Weights, shape and dtype of ``scores_TN``. A row sums to 1 when nothing was silenced, to
-        less otherwise, and to 0 where all scores are 0: such a token gets no update and no gradient.
+        less otherwise, and to 0 where all scores are 0: such a token gets no update, no gradient.
 
     Raises:
         ValueError: top_k < 1 or temperature <= 0.

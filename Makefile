@@ -1,0 +1,37 @@
+# make demo: the main job on the embedded demo. make test: every test. Both set up .venv first.
+PYTHON ?= python3
+RANKS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS ?= runs
+
+# A build of DeepSpeed's CPU extension that is killed leaves a lock that stalls every later run, so
+# it is kept apart from any other project's.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
+export OMP_NUM_THREADS ?= 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test check setup clean
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt requirements-dev.txt
+	@echo "installing into $(VENV) (a few minutes, once) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: setup
+	$(BIN)/deepspeed --num_gpus $(RANKS) launch/train.py --ds_config ds_configs/zero3.json \
+		--output_dir $(RUNS)/demo
+
+test: setup check
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
