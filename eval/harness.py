@@ -101,7 +101,8 @@ class Evaluator:
 
     def _generate(self, task: Task, model: torch.nn.Module, *, synced: bool) -> dict[int, str]:
         """This rank's share of a cell: index in the test set to prediction."""
-        size = self.config.eval_batch_size
+        # Small test sets are cut finer, so that no rank is without work.
+        size = min(self.config.eval_batch_size, -(-len(task.test) // env.world_size()))
         by_length = sorted(range(len(task.test)), key=lambda i: (len(task.test[i].prompt), i))
         batches = [by_length[k : k + size] for k in range(0, len(by_length), size)]
         # Every rank must make the same number of calls when weights are sharded: the batches that a

@@ -178,8 +178,9 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         clip=train.clip,
         bf16=causal_lm.resolve_dtype(config.model) == torch.bfloat16,
     )
-    causal_lm.load_tokenizer(config.model)
     find_linears(causal_lm.skeleton(config.model), config.method.target_modules)
+    causal_lm.load_tokenizer(config.model)
+    ds.check_zero(ds_config, path=ds_path)
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)
     record = config.record

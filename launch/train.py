@@ -24,7 +24,7 @@ from moram_dist.registry import InputError  # noqa: E402
 
 def main(*arguments: str, **flags: str) -> None:
     """Check everything, then train. Flags: every field of moram_dist.config, and --ds_config."""
-    if "help" in flags:
+    if "help" in flags or "h" in flags:
         print(usage(__doc__ or ""))
         return
     try:
@@ -44,10 +44,25 @@ def main(*arguments: str, **flags: str) -> None:
         refuse(error, code=3)
 
 
+def unambiguous(words: list[str]) -> list[str]:
+    """The command line as fire reads it without surprises.
+
+    To fire, ``--nofoo`` means ``--foo False``, and what follows a ``-`` or ``--`` is not for us: a
+    flag there would be dropped without a word.
+    """
+    out = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if word in ("-", "--"):
+            refuse(InputError(f"unexpected argument {word!r}; settings are given as --name value"))
+        bare = word.startswith("--") and "=" not in word and following.startswith("--")
+        out.append(f"{word}=True" if bare else word)
+    return out
+
+
 def refuse(error: Exception, code: int = 2) -> NoReturn:
     """One line from the main rank, and an exit code from all."""
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
     # No exception and no clean-up: nothing should add to that line, and ranks that wait for this
     # one in a collective are ended by the launcher.
     sys.stdout.flush()
@@ -58,4 +73,4 @@ if __name__ == "__main__":
     import fire
 
     # Values stay text: fire would read 1e5, a,b or 007 as something else. The fields' types decide.
-    fire.Fire(fire.decorators.SetParseFn(str)(main))
+    fire.Fire(fire.decorators.SetParseFn(str)(main), command=unambiguous(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -133,10 +134,10 @@ def _as(value: Any, target: Any) -> Any:
     if target is bool:
         return _BOOLS[str(value).lower()]
     if target is int:
-        number = float(value)
-        return int(number) if number == int(number) and value is not True else _refuse()
+        number = _finite(value)
+        return int(number) if number == int(number) else _refuse()
     if target is float:
-        return float(value) if value is not True else _refuse()
+        return _finite(value)
     if target in (str, Path):
         return target(value) if isinstance(value, str | int | float | Path) else _refuse()
     parsed = yaml.safe_load(value) if isinstance(value, str) else value
@@ -145,6 +146,11 @@ def _as(value: Any, target: Any) -> Any:
     ):
         _refuse()
     return parsed
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    return number if math.isfinite(number) and value is not True else _refuse()
 
 
 def _refuse() -> Any:

@@ -28,7 +28,8 @@ def recall(
         threshold: relevance under which an atom is silent, 0 for none.
 
     Returns:
-        (..., E) in the dtype of ``x``, differentiable in all three. N = 0 gives zeros. Scores and routing are in float32, or in float64 where ``x`` is.
+        (..., E) in the dtype of ``x``, differentiable in all three. N = 0 gives zeros. Scores and
+        routing are in float32, or in float64 where ``x`` is.
 
     Raises:
         ValueError: shapes that do not fit, top_k < 1, temperature <= 0.

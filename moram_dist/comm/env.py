@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from moram_dist.registry import InputError
+
 EXTENSION = "deepspeed_shm_comm"
 """What DeepSpeed compiles for CPU ranks on one machine; with it comes ninja's lock file."""
 
@@ -49,14 +51,22 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def choose_accelerator() -> None:
+    """To be called before DeepSpeed is imported: on a CPU it warns that it found no GPU."""
+    if device().type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def join(timeout_s: float = 1800.0) -> None:
     """Meet the other ranks (gloo on a CPU, NCCL on CUDA). Says so when it must compile first.
 
     Args:
         timeout_s: longest wait for the other ranks in any one collective.
+
+    Raises:
+        InputError: the port at which the ranks are to meet is taken.
     """
-    if device().type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found no GPU
+    choose_accelerator()
     # DeepSpeed calls torch's collectives by names that torch 2.13 renamed.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     import deepspeed  # slow to import, and only ranks need it
@@ -74,12 +84,20 @@ def join(timeout_s: float = 1800.0) -> None:
             local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
         prepare_extension()
-    deepspeed.init_distributed(
-        "nccl" if device().type == "cuda" else "gloo",
-        timeout=timedelta(seconds=timeout_s),
-        auto_mpi_discovery=False,
-        verbose=False,
-    )
+    try:
+        deepspeed.init_distributed(
+            "nccl" if device().type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout_s),
+            auto_mpi_discovery=False,
+            verbose=False,
+        )
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise InputError(
+            f"port {os.environ['MASTER_PORT']} is taken, perhaps by another run on this machine; "
+            "give the launcher another one (deepspeed --master_port N)"
+        ) from None
 
 
 def leave() -> None:

@@ -37,12 +37,21 @@ def resolve_dtype(config: ModelConfig) -> torch.dtype:
 
 
 def resolve_attention(config: ModelConfig) -> str:
-    """The attention kernel: flash-attn on CUDA where it imports, else torch's own."""
-    if config.attention != "auto":
-        return config.attention
-    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    """The attention kernel: flash-attn on CUDA in bf16 where it imports, else torch's own.
+
+    Raises:
+        InputError: flash-attn was asked for where it cannot run.
+    """
+    installed = importlib.util.find_spec("flash_attn") is not None
     half = resolve_dtype(config) == torch.bfloat16
-    return "flash_attention_2" if flash and half else "sdpa"
+    flash = torch.cuda.is_available() and installed and half
+    if config.attention == "auto":
+        return "flash_attention_2" if flash else "sdpa"
+    if config.attention == "flash_attention_2" and not flash:
+        raise InputError(
+            "--attention flash_attention_2 needs CUDA, --dtype bf16 and the package flash-attn"
+        )
+    return config.attention
 
 
 def source(config: ModelConfig) -> str:
@@ -54,13 +63,21 @@ def check(config: ModelConfig) -> Any:
     """The model's configuration, read without its weights.
 
     Raises:
-        InputError: no such folder or id, or no causal language model.
+        InputError: no such folder or id, a folder that lacks a file, or settings that
+            transformers does not know.
     """
     from transformers import AutoConfig
 
     path = Path(source(config))
+    if not path.exists() and config.model.startswith(("/", ".", "~")):  # never an id of the hub
+        raise InputError(f"--model {config.model}: no such folder")
     if path.exists() and not (path / "config.json").is_file():
         raise InputError(f"--model {config.model}: {path / 'config.json'} does not exist")
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        raise InputError(
+            f"--model {config.model}: holds no *.safetensors; other formats are not read, because "
+            "unpickling runs code"
+        )
     try:
         return AutoConfig.from_pretrained(
             source(config), trust_remote_code=config.trust_remote_code
@@ -74,6 +91,7 @@ def skeleton(config: ModelConfig) -> nn.Module:
     """The model's modules without any weights: to look at names before work starts."""
     from transformers import AutoModelForCausalLM
 
+    resolve_attention(config)
     architecture = check(config)
     try:
         with torch.device("meta"):
@@ -121,6 +139,7 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
         dtype=resolve_dtype(config),
         attn_implementation=resolve_attention(config),
         trust_remote_code=config.trust_remote_code,
+        use_safetensors=True,
     )
     model.requires_grad_(False)
     if config.gradient_checkpointing:

@@ -21,6 +21,8 @@ from moram_dist.tasks.task import BENCHMARKS, Benchmark, Example, Source, Task
 TRAIN_EXAMPLES = 256
 TEST_EXAMPLES = 48
 EPOCHS = 3
+LEARNING_RATE = 5e-3
+BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def demo(source: Source) -> Benchmark:
         order=order,
         protocol="demo",
         tasks=tuple(_task(name, source) for name in _sequence(order)),
-        notes=(f"generated from seed {source.seed}",),
+        learning_rate=LEARNING_RATE,
+        batch_size=BATCH_SIZE,
     )
 
 

@@ -10,6 +10,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from moram_dist.comm import env
 from moram_dist.files import read_json
 from moram_dist.registry import InputError
 
@@ -71,17 +72,37 @@ def resolve(
                 f'{value}; write "auto" there, or change --batch_size, --micro_batch_size or --clip'
             )
         out[key] = value
-    precision = out.setdefault("bf16", {"enabled": "auto"})
+    for key in ("bf16", "zero_optimization"):
+        if not isinstance(out.setdefault(key, {}), dict):
+            raise InputError(f"{path}: {key} must be an object, got {out[key]!r}")
+    precision = out["bf16"]
     if precision.get("enabled", "auto") not in ("auto", bf16):
         raise InputError(
             f"{path}: bf16.enabled is {precision['enabled']}, but the run's --dtype makes it "
             f'{str(bf16).lower()}; write "auto" there'
         )
     precision["enabled"] = bf16
-    stage = out.setdefault("zero_optimization", {}).setdefault("stage", 0)
+    stage = out["zero_optimization"].setdefault("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise InputError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
     # torch's AdamW is not on DeepSpeed's list for every stage; resets are tested with it on all.
     out["zero_allow_untested_optimizer"] = True
     out.setdefault("steps_per_print", 1_000_000_000)
     return out
+
+
+def check_zero(resolved: dict[str, Any], *, path: Path) -> None:
+    """Whether DeepSpeed knows every ZeRO setting. Raises InputError that names one it does not.
+
+    Apart from ``resolve`` because it has to import DeepSpeed, which takes seconds.
+    """
+    env.choose_accelerator()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**resolved["zero_optimization"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise InputError(f"{path}: {field}: {first['msg']}") from None

@@ -45,13 +45,14 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
+            with tempfile.TemporaryFile(dir=self.path, prefix="."):
                 pass
         except OSError as error:
             raise InputError(f"--output_dir {self.path}: cannot write: {error.strerror}") from None
         record = self.path / "run.yaml"
         if not record.exists():
-            if any(self.path.iterdir()):
+            # Hidden files do not count: another rank's probe, or what a stop cut short.
+            if any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise InputError(f"--output_dir {self.path} is not empty and holds no run")
             return
         different = config_io.differences(config, config_io.read_yaml(record))

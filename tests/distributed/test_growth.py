@@ -1,0 +1,365 @@
+"""A memory that grows under a DeepSpeed engine: freezing, the reset between tasks, the files.
+
+Every setting lives the same life of three tasks. All settings of a world size share one spawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.comm import env
+from moram_dist.comm.zero3 import whole, without_hooks
+from moram_dist.config import MethodConfig, ModelConfig, RunConfig, TrainConfig
+from moram_dist.data.encode import Encoded
+from moram_dist.data.stream import Step, accumulation, collate, steps
+from moram_dist.methods import METHODS, Method
+from moram_dist.methods.restore import load_memory
+from moram_dist.models import causal_lm
+from moram_dist.train import ds_config
+from moram_dist.train.engine import BETAS, make_engine, start_fresh
+from moram_dist.train.trainer import Trainer
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import VOCABULARY, save_tiny_model, tiny_model, tokens
+
+DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+NUM_TASKS = 3
+METHOD = MethodConfig(atoms_per_task=4, alpha=10, dropout=0, top_k=5, temperature=0.2)
+# Five examples in micro-batches of two: on 2 and on 3 ranks one rank ends with an empty one.
+TRAIN = TrainConfig(
+    learning_rate=0.01, batch_size=5, micro_batch_size=2, weight_decay=0.1, clip=0.05
+)
+RATE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A DeepSpeed file, what differs from it, and a precision."""
+
+    file: str
+    stage: int
+    dtype: str
+    shard_all: bool = False
+    """Shard atoms too. By the files' threshold, parameters as small as atoms are kept whole."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.file}-{self.stage}-{self.dtype}-{self.shard_all}"
+
+    def resolve(self, world_size: int) -> dict[str, Any]:
+        """The DeepSpeed configuration of a run."""
+        path = DS_CONFIGS / self.file
+        file = ds_config.read(path)
+        file["zero_optimization"]["stage"] = self.stage
+        if self.stage == 0:
+            file.pop("data_types")  # DeepSpeed refuses bf16 with fp32 accumulation there
+        if self.shard_all:
+            file["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return ds_config.resolve(
+            file,
+            path=path,
+            micro_batch_size=TRAIN.micro_batch_size,
+            accumulation=accumulation(TRAIN.batch_size, TRAIN.micro_batch_size, world_size),
+            world_size=world_size,
+            clip=TRAIN.clip,
+            bf16=self.dtype == "bf16",
+        )
+
+
+SETTINGS = {
+    2: [
+        *(Setting("zero2.json", stage, d) for stage in (0, 1, 2) for d in ("fp32", "bf16")),
+        Setting("zero3.json", 3, "bf16"),
+        Setting("zero3.json", 3, "fp32", shard_all=True),
+        Setting("zero3.json", 3, "bf16", shard_all=True),
+        Setting("zero3_offload.json", 3, "bf16"),
+        Setting("zero3_offload.json", 3, "fp32", shard_all=True),
+    ],
+    3: [
+        Setting("zero3.json", 3, "fp32"),
+        Setting("zero3.json", 3, "bf16", shard_all=True),
+    ],
+}
+
+
+class Life:
+    """A method on the tiny model in an engine, trained by the trainer's own step."""
+
+    def __init__(self, model: Path, setting: Setting, world_size: int) -> None:
+        self.setting = setting
+        config = setting.resolve(world_size)
+        self.base = causal_lm.load(ModelConfig(model=str(model), dtype=setting.dtype), config)
+        self.method: Method = METHODS["moram"](METHOD, seed=3)
+        self.method.build(self.base.model)
+        self.engine = make_engine(self.base.model, config, weight_decay=TRAIN.weight_decay)
+        self.trainer = Trainer(
+            config=RunConfig(train=TRAIN),
+            engine=self.engine,
+            method=self.method,
+            base=self.base,
+            **dict.fromkeys(
+                ("benchmark", "run_dir", "manifest", "tracker", "progress", "evaluate")
+            ),
+        )
+
+    def begin(self, i: int) -> dict[str, Tensor]:
+        """Start task i; what its parameters start with."""
+        fresh = self.method.begin_task(i)
+        start_fresh(self.engine, fresh)
+        return fresh
+
+    def train(self, i: int, start: int, stop: int) -> list[float]:
+        """Some of task i's steps; their losses."""
+        self.engine.train()
+        chosen = task_steps(i, env.rank(), env.world_size())[start:stop]
+        return [env.all_sum([float(self.trainer._step(i, step, 100))])[0] for step in chosen]
+
+    def logits(self) -> Tensor:
+        """Of some fixed input, through the engine."""
+        self.engine.eval()
+        with torch.no_grad():
+            return self.engine(input_ids=tokens(2, 12)).logits.clone()
+
+    def parameters(self, *, trained: bool) -> dict[str, Tensor]:
+        """Whole copies of the active atoms, or of the base."""
+        named = dict(self.engine.module.named_parameters())
+        named = {name: p for name, p in named.items() if p.requires_grad == trained}
+        with whole(named.values()):
+            return {name: p.detach().clone() for name, p in named.items()}
+
+    def frozen(self, num_atoms: int) -> dict[str, Tensor]:
+        """The first so many frozen atoms of every layer."""
+        return {
+            f"{name}.{kind}": getattr(layer, kind)[:num_atoms]
+            for name, layer in self.method.layers.items()
+            for kind in ("frozen_keys_ND", "frozen_values_NE")
+        }
+
+    def inner_optimizer(self) -> Any:
+        """The AdamW that ZeRO drives."""
+        return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+
+
+def examples(i: int) -> list[Encoded]:
+    """Task i's training data: eight rows of unlike lengths."""
+    return [
+        Encoded(f"{i}-{k}", tuple(tokens(6 + k, seed=10 * i + k).tolist()), 2 + k % 3)
+        for k in range(8)
+    ]
+
+
+def task_steps(i: int, rank: int, world_size: int) -> list[Step]:
+    """Task i's steps of five, three, five, three examples."""
+    return list(
+        steps(
+            examples(i),
+            batch_size=TRAIN.batch_size,
+            micro_batch_size=TRAIN.micro_batch_size,
+            epochs=2,
+            seed=TRAIN.seed,
+            task=i,
+            rank=rank,
+            world_size=world_size,
+            pad_id=0,
+        )
+    )
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names and bytes."""
+    out = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        out.update(name.encode())
+        out.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return out.hexdigest()
+
+
+def same_everywhere(tensors: dict[str, Tensor]) -> bool:
+    """Whether all ranks hold the same bits."""
+    return len(set(env.gather_objects(digest(tensors)))) == 1
+
+
+def one_step_from(fresh: dict[str, Tensor], now: dict[str, Tensor]) -> bool:
+    """Whether one step of AdamW, from new moments, may lead from one to the other.
+
+    Such a step moves a number by at most the learning rate, and decay by a part of itself.
+    """
+    for name, start in fresh.items():
+        dtype = now[name].dtype
+        start = start.to(dtype).float()
+        rounding = torch.finfo(dtype).eps * (start.abs() + RATE)
+        reach = RATE * (1 + 1e-3) + RATE * TRAIN.weight_decay * start.abs() + rounding
+        if ((now[name].float() - start).abs() > reach).any():
+            return False
+    return True
+
+
+def check_growth(life: Life, folder: Path) -> None:
+    """Three tasks: freezing, the reset, what is frozen stays, files restore it on a plain model."""
+    base = digest(life.parameters(trained=False))
+    published = MemoryFiles(folder / "memory")
+    manifest = Manifest(
+        method="moram",
+        settings=dataclasses.asdict(METHOD),
+        base=life.base.identity,
+        modules=list(life.method.layers),
+    )
+    frozen: list[str] = []
+    outputs: list[Tensor] = []
+    for i in range(NUM_TASKS):
+        fresh = life.begin(i)
+        if i == 0:
+            outputs.append(life.logits())  # of the base, since new values are 0
+        life.train(i, 0, 1)
+        assert one_step_from(fresh, life.parameters(trained=True))
+        life.train(i, 1, 3)
+        now = life.parameters(trained=True)
+        assert same_everywhere(now)
+        assert not one_step_from(fresh, now)  # so a reset that did nothing cannot pass above
+
+        before = life.logits()
+        tensors = life.method.end_task(i, lambda: [])
+        assert torch.equal(life.logits(), before), "freezing changed the outputs"
+        outputs.append(before)
+        if env.is_main():
+            manifest = published.publish(manifest, f"task {i}", tensors)
+        frozen.append(digest(life.frozen(METHOD.atoms_per_task * (i + 1))))
+        assert same_everywhere(life.frozen(METHOD.atoms_per_task * (i + 1)))
+
+    for i, then in enumerate(frozen):
+        assert digest(life.frozen(METHOD.atoms_per_task * (i + 1))) == then
+    assert digest(life.parameters(trained=False)) == base
+    assert len(set(map(digest, ({"": logits} for logits in outputs)))) == NUM_TASKS + 1
+
+    if env.is_main():
+        dtype = life.base.model.dtype
+        for upto, expected in enumerate(outputs):
+            restored = load_memory(tiny_model().to(dtype), folder, upto=upto)
+            with torch.no_grad():
+                assert torch.equal(restored(input_ids=tokens(2, 12)).logits, expected)
+        whole_memory = load_memory(tiny_model().to(dtype), folder / "memory")
+        with torch.no_grad():
+            assert torch.equal(whole_memory(input_ids=tokens(2, 12)).logits, outputs[-1])
+
+
+def check_reset(life: Life) -> None:
+    """Moments and counts are 0, and the same task trained again is the same, bit for bit.
+
+    The second time ranks leave the engine between two steps, for unlike amounts of work.
+    """
+    life.begin(0)
+    first = life.train(0, 0, 4)
+    atoms = digest(life.parameters(trained=True))
+    assert any(float(entry.abs().max()) > 0 for entry in optimizer_state(life))
+
+    life.begin(0)
+    assert all(float(entry.abs().max()) == 0 for entry in optimizer_state(life))
+    again = life.train(0, 0, 2)
+    life.engine.eval()
+    with without_hooks(life.engine) as model, torch.no_grad():
+        for turn in range(env.rank() + 1):
+            prompt = tokens(2, 4 + turn)
+            made = model.generate(input_ids=prompt, max_new_tokens=2 + env.rank(), eos_token_id=63)
+            assert made.shape[1] > prompt.shape[1]
+        model(input_ids=tokens(1, 5))
+    again += life.train(0, 2, 4)
+    assert again == first
+    assert digest(life.parameters(trained=True)) == atoms
+
+
+def optimizer_state(life: Life) -> list[Tensor]:
+    """Moments and step counts, which must be there once a step was taken."""
+    state = life.inner_optimizer().state.values()
+    found = [torch.as_tensor(entry) for entries in state for entry in entries.values()]
+    groups = life.inner_optimizer().param_groups
+    found += [torch.tensor(group["step"]) for group in groups if "step" in group]
+    assert found
+    return found
+
+
+def check_weights_alone_are_no_reset(life: Life) -> None:
+    """The bug that ``start_fresh`` guards against: ZeRO's masters undo an edit of the weights."""
+    life.begin(0)
+    life.train(0, 0, 1)
+    named = {n: p for n, p in life.engine.module.named_parameters() if p.requires_grad}
+    with whole(named.values(), write=True), torch.no_grad():
+        for parameter in named.values():
+            parameter.add_(1.0)
+    edited = life.parameters(trained=True)
+    life.train(0, 1, 2)
+    assert not one_step_from(edited, life.parameters(trained=True))
+
+
+def check_against_plain_training(life: Life) -> None:
+    """Losses, gradient norms and atoms after four steps are those of one process without ZeRO."""
+    model = tiny_model()
+    method = METHODS["moram"](METHOD, seed=3)
+    method.build(model)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        trained.values(), lr=RATE, betas=BETAS, weight_decay=TRAIN.weight_decay
+    )
+    fresh = method.begin_task(0)
+    with torch.no_grad():
+        for name, value in fresh.items():
+            trained[name].copy_(value)
+    known = {example.id: example for example in examples(0)}
+    model.train()
+    life.begin(0)
+    for number, step in enumerate(task_steps(0, rank=0, world_size=1)):
+        batch = collate([known[name] for name in step.ids], pad_id=0)
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        loss = F.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), batch.labels[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), TRAIN.clip)
+        assert norm > TRAIN.clip  # or clipping is not tested
+        optimizer.step()
+
+        assert life.train(0, number, number + 1) == [pytest.approx(loss.item(), rel=1e-5)]
+        if life.setting.stage > 0:  # stage 0 does not tell
+            found = float(life.engine.get_global_grad_norm())
+            assert found == pytest.approx(norm.item(), rel=1e-5)
+    for name, now in life.parameters(trained=True).items():
+        moved = (trained[name] - fresh[name]).detach()
+        error = (now - trained[name].detach()).norm() / moved.norm()
+        assert error <= 1e-5, f"{name}: off by {error:.1e} of the way"
+
+
+def live(rank: int, world_size: int, model: Path, tmp_path: Path) -> None:
+    """All checks of all settings."""
+    import time
+    for setting in SETTINGS[world_size]:
+        t = time.time()
+        life = Life(model, setting, world_size)
+        try:
+          import traceback
+          try:
+            if setting.dtype == "fp32":
+                check_against_plain_training(life)
+            check_reset(life)
+            if setting.stage > 0:
+                check_weights_alone_are_no_reset(life)
+            check_growth(life, tmp_path / setting.name)
+          except AssertionError as e:
+            print("FAIL", rank, setting, traceback.format_exc()[-1500:], flush=True)
+        except Exception as error:
+            error.add_note(f"in {setting}")
+            raise
+        life.engine.destroy()
+        print(setting, time.time() - t, flush=True)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world_size", sorted(SETTINGS))
+def test_growth(world_size, tmp_path):
+    model = save_tiny_model(tmp_path / "model")
+    run_ranks(live, world_size=world_size, tmp_path=tmp_path, args=(model, tmp_path))

@@ -1,0 +1,1 @@
+"""What tests share: an oracle, a tiny model, and ranks to run it on."""
