@@ -46,24 +46,36 @@ def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     """Prompt, answer and EOS, cut to the task's lengths, with the answer marked.
 
     ``truncate_prompt == "left"``: prompt and answer are tokenised together and lose their head when
-    too long; the answer's length is measured on the answer alone. ``"right"``: the prompt's tail is
-    cut so that the whole answer fits.
+    too long; EOS and BOS are added where there is room. The answer is what differs from the prompt
+    tokenised alone. (The published collator tokenises the answer alone to count it. SentencePiece
+    then often finds fewer tokens than there are, and the answer's beginning is not learned.)
+    ``"right"``: prompt and answer are tokenised apart, and the prompt's tail is cut so that the
+    whole answer fits.
     """
     limit = task.max_prompt_tokens + task.max_answer_tokens
-    answer = plain(tokenizer, example.references[0])
+    prompt, answer = example.prompt, example.references[0]
+    if not prompt[-1:].isspace():
+        answer = task.separator + answer
     if task.truncate_prompt == "right":
         room = max(task.max_answer_tokens + 2, 32)
-        answer = [*answer, tokenizer.eos_token_id][:room]
-        prompt = cut(plain(tokenizer, example.prompt), limit - len(answer) - 1, "right")
-        tokens = _with_bos(tokenizer, [*prompt, *answer], limit)
-        return Encoded(example.id, tuple(tokens), len(answer))
-    tokens = cut(plain(tokenizer, example.prompt + example.references[0]), limit, "left")
-    num_answer = len(answer)
+        learned = [*plain(tokenizer, answer), tokenizer.eos_token_id][:room]
+        asked = cut(plain(tokenizer, prompt), limit - len(learned) - 1, "right")
+        tokens = _with_bos(tokenizer, [*asked, *learned], limit)
+        return Encoded(example.id, tuple(tokens), len(learned))
+    tokens = plain(tokenizer, prompt + answer)
+    num_answer = len(tokens) - _common(plain(tokenizer, prompt), tokens)
+    tokens = cut(tokens, limit, "left")
     if len(tokens) < limit:
         tokens = [*tokens, tokenizer.eos_token_id]
         num_answer += 1
     tokens = _with_bos(tokenizer, tokens, limit)
     return Encoded(example.id, tuple(tokens), min(num_answer, len(tokens) - 1))
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """Length of the common beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _with_bos(tokenizer: Any, tokens: list[int], limit: int) -> list[int]:

@@ -108,6 +108,7 @@ def _task(name: str, source: Source) -> Task:
         epochs=EPOCHS,
         max_prompt_tokens=64,
         max_answer_tokens=8,
+        separator=" ",
     )
 
 

@@ -34,7 +34,8 @@ _LISTING = "tasks.yaml"
 _METRIC = "exact_match_normalised"
 _TEXT_KEYS = ("name", "train", "test", "metric", "prompt_field", "answer_field")
 _COUNT_KEYS = ("epochs", "max_prompt_tokens", "max_answer_tokens")
-_KEYS = (*_TEXT_KEYS, "labels", *_COUNT_KEYS)
+_KEYS = (*_TEXT_KEYS, "labels", "separator", *_COUNT_KEYS)
+_SEPARATOR = " "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def _entries(data_dir: Path) -> list[_Entry]:
             name=_task_name(folder.name, str(data_dir)),
             train=_split_file(folder, "train"),
             test=_split_file(folder, "test"),
-            rules=TaskRules(metric=_METRIC),
+            rules=TaskRules(metric=_METRIC, separator=_SEPARATOR),
             fields={},
         )
         for folder in folders
@@ -142,6 +143,8 @@ def _listed_entry(item: Any, path: Path, where: str) -> _Entry:
             raise InputError(f"{where}: {unknown('key', str(key), _KEYS)}")
         if key in _TEXT_KEYS and not (isinstance(value, str) and value):
             raise InputError(f"{where}: {key} must be a text (quote it), got {value!r}")
+        if key == "separator" and not isinstance(value, str):
+            raise InputError(f"{where}: separator must be a text (quote it), got {value!r}")
         if key in _COUNT_KEYS and (type(value) is not int or value < 1):
             raise InputError(f"{where}: {key} must be a whole number from 1, got {value!r}")
     for key in ("name", "train", "test"):
@@ -150,6 +153,7 @@ def _listed_entry(item: Any, path: Path, where: str) -> _Entry:
     rules = TaskRules(
         metric=_metric(item, where),
         labels=_labels(item, where),
+        separator=item.get("separator", _SEPARATOR),
         **{key: item[key] for key in _COUNT_KEYS if key in item},
     )
     if rules.metric == "choice" and {len(label) for label in rules.labels} != {1}:

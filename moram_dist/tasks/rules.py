@@ -22,6 +22,7 @@ class TaskRules:
     epochs: int = 1
     max_prompt_tokens: int = 1024
     max_answer_tokens: int = 512
+    separator: str = ""
     truncate_prompt: str = "left"
 
     def task(self, name: str, *, train: tuple[Example, ...], test: tuple[Example, ...]) -> Task:

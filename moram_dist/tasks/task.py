@@ -51,6 +51,10 @@ class Task:
     max_answer_tokens: int = 512
     """Also the most new tokens that evaluation generates."""
 
+    separator: str = ""
+    """Stands between prompt and answer in training, where the prompt does not end in white space.
+    Evaluation leaves it to the model to generate."""
+
     truncate_prompt: str = "left"
     """Which end of a prompt that is too long is cut away: ``left`` keeps its tail."""
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,8 +48,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(*command: str | Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """A command in a process group of its own, which is killed at the end if it still runs."""
+def started(
+    *command: str | Path, cwd: Path, timeout_s: float = TIMEOUT_S
+) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process group of its own, which is killed at the end or when time is up."""
     process = subprocess.Popen(
         [str(word) for word in command],
         cwd=cwd,
@@ -57,11 +60,18 @@ def started(*command: str | Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
         text=True,
         start_new_session=True,
     )
+
+    def kill() -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    alarm = threading.Timer(timeout_s, kill)
+    alarm.start()
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        alarm.cancel()
+        kill()
         process.communicate()
 
 
@@ -71,10 +81,10 @@ def launcher(*words: str | Path) -> list[str | Path]:
 
 
 def run(*command: str | Path, cwd: Path, timeout_s: float = TIMEOUT_S) -> Done:
-    """Wait for a command."""
-    with started(*command, cwd=cwd) as process:
-        out, err = process.communicate(timeout=timeout_s)
-        return Done(process.returncode, out, err)
+    """Wait for a command; one that took too long was ended by signal 9."""
+    with started(*command, cwd=cwd, timeout_s=timeout_s) as process:
+        out, err = process.communicate()
+    return Done(process.returncode, out, err)
 
 
 def train(*words: str | Path, ranks: int = 2, timeout_s: float = TIMEOUT_S) -> Done:
