@@ -172,4 +172,4 @@ def _bare(key: str, kind: str) -> str:
     section, _, name = key.rpartition(".")
     if name in known and section in ("", known[name][0]):
         return name
-    raise unknown(kind, key, {*known, *SECTIONS})
+    raise unknown(kind, key, known if section else {*known, *SECTIONS})

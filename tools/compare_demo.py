@@ -40,7 +40,7 @@ def run(out: Path, method: str, rate: str, seed: int) -> dict[str, float]:
     folder = out / f"{method}-lr{rate}-seed{seed}"
     command = [sys.executable, str(ROOT / "launch" / "train.py"), "--output_dir", str(folder)]
     command += ["--method", method, "--learning_rate", rate, "--seed", str(seed)]
-    command += ["--tracking", "none"]
+    command += ["--tracking", "none", "--log_every", "100"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")

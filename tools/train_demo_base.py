@@ -2,16 +2,18 @@
 
     python tools/train_demo_base.py [--out moram_dist/models/demo_base] [--steps 2500]
 
-One seeded run on one CPU core takes about ten minutes.
+One seeded run on one CPU core takes about four minutes. The final loss, 0.28, is that of the plain
+text, whose words are drawn at random; the questions are all answered by then.
 
 What the base has seen: sentences of the demo's grammar; facts such as "A hammer is a kind of
-tool."; and questions in the demo's layout that want a word repeated ("Find the tool or thing.",
-"hammer"), a made-up number for a word's group, or the one category that no task asks for
-(``look``: small, large, old, new). So it knows the words, which of them belong together, and that
-a question wants a short answer.
+tool."; and questions in the demo's layout and with its cues that ask for something else: a word
+of the sentence ("Repeat the topic word.": hammer), the made-up number of its group ("Use the topic
+number.": two), or the one category that no task asks for (``look``: small, large, old, new). So it
+knows the words, which of them belong together, which of them a cue is about, and that a question
+wants a short answer.
 
-What it has not seen: any instruction or cue of a demo task, or a label of a demo task as the
-answer to a question about a sentence.
+What it has not seen: an instruction of a demo task, or a label of a demo task as the answer to a
+question about a sentence. It scores 0 on every task before training.
 """
 
 from __future__ import annotations

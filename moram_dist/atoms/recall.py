@@ -46,8 +46,6 @@ def recall(
             f"need x (..., D), keys (N, D), values (N, E); got {tuple(x.shape)}, "
             f"{tuple(keys.shape)}, {tuple(values.shape)}"
         )
-    if len(keys) == 0:
-        return x.new_zeros(*x.shape[:-1], values.shape[1])
     # bf16 scores change the top-k set of many tokens, so routing never sees less than float32.
     precise = torch.promote_types(x.dtype, torch.float32)
     scores = x.to(precise) @ keys.to(precise).T

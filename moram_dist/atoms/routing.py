@@ -47,8 +47,8 @@ def mixture_weights(
     Weights are not renormalised afterwards, so a token that no atom knows gets almost no update.
 
     Args:
-        scores_TN: inner product of each token with each key, (..., N), N >= 1. Its precision is the
-            precision of the routing: callers pass float32 or more.
+        scores_TN: inner product of each token with each key, (..., N), N may be 0. Its precision is
+            the precision of the routing: callers pass float32 or more.
         top_k: atoms kept per token, >= 1; all N are kept where N < top_k.
         temperature: softmax temperature in units of relevance, > 0.
         threshold: smallest relevance that may speak. 0 turns it off; training passes 0.

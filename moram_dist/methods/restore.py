@@ -23,7 +23,7 @@ def load_memory(model: nn.Module, path: str | Path, upto: int | None = None) -> 
 
     Raises:
         InputError: no memory there, fewer tasks than ``upto``, a file that is missing or changed,
-            or a model without the layers that the memory belongs to.
+            or a model without the layers that the memory belongs to, in name or size.
     """
     folder = Path(path)
     files = MemoryFiles(folder / "memory" if (folder / "memory").is_dir() else folder)
@@ -43,5 +43,12 @@ def load_memory(model: nn.Module, path: str | Path, upto: int | None = None) -> 
     method = METHODS[manifest.method](MethodConfig(**manifest.settings), seed=0)
     method.build(model, manifest.modules)
     for i, task in enumerate(manifest.tasks[:count]):
-        method.load_task(i, files.read(task))
+        tensors = files.read(task)
+        try:
+            method.load_task(i, tensors)
+        except RuntimeError:  # torch, of sizes
+            raise InputError(
+                f"{files.path} belongs to {manifest.base.get('name')}: "
+                f"{task.file} does not fit the layers of this {type(model).__name__}"
+            ) from None
     return model.eval()

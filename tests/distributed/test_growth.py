@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.comm import env
@@ -32,6 +34,7 @@ from tests.helpers.tiny import VOCABULARY, save_tiny_model, tiny_model, tokens
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 NUM_TASKS = 3
+OUTPUTS = "outputs.safetensors"
 METHOD = MethodConfig(atoms_per_task=4, alpha=10, dropout=0, top_k=5, temperature=0.2)
 # Five examples in micro-batches of two: on 2 and on 3 ranks one rank ends with an empty one.
 TRAIN = TrainConfig(
@@ -240,14 +243,7 @@ def check_growth(life: Life, folder: Path) -> None:
     assert len(set(map(digest, ({"": logits} for logits in outputs)))) == NUM_TASKS + 1
 
     if env.is_main():
-        dtype = life.base.model.dtype
-        for upto, expected in enumerate(outputs):
-            restored = load_memory(tiny_model().to(dtype), folder, upto=upto)
-            with torch.no_grad():
-                assert torch.equal(restored(input_ids=tokens(2, 12)).logits, expected)
-        whole_memory = load_memory(tiny_model().to(dtype), folder / "memory")
-        with torch.no_grad():
-            assert torch.equal(whole_memory(input_ids=tokens(2, 12)).logits, outputs[-1])
+        save_file({str(upto): logits for upto, logits in enumerate(outputs)}, folder / OUTPUTS)
 
 
 def check_reset(life: Life) -> None:
@@ -267,8 +263,11 @@ def check_reset(life: Life) -> None:
     with without_hooks(life.engine) as model, torch.no_grad():
         for turn in range(env.rank() + 1):
             prompt = tokens(2, 4 + turn)
-            made = model.generate(input_ids=prompt, max_new_tokens=2 + env.rank(), eos_token_id=63)
-            assert made.shape[1] > prompt.shape[1]
+            model.generate(
+                input_ids=prompt,
+                max_new_tokens=2 + env.rank(),
+                synced_gpus=False,  # transformers' own choice under ZeRO-3 is to keep step
+            )
         model(input_ids=tokens(1, 5))
     again += life.train(0, 2, 4)
     assert again == first
@@ -317,7 +316,9 @@ def check_against_plain_training(life: Life) -> None:
     for number, step in enumerate(task_steps(0, rank=0, world_size=1)):
         batch = collate([known[name] for name in step.ids], pad_id=0)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        loss = F.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), batch.labels[:, 1:].flatten())
+        loss = F.cross_entropy(
+            logits[:, :-1].reshape(-1, VOCABULARY), batch.labels[:, 1:].flatten()
+        )
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), TRAIN.clip)
@@ -334,28 +335,30 @@ def check_against_plain_training(life: Life) -> None:
         assert error <= 1e-5, f"{name}: off by {error:.1e} of the way"
 
 
+def check_restored(model: Path, folder: Path) -> None:
+    """One process without DeepSpeed answers as the engine did, after each task."""
+    for upto, expected in load_file(folder / OUTPUTS).items():
+        plain = AutoModelForCausalLM.from_pretrained(model, dtype=expected.dtype)
+        with torch.no_grad():
+            restored = load_memory(plain, folder, upto=int(upto))
+            assert torch.equal(restored(input_ids=tokens(2, 12)).logits, expected)
+
+
 def live(rank: int, world_size: int, model: Path, tmp_path: Path) -> None:
     """All checks of all settings."""
-    import time
     for setting in SETTINGS[world_size]:
-        t = time.time()
         life = Life(model, setting, world_size)
         try:
-          import traceback
-          try:
             if setting.dtype == "fp32":
                 check_against_plain_training(life)
             check_reset(life)
-            if setting.stage > 0:
+            if setting.stage > 0:  # only ZeRO keeps masters
                 check_weights_alone_are_no_reset(life)
             check_growth(life, tmp_path / setting.name)
-          except AssertionError as e:
-            print("FAIL", rank, setting, traceback.format_exc()[-1500:], flush=True)
         except Exception as error:
             error.add_note(f"in {setting}")
             raise
         life.engine.destroy()
-        print(setting, time.time() - t, flush=True)
 
 
 @pytest.mark.distributed
@@ -363,3 +366,5 @@ def live(rank: int, world_size: int, model: Path, tmp_path: Path) -> None:
 def test_growth(world_size, tmp_path):
     model = save_tiny_model(tmp_path / "model")
     run_ranks(live, world_size=world_size, tmp_path=tmp_path, args=(model, tmp_path))
+    for setting in SETTINGS[world_size]:
+        check_restored(model, tmp_path / setting.name)

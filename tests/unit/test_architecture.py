@@ -1,0 +1,120 @@
+"""Imports point down, some packages have one home, and no file outgrows one sitting."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LAYERS = [  # a package imports only packages on lines above its own
+    {"registry"},
+    {"config"},
+    {"files"},
+    {"config_io"},
+    {"comm", "metrics", "tracking"},
+    {"tasks"},
+    {"adapters"},
+    {"atoms"},
+    {"models", "data"},
+    {"decode"},
+    {"methods"},
+    {"train"},
+]
+LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
+
+ABOVE = {  # top-level packages of ours: which of the others each may import
+    "moram_dist": set(),
+    "eval": {"moram_dist"},
+    "launch": {"moram_dist", "eval"},
+    "tools": {"moram_dist", "eval", "launch"},
+}
+
+ONE_HOME = {  # module -> the only packages that import it, those inside functions too
+    "deepspeed": {"comm", "train"},
+    "torch.distributed": {"comm"},
+    "transformers.integrations": {"models"},
+    "mlflow": {"tracking"},
+    "fire": {"launch", "eval"},
+}
+
+LONGEST_FILE = 400
+
+
+def sources(*folders):
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(path):
+    """Full names of what a file imports, anywhere in it: ``from a.b import c`` is ``a.b.c``."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def package(path):
+    """``comm`` for moram_dist/comm/env.py, ``launch`` for launch/flags.py; __init__ is its own."""
+    top, *rest = path.relative_to(ROOT).with_suffix("").parts
+    return rest[0] if top == "moram_dist" else top
+
+
+def within(name, module):
+    return name == module or name.startswith(f"{module}.")
+
+
+def test_there_is_something_to_look_at():
+    assert LEVEL.keys() == {package(path) for path in sources("moram_dist")} - {"__init__"}
+    assert "moram_dist.registry.InputError" in imports(ROOT / "moram_dist" / "config.py")
+    assert any(
+        within(name, "torch.distributed") for name in imports(ROOT / "moram_dist/comm/env.py")
+    )
+
+
+@pytest.mark.parametrize("path", sources("moram_dist"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    own = package(path)
+    if own == "__init__":
+        return  # the package's front: lazy names of whatever it offers
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "moram_dist" and rest[0] != own:
+            assert LEVEL[rest[0]] < LEVEL[own], f"{own} imports {rest[0]}"
+
+
+@pytest.mark.parametrize("folder", ABOVE)
+def test_top_level_packages_point_down(folder):
+    others = {*ABOVE, "tests"} - ABOVE[folder] - {folder}
+    for path in sources(folder):
+        found = {name.split(".")[0] for name in imports(path)} & others
+        assert not found, f"{path.relative_to(ROOT)} imports {found}"
+
+
+@pytest.mark.parametrize("module", ONE_HOME)
+def test_one_home(module):
+    homes = {
+        package(path)
+        for path in sources(*ABOVE)
+        if any(within(name, module) for name in imports(path))
+    }
+    assert homes <= ONE_HOME[module], f"{module} is imported by {homes - ONE_HOME[module]}"
+
+
+def test_metrics_and_tasks_need_no_torch():
+    for path in sources("moram_dist/metrics", "moram_dist/tasks"):
+        assert not any(within(name, "torch") for name in imports(path)), path
+
+
+def test_no_file_outgrows_one_sitting():
+    long = {
+        str(path.relative_to(ROOT)): length
+        for path in sources(*ABOVE, "tests")
+        if (length := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST_FILE
+    }
+    assert not long

@@ -1,0 +1,195 @@
+"""A run's configuration: strict names, values by type, ranges, and what two runs differ in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from moram_dist.config import RunConfig
+from moram_dist.config_io import SECTIONS, build, differences, fields, flat, to_dict
+from moram_dist.registry import InputError
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_nothing_given_is_the_default():
+    assert build({}) == RunConfig()
+
+
+def test_names_are_unique_over_sections():
+    names = [item.name for kind in SECTIONS.values() for item in dataclasses.fields(kind)]
+    assert len(names) == len(set(names)) == len(fields())
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().method.top_k = 3
+
+
+@pytest.mark.parametrize("name", ["top_k", "method.top_k"])
+def test_bare_and_dotted_names(name):
+    assert build({name: "3"}).method.top_k == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("topk", "unknown flag 'topk'; did you mean 'top_k'?"),
+        ("learning_rte", "did you mean 'learning_rate'?"),
+        ("train.top_k", "unknown flag 'train.top_k'; did you mean 'top_k'?"),
+        ("method.", "unknown flag 'method.'"),
+        ("zzz", "unknown flag 'zzz';"),
+    ],
+)
+def test_unknown_names(name, hint):
+    with pytest.raises(InputError) as error:
+        build({name: "1"})
+    assert hint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("top_k", "4", 4),
+        ("top_k", 4.0, 4),
+        ("seed", "1e3", 1000),
+        ("alpha", "16", 16.0),
+        ("learning_rate", "3e-4", 3e-4),
+        ("learning_rate", "None", None),
+        ("epochs", "", None),
+        ("limit_train", "null", None),
+        ("gradient_checkpointing", "true", True),
+        ("gradient_checkpointing", "False", False),
+        ("gradient_checkpointing", "0", False),
+        ("gradient_checkpointing", True, True),
+        ("model", "demo", "demo"),
+        ("order", 3, "3"),
+        ("data_dir", "a/b", Path("a/b")),
+        ("splits", '{"MeetingBank": {"train": "eval"}}', {"MeetingBank": {"train": "eval"}}),
+        ("splits", {"a": {"train": "b"}}, {"a": {"train": "b"}}),
+    ],
+)
+def test_coercion(name, text, value):
+    section, _ = fields()[name]
+    found = getattr(getattr(build({name: text}), section), name)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("top_k", "2.5", "a whole number"),
+        ("top_k", "many", "a whole number"),
+        ("top_k", "None", "a whole number"),
+        ("top_k", "inf", "a whole number"),
+        ("top_k", "nan", "a whole number"),
+        ("top_k", True, "a whole number"),
+        ("alpha", "x", "a number"),
+        *((name, "nan", "a number") for name in ("alpha", "temperature", "threshold", "clip")),
+        *((name, "inf", "a number") for name in ("learning_rate", "epochs", "weight_decay")),
+        ("alpha", True, "a number"),
+        ("alpha", [1], "a number"),
+        ("gradient_checkpointing", "yes", "true or false"),
+        ("splits", "[1, 2]", "a mapping"),
+        ("splits", "{a: b}", "a mapping"),
+        ("splits", "{", "a mapping"),
+        ("model", ["a"], "str"),
+    ],
+)
+def test_values_of_another_type(name, value, wanted):
+    with pytest.raises(InputError) as error:
+        build({name: value})
+    assert str(error.value) == f"--{name} must be {wanted}, got {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        *((name, "0", "must be > 0") for name in ("alpha", "learning_rate", "epochs")),
+        *((name, "0", "must be > 0") for name in ("batch_size", "micro_batch_size", "log_every")),
+        *((name, "-1", "must be > 0") for name in ("limit_train", "limit_eval")),
+        *((name, "0", "must be > 0") for name in ("max_prompt_tokens", "max_answer_tokens")),
+        ("eval_batch_size", "0", "must be > 0"),
+        ("top_k", "0", "must be >= 1"),
+        ("atoms_per_task", "0", "must be >= 1"),
+        ("temperature", "0", "must be > 0"),
+        ("threshold", "-0.1", "must be in [0, 1]"),
+        ("threshold", "1.1", "must be in [0, 1]"),
+        ("dropout", "1", "must be in [0, 1)"),
+        ("dropout", "-0.1", "must be in [0, 1)"),
+        ("warmup_ratio", "1.5", "must be in [0, 1]"),
+        *((name, "-1", "must be >= 0") for name in ("seed", "weight_decay", "clip")),
+        ("dtype", "fp16", "known: auto, bf16, fp32"),
+        ("attention", "flash_attention", "did you mean 'flash_attention_2'?"),
+        ("schedule", "cos", "did you mean 'cosine'?"),
+        ("eval_rows", "none", "unknown --eval_rows 'none'"),
+        ("eval_gather", "yes", "unknown --eval_gather 'yes'"),
+        ("tracking", "wandb", "known: mlflow, none"),
+    ],
+)
+def test_values_out_of_range(name, value, said):
+    with pytest.raises(InputError) as error:
+        build({name: value})
+    assert f"--{name}" in str(error.value) and said in str(error.value)
+
+
+def test_recipes_flat_and_nested_and_flags_on_top(tmp_path):
+    recipe = write(tmp_path / "r.yaml", "method: {top_k: 3, alpha: 8}\nseed: 7\nepochs: 2\n")
+    run = build({"alpha": "4"}, recipe)
+    assert (run.method.top_k, run.method.alpha, run.train.seed, run.train.epochs) == (3, 4, 7, 2)
+    assert write(tmp_path / "m.yaml", "method: sequential_lora\n")
+    assert build({}, tmp_path / "m.yaml").method.method == "sequential_lora"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("topk: 3", "unknown key in {path} 'topk'; did you mean 'top_k'?"),
+        ("method: {topk: 3}", "unknown key in {path} 'method.topk'"),
+        ("train: {top_k: 3}", "unknown key in {path} 'train.top_k'"),
+        ("- 1", "{path}: expected a mapping"),
+        ("", "{path}: expected a mapping"),
+        ("a: [", "{path} line 1 column 5: not valid YAML"),
+    ],
+)
+def test_bad_recipes(tmp_path, text, said):
+    path = write(tmp_path / "recipe.yaml", text)
+    with pytest.raises(InputError) as error:
+        build({}, path)
+    assert said.format(path=path) in str(error.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read .*none\.yaml: No such file"):
+        build({}, tmp_path / "none.yaml")
+
+
+def test_a_run_survives_being_written_down():
+    run = build({"data_dir": "x", "top_k": "3", "splits": "{a: {train: b}}", "epochs": "0.5"})
+    assert build(flat(run)) == run
+    assert differences(run, to_dict(run)) == []
+
+
+def test_differences_names_what_defines_results():
+    then = to_dict(build({"top_k": "3", "log_every": "5"}))
+    now = build({"top_k": "4", "log_every": "6", "tracking": "none", "micro_batch_size": "2"})
+    assert differences(now, then) == ["top_k: 3 -> 4"]
+
+
+def test_differences_of_a_run_from_before_a_field_was_there():
+    then = to_dict(RunConfig())
+    del then["method"]["alpha"]
+    assert differences(RunConfig(), then) == ["alpha: None -> 16.0"]
+
+
+def test_names_of_runs():
+    assert RunConfig().name == "demo-moram-seed0"
+    assert build({"order": "b,a", "seed": "2"}).name == "demo-b+a-moram-seed2"
+    assert RunConfig().run_dir == Path("runs/demo-moram-seed0")
+    assert build({"output_dir": "x"}).run_dir == Path("x")

@@ -1,0 +1,137 @@
+"""What surrounds the code keeps its promises: commands, pins, image, job script, recipes, docs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.flags import OWN
+from moram_dist import config_io
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
+REQUIREMENTS = sorted(ROOT.glob("requirements*.txt"))
+README = ROOT / "README.md"
+GUIDES = sorted(path for path in (README, *(ROOT / "docs").glob("*.md")) if path.exists())
+
+ELSEWHERE = {
+    *("--num_gpus", "--master_port"),  # deepspeed
+    *("--nodes", "--gpus-per-node"),  # sbatch
+    *("--gpus", "--backend-store-uri", "--help", "--no-build-isolation"),  # docker, mlflow, pip
+}
+"""Flags of other programs that the documents use."""
+
+
+def meaningful(path: Path) -> list[str]:
+    """A file's lines without comments, blank lines, and continuations."""
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line for raw in text.splitlines() if (line := re.sub(r"(^|\s)#.*", "", raw).strip())]
+
+
+def files_named_in(text: str) -> set[str]:
+    """Paths in the project's folders that a text names, such as ``launch/train.py``."""
+    return set(re.findall(r"(?<![\w./-])(?:launch|eval|ds_configs|tools)/[\w/]+\.\w+", text))
+
+
+def test_ci_runs_the_tests_from_an_empty_environment():
+    path = ROOT / ".ci" / "run"
+    assert os.access(path, os.X_OK)
+    lines = meaningful(path)
+    assert "rm -rf .venv" in lines
+    assert lines[-1].endswith("make test")
+
+
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [("test", "-m pytest"), ("check", "ruff check"), ("demo", "launch/train.py --ds_config")],
+)
+def test_make(target, command):
+    done = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert command in done.stdout
+    for name in files_named_in(done.stdout):
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.name)
+def test_every_requirement_is_pinned(path):
+    for line in meaningful(path):
+        if line.startswith("-r "):
+            assert (path.parent / line.removeprefix("-r ")).is_file(), line
+        else:
+            assert re.fullmatch(r"[A-Za-z0-9_.\[\]-]+==[\w.]+", line), line
+
+
+def test_the_image_is_built_from_what_is_there():
+    ignored = meaningful(ROOT / ".dockerignore")
+    lines = meaningful(ROOT / "Dockerfile")
+    sources = []
+    for line in lines:
+        if line.startswith("COPY "):
+            sources += [word for word in line.split()[1:-1] if not word.startswith("--")]
+    assert {"moram_dist", "launch", "eval", "ds_configs", "requirements.txt"} <= set(sources)
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert source not in ignored
+    for name in files_named_in(lines[-1]):
+        assert (ROOT / name).is_file(), name
+
+
+def test_the_job_script():
+    path = ROOT / "launch" / "slurm" / "train.sbatch"
+    checked = subprocess.run(["bash", "-n", path], capture_output=True, text=True, timeout=30)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    named = files_named_in(path.read_text())
+    assert "launch/train.py" in named
+    for name in named:
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipes(path):
+    config_io.build({}, path)
+
+
+def test_there_are_recipes():
+    assert RECIPES
+
+
+def test_the_demo_has_its_base_and_the_package_ships_it():
+    base = ROOT / "moram_dist" / "models" / "demo_base"
+    for name in ("config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"):
+        assert (base / name).is_file(), name
+    assert '"moram_dist.models" = ["demo_base/*"]' in (ROOT / "pyproject.toml").read_text()
+
+
+def own_flags() -> set[str]:
+    """Every flag of every command of the project."""
+    fields = config_io.fields()
+    flags = {f"--{name}" for name in (*OWN, *fields)}
+    flags |= {f"--{section}.{name}" for name, (section, _) in fields.items()}
+    for path in (ROOT / "eval" / "run.py", *(ROOT / "tools").glob("*.py")):
+        flags |= set(re.findall(r"(?<=[\" ])--\w+", path.read_text(encoding="utf-8")))
+    return flags
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
+def test_flags_in_the_documents_exist(path):
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", path.read_text(encoding="utf-8")))
+    assert named <= own_flags() | ELSEWHERE
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
+def test_files_in_the_documents_exist(path):
+    for name in files_named_in(path.read_text(encoding="utf-8")):
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.skipif(not README.exists(), reason="there is no README.md yet")
+def test_the_readme_names_the_two_commands():
+    text = README.read_text(encoding="utf-8")
+    assert "make demo" in text and "make test" in text

@@ -1,0 +1,118 @@
+"""Which examples a step sees: the same at any number of ranks, each once an epoch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moram_dist.data.encode import Encoded
+from moram_dist.data.stream import accumulation, collate, num_steps, order, steps
+
+PAD = 0
+
+
+def examples(count):
+    """Example k: a first token of its own, a length and an answer length that vary."""
+    return [Encoded(f"e{k}", (100 + k, *range(1, 3 + k % 4)), 1 + k % 3) for k in range(count)]
+
+
+def stream(count, **changes):
+    settings = {
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "epochs": 1,
+        "seed": 5,
+        "task": 0,
+        "rank": 0,
+        "world_size": 1,
+        "pad_id": PAD,
+    }
+    return list(steps(examples(count), **(settings | changes)))
+
+
+def firsts(step):
+    """The own tokens of the examples that this rank sees in a step."""
+    return [
+        int(row[0])
+        for batch in step.micro_batches
+        for row, labels in zip(batch.input_ids, batch.labels, strict=True)
+        if (labels != -100).any()
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 4, 10, 12])
+def test_every_example_once_an_epoch(count):
+    found = stream(count, epochs=3)
+    per_epoch = len(found) // 3
+    for epoch in range(3):
+        ids = [name for step in found[epoch * per_epoch :][:per_epoch] for name in step.ids]
+        assert sorted(ids) == sorted(f"e{k}" for k in range(count))
+    assert [step.index for step in found] == list(range(num_steps(count, 4, 3)))
+
+
+def test_half_an_epoch():
+    assert [s.ids for s in stream(16, epochs=0.5)] == [s.ids for s in stream(16)][:2]
+    assert [s.ids for s in stream(16, epochs=1.5)] == [s.ids for s in stream(16, epochs=2)][:6]
+
+
+def test_order_is_a_function_of_seed_task_and_epoch():
+    base = {"seed": 1, "task": 2, "epoch": 3}
+    assert order(50, **base) == order(50, **base)
+    others = [order(50, **(base | {name: 9})) for name in base]
+    assert len({tuple(found) for found in [order(50, **base), *others]}) == 4
+    torch.manual_seed(9)  # nobody else's generator matters
+    assert order(50, **base) == order(50, **base)
+
+
+def test_a_stream_is_the_order():
+    ids = [name for step in stream(10, epochs=2, task=3) for name in step.ids]
+    expected = [f"e{k}" for epoch in (0, 1) for k in order(10, seed=5, task=3, epoch=epoch)]
+    assert ids == expected
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 11])
+@pytest.mark.parametrize("batch_size", [1, 4, 5])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_share_the_same_steps(world_size, batch_size, count):
+    alone = stream(count, batch_size=batch_size)
+    ranks = [
+        stream(count, batch_size=batch_size, world_size=world_size, rank=rank)
+        for rank in range(world_size)
+    ]
+    passes = accumulation(batch_size, 2, world_size)
+    for one, *parts in zip(alone, *ranks, strict=True):
+        assert {part.ids for part in parts} == {one.ids}
+        seen = sorted(token for part in parts for token in firsts(part))
+        assert seen == sorted(firsts(one)) == sorted(100 + int(name[1:]) for name in one.ids)
+        assert {len(part.micro_batches) for part in parts} == {passes}
+        assert all(len(b.input_ids) <= 2 for part in parts for b in part.micro_batches)
+
+        learned = sum(int((b.labels != -100).sum()) for p in parts for b in p.micro_batches)
+        assert {part.num_answer_tokens for part in parts} == {learned} == {one.num_answer_tokens}
+        assert {part.num_tokens for part in parts} == {one.num_tokens}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch_size", "world_size", "passes"),
+    [(32, 4, 1, 8), (32, 4, 2, 4), (32, 4, 3, 3), (5, 2, 2, 2), (1, 4, 8, 1)],
+)
+def test_accumulation(batch_size, micro_batch_size, world_size, passes):
+    assert accumulation(batch_size, micro_batch_size, world_size) == passes
+
+
+def test_no_examples_no_steps():
+    assert stream(0) == []
+
+
+def test_collate_learns_the_answer_only():
+    batch = collate([Encoded("a", (7, 8, 9), 1), Encoded("b", (1, 2, 3, 4, 5), 4)], PAD)
+    assert batch.input_ids.tolist() == [[7, 8, 9, PAD, PAD], [1, 2, 3, 4, 5]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch.labels.tolist() == [[-100, -100, 9, -100, -100], [-100, 2, 3, 4, 5]]
+
+
+def test_an_empty_micro_batch_weighs_nothing():
+    batch = collate([], PAD)
+    assert batch.input_ids.shape == batch.labels.shape == batch.attention_mask.shape
+    assert len(batch.input_ids) == 1 and batch.attention_mask.all()
+    assert (batch.labels == -100).all()
