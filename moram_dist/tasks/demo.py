@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks.demo_text import SLOTS, make_sentence, question
+from moram_dist.tasks.orders import choose_order
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Example, Source, Task
 
 TRAIN_EXAMPLES = 256
@@ -62,30 +63,15 @@ def demo(source: Source) -> Benchmark:
         raise InputError("demo is generated and takes no splits")
     if source.protocol not in (None, "demo"):
         raise unknown("protocol", source.protocol, ["demo"])
-    order = source.order or "default"
+    order, names = choose_order(source.order, named=ORDERS, tasks=tuple(ASKS))
     return Benchmark(
         name="demo",
         order=order,
         protocol="demo",
-        tasks=tuple(_task(name, source) for name in _sequence(order)),
+        tasks=tuple(_task(name, source) for name in names),
         learning_rate=LEARNING_RATE,
         batch_size=BATCH_SIZE,
     )
-
-
-def _sequence(order: str) -> tuple[str, ...]:
-    """The task names of a named order or of a comma-separated list."""
-    if order in ORDERS:
-        return ORDERS[order]
-    names = tuple(name.strip() for name in order.split(","))
-    for name in names:
-        if name not in ASKS:
-            # One word may be a misspelt order as well as a misspelt task: offer both.
-            kind, known = ("task", [*ASKS]) if len(names) > 1 else ("order", [*ORDERS, *ASKS])
-            raise unknown(kind, name, known)
-    if len(set(names)) < len(names):
-        raise InputError(f"order {order!r} names a task twice")
-    return names
 
 
 def _task(name: str, source: Source) -> Task:
