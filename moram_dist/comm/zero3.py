@@ -37,6 +37,7 @@ def without_hooks(engine: Any) -> Iterator[nn.Module]:
 
     Ranks need not keep step inside, and generation runs about ten times faster than with hooks,
     which gather every layer for every token. Needs memory for the whole model on each rank.
+    ``generate`` must be told ``synced_gpus=False`` here: under ZeRO-3 it keeps step by default.
     """
     parameters = [p for p in engine.module.parameters() if is_sharded(p)]
     if not parameters:

@@ -85,6 +85,8 @@ def resolve(
     stage = out["zero_optimization"].setdefault("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise InputError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
+    if stage == 0:
+        out.pop("data_types", None)  # without ZeRO, DeepSpeed accumulates in the model's own dtype
     # torch's AdamW is not on DeepSpeed's list for every stage; resets are tested with it on all.
     out["zero_allow_untested_optimizer"] = True
     out.setdefault("steps_per_print", 1_000_000_000)

@@ -62,8 +62,6 @@ class Setting:
         path = DS_CONFIGS / self.file
         file = ds_config.read(path)
         file["zero_optimization"]["stage"] = self.stage
-        if self.stage == 0:
-            file.pop("data_types")  # DeepSpeed refuses bf16 with fp32 accumulation there
         if self.shard_all:
             file["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return ds_config.resolve(

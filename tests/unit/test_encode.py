@@ -27,7 +27,14 @@ class NoBos(Letters):
     bos_token_id = None
 
 
-def task(max_prompt=6, max_answer=4, side="left"):
+class Pairs(Letters):
+    """Two characters a token, so that the last of a prompt may merge with the answer's first."""
+
+    def __call__(self, text, *, add_special_tokens):
+        return {"input_ids": [text[k : k + 2] for k in range(0, len(text), 2)]}
+
+
+def task(max_prompt=6, max_answer=4, side="left", separator=""):
     return Task(
         name="t",
         metric="choice",
@@ -36,6 +43,7 @@ def task(max_prompt=6, max_answer=4, side="left"):
         max_prompt_tokens=max_prompt,
         max_answer_tokens=max_answer,
         truncate_prompt=side,
+        separator=separator,
     )
 
 
@@ -105,6 +113,30 @@ def test_training_on_right_truncation(prompt, answer, expected, learned):
 def test_right_truncation_of_the_answer_at_its_length_plus_two():
     tokens, learned = encoded("pp", "x" * 60, max_prompt=60, max_answer=40, side="right")
     assert (tokens, learned) == (ids(BOS, "pp", "x" * 42), 42)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "expected", "learned"),
+    [
+        ("abcd", "xy", (BOS, "ab", "cd", "xy", EOS), 2),
+        ("abc", "xy", (BOS, "ab", "cx", "y", EOS), 3),  # alone, the answer would be one token
+    ],
+)
+def test_the_answer_is_counted_in_context(prompt, answer, expected, learned):
+    assert encoded(prompt, answer, Pairs()) == (expected, learned)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("prompt", "expected", "learned"),
+    [
+        ("ab:", ids(BOS, "ab: x", EOS), 3),
+        ("ab: ", ids(BOS, "ab: x", EOS), 2),
+        ("ab:\n", ids(BOS, "ab:\nx", EOS), 2),
+    ],
+)
+def test_a_separator_joins_unless_the_prompt_ends_in_space(prompt, expected, learned, side):
+    assert encoded(prompt, "x", side=side, separator=" ") == (expected, learned)
 
 
 def test_without_bos():
