@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 import time
 
+QUIET_S = 10.0
+"""Longest time without a line while steps are done."""
+
 
 class Progress:
     """Prints on the main rank; in a terminal the line of a task overwrites itself."""
@@ -16,21 +19,33 @@ class Progress:
     def begin(self, title: str, total: int) -> None:
         """Start a task of ``total`` steps."""
         self.title, self.total = title, total
-        self.started = time.monotonic()
-        self.tokens = 0
+        self.started = self.shown = time.monotonic()
+        self.done = self.tokens = 0
+        self.loss: float | None = None
 
-    def update(self, done: int, tokens: int, loss: float) -> float:
-        """After ``done`` steps and ``tokens`` more tokens. Returns tokens per second so far."""
+    def step(self, tokens: int) -> None:
+        """One more step, of so many tokens. Shown where steps are long; needs no other rank."""
+        self.done += 1
         self.tokens += tokens
-        spent = max(time.monotonic() - self.started, 1e-9)
-        left = spent / done * (self.total - done)
-        rate = self.tokens / spent
+        if time.monotonic() - self.shown > QUIET_S:
+            self._show()
+
+    def log(self, loss: float) -> float:
+        """Show the newest loss. Returns tokens per second since the task's beginning."""
+        self.loss = loss
+        self._show()
+        return self.tokens / max(time.monotonic() - self.started, 1e-9)
+
+    def _show(self) -> None:
+        self.shown = time.monotonic()
+        spent = max(self.shown - self.started, 1e-9)
+        loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
         self.say(
-            f"{self.title}  step {done}/{self.total}  loss {loss:.4f}  {rate:,.0f} tokens/s  "
-            f"{_clock(left)} left",
-            end="\r" if self.overwrite and done < self.total else "\n",
+            f"{self.title}  step {self.done}/{self.total}{loss}  "
+            f"{self.tokens / spent:,.0f} tokens/s  "
+            f"{_clock(spent / self.done * (self.total - self.done))} left",
+            end="\r" if self.overwrite and self.done < self.total else "\n",
         )
-        return rate
 
     def say(self, line: str, end: str = "\n") -> None:
         """Print a line."""

@@ -91,6 +91,7 @@ class Trainer:
         for step in self._steps(i, examples):
             losses.append(self._step(i, step, total))
             seen.append(step)
+            self.progress.step(step.num_tokens)
             if (step.index + 1) % self.config.record.log_every == 0 or step.index + 1 == total:
                 self._log(i, losses, seen)
                 losses, seen = [], []
@@ -122,14 +123,19 @@ class Trainer:
     def _answer_loss(self, batch: MicroBatch) -> Tensor:
         """Cross-entropy over the answer tokens of the micro-batch, summed, in nats (float32)."""
         device = env.device()
+        targets = batch.labels[:, 1:]
+        # Logits only where some row has a target: most positions are prompt, and the head is wide.
+        places = (targets != -100).any(0).nonzero().flatten()
+        places = places if len(places) else torch.zeros(1, dtype=torch.long)
         logits = self.engine(
             input_ids=batch.input_ids.to(device),
             attention_mask=batch.attention_mask.to(device),
             use_cache=False,
+            logits_to_keep=places.to(device),
         ).logits
         return F.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(),
-            batch.labels[:, 1:].flatten().to(device),
+            logits.flatten(0, 1).float(),
+            targets[:, places].flatten().to(device),
             ignore_index=-100,
             reduction="sum",
         )
@@ -150,8 +156,7 @@ class Trainer:
                     "A lower --learning_rate usually helps"
                 )
             self.tracker.log({"train/loss": loss}, first + step.index)
-        tokens = sum(step.num_tokens for step in seen)
-        rate = self.progress.update(seen[-1].index + 1, tokens, summed[-1])
+        rate = self.progress.log(summed[-1])
         measured = {"train/tokens_per_second": rate, "train/peak_memory_mb": _peak_memory_mb()}
         self.tracker.log(measured, first + seen[-1].index)
 
