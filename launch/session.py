@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ class Session:
         else:
             for note in self.benchmark.notes:
                 progress.say(f"note: {note}")
-            self._work(progress)
+            with self.run_dir.locked() if env.is_main() else nullcontext():
+                self._work(progress)
         if env.is_main():
             report = write_report(self.run_dir.path)
             print(summary(self.run_dir.path, report, self.config), flush=True)

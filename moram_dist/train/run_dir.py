@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -61,6 +64,26 @@ class RunDir:
                 f"--output_dir {self.path} holds another configuration ({'; '.join(different)}); "
                 "choose another folder or the same settings"
             )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second run off this folder, until this process ends in any way. Main rank only.
+
+        Raises:
+            InputError: another run holds it.
+        """
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise InputError(
+                    f"--output_dir {self.path} is in use by another run ({file.read().strip()})"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
 
     def describe(
         self, config: RunConfig, benchmark: Benchmark, ds_config: dict[str, Any], world_size: int

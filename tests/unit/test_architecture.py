@@ -19,7 +19,7 @@ LAYERS = [  # a package imports only packages on lines above its own
     {"adapters"},
     {"atoms"},
     {"models", "data"},
-    {"decode"},
+    {"decode", "memory"},
     {"methods"},
     {"train"},
 ]

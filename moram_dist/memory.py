@@ -1,0 +1,81 @@
+"""Look at a memory without a model.
+
+    python -m moram_dist.memory show RUN/memory      tasks, atoms, sizes, hashes
+    python -m moram_dist.memory verify RUN/memory    reads every file; exit 2 if one is not whole
+
+Files hold whole atoms, not a rank's share, so there is nothing to reshard: a memory loads at any
+number of ranks as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+
+from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.registry import InputError, unknown
+
+
+def show(files: MemoryFiles, manifest: Manifest) -> str:
+    """What the manifest names, a line a task, and whether each file is the one published."""
+    adapted = f"{len(manifest.modules)} linears of {manifest.base['name']}"
+    lines = [
+        f"{manifest.method} on {adapted} ({manifest.base['fingerprint'][:12]})",
+        f"{'task':24} {'atoms':>7} {'bytes':>12}  {'sha256':12}  state",
+    ]
+    for task in manifest.tasks:
+        try:
+            files.read(task)
+            state, atoms = "verified", str(_atoms(files.folder / task.file))
+        except InputError as error:
+            state, atoms = str(error), "?"
+        lines.append(f"{task.name:24} {atoms:>7} {task.bytes:>12,}  {task.sha256[:12]}  {state}")
+    total = sum(task.bytes for task in manifest.tasks)
+    lines.append(f"{len(manifest.tasks)} tasks, {total:,} bytes")
+    return "\n".join(lines)
+
+
+def verify(files: MemoryFiles, manifest: Manifest) -> str:
+    """One line when every file is whole.
+
+    Raises:
+        InputError: the first file that is missing or is not the one published.
+    """
+    for task in manifest.tasks:
+        files.read(task)
+    return f"{len(manifest.tasks)} tasks verified"
+
+
+COMMANDS = {"show": show, "verify": verify}
+
+
+def main(words: list[str]) -> int:
+    """Run one command; the exit code."""
+    try:
+        if len(words) != 2:
+            raise InputError("usage: python -m moram_dist.memory show|verify RUN/memory")
+        command, folder = words
+        if command not in COMMANDS:
+            raise unknown("command", command, COMMANDS)
+        files = MemoryFiles(Path(folder))
+        manifest = files.manifest()
+        if manifest is None:
+            raise InputError(f"{files.path} does not exist: no memory was published there")
+        print(COMMANDS[command](files, manifest))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _atoms(path: Path) -> int:
+    """Rank-1 atoms in a task's file, over all layers; 0 for a method that has none."""
+    with safe_open(path, "pt") as tensors:
+        names = [name for name in tensors.keys() if name.endswith(".keys")]
+        return sum(tensors.get_slice(name).get_shape()[0] for name in names)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
