@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 from launch.flags import read_flags, usage  # noqa: E402
 from moram_dist.registry import InputError  # noqa: E402
+
+
+OWN_ERROR_AFTER_S = 5.0
 
 
 def main(*arguments: str, **flags: str) -> None:
@@ -60,9 +64,14 @@ def unambiguous(words: list[str]) -> list[str]:
 
 
 def refuse(error: Exception, code: int = 2) -> NoReturn:
-    """One line from the main rank, and an exit code from all."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    """One line, from the main rank where it has it too, and an exit code from all."""
+    rank = int(os.environ.get("RANK", 0))
+    if rank:
+        # What is wrong for all, the main rank says, and the launcher ends the others at once. One
+        # that is still here has met something of its own, such as a folder its node does not see.
+        time.sleep(OWN_ERROR_AFTER_S)
+    who = f" (rank {rank})" if rank else ""
+    print(f"error{who}:", " ".join(str(error).split()), file=sys.stderr, flush=True)
     # No exception and no clean-up: nothing should add to that line, and ranks that wait for this
     # one in a collective are ended by the launcher.
     sys.stdout.flush()
