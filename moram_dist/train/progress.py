@@ -23,11 +23,14 @@ class Progress:
         self.done = self.tokens = 0
         self.loss: float | None = None
 
-    def step(self, tokens: int) -> None:
-        """One more step, of so many tokens. Shown where steps are long; needs no other rank."""
+    def step(self, tokens: int, *, logged: bool = False) -> None:
+        """One more step, of so many tokens; ``logged`` where ``log`` follows.
+
+        Otherwise it is shown where steps are long, which needs no other rank.
+        """
         self.done += 1
         self.tokens += tokens
-        if time.monotonic() - self.shown > QUIET_S:
+        if not logged and time.monotonic() - self.shown > QUIET_S:
             self._show()
 
     def log(self, loss: float) -> float:

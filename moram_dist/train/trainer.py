@@ -91,8 +91,10 @@ class Trainer:
         for step in self._steps(i, examples):
             losses.append(self._step(i, step, total))
             seen.append(step)
-            self.progress.step(step.num_tokens)
-            if (step.index + 1) % self.config.record.log_every == 0 or step.index + 1 == total:
+            done = step.index + 1
+            due = done % self.config.record.log_every == 0 or done == total
+            self.progress.step(step.num_tokens, logged=due)
+            if due:
                 self._log(i, losses, seen)
                 losses, seen = [], []
 
