@@ -22,7 +22,6 @@ sys.path.insert(0, str(ROOT))
 from launch.flags import read_flags, usage  # noqa: E402
 from moram_dist.registry import InputError  # noqa: E402
 
-
 OWN_ERROR_AFTER_S = 5.0
 
 
