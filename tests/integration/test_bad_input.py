@@ -68,7 +68,7 @@ FLAGS = [
     ({"method": "moran"}, "unknown method 'moran'; did you mean 'moram'?"),
     ({"order": "revresed"}, "unknown order 'revresed'; did you mean 'reversed'?"),
     ({"order": "topic,mod"}, "unknown task 'mod'; did you mean 'mood'?"),
-    ({"order": "topic,topic"}, "names a task twice"),
+    ({"order": "topic,topic"}, "names task 'topic' twice"),
     ({"protocol": "moram"}, "unknown protocol 'moram'; known: demo"),
     ({"dtype": "fp16"}, "unknown --dtype 'fp16'"),
     ({"attention": "flash"}, "unknown --attention 'flash'; known: auto, eager, flash_attention_2"),
