@@ -27,8 +27,7 @@ def show(files: MemoryFiles, manifest: Manifest) -> str:
     ]
     for task in manifest.tasks:
         try:
-            files.read(task)
-            state, atoms = "verified", str(_atoms(files.folder / task.file))
+            state, atoms = "verified", str(_atoms(files.verify(task)))
         except InputError as error:
             state, atoms = str(error), "?"
         lines.append(f"{task.name:24} {atoms:>7} {task.bytes:>12,}  {task.sha256[:12]}  {state}")
@@ -44,7 +43,7 @@ def verify(files: MemoryFiles, manifest: Manifest) -> str:
         InputError: the first file that is missing or is not the one published.
     """
     for task in manifest.tasks:
-        files.read(task)
+        files.verify(task)
     return f"{len(manifest.tasks)} tasks verified"
 
 

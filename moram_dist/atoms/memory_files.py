@@ -81,7 +81,11 @@ class MemoryFiles:
             raise InputError(f"{self.path} is not a memory manifest: {error}") from None
 
     def read(self, task: TaskFile) -> dict[str, Tensor]:
-        """A task's tensors.
+        """A task's tensors. Raises InputError as ``verify`` does."""
+        return load_file(self.verify(task))
+
+    def verify(self, task: TaskFile) -> Path:
+        """Where a task's file is, once its content is known to be what was published.
 
         Raises:
             InputError: the file is missing or is not the one that was published.
@@ -91,7 +95,7 @@ class MemoryFiles:
             raise InputError(f"{path} is named in {self.path.name} but missing")
         if (found := sha256(path)) != task.sha256:
             raise InputError(f"{path} has sha256 {found[:12]}, published was {task.sha256[:12]}")
-        return load_file(path)
+        return path
 
     def publish(self, manifest: Manifest, name: str, tensors: Mapping[str, Tensor]) -> Manifest:
         """Write the next task's file, then the manifest that names it. Main rank only."""

@@ -118,9 +118,12 @@ class RunDir:
         self._json("environment.json", environment(world_size))
 
     def finished_tasks(self) -> int:
-        """Tasks whose memory is published."""
+        """Tasks whose memory is published. Raises InputError where a file of them is not whole."""
         manifest = self.memory.manifest()
-        return len(manifest.tasks) if manifest else 0
+        tasks = manifest.tasks if manifest else ()
+        for task in tasks:
+            self.memory.verify(task)
+        return len(tasks)
 
     def _json(self, name: str, value: Any) -> None:
         write_atomically(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -262,6 +262,13 @@ def test_a_changed_memory_file_is_refused_by_name(copy):
     assert contents(copy) == before
 
 
+def test_a_finished_run_with_a_missing_memory_file_does_not_pass_as_done(copy):
+    (copy / "memory" / "000_topic.safetensors").unlink()
+    done = train(*FLAGS, *UNTRACKED, "--output_dir", copy)
+    assert "000_topic.safetensors is named in memory.json but missing" in refused(done)
+    assert "all " not in done.out
+
+
 def test_a_memory_of_another_base_is_refused(copy):
     unfinished(copy, base={"name": "other-7b", "fingerprint": "0" * 64})
     before = contents(copy)
