@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import resource
 import sys
@@ -62,6 +63,10 @@ class Trainer:
         self.progress = progress
         self.evaluate = evaluate
         self.batch_size = config.train.batch_size or benchmark.batch_size
+        # Nearly all causal language models of transformers can leave out logits; xLSTM cannot.
+        self.keeps_logits = (
+            "logits_to_keep" in inspect.signature(type(base.model).forward).parameters
+        )
         self.peak = config.train.learning_rate or benchmark.learning_rate
 
     def run(self) -> None:
@@ -129,15 +134,17 @@ class Trainer:
         # Logits only where some row has a target: most positions are prompt, and the head is wide.
         places = (targets != -100).any(0).nonzero().flatten()
         places = places if len(places) else torch.zeros(1, dtype=torch.long)
+        places = places.to(device)
         logits = self.engine(
             input_ids=batch.input_ids.to(device),
             attention_mask=batch.attention_mask.to(device),
             use_cache=False,
-            logits_to_keep=places.to(device),
+            **({"logits_to_keep": places} if self.keeps_logits else {}),
         ).logits
+        logits = logits if self.keeps_logits else logits[:, places]
         return F.cross_entropy(
             logits.flatten(0, 1).float(),
-            targets[:, places].flatten().to(device),
+            targets.to(device)[:, places].flatten(),
             ignore_index=-100,
             reduction="sum",
         )
