@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eval.continual import Scores, average_so_far
 from eval.plots import (
     average_curve,
@@ -25,8 +23,9 @@ from eval.plots import (
     svg_text,
 )
 from eval.report_html import page
+from moram_dist.config_io import read_yaml
 from moram_dist.files import read_json, write_atomically
-from moram_dist.registry import InputError
+from moram_dist.tasks.readers import read_records
 from moram_dist.tracking import read_metrics
 from moram_dist.tracking.names import without_password
 
@@ -101,7 +100,7 @@ def write_report(run_dir: Path) -> Path:
 
 def read_run(run_dir: Path) -> RunRecord:
     """Read a run directory. Raises InputError where a file is missing that every run has."""
-    config = _read_yaml(run_dir / "run.yaml")
+    config = read_yaml(run_dir / "run.yaml")
     environment = read_json(run_dir / "environment.json")
     matrix = Scores.load(run_dir / "scores.json")
     memory = _read_optional(run_dir / "memory" / "memory.json")
@@ -149,15 +148,6 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-
-
 def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
@@ -168,9 +158,9 @@ def _read_predictions(folder: Path, matrix: Scores) -> dict[str, list[dict[str, 
     last = folder / f"after_{len(matrix.scores) - 1:03d}"
     for column, task in enumerate(matrix.tasks):
         for path in sorted(last.glob(f"on_{column:03d}_*.jsonl")):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            stride = max(1, len(lines) // PREDICTIONS_PER_TASK)
-            chosen[task] = [json.loads(line) for line in lines[::stride][:PREDICTIONS_PER_TASK]]
+            answers = [record for _, record in read_records(path)]
+            stride = max(1, len(answers) // PREDICTIONS_PER_TASK)
+            chosen[task] = answers[::stride][:PREDICTIONS_PER_TASK]
     return chosen
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from moram_dist.files import read_json, write_atomically
+from eval.continual import Scores
+from moram_dist.files import write_atomically
 from moram_dist.tasks.task import Benchmark
 
 
@@ -22,10 +23,10 @@ class ScoreMatrix:
         self.metrics = {task.name: task.metric for task in benchmark.tasks}
         self.rows: dict[int, list[float | None]] = {}
         if path.exists():
-            saved = read_json(path)
-            self.rows = dict(enumerate(saved["scores"]))
-            if "base" in saved:
-                self.rows[-1] = saved["base"]
+            saved = Scores.load(path)
+            self.rows = {i: list(row) for i, row in enumerate(saved.scores)}
+            if saved.base is not None:
+                self.rows[-1] = list(saved.base)
 
     def set(self, row: int, column: int, score: float) -> None:
         """Record one cell and write the file."""

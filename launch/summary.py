@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from eval.continual import sequence_metrics
+from eval.continual import Scores
 from moram_dist.config import RunConfig
-from moram_dist.files import read_json
 
 HEADLINE = {"ap": "AP", "bwt_gem": "BWT", "forgetting_max": "forgetting"}
 
 
 def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
     """Several lines of text."""
-    saved = read_json(run_dir / "scores.json")
-    tasks, scores = saved["tasks"], saved["scores"]
+    saved = Scores.load(run_dir / "scores.json")
+    tasks, scores = saved.tasks, saved.scores
     width = max(len("after"), *(len(name) for name in tasks))
     cells = [max(6, len(name)) for name in tasks]
     lines = [
@@ -28,7 +27,7 @@ def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
         lines.append(
             f"{name:{width}}  " + "  ".join(f"{s:>{c}}" for s, c in zip(shown, cells, strict=True))
         )
-    metrics = sequence_metrics(scores, base=saved.get("base"))
+    metrics = saved.sequence_metrics()
     headline = (
         f"{label} {metrics[k]:.2f}" for k, label in HEADLINE.items() if metrics[k] is not None
     )

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from moram_dist.config import RunConfig
+from moram_dist.files import read_text
 from moram_dist.registry import InputError, unknown
 
 MAY_CHANGE = frozenset(
@@ -92,9 +93,7 @@ def differences(config: RunConfig, saved: Mapping[str, Mapping[str, Any]]) -> li
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping. Raises InputError that names the file and the position of what is wrong."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+        value = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1} column {mark.column + 1}" if mark else ""

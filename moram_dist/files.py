@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, digests, names."""
+"""Files that are whole or not there: atomic writes, digests, names; and their text and JSON."""
 
 from __future__ import annotations
 
@@ -46,16 +46,32 @@ def safe_name(name: str) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's value.
+    """What a JSON file holds. Raises InputError as ``read_text`` and ``parse_json`` do."""
+    return parse_json(read_text(path), path)
 
-    Raises:
-        InputError: missing, unreadable, not UTF-8, or not JSON (with the position).
-    """
+
+def parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
+    """Parse JSON. Raises InputError with line and column where it is malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
         raise InputError(
-            f"{path} line {error.lineno} column {error.colno}: not valid JSON: {error.msg}"
+            f"{path}, line {line}, column {error.colno}: malformed JSON: {error.msg}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+    except (RecursionError, ValueError):  # the latter for integers of thousands of digits
+        raise InputError(
+            f"{path}, line {first_line}: JSON nested too deeply or with too long a number"
+        ) from None
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text, without a byte order mark. Raises InputError where it cannot be had."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import AdaptedLinear
+from moram_dist.adapters.inject import adapt, find_linears
 from moram_dist.config import MethodConfig
 from moram_dist.registry import Registry
 from moram_dist.tasks.task import Benchmark, Example
@@ -41,6 +42,15 @@ class Method:
             model: any Hugging Face causal language model, frozen.
             modules: full names to adapt; default: what the configuration's target modules match.
         """
+
+    def _adapt(
+        self,
+        model: nn.Module,
+        modules: Sequence[str] | None,
+        make: Callable[[nn.Linear], AdaptedLinear],
+    ) -> None:
+        """What most ``build`` are: ``make(linear)`` in the place of each linear that is meant."""
+        self.layers = adapt(model, modules or find_linears(model, self.config.target_modules), make)
 
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[Example]:
         """Examples that task i trains on; none means that the task is not trained."""

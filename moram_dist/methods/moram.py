@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moram_dist.adapters.inject import adapt, find_linears
 from moram_dist.atoms.layer import MemoryLinear, Routing
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.method import METHODS, Method
@@ -41,8 +40,7 @@ class Moram(Method):
                 dropout=config.dropout,
             )
 
-        names = modules or find_linears(model, config.target_modules)
-        self.layers = adapt(model, names, make)  # type: ignore[assignment]
+        self._adapt(model, modules, make)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """New atoms: Kaiming-uniform keys (a = sqrt 5), zero values."""

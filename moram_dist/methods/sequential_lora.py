@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moram_dist.adapters.inject import adapt, find_linears
 from moram_dist.adapters.lora import LoraLinear
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.method import METHODS, Method
@@ -37,8 +36,7 @@ class SequentialLora(Method):
                 dropout=config.dropout,
             )
 
-        names = modules or find_linears(model, config.target_modules)
-        self.layers = adapt(model, names, make)  # type: ignore[assignment]
+        self._adapt(model, modules, make)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """A: Kaiming-uniform, B: zero, before the first task; later tasks go on from there."""

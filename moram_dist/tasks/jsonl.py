@@ -23,10 +23,11 @@ from typing import Any
 
 import yaml
 
+from moram_dist.files import read_text
 from moram_dist.metrics import METRICS
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks.orders import choose_order
-from moram_dist.tasks.readers import read_examples, read_text
+from moram_dist.tasks.readers import read_examples
 from moram_dist.tasks.rules import TaskRules
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Source, Task
 

@@ -6,12 +6,12 @@ one line that names the file and the record, counted from 0 as in the examples' 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from moram_dist.files import parse_json, read_json, read_text
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example
 
@@ -114,38 +114,6 @@ def _checked_text(value: object, name: str, where: str, *, empty: bool = False) 
     except UnicodeEncodeError:  # JSON can escape half a character, which no file can hold later
         raise InputError(f"{where}: {name} holds half of a surrogate pair") from None
     return value
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises InputError as ``read_text`` and ``parse_json`` do."""
-    return parse_json(read_text(path), path)
-
-
-def parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
-    """Parse JSON. Raises InputError with line and column where it is malformed."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise InputError(
-            f"{path}, line {line}, column {error.colno}: malformed JSON: {error.msg}"
-        ) from None
-    except (RecursionError, ValueError):  # the latter for integers of thousands of digits
-        raise InputError(
-            f"{path}, line {first_line}: JSON nested too deeply or with too long a number"
-        ) from None
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file's text, without a byte order mark. Raises InputError where it cannot be had."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def kind_of(value: object) -> str:

@@ -7,7 +7,6 @@ import math
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -171,8 +170,7 @@ class Trainer:
 
     def _publish(self, i: int) -> None:
         """Freeze what task i learned and put it on disk, whole or not at all."""
-        batches = partial(self._steps, i, self._examples(i))
-        tensors = self.method.end_task(i, batches)
+        tensors = self.method.end_task(i, lambda: self._steps(i, self._examples(i)))
         task = self.benchmark.tasks[i]
         if env.is_main():
             self.manifest = self.run_dir.memory.publish(self.manifest, task.name, tensors)

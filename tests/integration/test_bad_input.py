@@ -177,7 +177,7 @@ def test_recipes(complaint, tmp_path, content, expected):
 
 
 DS_CONFIGS = [
-    ('{"zero_optimization": {\n  "stage": 3,\n}}', " line 3 column 1: not valid JSON"),
+    ('{"zero_optimization": {\n  "stage": 3,\n}}', ", line 3, column 1: malformed JSON"),
     ("[]", ": expected a JSON object"),
     ('{"train_batch_size": 7}', ": train_batch_size is 7, but"),
     ('{"train_micro_batch_size_per_gpu": 3}', ": train_micro_batch_size_per_gpu is 3, but"),
@@ -204,8 +204,8 @@ def test_deepspeed_files(complaint, tmp_path, content, expected):
 @pytest.mark.parametrize("flag", ["recipe", "ds_config"])
 def test_files_that_are_not_there(complaint, tmp_path, flag):
     path = tmp_path / "none"
-    assert f"cannot read {path}: No such file" in complaint(**{flag: path})
-    assert f"cannot read {tmp_path}: Is a directory" in complaint(**{flag: tmp_path})
+    assert f"{path}: no such file" in complaint(**{flag: path})
+    assert f"{tmp_path}: cannot be read: Is a directory" in complaint(**{flag: tmp_path})
 
 
 # Models.

@@ -166,7 +166,7 @@ def test_bad_recipes(tmp_path, text, said):
 
 
 def test_a_recipe_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"cannot read .*none\.yaml: No such file"):
+    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
         build({}, tmp_path / "none.yaml")
 
 

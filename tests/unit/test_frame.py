@@ -131,7 +131,6 @@ def test_files_in_the_documents_exist(path):
         assert (ROOT / name).is_file(), name
 
 
-@pytest.mark.skipif(not README.exists(), reason="there is no README.md yet")
 def test_the_readme_names_the_two_commands():
     text = README.read_text(encoding="utf-8")
     assert "make demo" in text and "make test" in text

@@ -100,8 +100,8 @@ def test_a_changed_byte(files, position):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "line 1 column 2: not valid JSON"),
-        ("", "not valid JSON"),
+        ("{", "line 1, column 2: malformed JSON"),
+        ("", "malformed JSON"),
         ("[]", "has version None; this program reads 1"),
         ("{}", "has version None; this program reads 1"),
         ('{"version": 2}', "has version 2; this program reads 1"),

@@ -164,6 +164,15 @@ def test_predictions_are_spread_over_the_file_and_open_to_their_whole_text(run_d
     assert "A | B" in page
 
 
+def test_a_prediction_may_hold_any_line_break(run_dir):
+    path = next((run_dir / "predictions" / "after_002").glob("on_000_*.jsonl"))
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    lines[0]["prediction"] = "before\u2028between\x85after"  # line ends to Python, not to JSON
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8")
+    assert "before\u2028between\x85after" in write_report(run_dir).read_text(encoding="utf-8")
+
+
 def test_what_the_run_is(run_dir):
     said = text_of(write_report(run_dir).read_text(encoding="utf-8"))
     for part in (
