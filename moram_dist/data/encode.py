@@ -47,8 +47,9 @@ def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
 
     ``truncate_prompt == "left"``: prompt and answer are tokenised together and lose their head when
     too long; EOS and BOS are added where there is room. The answer is what differs from the prompt
-    tokenised alone. (The published collator tokenises the answer alone to count it. SentencePiece
-    then often finds fewer tokens than there are, and the answer's beginning is not learned.)
+    tokenised alone. (The published collator tokenises the answer alone to count it. With
+    SentencePiece that may be one short, and the answer's beginning is not learned, or one too
+    many; docs/log.md has how often.)
     ``"right"``: prompt and answer are tokenised apart, and the prompt's tail is cut so that the
     whole answer fits.
     """
