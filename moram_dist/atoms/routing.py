@@ -1,75 +1,159 @@
 """Self-activation: which memory atoms answer a token, and how strongly.
 
 Pure functions of tensors: no modules, no process groups, no config objects. A bank that is split
-over ranks can call the same functions once the ranks have exchanged their scores, so that the two
-differ only in where the numbers live.
+into shares makes candidates of each share and merges them, so that where the atoms live never
+changes which of them are chosen, nor the numbers that follow.
 
-Shape letters in this file: T tokens (any leading dimensions), N atoms, K atoms kept per token.
+Shape letters in this file: T tokens, N atoms, C candidates, K atoms kept per token.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def relevance(scores_TN: Tensor) -> Tensor:
-    """Scores over their L2 norm across a token's atoms, (..., N), in [-1, 1].
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """How atoms are chosen for a token; see ``mixture``."""
 
-    A token whose scores are all 0 has relevance 0 everywhere, with gradient 0.
-    """
-    norm_T1 = torch.linalg.vector_norm(scores_TN, dim=-1, keepdim=True)
-    return scores_TN / norm_T1.masked_fill(norm_T1 == 0, 1.0)
+    top_k: int
+    temperature: float
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on values that choose nothing."""
+        if self.top_k < 1 or self.temperature <= 0:
+            raise ValueError(
+                f"need top_k >= 1 and temperature > 0, got {self.top_k} and {self.temperature}"
+            )
 
 
-def keep_top(relevance_TN: Tensor, top_k: int) -> Tensor:
-    """Mask of the ``top_k`` most relevant atoms, (..., N) bool; ties go to the lower atom index.
+class Candidates(NamedTuple):
+    """What one share of the atoms has to offer to each token."""
+
+    squares_T1: Tensor
+    """Sum of the squared scores of all atoms of the share."""
+
+    score_TC: Tensor
+    """The share's largest scores, -inf where it has fewer atoms."""
+
+    index_TC: Tensor
+    """Which atoms they are, as indices into the whole memory, int32, ascending."""
+
+
+class Mixture(NamedTuple):
+    """The atoms that answer each token, in ascending order, and what the backward pass needs."""
+
+    index_TK: Tensor
+    """int64."""
+
+    score_TK: Tensor
+    weight_TK: Tensor
+    """Softmax weights before silencing; 0 for a token whose scores are all 0."""
+
+    speaks_TK: Tensor
+    """False where relevance is under the threshold."""
+
+    norm_T1: Tensor
+    """||scores|| over all atoms; infinite where it is 0, so that relevance and gradient are 0."""
+
+    @property
+    def relevance_TK(self) -> Tensor:
+        """Scores over their norm, in [-1, 1]."""
+        return self.score_TK / self.norm_T1
+
+    @property
+    def spoken_TK(self) -> Tensor:
+        """Weights, 0 for silent atoms."""
+        return self.weight_TK * self.speaks_TK
+
+
+def best(score_TN: Tensor, num_kept: int) -> Tensor:
+    """Indices of the ``num_kept`` largest of each row, (T, K) ascending; ties go to the lower one.
 
     torch.topk leaves the order among ties open and its backends differ in it, so it only supplies
-    the k-th value here.
+    the k-th value here. num_kept must be at most N.
     """
-    if top_k >= relevance_TN.shape[-1]:
-        return torch.ones_like(relevance_TN, dtype=torch.bool)
-    last_kept_T1 = relevance_TN.topk(top_k, dim=-1).values[..., -1:]
-    above = relevance_TN > last_kept_T1
-    tied = relevance_TN == last_kept_T1
-    places_left_T1 = top_k - above.sum(-1, keepdim=True)
-    return above | (tied & (tied.cumsum(-1) <= places_left_T1))
+    num_tokens, num_atoms = score_TN.shape
+    everything = torch.arange(num_atoms, device=score_TN.device)
+    if num_kept >= num_atoms:
+        return everything.expand(num_tokens, num_atoms)
+    last_kept_T1 = score_TN.topk(num_kept, dim=-1).values[:, -1:]
+    above = score_TN > last_kept_T1
+    tied = score_TN == last_kept_T1
+    places_left_T1 = num_kept - above.sum(-1, keepdim=True)
+    keep = above | (tied & (tied.cumsum(-1) <= places_left_T1))
+    # The i-th kept atom goes to place i; the others share a last place, which is cut off. Rows of
+    # NaN keep nothing, and their places stay 0, a valid index.
+    place = torch.where(keep, keep.cumsum(-1) - 1, num_kept)
+    index = torch.zeros(num_tokens, num_kept + 1, dtype=torch.long, device=score_TN.device)
+    return index.scatter_(1, place, everything.expand(num_tokens, num_atoms))[:, :num_kept]
 
 
-def mixture_weights(
-    scores_TN: Tensor, *, top_k: int, temperature: float, threshold: float = 0.0
-) -> Tensor:
-    """Turn key scores into sparse mixture weights.
-
-    The ``top_k`` most relevant atoms (signed, so a strong negative match does not fire) share a
-    softmax at ``temperature``; an atom whose relevance is under ``threshold`` is then silenced.
-    Weights are not renormalised afterwards, so a token that no atom knows gets almost no update.
+def candidates(
+    score_TN: Tensor, *, num_kept: int, share: int, num_shares: int, num_atoms: int
+) -> Candidates:
+    """A share's best atoms for each token.
 
     Args:
-        scores_TN: inner product of each token with each key, (..., N), N may be 0. Its precision is
-            the precision of the routing: callers pass float32 or more.
-        top_k: atoms kept per token, >= 1; all N are kept where N < top_k.
-        temperature: softmax temperature in units of relevance, > 0.
-        threshold: smallest relevance that may speak. 0 turns it off; training passes 0.
+        score_TN: scores of the share's own atoms.
+        num_kept: how many to offer; places that the share cannot fill get score -inf.
+        share: atom i of the share is atom i * num_shares + share of the memory.
+        num_shares: into how many the memory is split.
+        num_atoms: of the whole memory.
+    """
+    local = best(score_TN, min(num_kept, score_TN.shape[1]))
+    lacking = (0, num_kept - local.shape[1])
+    return Candidates(
+        score_TN.square().sum(-1, keepdim=True),
+        torch.nn.functional.pad(score_TN.gather(1, local), lacking, value=-torch.inf),
+        torch.nn.functional.pad(local * num_shares + share, lacking, value=num_atoms).int(),
+    )
 
-    Returns:
-        Weights, shape and dtype of ``scores_TN``. A row sums to 1 when nothing was silenced, to
-        less otherwise, and to 0 where all scores are 0: such a token gets no update, no gradient.
 
-    Raises:
-        ValueError: top_k < 1 or temperature <= 0.
+def mixture(shares: Sequence[Candidates], *, num_atoms: int, routing: Routing) -> Mixture:
+    """Turn candidates of all shares into the mixture of each token.
+
+    The ``top_k`` best scored atoms (signed, so a strong negative match does not fire) share a
+    softmax of their relevance (score over the L2 norm of all scores) at ``temperature``; an atom
+    whose relevance is under ``threshold`` is then silenced. Weights are not renormalised
+    afterwards, so a token that no atom knows gets almost no update. A token whose scores are all
+    0 gets none, and no gradient.
+
+    Args:
+        shares: in the order of shares, which is the order of sums. Their precision is the
+            precision of the routing: callers score in float32 or more.
+        num_atoms: of the whole memory, >= 1.
+        routing: all atoms are kept where there are fewer than ``top_k``.
 
     Source: Lu et al. 2026, arXiv:2506.21035 (self-activation, top-k, temperature, threshold).
     """
-    if top_k < 1 or temperature <= 0:
-        raise ValueError(f"need top_k >= 1 and temperature > 0, got {top_k} and {temperature}")
-    relevance_TN = relevance(scores_TN)
-    keep_TN = keep_top(relevance_TN.detach(), top_k)
-    weights_TN = torch.softmax(
-        (relevance_TN / temperature).masked_fill(~keep_TN, -torch.inf), dim=-1
-    )
-    silent_TN = (scores_TN == 0).all(-1, keepdim=True)
-    if threshold > 0:
-        silent_TN = silent_TN | (relevance_TN < threshold)
-    return weights_TN.masked_fill(silent_TN, 0.0)
+    norm_T1 = in_order([share.squares_T1 for share in shares]).sqrt()
+    silent_T1 = norm_T1 == 0
+    norm_T1 = norm_T1.masked_fill(silent_T1, torch.inf)
+    index_TC = torch.cat([share.index_TC for share in shares], -1)
+    score_TC = torch.cat([share.score_TC for share in shares], -1)
+    if len(shares) > 1:
+        order = index_TC.argsort(-1)  # so that among ties the lower atom comes first
+        index_TC, score_TC = index_TC.gather(1, order), score_TC.gather(1, order)
+        kept = best(score_TC, min(routing.top_k, num_atoms))
+        index_TC, score_TC = index_TC.gather(1, kept), score_TC.gather(1, kept)
+    relevance_TK = score_TC / norm_T1
+    weight_TK = torch.softmax(relevance_TK / routing.temperature, -1).masked_fill(silent_T1, 0.0)
+    speaks_TK = torch.ones_like(relevance_TK, dtype=torch.bool)
+    if routing.threshold > 0:
+        speaks_TK = relevance_TK >= routing.threshold
+    return Mixture(index_TC.long(), score_TC, weight_TK, speaks_TK, norm_T1)
+
+
+def in_order(terms: Sequence[Tensor]) -> Tensor:
+    """Their sum from the first to the last: the order is part of the result."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moram_dist.atoms.layer import MemoryLinear, Routing
+from moram_dist.atoms import MemoryLinear, Routing, Together, put_together
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.method import METHODS, Method
 
@@ -41,6 +41,22 @@ class Moram(Method):
             )
 
         self._adapt(model, modules, make)
+        self.banks = put_together(self.layers, self.placer)
+        if self.placer.group.size > 1:
+            model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether atoms or tokens move in each forward pass."""
+        return self.placer.in_step
+
+    def memory_bytes(self, num_tasks: int) -> int:
+        """Of the atoms of so many tasks, in the dtype in which they are asked."""
+        atoms = num_tasks * self.config.atoms_per_task
+        return sum(
+            atoms * (layer.in_features + layer.out_features) * layer.base.weight.element_size()
+            for layer in self.layers.values()
+        )
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """New atoms: Kaiming-uniform keys (a = sqrt 5), zero values."""

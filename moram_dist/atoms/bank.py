@@ -1,0 +1,107 @@
+"""The frozen atoms of some linears, as one rank holds them: its share, and a copy of all if wanted.
+
+A share is one flat tensor, so that one collective moves it: for each linear its keys, then its
+values, each with room for the largest share of any rank. Atom i belongs to rank i mod P of the
+group (``comm.partition``), so each task's atoms are spread over all ranks.
+
+Shape letters: N atoms in the memory, R new ones, D inputs, E outputs, P ranks, F flat numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.comm.collectives import AtomGroup
+from moram_dist.comm.partition import largest_share, new_rows, share_size
+
+Atoms = tuple[Tensor, Tensor]
+"""Keys (rows, D) and values (rows, E)."""
+
+
+class Bank(nn.Module):
+    """Frozen atoms are buffers: ZeRO-3 neither shards nor moves those, and they can grow."""
+
+    share_F: Tensor
+    copy_PF: Tensor
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, int]], group: AtomGroup, *, like: Tensor, copied=False
+    ) -> None:
+        """An empty memory.
+
+        Args:
+            shapes: (D, E) of each linear.
+            group: the ranks that hold it together.
+            like: a tensor of the memory's dtype and device.
+            copied: whether this rank also keeps a copy of all shares.
+        """
+        super().__init__()
+        self.shapes = tuple(shapes)
+        self.group = group
+        self.copied = copied
+        self.num_atoms = 0
+        """Of the whole memory, for each linear."""
+        empty = torch.empty(0, dtype=like.dtype, device=like.device)
+        self.register_buffer("share_F", empty, persistent=False)
+        self.register_buffer("copy_PF", empty.view(group.size, 0), persistent=False)
+        self._sealed: list[str] | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of this rank's share, without the room that only other ranks fill."""
+        own = share_size(self.num_atoms, self.group.rank, self.group.size)
+        return own * sum(d + e for d, e in self.shapes) * self.share_F.element_size()
+
+    def views(self, flat_F: Tensor, share: int) -> list[Atoms]:
+        """The atoms of each linear in a flat share."""
+        room = largest_share(self.num_atoms, self.group.size)
+        rows = share_size(self.num_atoms, share, self.group.size)
+        parts = iter(flat_F.split([room * size for shape in self.shapes for size in shape]))
+        return [
+            (next(parts).view(room, d)[:rows], next(parts).view(room, e)[:rows])
+            for d, e in self.shapes
+        ]
+
+    def grow(self, atoms: Sequence[Atoms]) -> None:
+        """Append frozen atoms, whole and the same on all ranks of the group, one pair a linear.
+
+        They take on the bank's dtype and device. All ranks call together.
+
+        Raises:
+            RuntimeError: sizes that do not fit.
+        """
+        mine = new_rows(self.num_atoms, self.group.rank, self.group.size)
+        before = self.views(self.share_F, self.group.rank)
+        num_new = len(atoms[0][0])
+        room = largest_share(self.num_atoms + num_new, self.group.size)
+        parts: list[Tensor] = []
+        for old, new in zip(before, atoms, strict=True):
+            for kept, added in zip(old, new, strict=True):
+                if added.shape != (num_new, kept.shape[1]):
+                    raise RuntimeError(
+                        f"atoms of shape {tuple(added.shape)} in a memory of {kept.shape[1]}"
+                    )
+                rows = torch.cat([kept, added[mine].to(kept)])
+                empty = kept.new_zeros(room - len(rows), kept.shape[1])
+                parts += [rows.flatten(), empty.flatten()]
+        self.share_F = torch.cat(parts)
+        self.num_atoms += num_new
+        if self.copied:
+            self.copy_PF = self.group.all_gather(self.share_F, "copies")
+        self._sealed = None
+
+    def intact(self) -> bool:
+        """Whether every atom here, copies too, is what it was when this was asked first.
+
+        That is since the bank has grown: growing starts anew.
+        """
+        now = [
+            hashlib.sha256(flat.cpu().view(torch.uint8).numpy()).hexdigest()
+            for flat in (self.share_F, *self.copy_PF)
+        ]
+        self._sealed = self._sealed or now
+        return now == self._sealed

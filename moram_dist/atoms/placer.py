@@ -1,0 +1,96 @@
+"""Which placement a memory gets, and for which pass.
+
+A choice is a function of numbers that all ranks share, never of a clock or of one rank's data, so
+all ranks make the same one. It changes no result, only what is moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from moram_dist.atoms.bank import Bank
+from moram_dist.atoms.placement import Gathered, Placement, Resident, Stationary
+from moram_dist.comm.collectives import AtomGroup
+
+AUTO, RESIDENT, GATHERED, STATIONARY = "auto", "resident", "gathered", "stationary"
+CHOICES = (AUTO, RESIDENT, GATHERED, STATIONARY)
+
+
+class Placer:
+    """Gives each pass its placement.
+
+    Args:
+        group: the ranks that hold the memory together.
+        choice: one of ``CHOICES``.
+        room: bytes that a rank may spend on a copy of the whole memory; for ``auto``.
+    """
+
+    def __init__(
+        self, group: AtomGroup | None = None, choice: str = RESIDENT, room: float = 0.0
+    ) -> None:
+        self.group = group or AtomGroup()
+        self.choice = choice
+        self._room = room
+        self.reason = f"{choice}, as asked"
+        """One line for people."""
+        self._resident = Resident(self.group)
+        self._gathered = Gathered(self.group)
+        self._num_tokens: list[int] = [0] * self.group.size
+        self.now: Placement = self._resident
+        """Of the pass that goes on."""
+
+    def plan(self, banks: Sequence[Bank], final_bytes: int) -> None:
+        """Settle what is settled once.
+
+        Args:
+            banks: in the order of the forward pass.
+            final_bytes: of the whole memory after the last task.
+        """
+        self._gathered.banks = list(banks)
+        size = f"the memory's {final_bytes / 2**20:,.1f} MB after the last task"
+        if self.choice == AUTO and self.group.size == 1:
+            self.choice, self.reason = RESIDENT, "resident: one rank holds all atoms"
+        elif self.choice == AUTO and final_bytes <= self._room:
+            self.choice = RESIDENT
+            self.reason = f"resident: {size} fit the {self._room / 2**20:,.0f} MB that it may take"
+        elif self.choice == AUTO:
+            self.reason = (
+                f"gathered or stationary by the pass: {size} exceed the "
+                f"{self._room / 2**20:,.0f} MB that a copy may take"
+            )
+        for bank in banks:
+            bank.copied = self.choice == RESIDENT and self.group.size > 1
+
+    @property
+    def in_step(self) -> bool:
+        """Whether a pass is a collective, so that all ranks must make equally many."""
+        return self.choice != RESIDENT and self.group.size > 1
+
+    def begin(self, num_tokens: int) -> None:
+        """Choose for a pass in which this rank has so many tokens. All ranks call together."""
+        if self.choice == RESIDENT or self.group.size == 1:
+            self.now = self._resident
+            return
+        if self.choice == GATHERED:
+            self.now = self._gathered
+            return
+        mine = torch.tensor([num_tokens], device=self._gathered.banks[0].share_F.device)
+        counts = self.group.all_gather(mine, "token counts").flatten().tolist()
+        num_atoms = self._gathered.banks[0].num_atoms
+        moved = self.choice == STATIONARY or tokens_move(num_atoms, max(counts), self.group.size)
+        self.now = Stationary(self.group, counts) if moved else self._gathered
+
+    def growing(self) -> None:
+        """To be called before banks grow."""
+        self._gathered.forget()
+
+
+def tokens_move(num_atoms: int, num_tokens: int, num_ranks: int) -> bool:
+    """Whether moving tokens to atoms moves less than atoms to tokens: N > P T.
+
+    Both ways move rows of about the same length twice a pass: N (P - 1) / P of them, or
+    (P - 1) T; see ``atoms.placement``.
+    """
+    return num_atoms > num_ranks * num_tokens

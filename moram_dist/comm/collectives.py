@@ -1,0 +1,108 @@
+"""Collectives of the atoms, on a process group of their own, and what they moved.
+
+    all_gather   (...) on each rank -> (P, ...), every rank's, on every rank
+    exchange     (P, ...), a block for each rank -> (P, ...), a block from each rank
+
+Each is what the other's gradient needs: what ``all_gather`` copied to all, the blocks of an
+``exchange`` bring back to be summed; and an ``exchange`` is its own. Sums are left to the callers,
+who take them in rank order: a backend's reduce picks an order of its own, and then a result would
+depend on it. The bytes received are those of a reduce-scatter.
+
+P is the number of ranks in the group. All ranks must call with the same shapes, in the same order;
+nothing here checks that, because the check would itself be a collective.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moram_dist.comm import env
+from moram_dist.registry import InputError
+
+
+@dataclass
+class Traffic:
+    """What one kind of collective has moved, on this rank."""
+
+    calls: int = 0
+    bytes: int = 0
+    """Received from other ranks."""
+
+
+class Pending:
+    """A collective under way."""
+
+    def __init__(self, out: Tensor, work: Any) -> None:
+        self._out, self._work = out, work
+
+    def wait(self) -> Tensor:
+        """The result, once it is there."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._out
+
+
+class AtomGroup:
+    """The ranks over which a memory is split. With one rank every collective is the identity."""
+
+    def __init__(self, rank: int = 0, size: int = 1, process_group: Any = None) -> None:
+        self.rank, self.size = rank, size
+        self._process_group = process_group
+        self.traffic: dict[str, Traffic] = {}
+        """By the name that the caller gave."""
+
+    def all_gather(self, mine: Tensor, name: str) -> Tensor:
+        """(...) to (P, ...): every rank's tensor, in rank order."""
+        return self.start_all_gather(mine, name).wait()
+
+    def start_all_gather(self, mine: Tensor, name: str) -> Pending:
+        """``all_gather`` that goes on while this rank computes."""
+        if self.size == 1:
+            return Pending(mine[None], None)
+        out = mine.new_empty(self.size, *mine.shape)
+        self._count(out, name)
+        work = dist.all_gather_single(
+            out.flatten(), mine.contiguous().flatten(), group=self._process_group, async_op=True
+        )
+        return Pending(out, work)
+
+    def exchange(self, blocks: Tensor, name: str) -> Tensor:
+        """(P, ...) to (P, ...): block r goes to rank r; what comes is in rank order."""
+        if self.size == 1:
+            return blocks
+        out = torch.empty_like(blocks, memory_format=torch.contiguous_format)
+        self._count(out, name)
+        dist.all_to_all_single(out, blocks.contiguous(), group=self._process_group)
+        return out
+
+    def _count(self, out: Tensor, name: str) -> None:
+        traffic = self.traffic.setdefault(name, Traffic())
+        traffic.calls += 1
+        traffic.bytes += out.nbytes // self.size * (self.size - 1)
+
+
+def make_atom_group(over: str) -> AtomGroup:
+    """The group of this rank. All ranks must call together, once they have met.
+
+    Args:
+        over: ``world``: all ranks hold one memory together; ``node``: the ranks of each machine
+            do, and machines hold copies of each other's.
+
+    Raises:
+        InputError: ``node`` where machines have unlike numbers of ranks.
+    """
+    world = env.world_size()
+    size = world if over == "world" else int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world % size or not env.all_true(size == env.from_main(size)):
+        raise InputError(f"--atom_group {over} needs as many ranks on each machine; use world")
+    if size == 1:
+        return AtomGroup()
+    groups = [dist.new_group(range(k, k + size)) for k in range(0, world, size)]
+    return AtomGroup(env.rank() % size, size, groups[env.rank() // size])
