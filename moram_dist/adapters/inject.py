@@ -51,14 +51,14 @@ def find_linears(model: nn.Module, target_modules: str) -> list[str]:
 
 
 def adapt(
-    model: nn.Module, names: Iterable[str], make: Callable[[nn.Linear], AdaptedLinear]
+    model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Linear], AdaptedLinear]
 ) -> dict[str, AdaptedLinear]:
-    """Freeze the model and replace each named linear by ``make(linear)``; name -> new layer."""
+    """Freeze the model, put ``make(name, linear)`` for each named linear; name -> new layer."""
     model.requires_grad_(False)
     layers: dict[str, AdaptedLinear] = {}
     for name in names:
         parent_name, _, last = name.rpartition(".")
         parent = model.get_submodule(parent_name)
-        layers[name] = make(model.get_submodule(name))  # type: ignore[arg-type]
+        layers[name] = make(name, model.get_submodule(name))  # type: ignore[arg-type]
         setattr(parent, last, layers[name])
     return layers

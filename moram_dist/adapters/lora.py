@@ -14,10 +14,10 @@ class LoraLinear(AdaptedLinear):
     Source: Hu et al. 2021, arXiv:2106.09685; B is stored transposed, as the values of atoms are.
     """
 
-    def __init__(self, base: nn.Linear, *, size: int, scale: float, dropout: float) -> None:
+    def __init__(self, base: nn.Linear, *, size: int, scale: float, dropout: nn.Module) -> None:
         super().__init__(base)
         self.scale = scale
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         like = base.weight
         self.lora_A = nn.Parameter(
             torch.zeros(size, base.in_features, dtype=like.dtype, device=like.device)

@@ -35,13 +35,19 @@ class MemoryLinear(AdaptedLinear):
     together: Together
 
     def __init__(
-        self, base: nn.Linear, *, routing: Routing, num_active: int, scale: float, dropout: float
+        self,
+        base: nn.Linear,
+        *,
+        routing: Routing,
+        num_active: int,
+        scale: float,
+        dropout: nn.Module,
     ) -> None:
         """To be made part of a ``Together`` before it is used."""
         super().__init__(base)
         self.routing = routing
         self.scale = scale
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.learning = False
         """Whether active atoms take part. They do from a task's beginning to its end."""
         like = base.weight

@@ -24,6 +24,8 @@ class MicroBatch:
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    rows: tuple[int, ...]
+    """Which example of the step each row is: its place in ``Step.ids``."""
 
 
 @dataclass(frozen=True)
@@ -77,24 +79,29 @@ def steps(
             shuffled = order(len(examples), seed=seed, task=task, epoch=epoch)
         batch = [examples[i] for i in shuffled[within * batch_size : (within + 1) * batch_size]]
         # Examples of like length share a forward pass: less padding, and the step is the same sum.
-        mine = sorted(batch[rank::world_size], key=lambda example: len(example.tokens))
+        mine = sorted(range(rank, len(batch), world_size), key=lambda row: len(batch[row].tokens))
+        parts = [mine[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(passes)]
         yield Step(
             index=index,
             ids=tuple(example.id for example in batch),
             num_answer_tokens=sum(example.num_answer for example in batch),
             num_tokens=sum(len(example.tokens) for example in batch),
             micro_batches=tuple(
-                collate(mine[i * micro_batch_size : (i + 1) * micro_batch_size], pad_id)
-                for i in range(passes)
+                collate([batch[row] for row in part], pad_id, part) for part in parts
             ),
         )
 
 
-def collate(examples: Sequence[Encoded], pad_id: int) -> MicroBatch:
-    """Rows padded on the right to the longest; with no examples, one row that weighs nothing."""
+def collate(
+    examples: Sequence[Encoded], pad_id: int, rows: Sequence[int] | None = None
+) -> MicroBatch:
+    """Rows padded on the right to the longest; with no examples, one row that weighs nothing.
+
+    ``rows`` says which example of the step each is; default: the step's first ones.
+    """
     if not examples:
         one = torch.full((1, 2), pad_id)
-        return MicroBatch(one, torch.ones_like(one), torch.full_like(one, -100))
+        return MicroBatch(one, torch.ones_like(one), torch.full_like(one, -100), rows=(0,))
     shape = (len(examples), max(len(example.tokens) for example in examples))
     input_ids = torch.full(shape, pad_id)
     labels = torch.full(shape, -100)
@@ -104,4 +111,5 @@ def collate(examples: Sequence[Encoded], pad_id: int) -> MicroBatch:
         input_ids[row, :length] = torch.tensor(example.tokens)
         attention_mask[row, :length] = 1
         labels[row, length - learned : length] = input_ids[row, length - learned : length]
-    return MicroBatch(input_ids, attention_mask, labels)
+    rows = range(len(examples)) if rows is None else rows
+    return MicroBatch(input_ids, attention_mask, labels, tuple(rows))

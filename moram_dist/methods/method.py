@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import AdaptedLinear
+from moram_dist.adapters.dropout import TokenDropout, TokenKeys
 from moram_dist.adapters.inject import adapt, find_linears
 from moram_dist.config import MethodConfig
 from moram_dist.registry import Registry
@@ -32,6 +33,8 @@ class Method:
     def __init__(self, config: MethodConfig, seed: int) -> None:
         self.config = config
         self.seed = seed
+        self.token_keys = TokenKeys()
+        """Who the tokens of a micro-batch are, for dropout; set before each training pass."""
         self.layers: dict[str, AdaptedLinear] = {}
         """Adapted linears by full name, in the model's order."""
 
@@ -47,10 +50,14 @@ class Method:
         self,
         model: nn.Module,
         modules: Sequence[str] | None,
-        make: Callable[[nn.Linear], AdaptedLinear],
+        make: Callable[[str, nn.Linear], AdaptedLinear],
     ) -> None:
-        """What most ``build`` are: ``make(linear)`` in the place of each linear that is meant."""
+        """What most ``build`` are: ``make(name, linear)`` for each linear that is meant."""
         self.layers = adapt(model, modules or find_linears(model, self.config.target_modules), make)
+
+    def _dropout(self, name: str, base: nn.Linear) -> TokenDropout:
+        """On the input of the adapted linear ``name``."""
+        return TokenDropout(self.config.dropout, self.token_keys, name=name, size=base.in_features)
 
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[Example]:
         """Examples that task i trains on; none means that the task is not trained."""

@@ -29,7 +29,7 @@ class Moram(Method):
         """Give the target linears an empty memory and room for one task's atoms."""
         config = self.config
 
-        def make(base: nn.Linear) -> MemoryLinear:
+        def make(name: str, base: nn.Linear) -> MemoryLinear:
             return MemoryLinear(
                 base,
                 routing=Routing(
@@ -37,7 +37,7 @@ class Moram(Method):
                 ),
                 num_active=config.atoms_per_task,
                 scale=config.alpha / config.atoms_per_task,
-                dropout=config.dropout,
+                dropout=self._dropout(name, base),
             )
 
         self._adapt(model, modules, make)

@@ -28,12 +28,12 @@ class SequentialLora(Method):
         """Put a LoRA on the target linears; its inner size is ``atoms_per_task``."""
         config = self.config
 
-        def make(base: nn.Linear) -> LoraLinear:
+        def make(name: str, base: nn.Linear) -> LoraLinear:
             return LoraLinear(
                 base,
                 size=config.atoms_per_task,
                 scale=config.alpha / config.atoms_per_task,
-                dropout=config.dropout,
+                dropout=self._dropout(name, base),
             )
 
         self._adapt(model, modules, make)

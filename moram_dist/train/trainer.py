@@ -107,7 +107,7 @@ class Trainer:
         train = self.config.train
         share = torch.zeros((), device=env.device())
         for m, batch in enumerate(step.micro_batches):
-            torch.manual_seed(_seed(train.seed, i, step.index, m, env.rank()))
+            self._seed_dropout(i, step, m)
             loss = self._answer_loss(batch) / step.num_answer_tokens
             share += loss.detach()
             # DeepSpeed averages gradients over ranks; what we want is their sum.
@@ -125,6 +125,15 @@ class Trainer:
                 self.method.before_step(self.engine)
             self.engine.step()
         return share
+
+    def _seed_dropout(self, i: int, step: Step, m: int) -> None:
+        """Tie the micro-batch's dropout to its examples, whichever rank has them."""
+        place = (self.config.train.seed, i, step.index)
+        batch = step.micro_batches[m]
+        seeds = [_seed(*place, row) & 0xFFFFFFFF for row in batch.rows]
+        self.method.token_keys.set(seeds, batch.input_ids.shape[1], env.device())
+        # Dropout of the base itself, which few models have, does depend on the ranks.
+        torch.manual_seed(_seed(*place, m, env.rank()))
 
     def _answer_loss(self, batch: MicroBatch) -> Tensor:
         """Cross-entropy over the answer tokens of the micro-batch, summed, in nats (float32)."""

@@ -64,7 +64,7 @@ def test_adapt_replaces_what_is_named_and_freezes_the_rest():
     names = find_linears(model, "attention")
     bases = {name: model.get_submodule(name) for name in names}
     before = model(input_ids=tokens(1, 6)).logits
-    layers = adapt(model, names, PlusOne)
+    layers = adapt(model, names, lambda _, base: PlusOne(base))
     assert list(layers) == names
     for name, layer in layers.items():
         assert model.get_submodule(name) is layer and layer.base is bases[name]

@@ -21,7 +21,7 @@ def make_layer(*, dtype=torch.float32, dropout=0.0, threshold=0.2, num_frozen=5)
         routing=Routing(top_k=4, temperature=0.1, threshold=threshold),
         num_active=R,
         scale=SCALE,
-        dropout=dropout,
+        dropout=nn.Dropout(dropout),
     )
     layer.grow(torch.randn(num_frozen, D), torch.randn(num_frozen, E))
     with torch.no_grad():
