@@ -8,7 +8,8 @@ from torch import Tensor, nn
 class AdaptedLinear(nn.Module):
     """``base(x) + update(x)``. Subclasses own the parameters of the update.
 
-    Those parameters are direct members of this module, so that ZeRO-3 gathers them with it.
+    Those parameters are direct members of the module that uses them, since ZeRO-3 gathers a
+    module's own when it is called.
     """
 
     def __init__(self, base: nn.Linear) -> None:

@@ -51,10 +51,18 @@ class Bank(nn.Module):
         self._sealed: list[str] | None = None
 
     @property
+    def atom_bytes(self) -> int:
+        """Of one atom in each linear."""
+        return sum(d + e for d, e in self.shapes) * self.share_F.element_size()
+
+    @property
     def stored_bytes(self) -> int:
         """Of this rank's share, without the room that only other ranks fill."""
-        own = share_size(self.num_atoms, self.group.rank, self.group.size)
-        return own * sum(d + e for d, e in self.shapes) * self.share_F.element_size()
+        return share_size(self.num_atoms, self.group.rank, self.group.size) * self.atom_bytes
+
+    def own(self) -> list[Atoms]:
+        """The atoms of each linear in this rank's share."""
+        return self.views(self.share_F, self.group.rank)
 
     def views(self, flat_F: Tensor, share: int) -> list[Atoms]:
         """The atoms of each linear in a flat share."""
@@ -75,7 +83,7 @@ class Bank(nn.Module):
             RuntimeError: sizes that do not fit.
         """
         mine = new_rows(self.num_atoms, self.group.rank, self.group.size)
-        before = self.views(self.share_F, self.group.rank)
+        before = self.own()
         num_new = len(atoms[0][0])
         room = largest_share(self.num_atoms + num_new, self.group.size)
         parts: list[Tensor] = []

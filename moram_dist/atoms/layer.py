@@ -1,8 +1,7 @@
-"""A linear layer with a memory: frozen atoms in a bank, the current task's atoms as parameters.
+"""Linear layers with a memory: frozen atoms in a bank, the current task's atoms as parameters.
 
 Active atoms are parameters that are reused from task to task, so one engine serves the whole
-sequence. Linears that share an input (q, k, v) share a bank and are asked together: one collective
-serves them all.
+sequence. Linears that share an input (q, k, v) are asked together: one collective serves them all.
 
 Shape letters: R active atoms, D inputs, E outputs.
 """
@@ -10,7 +9,7 @@ Shape letters: R active atoms, D inputs, E outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from moram_dist.atoms.bank import Atoms, Bank
 from moram_dist.atoms.placer import Placer
 from moram_dist.atoms.recall import recall_together
 from moram_dist.atoms.routing import Routing
-from moram_dist.comm.zero3 import also_needs
 
 SHARE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Last names of linears that most models call with one and the same tensor."""
@@ -32,107 +30,117 @@ class MemoryLinear(AdaptedLinear):
     Source: Lu et al. 2026, arXiv:2506.21035.
     """
 
-    together: Together
-
-    def __init__(
-        self,
-        base: nn.Linear,
-        *,
-        routing: Routing,
-        num_active: int,
-        scale: float,
-        dropout: nn.Module,
-    ) -> None:
-        """To be made part of a ``Together`` before it is used."""
+    def __init__(self, base: nn.Linear, *, dropout: nn.Module) -> None:
+        """To be given its atoms by ``give_memory`` before it is used."""
         super().__init__(base)
-        self.routing = routing
-        self.scale = scale
         self.dropout = dropout
-        self.learning = False
-        """Whether active atoms take part. They do from a task's beginning to its end."""
-        like = base.weight
-        self.active_keys_RD = nn.Parameter(like.new_zeros(num_active, base.in_features))
-        self.active_values_RE = nn.Parameter(like.new_zeros(num_active, base.out_features))
-
-    def stored_values(self, active_values_RE: Tensor) -> Tensor:
-        """Active values as they are frozen: with the scale alpha / R folded in."""
-        return active_values_RE * self.scale
-
-    def active(self) -> Atoms:
-        """Active atoms as they answer; none unless learning."""
-        if self.learning:
-            return self.active_keys_RD, self.stored_values(self.active_values_RE)
-        like = self.base.weight
-        return like.new_empty(0, self.in_features), like.new_empty(0, self.out_features)
+        self.asked: Asked
 
     def update(self, x: Tensor) -> Tensor:
         """(..., D) to (..., E)."""
-        return self.together.update(self, x)
+        return self.asked.answer(self, x)
 
 
-class Together(nn.Module):
-    """Linears that are asked together, and the bank of their frozen atoms.
+@dataclass(frozen=True, kw_only=True)
+class MemorySettings:
+    """What the linears of a memory have in common."""
 
-    The first of them to be called asks for all; the others find their answers waiting. One that
-    is called with another tensor asks for itself alone, and from then on all do.
+    routing: Routing
+    num_active: int
+    """R: atoms that a task adds to each linear."""
+
+    scale: float
+    """An active value acts scaled by this; freezing folds it in."""
+
+
+class Memory(nn.Module):
+    """The atoms of linears that share an input: a bank of frozen ones, parameters for active ones.
+
+    Parameters are its direct members, so that ZeRO-3 gathers them when it is called.
     """
 
-    def __init__(self, layers: Sequence[MemoryLinear], placer: Placer) -> None:
+    def __init__(
+        self, layers: Sequence[MemoryLinear], settings: MemorySettings, placer: Placer
+    ) -> None:
         super().__init__()
-        self.layers = tuple(layers)  # a tuple: they are no children of this module
+        self.settings = settings
         self.placer = placer
-        first = layers[0]
-        self.bank = Bank(
-            [(layer.in_features, layer.out_features) for layer in layers],
-            placer.group,
-            like=first.base.weight,
-        )
-        self.apart = len(layers) == 1
-        self._asked: Tensor | None = None
-        self._waiting: dict[MemoryLinear, Tensor] = {}
-        first.together = self  # its child: ``model.to`` finds the bank there
-        for layer in layers[1:]:
-            layer.__dict__["together"] = self
+        self.learning = False
+        """Whether active atoms take part. They do from a task's beginning to its end."""
+        self.dropouts = tuple(layer.dropout for layer in layers)  # children of their layers only
+        shapes = [(layer.in_features, layer.out_features) for layer in layers]
+        like = layers[0].base.weight
+        self.bank = Bank(shapes, placer.group, like=like)
+        for i, sizes in enumerate(shapes):
+            for kind, size in zip(("keys", "values"), sizes, strict=True):
+                atoms = nn.Parameter(like.new_zeros(settings.num_active, size))
+                self.register_parameter(f"{kind}_{i}", atoms)
 
-    def prepare(self) -> None:
-        """To be called once the engine is there: whoever asks for all needs all active atoms."""
-        first, *others = self.layers
-        also_needs(first, [p for layer in others for p in layer.parameters(recurse=False)])
+    def active(self, i: int) -> tuple[nn.Parameter, nn.Parameter]:
+        """Keys (R, D) and values (R, E) that linear ``i`` is learning."""
+        return self.get_parameter(f"keys_{i}"), self.get_parameter(f"values_{i}")
+
+    def stored(self, i: int) -> Atoms:
+        """Active atoms of linear ``i`` as they answer, and are frozen: the scale folded in."""
+        keys_RD, values_RE = self.active(i)
+        return keys_RD, values_RE * self.settings.scale
 
     def grow(self, atoms: Sequence[Atoms]) -> None:
         """Append frozen atoms, values as stored, one pair a linear. All ranks call together."""
         self.placer.growing()
         self.bank.grow(atoms)
 
-    def update(self, layer: MemoryLinear, x: Tensor) -> Tensor:
-        """What is added to the output of ``layer`` for its input ``x``."""
-        if self.apart:
-            return self._ask([layer], x)[0]
-        if layer in self._waiting and _same(x, self._asked):
-            answer = self._waiting.pop(layer)
-        elif layer is self.layers[0]:
-            self._asked = x
-            answer, *others = self._ask(self.layers, x)
-            self._waiting = dict(zip(self.layers[1:], others, strict=True))
-        else:
-            self.apart = True
-            answer = self._ask([layer], x)[0]
-        if not self._waiting or self.apart:
-            self._asked, self._waiting = None, {}
-        return answer
-
-    def _ask(self, layers: Sequence[MemoryLinear], x: Tensor) -> list[Tensor]:
-        keys, values = zip(*(layer.active() for layer in layers), strict=True)
-        routing = layers[0].routing
-        return recall_together(
-            self.bank,
-            self.placer.now,
-            replace(routing, threshold=0.0) if self.training else routing,
-            [layer.dropout(x) for layer in layers],
-            keys,
-            values,
-            members=[self.layers.index(layer) for layer in layers],
+    def forward(self, x: Tensor, members: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Updates of some of the linears for their input ``x``, (..., D) to (..., E) each."""
+        routing = self.settings.routing
+        active = [self.stored(i) for i in members]
+        if not self.learning:
+            active = [(keys[:0], values[:0]) for keys, values in active]
+        keys, values = zip(*active, strict=True)
+        return tuple(
+            recall_together(
+                self.bank,
+                self.placer.now,
+                replace(routing, threshold=0.0) if self.training else routing,
+                [self.dropouts[i](x) for i in members],
+                keys,
+                values,
+                members,
+            )
         )
+
+
+class Asked:
+    """Has the first of some linears to be called ask for all; the others' answers wait for them.
+
+    A linear that is called with another tensor than the first asks for itself alone, and from
+    then on all of them do.
+    """
+
+    def __init__(self, layers: Sequence[MemoryLinear], memory: Memory) -> None:
+        self.layers = tuple(layers)
+        self.memory = memory
+        self._apart = len(layers) == 1
+        self._x: Tensor | None = None
+        self._waiting: dict[MemoryLinear, Tensor] = {}
+
+    def answer(self, layer: MemoryLinear, x: Tensor) -> Tensor:
+        """What is added to the output of ``layer`` for its input ``x``."""
+        alone = (self.layers.index(layer),)
+        if self._apart:
+            return self.memory(x, alone)[0]
+        if layer is self.layers[0]:
+            first, *others = self.memory(x, tuple(range(len(self.layers))))
+            self._x, self._waiting = x, dict(zip(self.layers[1:], others, strict=True))
+            return first
+        if layer in self._waiting and _same(x, self._x):
+            found = self._waiting.pop(layer)
+        else:
+            self._apart, self._waiting = True, {}
+            found = self.memory(x, alone)[0]
+        if not self._waiting:
+            self._x = None
+        return found
 
 
 def _same(x: Tensor, other: Tensor | None) -> bool:
@@ -156,6 +164,23 @@ def share_inputs(names: Iterable[str]) -> list[list[str]]:
     return [list(group) for _, group in groupby(names, key)]
 
 
-def put_together(layers: Mapping[str, MemoryLinear], placer: Placer) -> list[Together]:
-    """Give each linear its bank; the banks in the model's order."""
-    return [Together([layers[name] for name in group], placer) for group in share_inputs(layers)]
+def give_memory(
+    layers: Mapping[str, MemoryLinear], settings: MemorySettings, placer: Placer
+) -> dict[tuple[str, ...], Memory]:
+    """Give linears their atoms; the full names of those that share a memory -> that memory.
+
+    It is a child of the first of them, by the name of ``memory``.
+    """
+    out = {}
+    for names in share_inputs(layers):
+        group = [layers[name] for name in names]
+        memory = out[tuple(names)] = Memory(group, settings, placer)
+        group[0].add_module("memory", memory)
+        asked = Asked(group, memory)
+        for layer in group:
+            layer.asked = asked
+    placer.plan(
+        [memory.bank for memory in out.values()],
+        settings.num_active * sum(memory.bank.atom_bytes for memory in out.values()),
+    )
+    return out

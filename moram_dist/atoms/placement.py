@@ -69,20 +69,24 @@ class _Local(Placement):
     """All pairs of this home: what belongs together is here already."""
 
     def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
+        """Its own rows."""
         return {self.group.rank: list(rows)}
 
     def candidates(
         self, offered: Mapping[Pair, Sequence[Candidates]]
     ) -> dict[int, list[list[Candidates]]]:
+        """What its shares offered."""
         return {self.group.rank: _by_linear(offered)}
 
     def sums(
         self, parts: Mapping[Pair, Sequence[Tensor]], own: Sequence[Tensor]
     ) -> dict[int, list[list[Tensor]]]:
+        """Terms that are all here."""
         shares = _by_linear(parts)
         return {self.group.rank: [[*s, mine] for s, mine in zip(shares, own, strict=True)]}
 
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
+        """Parts that are all here."""
         return _by_linear(parts)
 
 
@@ -90,6 +94,7 @@ class Resident(_Local):
     """Frozen atoms never go stale, so a copy gathered once a task serves all its steps."""
 
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, list[Atoms]]:
+        """All shares, from the copy."""
         flat_PF = bank.copy_PF if self.group.size > 1 else bank.share_F[None]
         return {share: bank.views(flat_F, share) for share, flat_F in enumerate(flat_PF)}
 
@@ -107,6 +112,7 @@ class Gathered(_Local):
         self._under_way: dict[int, Pending] = {}
 
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, list[Atoms]]:
+        """All shares, fetched; the bank that follows is sent for."""
         at = next(i for i, other in enumerate(self.banks) if other is bank)
         flat_PF = (self._under_way.pop(at, None) or self._start(at)).wait()
         following = at + 1 if forward else at - 1
@@ -133,6 +139,7 @@ class Stationary(Placement):
         self.num_tokens = tuple(num_tokens)
 
     def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
+        """Every home's rows: each rank sends its own to all."""
         expected = self.num_tokens[self.group.rank]
         if len(rows[0]) != expected:
             raise RuntimeError(
@@ -151,11 +158,13 @@ class Stationary(Placement):
         return out
 
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, list[Atoms]]:
-        return {self.group.rank: bank.views(bank.share_F, self.group.rank)}
+        """Its own share."""
+        return {self.group.rank: bank.own()}
 
     def candidates(
         self, offered: Mapping[Pair, Sequence[Candidates]]
     ) -> dict[int, list[list[Candidates]]]:
+        """Every share's, for every home: one message of sums, scores and indices."""
         mine, homes = self.group.rank, range(self.group.size)
         first = offered[mine, mine]
         widths = [t.shape[1] * t.element_size() // 4 for one in first for t in one]
@@ -180,6 +189,7 @@ class Stationary(Placement):
     def sums(
         self, parts: Mapping[Pair, Sequence[Tensor]], own: Sequence[Tensor]
     ) -> dict[int, list[list[Tensor]]]:
+        """Every share's and every home's: one message."""
         mine, homes = self.group.rank, range(self.group.size)
         blocks = [parts[h, mine] for h in homes] + [own]
         message = torch.stack([self._padded(torch.cat([*block], -1)) for block in blocks])
@@ -192,6 +202,7 @@ class Stationary(Placement):
         return out
 
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
+        """Each share's parts go to their home."""
         mine, homes = self.group.rank, range(self.group.size)
         sizes = [part.shape[1] for part in parts[mine, mine]]
         blocks_PTF = torch.stack([self._padded(torch.cat([*parts[h, mine]], -1)) for h in homes])

@@ -25,14 +25,20 @@ class Placer:
         group: the ranks that hold the memory together.
         choice: one of ``CHOICES``.
         room: bytes that a rank may spend on a copy of the whole memory; for ``auto``.
+        num_tasks: how many the memory will hold; for ``auto``.
     """
 
     def __init__(
-        self, group: AtomGroup | None = None, choice: str = RESIDENT, room: float = 0.0
+        self,
+        group: AtomGroup | None = None,
+        choice: str = RESIDENT,
+        *,
+        room: float = 0.0,
+        num_tasks: int = 1,
     ) -> None:
         self.group = group or AtomGroup()
         self.choice = choice
-        self._room = room
+        self._room, self._num_tasks = room, num_tasks
         self.reason = f"{choice}, as asked"
         """One line for people."""
         self._resident = Resident(self.group)
@@ -41,14 +47,15 @@ class Placer:
         self.now: Placement = self._resident
         """Of the pass that goes on."""
 
-    def plan(self, banks: Sequence[Bank], final_bytes: int) -> None:
+    def plan(self, banks: Sequence[Bank], bytes_per_task: int) -> None:
         """Settle what is settled once.
 
         Args:
             banks: in the order of the forward pass.
-            final_bytes: of the whole memory after the last task.
+            bytes_per_task: what a task adds to the whole memory.
         """
         self._gathered.banks = list(banks)
+        final_bytes = bytes_per_task * self._num_tasks
         size = f"the memory's {final_bytes / 2**20:,.1f} MB after the last task"
         if self.choice == AUTO and self.group.size == 1:
             self.choice, self.reason = RESIDENT, "resident: one rank holds all atoms"

@@ -114,9 +114,7 @@ def recall_together(
         ]
     call = _Call(bank, tuple(members), placement, routing, bank.num_atoms, len(active_keys[0]))
     rows = {id(x): x.reshape(-1, x.shape[-1]) for x in inputs}
-    found = _Recall.apply(
-        call, *(rows[id(x)] for x in inputs), *active_keys, *active_values
-    )
+    found = _Recall.apply(call, *(rows[id(x)] for x in inputs), *active_keys, *active_values)
     return [y.view(*x.shape[:-1], y.shape[1]) for x, y in zip(inputs, found, strict=True)]
 
 
@@ -179,9 +177,7 @@ class _Recall(torch.autograd.Function):
             for share, atoms in call.frozen(forward=True).items()
         }
         scores = {
-            (home, share): [
-                rows[one].to(precise) @ atoms[one][0].to(precise).T for one in linears
-            ]
+            (home, share): [rows[one].to(precise) @ atoms[one][0].to(precise).T for one in linears]
             for home, rows in tokens.items()
             for share, atoms in shares.items()
         }
@@ -205,7 +201,7 @@ class _Recall(torch.autograd.Function):
             ]
             for home, of_linears in place.candidates(offered).items()
         }
-        partial = {}
+        partial: dict[Any, list[Tensor]] = {}
         for home, mixed in mixtures.items():
             for share, atoms in shares.items():
                 partial[home, share] = []
@@ -221,8 +217,11 @@ class _Recall(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             ctx.call, ctx.homes = call, list(tokens)
             # Frozen atoms are not saved: they are had again from the placement.
-            kept = [score[:, : share_size(call.num_frozen, share, call.num_shares)].contiguous()
-                    for (_, share), found in scores.items() for score in found]
+            kept = [
+                score[:, : share_size(call.num_frozen, share, call.num_shares)].contiguous()
+                for (_, share), found in scores.items()
+                for score in found
+            ]
             ctx.num_scores = len(kept)
             flat = [t for mixed in mixtures.values() for mix in mixed for t in mix]
             ctx.save_for_backward(*tensors, *kept, *flat)
@@ -333,7 +332,7 @@ def _score_gradient(
     places: tuple[Tensor, Tensor],
     score_TN: Tensor,
 ) -> Tensor:
-    """dp of some atoms, (T, N), from their scores and u, and A and B over all atoms."""
+    """Gradient of some atoms' scores, (T, N), from them, u, and A and B over all atoms."""
     A_T1, B_T1 = totals_T2.split(1, -1)
     q_TK = mix.speaks_TK * mix.score_TK * u_TK
     through_weights = mix.weight_TK * (q_TK - A_T1) / (tau * mix.norm_T1)

@@ -31,16 +31,6 @@ def whole(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
     return deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if write else None)
 
 
-def also_needs(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Have ZeRO-3 gather parameters of other modules wherever ``module`` runs."""
-    sharded = [p for p in parameters if is_sharded(p)]
-    if sharded:
-        import deepspeed
-
-        for parameter in sharded:
-            deepspeed.zero.register_external_parameter(module, parameter)
-
-
 @contextmanager
 def without_hooks(engine: Any) -> Iterator[nn.Module]:
     """The engine's model with whole weights and no ZeRO-3 hooks.

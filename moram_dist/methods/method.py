@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.dropout import TokenDropout, TokenKeys
 from moram_dist.adapters.inject import adapt, find_linears
+from moram_dist.atoms import Placer
 from moram_dist.config import MethodConfig
 from moram_dist.registry import Registry
 from moram_dist.tasks.task import Benchmark, Example
@@ -30,9 +31,11 @@ from moram_dist.tasks.task import Benchmark, Example
 class Method:
     """Base of all methods: adapts nothing, trains on the task's own examples."""
 
-    def __init__(self, config: MethodConfig, seed: int) -> None:
+    def __init__(self, config: MethodConfig, seed: int, placer: Placer | None = None) -> None:
+        """``placer`` says where frozen atoms are, for methods that have any; default: here."""
         self.config = config
         self.seed = seed
+        self.placer = placer or Placer()
         self.token_keys = TokenKeys()
         """Who the tokens of a micro-batch are, for dropout; set before each training pass."""
         self.layers: dict[str, AdaptedLinear] = {}
@@ -58,6 +61,15 @@ class Method:
     def _dropout(self, name: str, base: nn.Linear) -> TokenDropout:
         """On the input of the adapted linear ``name``."""
         return TokenDropout(self.config.dropout, self.token_keys, name=name, size=base.in_features)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether ranks must make equally many forward passes, apart from what ZeRO asks."""
+        return False
+
+    def metrics(self) -> dict[str, float]:
+        """What to log beside the loss, from this rank."""
+        return {}
 
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[Example]:
         """Examples that task i trains on; none means that the task is not trained."""

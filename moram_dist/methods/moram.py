@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moram_dist.atoms import MemoryLinear, Routing, Together, put_together
+from moram_dist.atoms import Memory, MemoryLinear, MemorySettings, Routing, give_memory
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.method import METHODS, Method
-
-KEYS, VALUES = "active_keys_RD", "active_values_RE"
 
 
 @METHODS.register("moram")
@@ -24,25 +22,26 @@ class Moram(Method):
     """
 
     layers: dict[str, MemoryLinear]  # type: ignore[assignment]
+    memories: dict[tuple[str, ...], Memory]
+    """Full names of the linears that are asked together -> their memory."""
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
         """Give the target linears an empty memory and room for one task's atoms."""
         config = self.config
 
         def make(name: str, base: nn.Linear) -> MemoryLinear:
-            return MemoryLinear(
-                base,
-                routing=Routing(
-                    top_k=config.top_k, temperature=config.temperature, threshold=config.threshold
-                ),
-                num_active=config.atoms_per_task,
-                scale=config.alpha / config.atoms_per_task,
-                dropout=self._dropout(name, base),
-            )
+            return MemoryLinear(base, dropout=self._dropout(name, base))
 
         self._adapt(model, modules, make)
-        self.banks = put_together(self.layers, self.placer)
-        if self.placer.group.size > 1:
+        settings = MemorySettings(
+            routing=Routing(
+                top_k=config.top_k, temperature=config.temperature, threshold=config.threshold
+            ),
+            num_active=config.atoms_per_task,
+            scale=config.alpha / config.atoms_per_task,
+        )
+        self.memories = give_memory(self.layers, settings, self.placer)
+        if self.in_step:
             model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
 
     @property
@@ -50,38 +49,60 @@ class Moram(Method):
         """Whether atoms or tokens move in each forward pass."""
         return self.placer.in_step
 
-    def memory_bytes(self, num_tasks: int) -> int:
-        """Of the atoms of so many tasks, in the dtype in which they are asked."""
-        atoms = num_tasks * self.config.atoms_per_task
-        return sum(
-            atoms * (layer.in_features + layer.out_features) * layer.base.weight.element_size()
-            for layer in self.layers.values()
-        )
+    def metrics(self) -> dict[str, float]:
+        """Bytes received and calls of the memory's collectives, since the process began."""
+        found: dict[str, float] = {}
+        for name, traffic in self.placer.group.traffic.items():
+            key = f"atoms/{name.replace(' ', '_')}"
+            found |= {f"{key}_bytes": traffic.bytes, f"{key}_calls": traffic.calls}
+        return found
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """New atoms: Kaiming-uniform keys (a = sqrt 5), zero values."""
+        self._check_frozen()
         generator = self.generator(i)
         fresh: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-            keys = torch.empty(self.config.atoms_per_task, layer.in_features)
-            nn.init.kaiming_uniform_(keys, a=math.sqrt(5), generator=generator)
-            fresh[f"{name}.{KEYS}"] = keys
-            fresh[f"{name}.{VALUES}"] = torch.zeros(len(keys), layer.out_features)
-            layer.learning = True
+        for names, memory in self.memories.items():
+            memory.learning = True
+            for one, (d, e) in enumerate(memory.bank.shapes):
+                keys = torch.empty(self.config.atoms_per_task, d)
+                nn.init.kaiming_uniform_(keys, a=math.sqrt(5), generator=generator)
+                fresh[f"{names[0]}.memory.keys_{one}"] = keys
+                fresh[f"{names[0]}.memory.values_{one}"] = torch.zeros(len(keys), e)
         return fresh
 
     def end_task(self, i: int, batches: Callable[[], Iterable[Any]]) -> dict[str, Tensor]:
         """Freeze the active atoms. Outputs of the model stay what they are."""
+        self._check_frozen()
         tensors: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-            with whole([layer.active_keys_RD, layer.active_values_RE]):
-                tensors[f"{name}.keys"] = layer.active_keys_RD.detach().clone()
-                tensors[f"{name}.values"] = layer.stored_values(layer.active_values_RE.detach())
+        for names, memory in self.memories.items():
+            with whole(memory.parameters(recurse=False)), torch.no_grad():
+                for one, name in enumerate(names):
+                    keys, values = memory.stored(one)
+                    tensors[f"{name}.keys"] = keys.detach().clone()
+                    tensors[f"{name}.values"] = values
         self.load_task(i, tensors)
+        self._check_frozen()
         return tensors
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Append task i's atoms to the memory."""
-        for name, layer in self.layers.items():
-            layer.grow(tensors[f"{name}.keys"], tensors[f"{name}.values"])
-            layer.learning = False
+        for names, memory in self.memories.items():
+            memory.grow([(tensors[f"{name}.keys"], tensors[f"{name}.values"]) for name in names])
+            memory.learning = False
+
+    def _check_frozen(self) -> None:
+        """Raise where a frozen atom is not what was frozen."""
+        for names, memory in self.memories.items():
+            if not memory.bank.intact():
+                raise RuntimeError(
+                    f"frozen atoms of {names[0]} have changed in this rank's memory since they "
+                    "were frozen; what is published is whole"
+                )
+
+    def _begin_pass(self, model: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+        """Before each forward pass of the model: choose where atoms and tokens meet."""
+        ids = named.get("input_ids", arguments[0] if arguments else None)
+        if ids is None:
+            ids = named["inputs_embeds"][..., 0]
+        self.placer.begin(ids.numel())

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.comm import env
+from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.zero3 import whole, without_hooks
 from moram_dist.config import MethodConfig, ModelConfig, RunConfig, TrainConfig
 from moram_dist.data.encode import Encoded
@@ -51,11 +53,12 @@ class Setting:
     stage: int
     dtype: str
     shard_all: bool = False
-    """Shard atoms too. By the files' threshold, parameters as small as atoms are kept whole."""
+    """Shard active atoms too. By the files' threshold, parameters as small are kept whole."""
+    placement: str = "resident"
 
     @property
     def name(self) -> str:
-        return f"{self.file}-{self.stage}-{self.dtype}-{self.shard_all}"
+        return f"{self.file}-{self.stage}-{self.dtype}-{self.shard_all}-{self.placement}"
 
     def resolve(self, world_size: int) -> dict[str, Any]:
         """The DeepSpeed configuration of a run."""
@@ -83,10 +86,13 @@ SETTINGS = {
         Setting("zero3.json", 3, "bf16", shard_all=True),
         Setting("zero3_offload.json", 3, "bf16"),
         Setting("zero3_offload.json", 3, "fp32", shard_all=True),
+        Setting("zero3.json", 3, "fp32", shard_all=True, placement="gathered"),
+        Setting("zero3.json", 3, "fp32", shard_all=True, placement="stationary"),
+        Setting("zero2.json", 2, "bf16", placement="stationary"),
     ],
     3: [
         Setting("zero3.json", 3, "fp32"),
-        Setting("zero3.json", 3, "bf16", shard_all=True),
+        Setting("zero3.json", 3, "bf16", shard_all=True, placement="stationary"),
     ],
 }
 
@@ -98,7 +104,9 @@ class Life:
         self.setting = setting
         config = setting.resolve(world_size)
         self.base = causal_lm.load(ModelConfig(model=str(model), dtype=setting.dtype), config)
-        self.method: Method = METHODS["moram"](METHOD, seed=3)
+        self.method: Method = METHODS["moram"](
+            METHOD, 3, Placer(make_atom_group("world"), setting.placement)
+        )
         self.method.build(self.base.model)
         self.engine = make_engine(self.base.model, config, weight_decay=TRAIN.weight_decay)
         self.trainer = Trainer(
@@ -138,11 +146,16 @@ class Life:
 
     def frozen(self, num_atoms: int) -> dict[str, Tensor]:
         """The first so many frozen atoms of every layer."""
-        return {
-            f"{name}.{kind}": getattr(layer, kind)[:num_atoms]
-            for name, layer in self.method.layers.items()
-            for kind in ("frozen_keys_ND", "frozen_values_NE")
-        }
+        out = {}
+        for name, layer in self.method.layers.items():
+            bank, which = layer.asked.memory.bank, layer.asked.layers.index(layer)
+            flat = env.gather_objects(bank.share_F)
+            assert not bank.copied or torch.equal(torch.stack(flat), bank.copy_PF)
+            shares = [bank.views(share, rank)[which] for rank, share in enumerate(flat)]
+            for kind, rows in zip(("keys", "values"), zip(*shares, strict=True), strict=True):
+                order = [rows[i % len(rows)][i // len(rows)] for i in range(num_atoms)]
+                out[f"{name}.{kind}"] = torch.stack(order)
+        return out
 
     def inner_optimizer(self) -> Any:
         """The AdamW that ZeRO drives."""
@@ -259,12 +272,12 @@ def check_reset(life: Life) -> None:
     again = life.train(0, 0, 2)
     life.engine.eval()
     with without_hooks(life.engine) as model, torch.no_grad():
-        for turn in range(env.rank() + 1):
-            prompt = tokens(2, 4 + turn)
+        in_step = life.method.in_step
+        for turn in range(1 if in_step else env.rank() + 1):
             model.generate(
-                input_ids=prompt,
+                input_ids=tokens(2 + env.rank(), 4 + turn),
                 max_new_tokens=2 + env.rank(),
-                synced_gpus=False,  # transformers' own choice under ZeRO-3 is to keep step
+                synced_gpus=in_step,  # transformers' own choice under ZeRO-3 is to keep step
             )
         model(input_ids=tokens(1, 5))
     again += life.train(0, 2, 4)
@@ -338,8 +351,10 @@ def check_restored(model: Path, folder: Path) -> None:
     for upto, expected in load_file(folder / OUTPUTS).items():
         plain = AutoModelForCausalLM.from_pretrained(model, dtype=expected.dtype)
         with torch.no_grad():
-            restored = load_memory(plain, folder, upto=int(upto))
-            assert torch.equal(restored(input_ids=tokens(2, 12)).logits, expected)
+            found = load_memory(plain, folder, upto=int(upto))(input_ids=tokens(2, 12)).logits
+        # One rank sums over atoms in one go, several share by share.
+        rounding = 3e-6 if expected.dtype == torch.float32 else 2e-2
+        assert (found - expected).norm() <= rounding * expected.norm()
 
 
 def live(rank: int, world_size: int, model: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_restored_model_is_ready_to_answer(run):
     model = load_memory(tiny_model().train().bfloat16(), run)
     assert not model.training
     assert not any(p.requires_grad and p.abs().max() > 0 for p in model.parameters())
-    assert model.get_buffer("model.layers.0.self_attn.q_proj.frozen_keys_ND").shape == (8, 32)
+    assert model.get_submodule("model.layers.0.self_attn.q_proj.memory.bank").num_atoms == 8
     assert logits(model).dtype == torch.bfloat16
     assert model.generate(tokens(1, 4), max_new_tokens=2, eos_token_id=None).shape == (1, 6)
 

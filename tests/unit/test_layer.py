@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moram_dist.atoms import MemoryLinear, Routing, recall
+from moram_dist.atoms import MemoryLinear, MemorySettings, Placer, Routing, give_memory, recall
 
 D, E, R = 12, 10, 8
 SCALE = 10 / R  # no power of two, so folding it in rounds
@@ -16,26 +16,27 @@ SCALE = 10 / R  # no power of two, so folding it in rounds
 def make_layer(*, dtype=torch.float32, dropout=0.0, threshold=0.2, num_frozen=5):
     """A layer that has learned: random base, frozen and active atoms."""
     torch.manual_seed(0)
-    layer = MemoryLinear(
-        nn.Linear(D, E, dtype=dtype),
-        routing=Routing(top_k=4, temperature=0.1, threshold=threshold),
-        num_active=R,
-        scale=SCALE,
-        dropout=nn.Dropout(dropout),
-    )
-    layer.grow(torch.randn(num_frozen, D), torch.randn(num_frozen, E))
+    layer = MemoryLinear(nn.Linear(D, E, dtype=dtype), dropout=nn.Dropout(dropout))
+    routing = Routing(top_k=4, temperature=0.1, threshold=threshold)
+    settings = MemorySettings(routing=routing, num_active=R, scale=SCALE)
+    (memory,) = give_memory({"q_proj": layer}, settings, Placer()).values()
+    memory.grow([(torch.randn(num_frozen, D), torch.randn(num_frozen, E))])
     with torch.no_grad():
-        layer.active_keys_RD.normal_()
-        layer.active_values_RE.normal_()
-    layer.learning = True
+        for parameter in memory.active(0):
+            parameter.normal_()
+    memory.learning = True
     return layer
 
 
 def freeze(layer):
     """What ``Moram.end_task`` does, with the atoms whole."""
-    values = layer.stored_values(layer.active_values_RE.detach())
-    layer.grow(layer.active_keys_RD.detach(), values)
-    layer.learning = False
+    layer.memory.grow([tuple(tensor.detach() for tensor in layer.memory.stored(0))])
+    layer.memory.learning = False
+
+
+def frozen(layer):
+    """Keys and values of the only linear of its bank."""
+    return layer.memory.bank.own()[0]
 
 
 def some_tokens(dtype=torch.float32):
@@ -51,12 +52,12 @@ def test_freezing_changes_no_bit(training, dtype):
     without = before - layer.base(x)
     freeze(layer)
     assert torch.equal(layer(x), before)
-    assert layer.num_frozen == 5 + R
+    assert layer.memory.bank.num_atoms == 5 + R
     assert without.abs().max() > 0.1  # or there was nothing to change
 
     unscaled = make_layer(dtype=dtype).train(training)
-    unscaled.scale = 1.0
-    freeze(unscaled)
+    unscaled.memory.grow([tuple(tensor.detach() for tensor in unscaled.memory.active(0))])
+    unscaled.memory.learning = False
     assert not torch.equal(unscaled(x), before)
 
 
@@ -71,10 +72,10 @@ def test_only_active_atoms_learn():
     layer = make_layer()
     layer(some_tokens()).square().sum().backward()
     learned = {name for name, p in layer.named_parameters() if p.grad is not None}
-    assert learned == {"active_keys_RD", "active_values_RE"}
+    assert learned == {"memory.keys_0", "memory.values_0"}
     assert all(layer.get_parameter(name).grad.abs().max() > 0 for name in learned)
-    assert not layer.frozen_keys_ND.requires_grad and not layer.frozen_values_NE.requires_grad
-    assert "frozen_keys_ND" not in layer.state_dict()  # the memory's files are its only home
+    assert not any(tensor.requires_grad for tensor in frozen(layer))
+    assert not any("bank" in name for name in layer.state_dict())  # the files are its only home
 
 
 def test_frozen_atoms_compete_with_active_ones():
@@ -87,18 +88,18 @@ def test_frozen_atoms_compete_with_active_ones():
 
 def test_active_atoms_are_silent_unless_learning():
     layer = make_layer()
-    layer.learning = False
+    layer.memory.learning = False
     x = some_tokens()
     before = layer(x)
     with torch.no_grad():
-        layer.active_keys_RD.normal_()
-        layer.active_values_RE.normal_()
+        for parameter in layer.memory.active(0):
+            parameter.normal_()
     assert torch.equal(layer(x), before)
 
 
 def test_an_empty_memory_is_the_base():
     layer = make_layer(num_frozen=0)
-    layer.learning = False
+    layer.memory.learning = False
     assert torch.equal(layer(some_tokens()), layer.base(some_tokens()))
 
 
@@ -116,8 +117,8 @@ def test_dropout_acts_on_what_scores_see_and_not_on_the_base():
     found = layer(x)
     torch.manual_seed(3)
     atoms = (
-        torch.cat([layer.frozen_keys_ND, layer.active_keys_RD]),
-        torch.cat([layer.frozen_values_NE, layer.active_values_RE * SCALE]),
+        torch.cat([frozen(layer)[0], layer.memory.active(0)[0]]),
+        torch.cat([frozen(layer)[1], layer.memory.active(0)[1] * SCALE]),
     )
     expected = layer.base(x) + recall(F.dropout(x, 0.5), *atoms, top_k=4, temperature=0.1)
     assert torch.equal(found, expected)
@@ -136,7 +137,7 @@ def test_bfloat16():
                 getattr(
                     precise.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
                 ).data = tensor.float()
-    assert {layer.frozen_keys_ND.dtype, layer.frozen_values_NE.dtype} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in frozen(layer)} == {torch.bfloat16}
     x = some_tokens(torch.bfloat16)
     assert layer(x).dtype == torch.bfloat16
     error = (layer(x).float() - precise(x.float())).norm() / precise(x.float()).norm()
