@@ -15,6 +15,7 @@ import torch
 from eval.continual import average_so_far, sequence_metrics
 from eval.score_matrix import ScoreMatrix
 from moram_dist.comm import env
+from moram_dist.comm.watch import Watch
 from moram_dist.comm.zero3 import is_sharded, without_hooks
 from moram_dist.config import EvalConfig
 from moram_dist.decode import generate_batch
@@ -39,6 +40,7 @@ class Evaluator:
         run_dir: Path,
         tracker: Tracker,
         progress: Progress,
+        watch: Watch,
     ) -> None:
         self.config = config
         self.benchmark = benchmark
@@ -47,6 +49,7 @@ class Evaluator:
         self.run_dir = run_dir
         self.tracker = tracker
         self.progress = progress
+        self.watch = watch
         self.matrix = ScoreMatrix(run_dir / "scores.json", benchmark)
 
     def __call__(self, row: int) -> None:
@@ -67,7 +70,9 @@ class Evaluator:
 
     def _cell(self, row: int, column: int, model: torch.nn.Module, *, synced: bool) -> None:
         task = self.benchmark.tasks[column]
-        share = self._generate(task, model, synced=synced)
+        when = f"after {self.benchmark.tasks[row].name}" if row >= 0 else "before training"
+        share = self._generate(task, when, model, synced=synced)
+        self.watch.at(f"the score of {task.name} {when}")
         predictions = {k: v for part in env.gather_objects(share) for k, v in part.items()}
         if not env.is_main():
             return
@@ -96,10 +101,11 @@ class Evaluator:
         write_lines(path, lines)
         value = sum(float(line["score"]) for line in lines) / len(lines)  # type: ignore[arg-type]
         self.matrix.set(row, column, value)
-        when = f"after {self.benchmark.tasks[row].name}" if row >= 0 else "before training"
         self.progress.say(f"  {when}: {task.name} {task.metric} {value:.2f} (n={len(lines)})")
 
-    def _generate(self, task: Task, model: torch.nn.Module, *, synced: bool) -> dict[int, str]:
+    def _generate(
+        self, task: Task, when: str, model: torch.nn.Module, *, synced: bool
+    ) -> dict[int, str]:
         """This rank's share of a cell: index in the test set to prediction."""
         # Small test sets are cut finer, so that no rank is without work.
         size = min(self.config.eval_batch_size, -(-len(task.test) // env.world_size()))
@@ -113,6 +119,7 @@ class Evaluator:
             index = turn * env.world_size() + env.rank()
             if index >= len(batches) and not synced:
                 break
+            self.watch.at(f"predictions of {task.name} {when}")
             indices = batches[index] if index < len(batches) else batches[0]
             examples: list[Example] = [task.test[i] for i in indices]
             answers = generate_batch(

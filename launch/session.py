@@ -19,6 +19,7 @@ from moram_dist import config_io
 from moram_dist.adapters.inject import find_linears
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
+from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.stream import accumulation
 from moram_dist.methods import METHODS, Method
@@ -32,6 +33,8 @@ from moram_dist.train.progress import Progress
 from moram_dist.train.run_dir import RunDir
 from moram_dist.train.trainer import Trainer
 
+WATCH_FIRST_S = 60.0
+
 
 @dataclass(frozen=True)
 class Session:
@@ -42,6 +45,7 @@ class Session:
     ds_config: dict[str, Any]
     run_dir: RunDir
     tracker: Tracker
+    watch: Watch
 
     def run(self) -> None:
         """Train what is not trained, evaluate what is not evaluated, write the report."""
@@ -62,7 +66,10 @@ class Session:
     def _work(self, progress: Progress) -> None:
         config = self.config
         progress.say(f"run directory: {self.run_dir.path}")
-        env.join()
+        # The watch speaks first: what a backend says of a time limit is no line for people.
+        env.join(config.parallel.wait_limit + WATCH_FIRST_S)
+        self.watch.at("the model to load")
+        self.watch.start()
         base = causal_lm.load(config.model, self.ds_config)
         method = METHODS[config.method.method](config.method, config.train.seed)
         method.build(base.model)
@@ -79,6 +86,7 @@ class Session:
             run_dir=self.run_dir.path,
             tracker=tracker,
             progress=progress,
+            watch=self.watch,
         )
         trainer = Trainer(
             config=config,
@@ -90,6 +98,7 @@ class Session:
             manifest=manifest,
             tracker=tracker,
             progress=progress,
+            watch=self.watch,
             evaluate=evaluator,
         )
         tracker.open(self._description(), trainer.first_step(len(manifest.tasks)))
@@ -103,6 +112,7 @@ class Session:
             status = "finished"
         finally:
             tracker.close(status)  # type: ignore[arg-type]
+        self.watch.leave(0)
         env.leave()
 
     def _complete(self) -> bool:
@@ -187,7 +197,8 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     run_dir.check(config)
     record = config.record
     tracker = open_tracker(record.tracking, record.tracking_uri) if env.is_main() else Tracker()
-    return Session(config, benchmark, ds_config, run_dir, tracker)
+    watch = Watch(config.parallel.wait_limit)
+    return Session(config, benchmark, ds_config, run_dir, tracker, watch)
 
 
 def _benchmark(config: RunConfig) -> Benchmark:

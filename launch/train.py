@@ -4,7 +4,12 @@
     deepspeed launch/train.py --ds_config ds_configs/zero3.json --model PATH_OR_HF_ID \
         --benchmark trace --data_dir DIR --output_dir RUN
 
-The same command again goes on at the first unfinished task. Wrong input: one line, exit code 2.
+The same command again goes on at the first unfinished task. Exit codes, each with one line
+that says why:
+
+    2   wrong input
+    3   the loss is not finite
+    4   the machine failed: a rank died or hangs, the disk is full
 """
 
 from __future__ import annotations
@@ -13,14 +18,17 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 # The launcher puts this file's folder on the path, not the repository.
 sys.path.insert(0, str(ROOT))
 
 from launch.flags import read_flags, usage  # noqa: E402
-from moram_dist.registry import InputError  # noqa: E402
+from moram_dist.registry import InputError, MachineError  # noqa: E402
+
+if TYPE_CHECKING:
+    from moram_dist.comm.watch import Watch
 
 OWN_ERROR_AFTER_S = 5.0
 
@@ -42,9 +50,14 @@ def main(*arguments: str, **flags: str) -> None:
     try:
         session.run()
     except InputError as error:  # found late: memory on disk that was changed or is not this base's
-        refuse(error)
+        refuse(error, watch=session.watch)
     except NonFiniteLossError as error:
-        refuse(error, code=3)
+        refuse(error, code=3, watch=session.watch)
+    except MachineError as error:
+        refuse(error, code=MachineError.EXIT_CODE, watch=session.watch)
+    except Exception:
+        session.watch.let_speak()
+        raise
 
 
 def unambiguous(words: list[str]) -> list[str]:
@@ -62,7 +75,7 @@ def unambiguous(words: list[str]) -> list[str]:
     return out
 
 
-def refuse(error: Exception, code: int = 2) -> NoReturn:
+def refuse(error: Exception, code: int = 2, watch: Watch | None = None) -> NoReturn:
     """One line, from the main rank where it has it too, and an exit code from all."""
     rank = int(os.environ.get("RANK", 0))
     if rank:
@@ -71,8 +84,10 @@ def refuse(error: Exception, code: int = 2) -> NoReturn:
         time.sleep(OWN_ERROR_AFTER_S)
     who = f" (rank {rank})" if rank else ""
     print(f"error{who}:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-    # No exception and no clean-up: nothing should add to that line, and ranks that wait for this
-    # one in a collective are ended by the launcher.
+    # No exception and no clean-up: nothing should add to that line. Ranks that wait for this one in
+    # a collective are ended by the watch, before it is up by the launcher.
+    if watch is not None:
+        watch.leave(code)
     sys.stdout.flush()
     os._exit(code)
 

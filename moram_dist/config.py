@@ -220,6 +220,18 @@ class RecordConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the ranks work together."""
+
+    wait_limit: float = 1800.0
+    """Seconds that a rank waits for the others, in one step or batch, before the run ends."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError on a value that cannot be meant."""
+        _positive("parallel", wait_limit=self.wait_limit)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything a run is made of, but for the DeepSpeed file."""
 
@@ -229,6 +241,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     @property
     def name(self) -> str:

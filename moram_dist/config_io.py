@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
         "data.data_dir",
         "model.attention",
         "train.micro_batch_size",
+        "parallel.wait_limit",
     }
 )
 """Fields that two commands on one run directory may differ in: they do not define the results."""

@@ -20,6 +20,15 @@ class InputError(ValueError):
     """
 
 
+class MachineError(RuntimeError):
+    """The machine failed, not the input: a rank died or hangs, a disk is full. One line.
+
+    The commands print it and exit with this code. The same command goes on, once it is mended.
+    """
+
+    EXIT_CODE = 4
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that does not exist, with the nearest ones that do."""
     names = sorted(known)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from moram_dist.registry import InputError
+from moram_dist.registry import InputError, MachineError
 
 EXTENSION = "deepspeed_shm_comm"
 """What DeepSpeed compiles for CPU ranks on one machine; with it comes ninja's lock file."""
@@ -65,6 +65,7 @@ def join(timeout_s: float = 1800.0) -> None:
 
     Raises:
         InputError: the port at which the ranks are to meet is taken.
+        MachineError: not all ranks came.
     """
     choose_accelerator()
     # DeepSpeed calls torch's collectives by names that torch 2.13 renamed.
@@ -91,7 +92,11 @@ def join(timeout_s: float = 1800.0) -> None:
             auto_mpi_discovery=False,
             verbose=False,
         )
-    except dist.DistNetworkError as error:
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        if "time" in str(error).lower():
+            raise MachineError(
+                f"rank {rank()} waited {timeout_s:g} s for the other ranks to start"
+            ) from None
         if "EADDRINUSE" not in str(error):
             raise
         raise InputError(

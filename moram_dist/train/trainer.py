@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
+from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import Encoded, encode_training
 from moram_dist.data.stream import MicroBatch, Step, num_steps, steps
@@ -48,6 +49,7 @@ class Trainer:
         manifest: Manifest,
         tracker: Tracker,
         progress: Progress,
+        watch: Watch,
         evaluate: Callable[[int], None],
     ) -> None:
         """``evaluate(i)`` fills row i of the score matrix; row -1 is the untouched base."""
@@ -60,6 +62,7 @@ class Trainer:
         self.manifest = manifest
         self.tracker = tracker
         self.progress = progress
+        self.watch = watch
         self.evaluate = evaluate
         self.batch_size = config.train.batch_size or benchmark.batch_size
         # Nearly all causal language models of transformers can leave out logits; xLSTM cannot.
@@ -84,6 +87,7 @@ class Trainer:
 
     def _learn(self, i: int) -> None:
         task = self.benchmark.tasks[i]
+        self.watch.at(f"the start of task {task.name}")
         examples = self._examples(i)
         total = num_steps(len(examples), self.batch_size, self._epochs(i))
         start_fresh(self.engine, self.method.begin_task(i))
@@ -179,8 +183,10 @@ class Trainer:
 
     def _publish(self, i: int) -> None:
         """Freeze what task i learned and put it on disk, whole or not at all."""
-        tensors = self.method.end_task(i, lambda: self._steps(i, self._examples(i)))
         task = self.benchmark.tasks[i]
+        self.watch.at(f"the end of task {task.name}")
+        tensors = self.method.end_task(i, lambda: self._steps(i, self._examples(i)))
+        self.watch.at(f"the memory file of task {task.name}")
         if env.is_main():
             self.manifest = self.run_dir.memory.publish(self.manifest, task.name, tensors)
         self.manifest = env.from_main(self.manifest)
@@ -192,7 +198,7 @@ class Trainer:
         return [encode_training(self.base.tokenizer, example, task) for example in examples]
 
     def _steps(self, i: int, examples: list[Encoded]) -> Iterator[Step]:
-        return steps(
+        for step in steps(
             examples,
             batch_size=self.batch_size,
             micro_batch_size=self.config.train.micro_batch_size,
@@ -202,7 +208,9 @@ class Trainer:
             rank=env.rank(),
             world_size=env.world_size(),
             pad_id=self.base.tokenizer.pad_token_id,
-        )
+        ):
+            self.watch.at(f"step {step.index} of task {self.benchmark.tasks[i].name}")
+            yield step
 
     def _epochs(self, i: int) -> float:
         return self.config.train.epochs or self.benchmark.tasks[i].epochs

@@ -115,7 +115,7 @@ class Life:
             method=self.method,
             base=self.base,
             **dict.fromkeys(
-                ("benchmark", "run_dir", "manifest", "tracker", "progress", "evaluate")
+                ("benchmark", "run_dir", "manifest", "tracker", "progress", "watch", "evaluate")
             ),
         )
 

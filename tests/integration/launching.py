@@ -6,30 +6,20 @@ run its imports twice over; forks of a process that has made them cost next to n
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import runpy
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.warm_ranks import TRAIN, WarmRanks, free_port
+
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN = ROOT / "launch" / "train.py"
 TIMEOUT_S = 300
 """For the longest single command: DeepSpeed may have to compile its CPU extension first."""
-
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(
-    ["deepspeed", "transformers.models.llama.modeling_llama", "matplotlib.figure"]
-)
 
 
 @dataclass(frozen=True)
@@ -39,12 +29,6 @@ class Done:
     code: int
     out: str
     err: str
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -89,42 +73,7 @@ def run(*command: str | Path, cwd: Path, timeout_s: float = TIMEOUT_S) -> Done:
 
 def train(*words: str | Path, ranks: int = 2, timeout_s: float = TIMEOUT_S) -> Done:
     """``launch/train.py`` on warm ranks. As a launcher does, ends all when one fails."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        arguments = [str(word) for word in words]
-        processes = [
-            _forks.Process(target=_rank, args=(rank, ranks, port, arguments, folder))
-            for rank in range(ranks)
-        ]
-        for process in processes:
-            process.start()
-        deadline = time.monotonic() + timeout_s
-        try:
-            while any(p.is_alive() for p in processes) and not any(p.exitcode for p in processes):
-                assert time.monotonic() < deadline, f"not done after {timeout_s} s: {arguments}"
-                time.sleep(0.05)
-            code = next((p.exitcode for p in processes if p.exitcode), 0)
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
-        out, err = (
-            "".join((folder / f"{stream}{rank}").read_text() for rank in range(ranks))
-            for stream in ("out", "err")
-        )
-        return Done(code, out, err)
-
-
-def _rank(rank: int, ranks: int, port: int, arguments: list[str], folder: Path) -> None:
-    for descriptor, stream in ((1, "out"), (2, "err")):
-        with (folder / f"{stream}{rank}").open("w") as file:
-            os.dup2(file.fileno(), descriptor)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    sys.argv = [str(TRAIN), *arguments]
-    runpy.run_path(str(TRAIN), run_name="__main__")
+    with WarmRanks(words, ranks=ranks) as forked:
+        forked.wait(lambda: any(forked.codes), timeout_s=timeout_s)
+        code = next((code for code in forked.codes if code), 0)
+        return Done(code, forked.said("out"), forked.said("err"))

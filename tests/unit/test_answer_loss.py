@@ -31,12 +31,12 @@ class AllLogits(nn.Module):
 @pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES[:1], []])
 def test_answer_loss(wrap, examples):
     model = tiny_model().eval()
-    others = ("benchmark", "method", "run_dir", "manifest", "tracker", "progress", "evaluate")
+    others = ("benchmark", "method", "run_dir", "manifest", "tracker", "progress")
     trainer = Trainer(
         config=RunConfig(train=TrainConfig(batch_size=2, learning_rate=0.1)),
         engine=wrap(model),
         base=SimpleNamespace(model=wrap(model)),
-        **dict.fromkeys(others),
+        **dict.fromkeys((*others, "watch", "evaluate")),
     )
     assert trainer.keeps_logits == (wrap is not AllLogits)
     expected = 0.0

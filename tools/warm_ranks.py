@@ -1,0 +1,114 @@
+"""The training command on ranks that are forked from a warm process.
+
+A launcher costs each run its imports twice over; forks of a process that has made them cost next to
+nothing. Here nobody ends the ranks that are left when one fails: they must end by themselves.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+TRAIN = Path(__file__).resolve().parents[1] / "launch" / "train.py"
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(
+    ["deepspeed", "transformers.models.llama.modeling_llama", "matplotlib.figure"]
+)
+
+
+class WarmRanks:
+    """``launch/train.py`` with ``words``, started. A context manager: at its end no rank is left.
+
+    ``before(rank)``, a function of a module, is called in every rank first.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str | Path],
+        *,
+        ranks: int = 2,
+        before: Callable[[int], None] | None = None,
+    ) -> None:
+        self._home = tempfile.TemporaryDirectory()
+        self.folder = Path(self._home.name)
+        arguments, port = [str(word) for word in words], free_port()
+        self.processes: list[BaseProcess] = [
+            _forks.Process(
+                target=_rank, args=(rank, ranks, port, arguments, self.folder, before), daemon=True
+            )
+            for rank in range(ranks)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def __enter__(self) -> WarmRanks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+        self._home.cleanup()
+
+    @property
+    def codes(self) -> list[int | None]:
+        """Exit codes by rank; None while it runs, minus the signal's number where one ended it."""
+        return [process.exitcode for process in self.processes]
+
+    def said(self, stream: str) -> str:
+        """What the ranks have printed so far, to ``out`` or ``err``, rank after rank."""
+        files = [self.folder / f"{stream}{rank}" for rank in range(len(self.processes))]
+        return "".join(file.read_text() for file in files if file.exists())
+
+    def wait(self, until: Callable[[], bool] | None = None, *, timeout_s: float) -> None:
+        """Until all have ended, or until something else.
+
+        Raises:
+            TimeoutError: with what the ranks said.
+        """
+        deadline = time.monotonic() + timeout_s
+        while None in self.codes and not (until is not None and until()):
+            if time.monotonic() > deadline:
+                said = self.said("out") + self.said("err")
+                raise TimeoutError(f"not done after {timeout_s} s, codes {self.codes}:\n{said}")
+            time.sleep(0.02)
+
+
+def free_port() -> int:
+    """A TCP port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _rank(
+    rank: int,
+    ranks: int,
+    port: int,
+    arguments: list[str],
+    folder: Path,
+    before: Callable[[int], None] | None,
+) -> None:
+    for descriptor, stream in ((1, "out"), (2, "err")):
+        with (folder / f"{stream}{rank}").open("w") as file:
+            os.dup2(file.fileno(), descriptor)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    sys.argv = [str(TRAIN), *arguments]
+    if before is not None:
+        before(rank)
+    runpy.run_path(str(TRAIN), run_name="__main__")
