@@ -81,6 +81,7 @@ class Setting:
 SETTINGS = {
     2: [
         *(Setting("zero2.json", stage, d) for stage in (0, 1, 2) for d in ("fp32", "bf16")),
+        Setting("zero2.json", 2, "bf16", placement="stationary"),
         Setting("zero3.json", 3, "bf16"),
         Setting("zero3.json", 3, "fp32", shard_all=True),
         Setting("zero3.json", 3, "bf16", shard_all=True),
@@ -88,7 +89,6 @@ SETTINGS = {
         Setting("zero3_offload.json", 3, "fp32", shard_all=True),
         Setting("zero3.json", 3, "fp32", shard_all=True, placement="gathered"),
         Setting("zero3.json", 3, "fp32", shard_all=True, placement="stationary"),
-        Setting("zero2.json", 2, "bf16", placement="stationary"),
     ],
     3: [
         Setting("zero3.json", 3, "fp32"),
