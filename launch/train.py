@@ -4,7 +4,8 @@
     deepspeed launch/train.py --ds_config ds_configs/zero3.json --model PATH_OR_HF_ID \
         --benchmark trace --data_dir DIR --output_dir RUN
 
-The same command again goes on at the first unfinished task. Wrong input: one line, exit code 2.
+The same command again goes on where it was. Wrong input: one line, exit code 2. A signal to stop:
+the state is saved, exit code 75.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 # The launcher puts this file's folder on the path, not the repository.
@@ -21,6 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 from launch.flags import read_flags, usage  # noqa: E402
 from moram_dist.registry import InputError  # noqa: E402
+
+if TYPE_CHECKING:
+    from moram_dist.train.stop import Stopped
 
 OWN_ERROR_AFTER_S = 5.0
 
@@ -37,6 +41,7 @@ def main(*arguments: str, **flags: str) -> None:
         session = prepare(config, ds_path)
     except InputError as error:
         refuse(error)
+    from moram_dist.train.stop import Stopped
     from moram_dist.train.trainer import NonFiniteLossError
 
     try:
@@ -45,6 +50,8 @@ def main(*arguments: str, **flags: str) -> None:
         refuse(error)
     except NonFiniteLossError as error:
         refuse(error, code=3)
+    except Stopped as stopped:
+        leave(stopped)
 
 
 def unambiguous(words: list[str]) -> list[str]:
@@ -75,6 +82,16 @@ def refuse(error: Exception, code: int = 2) -> NoReturn:
     # one in a collective are ended by the launcher.
     sys.stdout.flush()
     os._exit(code)
+
+
+def leave(stopped: Stopped) -> NoReturn:
+    """After a signal: say what is saved. The same exit code from all ranks, and no clean-up."""
+    from moram_dist.train.stop import EXIT_CODE
+
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"stopped by a signal{stopped.where}; the same command goes on", flush=True)
+    sys.stdout.flush()
+    os._exit(EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +87,17 @@ def run(*command: str | Path, cwd: Path, timeout_s: float = TIMEOUT_S) -> Done:
     return Done(process.returncode, out, err)
 
 
-def train(*words: str | Path, ranks: int = 2, timeout_s: float = TIMEOUT_S) -> Done:
-    """``launch/train.py`` on warm ranks. As a launcher does, ends all when one fails."""
+def train(
+    *words: str | Path,
+    ranks: int = 2,
+    timeout_s: float = TIMEOUT_S,
+    meanwhile: Callable[[list[int]], bool] = lambda pids: True,
+) -> Done:
+    """``launch/train.py`` on warm ranks. As a launcher does, ends all when one fails.
+
+    ``meanwhile`` is called with the ranks' process ids again and again, until it says that it has
+    done what it does.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
         arguments = [str(word) for word in words]
@@ -99,9 +108,11 @@ def train(*words: str | Path, ranks: int = 2, timeout_s: float = TIMEOUT_S) -> D
         for process in processes:
             process.start()
         deadline = time.monotonic() + timeout_s
+        done = False
         try:
             while any(p.is_alive() for p in processes) and not any(p.exitcode for p in processes):
                 assert time.monotonic() < deadline, f"not done after {timeout_s} s: {arguments}"
+                done = done or meanwhile([process.pid for process in processes])
                 time.sleep(0.05)
             code = next((p.exitcode for p in processes if p.exitcode), 0)
         finally:
