@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,15 +23,18 @@ from moram_dist.comm import env
 from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.stream import accumulation
+from moram_dist.files import write_atomically
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import causal_lm
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
-from moram_dist.tracking import DatasetRecord, RunDescription, Tracker, open_tracker
+from moram_dist.tracking import IDS_FILE, DatasetRecord, RunDescription, Tracker, open_tracker
 from moram_dist.train import ds_config as ds
+from moram_dist.train.checkpoint import Place
 from moram_dist.train.engine import make_engine
 from moram_dist.train.progress import Progress
 from moram_dist.train.run_dir import RunDir
+from moram_dist.train.stop import Stopped, StopSignals
 from moram_dist.train.trainer import Trainer
 
 WATCH_FIRST_S = 60.0
@@ -64,12 +68,18 @@ class Session:
             print(summary(self.run_dir.path, report, self.config), flush=True)
 
     def _work(self, progress: Progress) -> None:
-        config = self.config
         progress.say(f"run directory: {self.run_dir.path}")
         # The watch speaks first: what a backend says of a time limit is no line for people.
-        env.join(config.parallel.wait_limit + WATCH_FIRST_S)
+        env.join(self.config.parallel.wait_limit + WATCH_FIRST_S)
         self.watch.at("the model to load")
         self.watch.start()
+        with StopSignals(self.config.record.stop_signals) as stop:
+            self._train(progress, stop)
+        self.watch.leave(0)
+        env.leave()
+
+    def _train(self, progress: Progress, stop: StopSignals) -> None:
+        config = self.config
         base = causal_lm.load(config.model, self.ds_config)
         method = METHODS[config.method.method](config.method, config.train.seed)
         method.build(base.model)
@@ -77,6 +87,7 @@ class Session:
         manifest = self._manifest(method, base)
         if env.is_main():
             self.run_dir.describe(config, self.benchmark, self.ds_config, env.world_size())
+        saved = self._saved(manifest, progress)
         tracker = self.tracker
         evaluator = Evaluator(
             config=config.eval,
@@ -100,8 +111,11 @@ class Session:
             progress=progress,
             watch=self.watch,
             evaluate=evaluator,
+            stop=stop,
+            saved=saved,
         )
-        tracker.open(self._description(), trainer.first_step(len(manifest.tasks)))
+        first = trainer.first_step(len(manifest.tasks)) + (saved.step if saved else 0)
+        tracker.open(self._description(), first)
         status = "failed"
         try:
             trainer.run()
@@ -110,10 +124,11 @@ class Session:
                 tracker.attach([self.run_dir.path / "report"], "report")
                 tracker.attach([self.run_dir.path / "run.yaml"], "config")
             status = "finished"
+        except Stopped:
+            status = "stopped"
+            raise
         finally:
             tracker.close(status)  # type: ignore[arg-type]
-        self.watch.leave(0)
-        env.leave()
 
     def _complete(self) -> bool:
         last = len(self.benchmark.tasks) - 1
@@ -137,6 +152,19 @@ class Session:
                 f"{self.config.model.model} is another model or another version of it"
             )
         return saved
+
+    def _saved(self, manifest: Manifest, progress: Progress) -> Place | None:
+        """Where the next task goes on; its MLflow ids are put back if their file is gone."""
+        saved = None
+        if env.is_main():
+            learned = [task.sha256 for task in manifest.tasks]
+            saved = self.run_dir.progress.newest(
+                task=len(learned), learned=learned, say=progress.say
+            )
+            ids = self.run_dir.path / IDS_FILE
+            if saved and saved.tracking and not ids.exists():
+                write_atomically(ids, json.dumps(saved.tracking, indent=2) + "\n")
+        return env.from_main(saved)
 
     def _description(self) -> RunDescription:
         config, benchmark = self.config, self.benchmark

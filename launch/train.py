@@ -4,12 +4,12 @@
     deepspeed launch/train.py --ds_config ds_configs/zero3.json --model PATH_OR_HF_ID \
         --benchmark trace --data_dir DIR --output_dir RUN
 
-The same command again goes on at the first unfinished task. Exit codes, each with one line
-that says why:
+The same command again goes on where it was. Exit codes, each with one line that says why:
 
     2   wrong input
     3   the loss is not finite
     4   the machine failed: a rank died or hangs, the disk is full
+    75  stopped by a signal, with the state saved
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from moram_dist.registry import InputError, MachineError  # noqa: E402
 
 if TYPE_CHECKING:
     from moram_dist.comm.watch import Watch
+    from moram_dist.train.stop import Stopped
 
 OWN_ERROR_AFTER_S = 5.0
 
@@ -45,6 +46,7 @@ def main(*arguments: str, **flags: str) -> None:
         session = prepare(config, ds_path)
     except InputError as error:
         refuse(error)
+    from moram_dist.train.stop import Stopped
     from moram_dist.train.trainer import NonFiniteLossError
 
     try:
@@ -55,6 +57,8 @@ def main(*arguments: str, **flags: str) -> None:
         refuse(error, code=3, watch=session.watch)
     except MachineError as error:
         refuse(error, code=MachineError.EXIT_CODE, watch=session.watch)
+    except Stopped as stopped:
+        leave(stopped, session.watch)
     except Exception:
         session.watch.let_speak()
         raise
@@ -90,6 +94,17 @@ def refuse(error: Exception, code: int = 2, watch: Watch | None = None) -> NoRet
         watch.leave(code)
     sys.stdout.flush()
     os._exit(code)
+
+
+def leave(stopped: Stopped, watch: Watch) -> NoReturn:
+    """After a signal: say what is saved. The same exit code from all ranks, and no clean-up."""
+    from moram_dist.train.stop import EXIT_CODE
+
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"stopped by a signal{stopped.where}; the same command goes on", flush=True)
+    sys.stdout.flush()
+    watch.leave(EXIT_CODE)
+    os._exit(EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from moram_dist.registry import InputError, unknown
 EMBEDDED = "demo"
 """Name of the base model and of the benchmark that ship with the package."""
 
+STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP")
+"""Signals by which a scheduler or a person may ask a run to stop."""
+
 
 def _positive(section: str, **values: float | None) -> None:
     for name, value in values.items():
@@ -213,10 +216,36 @@ class RecordConfig:
     log_every: int = 10
     """Optimizer steps between two progress lines."""
 
+    save_every: str = "10m"
+    """Save the state within a task so often: optimizer steps (200), or minutes (10m)."""
+
+    stop_signals: str = "SIGTERM,SIGUSR1"
+    """Signals, joined by commas, at which a run saves its state and ends with exit code 75."""
+
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
+        for name in self.stop_signals.split(","):
+            _one_of("stop_signals", name, STOP_SIGNALS)
         _one_of("tracking", self.tracking, ("mlflow", "none"))
         _positive("record", log_every=self.log_every)
+        try:
+            valid = (self.save_steps or self.save_seconds or 0) > 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise InputError(
+                f"--save_every must be steps (200) or minutes (10m), got {self.save_every!r}"
+            )
+
+    @property
+    def save_steps(self) -> int | None:
+        """Optimizer steps between two saves, where they are counted in steps."""
+        return None if self.save_every.endswith("m") else int(self.save_every)
+
+    @property
+    def save_seconds(self) -> float | None:
+        """Seconds between two saves, where they are counted in minutes."""
+        return 60 * float(self.save_every[:-1]) if self.save_every.endswith("m") else None
 
 
 @dataclass(frozen=True, kw_only=True)

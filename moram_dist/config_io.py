@@ -22,6 +22,8 @@ MAY_CHANGE = frozenset(
         "record.tracking",
         "record.tracking_uri",
         "record.log_every",
+        "record.save_every",
+        "record.stop_signals",
         "eval.eval_batch_size",
         "eval.eval_gather",
         "data.data_dir",

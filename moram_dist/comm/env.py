@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from moram_dist.registry import InputError, MachineError
 
@@ -148,6 +149,32 @@ def all_sum(values: list[float]) -> list[float]:
     if world_size() > 1:
         dist.all_reduce(total)
     return total.tolist()
+
+
+def control_group() -> Any:
+    """All ranks, over gloo: what is agreed there does not wait for the device. All ranks call it.
+
+    None, which stands for the ordinary group, where that is gloo already.
+    """
+    if world_size() == 1 or dist.get_backend() == "gloo":
+        return None
+    return dist.new_group(backend="gloo")
+
+
+def any_true(value: bool, control: Any = None) -> bool:
+    """Whether ``value`` is true on some rank. ``control`` is a ``control_group``."""
+    if world_size() == 1:
+        return value
+    on = device() if control is None else torch.device("cpu")
+    flag = torch.tensor([int(value)], dtype=torch.int32, device=on)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=control)
+    return bool(flag.item())
+
+
+def sum_(tensor: Tensor) -> None:
+    """Sum over ranks, in place; the tensor is on ``device()``."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
 
 
 def extension_folder() -> Path:

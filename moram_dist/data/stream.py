@@ -69,13 +69,17 @@ def steps(
     rank: int,
     world_size: int,
     pad_id: int,
+    first: int = 0,
 ) -> Iterator[Step]:
-    """The steps of one task, as this rank sees them. Every rank gets equally many micro-batches."""
+    """The steps of one task from ``first`` on, as this rank sees them.
+
+    Every rank gets equally many micro-batches.
+    """
     passes = accumulation(batch_size, micro_batch_size, world_size)
     per_epoch = math.ceil(len(examples) / batch_size)
-    for index in range(num_steps(len(examples), batch_size, epochs)):
+    for index in range(first, num_steps(len(examples), batch_size, epochs)):
         epoch, within = divmod(index, per_epoch)
-        if within == 0:
+        if within == 0 or index == first:
             shuffled = order(len(examples), seed=seed, task=task, epoch=epoch)
         batch = [examples[i] for i in shuffled[within * batch_size : (within + 1) * batch_size]]
         # Examples of like length share a forward pass: less padding, and the step is the same sum.

@@ -4,7 +4,7 @@ The only home of mlflow, which takes seconds to import and is imported when a ru
 """
 
 from moram_dist.registry import unknown
-from moram_dist.tracking.mlflow import MlflowTracker
+from moram_dist.tracking.mlflow import IDS_FILE, MlflowTracker
 from moram_dist.tracking.tracker import (
     DatasetRecord,
     MetricsFile,
@@ -15,6 +15,7 @@ from moram_dist.tracking.tracker import (
 )
 
 __all__ = [
+    "IDS_FILE",
     "DatasetRecord",
     "MetricsFile",
     "MlflowTracker",

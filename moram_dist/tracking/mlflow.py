@@ -30,7 +30,7 @@ from moram_dist.tracking.tracker import RunDescription, Status, Tracker
 logger = logging.getLogger(__name__)
 
 IDS_FILE = "tracking.json"
-STATUS: dict[Status, str] = {"finished": "FINISHED", "failed": "FAILED"}
+STATUS: dict[Status, str] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 # MLflow refuses longer ones. The limits on a batch (100 parameters, 1000 metrics) are its client's.
 MAX_PARAMETER, MAX_TAG = 6000, 8000

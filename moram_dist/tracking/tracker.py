@@ -19,7 +19,7 @@ from typing import Literal, TextIO
 
 from moram_dist.files import write_atomically
 
-Status = Literal["finished", "failed"]
+Status = Literal["finished", "failed", "stopped"]
 METRICS_FILE = "metrics.jsonl"
 
 

@@ -34,6 +34,16 @@ def make_engine(model: nn.Module, ds_config: dict[str, Any], *, weight_decay: fl
     return engine
 
 
+def trainable_parameters(engine: Any) -> dict[str, nn.Parameter]:
+    """By full name, in the model's order; sharded under ZeRO-3."""
+    return {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
+
+
+def inner_optimizer(engine: Any) -> Any:
+    """The AdamW that ZeRO drives."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
 def set_learning_rate(engine: Any, learning_rate: float) -> None:
     """For the next step."""
     for group in engine.optimizer.param_groups:
@@ -56,7 +66,7 @@ def start_fresh(engine: Any, values: Mapping[str, Tensor]) -> None:
         KeyError: a name that is no trainable parameter.
         RuntimeError: called in the middle of gradient accumulation.
     """
-    trainable = {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
+    trainable = trainable_parameters(engine)
     if not trainable:
         return
     if engine.micro_steps % engine.gradient_accumulation_steps():
@@ -68,7 +78,7 @@ def start_fresh(engine: Any, values: Mapping[str, Tensor]) -> None:
     if hasattr(engine.optimizer, "refresh_fp32_params"):
         engine.optimizer.refresh_fp32_params()
     engine.optimizer.zero_grad()
-    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    inner = inner_optimizer(engine)
     for group in inner.param_groups:
         if "step" in group:
             group["step"] = 0

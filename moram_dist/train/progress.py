@@ -16,11 +16,12 @@ class Progress:
         self.enabled = enabled
         self.overwrite = enabled and sys.stdout.isatty()
 
-    def begin(self, title: str, total: int) -> None:
-        """Start a task of ``total`` steps."""
+    def begin(self, title: str, total: int, done: int = 0) -> None:
+        """Start a task of ``total`` steps, or go on after the ``done`` first ones."""
         self.title, self.total = title, total
         self.started = self.shown = time.monotonic()
-        self.done = self.tokens = 0
+        self.done = self.before = done
+        self.tokens = 0
         self.loss: float | None = None
 
     def step(self, tokens: int, *, logged: bool = False) -> None:
@@ -46,7 +47,7 @@ class Progress:
         self.say(
             f"{self.title}  step {self.done}/{self.total}{loss}  "
             f"{self.tokens / spent:,.0f} tokens/s  "
-            f"{_clock(spent / self.done * (self.total - self.done))} left",
+            f"{_clock(spent / (self.done - self.before) * (self.total - self.done))} left",
             end="\r" if self.overwrite and self.done < self.total else "\n",
         )
 

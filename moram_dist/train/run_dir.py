@@ -24,6 +24,7 @@ from moram_dist.config import RunConfig
 from moram_dist.files import write_atomically
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
+from moram_dist.train.checkpoint import ProgressFiles
 
 PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "mlflow", "numpy")
 
@@ -38,6 +39,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.memory = MemoryFiles(path / "memory")
+        self.progress = ProgressFiles(path / "progress")
 
     def check(self, config: RunConfig) -> None:
         """Whether this run may use the folder; creates it.

@@ -20,14 +20,21 @@ from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import Encoded, encode_training
 from moram_dist.data.stream import MicroBatch, Step, num_steps, steps
+from moram_dist.files import read_json
 from moram_dist.methods.method import Method
 from moram_dist.models.causal_lm import Base
 from moram_dist.tasks.task import Benchmark
-from moram_dist.tracking import Tracker
+from moram_dist.tracking import IDS_FILE, Tracker
+from moram_dist.train.checkpoint import Place, SaveTimer
 from moram_dist.train.engine import set_learning_rate, start_fresh
 from moram_dist.train.progress import Progress
 from moram_dist.train.run_dir import RunDir
 from moram_dist.train.schedule import learning_rate
+from moram_dist.train.state import read_state, write_state
+from moram_dist.train.stop import Stopped, StopSignals
+
+OF_METHOD = "method."
+"""Begins the names of the method's own tensors in a file of progress."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -51,8 +58,13 @@ class Trainer:
         progress: Progress,
         watch: Watch,
         evaluate: Callable[[int], None],
+        stop: StopSignals,
+        saved: Place | None = None,
     ) -> None:
-        """``evaluate(i)`` fills row i of the score matrix; row -1 is the untouched base."""
+        """``evaluate(i)`` fills row i of the score matrix; row -1 is the untouched base.
+
+        ``saved`` is where the first unpublished task goes on, None for its beginning.
+        """
         self.config = config
         self.benchmark = benchmark
         self.method = method
@@ -64,6 +76,8 @@ class Trainer:
         self.progress = progress
         self.watch = watch
         self.evaluate = evaluate
+        self.stop = stop
+        self.saved = saved
         self.batch_size = config.train.batch_size or benchmark.batch_size
         # Nearly all causal language models of transformers can leave out logits; xLSTM cannot.
         self.keeps_logits = (
@@ -81,8 +95,9 @@ class Trainer:
         else:
             self.evaluate(finished - 1)
         for i in range(finished, len(self.benchmark.tasks)):
-            self._learn(i)
-            self._publish(i)
+            with self.stop.held():
+                self._learn(i)
+                self._publish(i)
             self.evaluate(i)
 
     def _learn(self, i: int) -> None:
@@ -90,27 +105,76 @@ class Trainer:
         self.watch.at(f"the start of task {task.name}")
         examples = self._examples(i)
         total = num_steps(len(examples), self.batch_size, self._epochs(i))
-        start_fresh(self.engine, self.method.begin_task(i))
+        done = self._begin(i)
         self.engine.train()
         self.tracker.begin_task(i, task.name)
-        self.progress.begin(f"task {i + 1}/{len(self.benchmark.tasks)} {task.name}", total)
+        self.progress.begin(f"task {i + 1}/{len(self.benchmark.tasks)} {task.name}", total, done)
+        timer = SaveTimer(self.config.record, self.stop.control)
         losses: list[Tensor] = []
         seen: list[Step] = []
-        for step in self._steps(i, examples):
-            losses.append(self._step(i, step, total))
-            seen.append(step)
-            done = step.index + 1
-            due = done % self.config.record.log_every == 0 or done == total
-            self.progress.step(step.num_tokens, logged=due)
-            if due:
-                self._log(i, losses, seen)
-                losses, seen = [], []
+        try:
+            for step in self._steps(i, examples, done):
+                losses.append(self._step(i, step, total))
+                seen.append(step)
+                done = step.index + 1
+                save = timer.due(done)
+                log = save or done % self.config.record.log_every == 0 or done == total
+                self.progress.step(step.num_tokens, logged=log)
+                if log:
+                    self._log(i, losses, seen)
+                    losses, seen = [], []
+                if save:
+                    self._save(i, done)
+                    timer.saved()
+            self.stop.check()
+        except Stopped as stopped:
+            if stopped.together and done:
+                if seen:
+                    self._log(i, losses, seen)
+                self._save(i, done)
+                stopped.where = f" after step {done}/{total} of task {task.name}"
+            raise
+
+    def _begin(self, i: int) -> int:
+        """Put engine and method where task i goes on. Returns how many of its steps are done."""
+        fresh = self.method.begin_task(i)
+        saved, self.saved = self.saved, None
+        if saved is None:
+            start_fresh(self.engine, fresh)
+            return 0
+        tensors = self.run_dir.progress.read(saved)
+        of_method = {n: tensors.pop(n) for n in list(tensors) if n.startswith(OF_METHOD)}
+        write_state(self.engine, tensors, saved.optimizer_steps)
+        self.method.load_state_dict({n[len(OF_METHOD) :]: t for n, t in of_method.items()})
+        return saved.step
+
+    def _save(self, i: int, done: int) -> None:
+        """Put the state after ``done`` steps of task i on disk. Without room there, go on."""
+        tensors, optimizer_steps = read_state(self.engine)
+        tensors |= {f"{OF_METHOD}{n}": t for n, t in self.method.state_dict().items()}
+        if not env.is_main():
+            return
+        ids = self.run_dir.path / IDS_FILE
+        place = Place(
+            task=i,
+            step=done,
+            optimizer_steps=optimizer_steps,
+            seed=self.config.train.seed,
+            learned=[task.sha256 for task in self.manifest.tasks],
+            tracking=read_json(ids) if ids.exists() else None,
+            world_size=env.world_size(),
+        )
+        try:
+            self.run_dir.progress.write(place, tensors)
+        except OSError as error:
+            self.progress.say(f"step {done} could not be saved: {error}; training goes on")
 
     def _step(self, i: int, step: Step, total: int) -> Tensor:
         """One optimizer step. Returns this rank's share of its loss, on the device."""
         train = self.config.train
         share = torch.zeros((), device=env.device())
         for m, batch in enumerate(step.micro_batches):
+            self.stop.check()
             self._seed_dropout(i, step, m)
             loss = self._answer_loss(batch) / step.num_answer_tokens
             share += loss.detach()
@@ -189,6 +253,7 @@ class Trainer:
         self.watch.at(f"the memory file of task {task.name}")
         if env.is_main():
             self.manifest = self.run_dir.memory.publish(self.manifest, task.name, tensors)
+            self.run_dir.progress.clear()
         self.manifest = env.from_main(self.manifest)
         self.tracker.end_task()
 
@@ -197,7 +262,7 @@ class Trainer:
         examples = self.method.training_data(self.benchmark, i)
         return [encode_training(self.base.tokenizer, example, task) for example in examples]
 
-    def _steps(self, i: int, examples: list[Encoded]) -> Iterator[Step]:
+    def _steps(self, i: int, examples: list[Encoded], first: int = 0) -> Iterator[Step]:
         for step in steps(
             examples,
             batch_size=self.batch_size,
@@ -208,6 +273,7 @@ class Trainer:
             rank=env.rank(),
             world_size=env.world_size(),
             pad_id=self.base.tokenizer.pad_token_id,
+            first=first,
         ):
             self.watch.at(f"step {step.index} of task {self.benchmark.tasks[i].name}")
             yield step

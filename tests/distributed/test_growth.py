@@ -29,7 +29,8 @@ from moram_dist.methods import METHODS, Method
 from moram_dist.methods.restore import load_memory
 from moram_dist.models import causal_lm
 from moram_dist.train import ds_config
-from moram_dist.train.engine import BETAS, make_engine, start_fresh
+from moram_dist.train.engine import BETAS, inner_optimizer, make_engine, start_fresh
+from moram_dist.train.stop import StopSignals
 from moram_dist.train.trainer import Trainer
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import VOCABULARY, save_tiny_model, tiny_model, tokens
@@ -117,6 +118,7 @@ class Life:
             **dict.fromkeys(
                 ("benchmark", "run_dir", "manifest", "tracker", "progress", "watch", "evaluate")
             ),
+            stop=StopSignals("SIGTERM"),
         )
 
     def begin(self, i: int) -> dict[str, Tensor]:
@@ -156,10 +158,6 @@ class Life:
                 order = [rows[i % len(rows)][i // len(rows)] for i in range(num_atoms)]
                 out[f"{name}.{kind}"] = torch.stack(order)
         return out
-
-    def inner_optimizer(self) -> Any:
-        """The AdamW that ZeRO drives."""
-        return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
 
 
 def examples(i: int) -> list[Encoded]:
@@ -287,9 +285,9 @@ def check_reset(life: Life) -> None:
 
 def optimizer_state(life: Life) -> list[Tensor]:
     """Moments and step counts, which must be there once a step was taken."""
-    state = life.inner_optimizer().state.values()
+    state = inner_optimizer(life.engine).state.values()
     found = [torch.as_tensor(entry) for entries in state for entry in entries.values()]
-    groups = life.inner_optimizer().param_groups
+    groups = inner_optimizer(life.engine).param_groups
     found += [torch.tensor(group["step"]) for group in groups if "step" in group]
     assert found
     return found

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +71,25 @@ def run(*command: str | Path, cwd: Path, timeout_s: float = TIMEOUT_S) -> Done:
     return Done(process.returncode, out, err)
 
 
-def train(*words: str | Path, ranks: int = 2, timeout_s: float = TIMEOUT_S) -> Done:
-    """``launch/train.py`` on warm ranks. As a launcher does, ends all when one fails."""
+def train(
+    *words: str | Path,
+    ranks: int = 2,
+    timeout_s: float = TIMEOUT_S,
+    meanwhile: Callable[[list[int]], bool] = lambda pids: True,
+) -> Done:
+    """``launch/train.py`` on warm ranks. As a launcher does, ends all when one fails.
+
+    ``meanwhile`` is called with the ranks' process ids again and again, until it says that it has
+    done what it does.
+    """
     with WarmRanks(words, ranks=ranks) as forked:
-        forked.wait(lambda: any(forked.codes), timeout_s=timeout_s)
+        done = False
+
+        def one_failed() -> bool:
+            nonlocal done
+            done = done or meanwhile([process.pid for process in forked.processes])
+            return any(forked.codes)
+
+        forked.wait(one_failed, timeout_s=timeout_s)
         code = next((code for code in forked.codes if code), 0)
         return Done(code, forked.said("out"), forked.said("err"))

@@ -31,7 +31,15 @@ class AllLogits(nn.Module):
 @pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES[:1], []])
 def test_answer_loss(wrap, examples):
     model = tiny_model().eval()
-    others = ("benchmark", "method", "run_dir", "manifest", "tracker", "progress")
+    others = (
+        "benchmark",
+        "method",
+        "run_dir",
+        "manifest",
+        "tracker",
+        "progress",
+        "stop",
+    )
     trainer = Trainer(
         config=RunConfig(train=TrainConfig(batch_size=2, learning_rate=0.1)),
         engine=wrap(model),

@@ -1,0 +1,153 @@
+"""Where a task stands, on disk: ``RUN/progress/``, from which the same command goes on.
+
+    progress/002_000400.safetensors   task 2 after 400 steps: masters, moments, the method's state
+    progress/002_000400.json          what it belongs to and its sha256; written last
+
+Tensors are whole, so they are read at any number of ranks. The two newest are kept, since a machine
+may go down while one is written; once a task is published its memory file is the truth, and what
+is here of it is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from moram_dist.comm import env
+from moram_dist.config import RecordConfig
+from moram_dist.files import read_json, sha256, write_atomically
+from moram_dist.registry import InputError
+
+VERSION = 1
+KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A point within a task, and the file that holds its state."""
+
+    task: int
+    step: int
+    """Optimizer steps of the task that are done: also the position in its data and schedule."""
+
+    optimizer_steps: int
+    seed: int
+    learned: list[str]
+    """sha256 of the memory files of the tasks before: what the state was trained on top of."""
+
+    tracking: Any
+    """What ``tracking.json`` held: ids of the runs that curves go to."""
+
+    world_size: int
+    """Ranks that wrote it; for information, any number can go on."""
+
+    sha256: str = ""
+    version: int = field(default=VERSION)
+
+    @property
+    def name(self) -> str:
+        """Of both files, without suffix. In order of task and step."""
+        return f"{self.task:03d}_{self.step:06d}"
+
+
+class ProgressFiles:
+    """The folder ``progress/`` of a run. Only the main rank writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, place: Place, tensors: Mapping[str, Tensor]) -> None:
+        """Save the state at ``place``, then drop all but the newest. Raises OSError."""
+        content = save({name: t.contiguous().cpu() for name, t in sorted(tensors.items())})
+        write_atomically(self.folder / f"{place.name}.safetensors", content)
+        whole = asdict(place) | {"sha256": hashlib.sha256(content).hexdigest()}
+        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.folder / f"{place.name}.json", text)
+        self._keep([path.stem for path in self._newest_first()[:KEPT]])
+
+    def newest(self, *, task: int, learned: list[str], say: Callable[[str], None]) -> Place | None:
+        """Where ``task`` can go on, None where only at its beginning; removes what is of no use.
+
+        Args:
+            task: the first that is not published.
+            learned: sha256 of the memory files of the tasks before it.
+            say: told of each broken file, in one line.
+        """
+        useful: list[Place] = []
+        for path in self._newest_first():
+            try:
+                place = self._check(path)
+            except InputError as error:
+                say(f"{error}: not used")
+                continue
+            if place.task == task and place.learned == learned:
+                useful.append(place)
+        self._keep([place.name for place in useful])
+        return useful[0] if useful else None
+
+    def read(self, place: Place) -> dict[str, Tensor]:
+        """The tensors of a place that ``newest`` found."""
+        return load_file(self.folder / f"{place.name}.safetensors")
+
+    def clear(self) -> None:
+        """Remove everything."""
+        self._keep([])
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.json"), key=lambda path: path.stem, reverse=True)
+
+    def _check(self, path: Path) -> Place:
+        """Raises InputError where one of the two files is not what was written."""
+        value = read_json(path)
+        try:
+            place = Place(**value)
+            whole = place.version == VERSION and place.name == path.stem
+        except (TypeError, ValueError):
+            raise InputError(f"{path} is no record of progress") from None
+        tensors = path.with_suffix(".safetensors")
+        if not whole:
+            raise InputError(f"{path} is no record of progress of version {VERSION}")
+        if not tensors.exists() or sha256(tensors) != place.sha256:
+            raise InputError(f"{tensors} is not whole")
+        return place
+
+    def _keep(self, names: list[str]) -> None:
+        """Remove all others; records before what they speak of."""
+        if not self.folder.exists():
+            return
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.suffix != ".json"):
+            if path.is_file() and path.stem not in names:
+                path.unlink()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+class SaveTimer:
+    """When to save within a task: every so many steps, or minutes by the main rank's clock."""
+
+    def __init__(self, record: RecordConfig, control: Any) -> None:
+        """``control``: an ``env.control_group``."""
+        self.steps = record.save_steps
+        self.seconds = record.save_seconds
+        self.control = control
+        self.saved_at = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after ``step`` steps. The same on all ranks, which all call it."""
+        if self.steps is not None:
+            return step % self.steps == 0
+        assert self.seconds is not None
+        due = env.is_main() and time.monotonic() - self.saved_at >= self.seconds
+        return env.any_true(due, self.control)
+
+    def saved(self) -> None:
+        """Count from now."""
+        self.saved_at = time.monotonic()

@@ -1,0 +1,120 @@
+"""Signals that ask a run to stop: it saves its state and leaves with an exit code of its own.
+
+A launcher may signal one rank only, or one after the other. So while steps are done a signal only
+raises a flag, and all ranks look at all flags before each micro-batch. Outside of that (loading,
+evaluation) nothing is half done that is not on disk, and the rank leaves at once.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from moram_dist.comm import env
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: stopped by a signal; the same command goes on."""
+
+LEAVE_AFTER_S = 25.0
+"""From the first signal; a rank that still waits for something by then is ended."""
+
+REPEATED_AFTER_S = 3.0
+"""A second signal within this time is the first one again, passed on by a launcher."""
+
+
+class Stopped(BaseException):
+    """The run was asked to stop. No Exception, as trackers outlive all of those."""
+
+    def __init__(self, *, together: bool) -> None:
+        """``together``: whether all ranks stop here, or this one by itself."""
+        super().__init__()
+        self.together = together
+        self.where = ""
+
+
+class StopSignals:
+    """A context in which some signals stop the run. Main thread only; made by all ranks."""
+
+    def __init__(self, names: str) -> None:
+        """``names``: as in ``RecordConfig.stop_signals``."""
+        self.signals = [signal.Signals[name] for name in names.split(",") if name]
+        self.control = env.control_group()
+        self.asked = False
+        self._held = False
+
+    def __enter__(self) -> StopSignals:
+        """Install the handlers."""
+        self._before: dict[int, Any] = {s: signal.signal(s, self._handle) for s in self.signals}
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Put back the handlers that were there. Once a signal came, the process must end in time.
+
+        Ranks that stop together leave together: a launcher ends the others once one has left.
+        """
+        if isinstance(error, Stopped) and error.together:
+            env.barrier()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        if not self.asked:
+            self._writer.close()
+            self._thread.join()
+            self._reader.close()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Steps are being done: a signal waits for ``check``."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self.asked:  # too late for the last check
+            raise Stopped(together=False)
+
+    def check(self) -> None:
+        """Raise Stopped on all ranks if one was signalled. All ranks call it together."""
+        if env.any_true(self.asked, self.control):
+            raise Stopped(together=True)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.asked:
+            self.asked = True
+            if not self._held:
+                raise Stopped(together=False)
+
+    def _watch(self) -> None:
+        """End the process in time, even where the main thread waits in a collective for ever.
+
+        Python's handlers run in the main thread, between two of its own instructions; the wake-up
+        file is written at once.
+        """
+        first: float | None = None
+        while True:
+            left = None if first is None else max(0.0, first + LEAVE_AFTER_S - time.monotonic())
+            readable, _, _ = select.select([self._reader], [], [], left)
+            if not readable:
+                os._exit(EXIT_CODE)
+            arrived = self._reader.recv(64)
+            if not arrived:
+                return  # the context was left without a signal
+            if not any(number in self.signals for number in arrived):
+                continue
+            now = time.monotonic()
+            if first is not None and now - first > REPEATED_AFTER_S:
+                os._exit(EXIT_CODE)
+            first = now if first is None else first
