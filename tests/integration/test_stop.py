@@ -93,7 +93,7 @@ def check_the_same(folder: Path, whole: Path) -> None:
 
 
 def test_stopped_then_killed(whole, tmp_path):
-    """A signal to one rank of two; later a loss of all ranks, in the second task."""
+    """A signal to one of two ranks; a loss of both in the second task; a signal in evaluation."""
     flags = (*FLAGS, "--output_dir", tmp_path / "run")
     stop = after(3, tmp_path / "run", stop_last)
     done = train(*flags, *ONLY_WHEN_STOPPED, meanwhile=stop)
@@ -110,9 +110,23 @@ def test_stopped_then_killed(whole, tmp_path):
     places = saved(tmp_path / "run")
     assert [place % 2 for place in places] == [0, 0] and places[1] == places[0] + 2 > STEPS
 
+    first_cell = tmp_path / "run" / "predictions" / "after_001" / "on_000_topic.jsonl"
+
+    def stop_in_evaluation(pids: list[int]) -> bool:
+        if not first_cell.exists():
+            return False
+        os.kill(pids[0], signal.SIGTERM)
+        return True
+
+    done = train(*flags, *SAVING, meanwhile=stop_in_evaluation)
+    assert done.code == 75, done.out + done.err
+    assert first_step(done) == places[1]
+    evaluated_at = first_cell.stat().st_mtime_ns
+
     done = train(*flags, *SAVING)
     assert done.code == 0, done.out + done.err
-    assert first_step(done) == places[1]
+    assert "task 2/2" not in done.out
+    assert first_cell.stat().st_mtime_ns == evaluated_at
     check_the_same(tmp_path / "run", whole)
 
 
