@@ -229,7 +229,7 @@ class RecordConfig:
         _one_of("tracking", self.tracking, ("mlflow", "none"))
         _positive("record", log_every=self.log_every)
         try:
-            valid = (self.save_steps or self.save_seconds or 0) > 0
+            valid = 0 < (self.save_steps or self.save_seconds or 0) < float("inf")
         except ValueError:
             valid = False
         if not valid:

@@ -142,6 +142,8 @@ class Trainer:
         if saved is None:
             start_fresh(self.engine, fresh)
             return 0
+        name = self.benchmark.tasks[i].name
+        self.progress.say(f"task {name} goes on after its step {saved.step}")
         tensors = self.run_dir.progress.read(saved)
         of_method = {n: tensors.pop(n) for n in list(tensors) if n.startswith(OF_METHOD)}
         write_state(self.engine, tensors, saved.optimizer_steps)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from moram_dist.adapters.dropout import TokenDropout, TokenKeys
 from moram_dist.atoms import recall
 from tests.integration.launching import launcher, run
 
@@ -27,6 +28,16 @@ def test_recall_is_that_of_the_cpu(num_atoms):
         found.append([out.detach().cpu(), *(tensor.grad.cpu() for tensor in here)])
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_dropout_is_that_of_the_cpu():
+    kept = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        keys = TokenKeys()
+        keys.set([11, 2**32 - 1, 7], 33, device)
+        dropout = TokenDropout(0.3, keys, name="layer", size=131).to(device)
+        kept.append(dropout(torch.ones(3, 33, 131, device=device)).cpu())
+    assert torch.equal(*kept)
 
 
 @pytest.mark.integration

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -49,8 +50,8 @@ def saved(folder: Path) -> list[int]:
 
 def first_step(done: Done) -> int:
     """Global index of the first step that a process did."""
-    line = next(line for line in done.out.splitlines() if line.startswith("task "))
-    number, step = line.split("/")[0].split()[-1], line.split("step ")[1].split("/")[0]
+    line = next(line for line in done.out.splitlines() if "  step " in line)
+    number, step = line.split("/")[0].split()[-1], line.split("  step ")[1].split("/")[0]
     return (int(number) - 1) * STEPS + int(step) - 1
 
 
@@ -93,7 +94,7 @@ def check_the_same(folder: Path, whole: Path) -> None:
 
 
 def test_stopped_then_killed(whole, tmp_path):
-    """A signal to one rank of two; later a loss of all ranks, in the second task."""
+    """A signal to one of two ranks; a loss of both in the second task; a signal in evaluation."""
     flags = (*FLAGS, "--output_dir", tmp_path / "run")
     stop = after(3, tmp_path / "run", stop_last)
     done = train(*flags, *ONLY_WHEN_STOPPED, meanwhile=stop)
@@ -106,13 +107,28 @@ def test_stopped_then_killed(whole, tmp_path):
 
     done = train(*flags, *SAVING, meanwhile=after(STEPS + 5, tmp_path / "run", kill_all))
     assert done.code == -signal.SIGKILL, done.out + done.err
+    assert f"task topic goes on after its step {at}" in done.out
     assert first_step(done) == at
     places = saved(tmp_path / "run")
     assert [place % 2 for place in places] == [0, 0] and places[1] == places[0] + 2 > STEPS
 
+    first_cell = tmp_path / "run" / "predictions" / "after_001" / "on_000_topic.jsonl"
+
+    def stop_in_evaluation(pids: list[int]) -> bool:
+        if not first_cell.exists():
+            return False
+        os.kill(pids[0], signal.SIGTERM)
+        return True
+
+    done = train(*flags, *SAVING, meanwhile=stop_in_evaluation)
+    assert done.code == 75, done.out + done.err
+    assert first_step(done) == places[1]
+    evaluated_at = first_cell.stat().st_mtime_ns
+
     done = train(*flags, *SAVING)
     assert done.code == 0, done.out + done.err
-    assert first_step(done) == places[1]
+    assert "task 2/2" not in done.out
+    assert first_cell.stat().st_mtime_ns == evaluated_at
     check_the_same(tmp_path / "run", whole)
 
 
@@ -142,12 +158,7 @@ def test_by_the_launcher(whole, tmp_path):
             while len(losses(folder)) < steps and process.poll() is None:
                 time.sleep(0.05)
             if steps == 3:
-                ranks = [
-                    child
-                    for child in psutil.Process(process.pid).children(recursive=True)
-                    if f"--local_rank={1}" in child.cmdline()
-                ]
-                ranks[0].send_signal(signal.SIGTERM)
+                _rank(1, process.pid).send_signal(signal.SIGTERM)
                 out, err = process.communicate()
                 assert process.returncode == 75, out + err
                 assert "Traceback" not in err
@@ -163,6 +174,15 @@ def test_by_the_launcher(whole, tmp_path):
     assert done.code == 0, done.out + done.err
     assert first_step(done) == stopped_at[-1]
     check_the_same(folder, whole)
+
+
+def _rank(number: int, launcher_pid: int) -> psutil.Process:
+    """A rank that the launcher has started."""
+    for child in psutil.Process(launcher_pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if f"--local_rank={number}" in child.cmdline():
+                return child
+    raise AssertionError(f"the launcher has no rank {number}")
 
 
 def _in_group(process: psutil.Process, group: int) -> bool:

@@ -154,6 +154,10 @@ def test_restart_continues_the_same_runs(runs):
     client = client_of(runs)
     assert {run.info.status for run in recorded(client)} == {"FAILED"}
 
+    first.open(describe(runs / "a", seed=1))
+    first.close("stopped")
+    assert client.get_run(before["parent"]).info.status == "KILLED"
+
     second = MlflowTracker()
     second.open(describe(runs / "a", seed=1, log_every=5), from_step=20)
     assert client.get_run(before["parent"]).info.status == "RUNNING"
