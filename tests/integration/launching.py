@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +71,14 @@ def run(*command: str | Path, cwd: Path, timeout_s: float = TIMEOUT_S) -> Done:
     return Done(process.returncode, out, err)
 
 
-def train(*words: str | Path, ranks: int = 2, timeout_s: float = TIMEOUT_S) -> Done:
+def train(
+    *words: str | Path,
+    ranks: int = 2,
+    before: Callable[[int], None] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Done:
     """``launch/train.py`` on warm ranks. As a launcher does, ends all when one fails."""
-    with WarmRanks(words, ranks=ranks) as forked:
+    with WarmRanks(words, ranks=ranks, before=before) as forked:
         forked.wait(lambda: any(forked.codes), timeout_s=timeout_s)
         code = next((code for code in forked.codes if code), 0)
         return Done(code, forked.said("out"), forked.said("err"))
