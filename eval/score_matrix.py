@@ -7,6 +7,7 @@ from pathlib import Path
 
 from eval.continual import Scores
 from moram_dist.files import write_atomically
+from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
 
 
@@ -15,6 +16,8 @@ class ScoreMatrix:
 
     On disk ``{"tasks", "metrics", "scores": [[row after task 0], ...]}``, and ``"base"`` where the
     base was measured.
+
+    Raises InputError where the file is there and is not whole or of other tasks.
     """
 
     def __init__(self, path: Path, benchmark: Benchmark) -> None:
@@ -24,6 +27,8 @@ class ScoreMatrix:
         self.rows: dict[int, list[float | None]] = {}
         if path.exists():
             saved = Scores.load(path)
+            if [*saved.tasks] != self.tasks:
+                raise InputError(f"{path}: its tasks are not those of this run")
             self.rows = {i: list(row) for i, row in enumerate(saved.scores)}
             if saved.base is not None:
                 self.rows[-1] = list(saved.base)

@@ -151,6 +151,12 @@ class Session:
                 f"{self.run_dir.memory.path} was trained on {saved.base.get('name')}, and --model "
                 f"{self.config.model.model} is another model or another version of it"
             )
+        other = {*saved.modules} ^ {*method.layers}
+        if other:
+            raise InputError(
+                f"{self.run_dir.memory.path} and --target_modules do not name the same linears: "
+                f"only one of them has {min(other)}"
+            )
         return saved
 
     def _saved(self, manifest: Manifest, progress: Progress) -> Place | None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +83,17 @@ def flat(config: RunConfig) -> dict[str, Any]:
     return {f"{s}.{k}": v for s, values in to_dict(config).items() for k, v in values.items()}
 
 
-def differences(config: RunConfig, saved: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def differences(
+    config: RunConfig,
+    saved: Mapping[str, Mapping[str, Any]],
+    sections: Collection[str] = tuple(SECTIONS),
+) -> list[str]:
     """``name: saved -> now`` for each result-defining field in which two runs differ."""
     then = {f"{s}.{k}": v for s, values in saved.items() for k, v in values.items()}
     return [
         f"{name.split('.')[1]}: {then.get(name)} -> {now}"
         for name, now in flat(config).items()
-        if name not in MAY_CHANGE and then.get(name) != now
+        if name not in MAY_CHANGE and name.split(".")[0] in sections and then.get(name) != now
     ]
 
 

@@ -6,10 +6,28 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from moram_dist.registry import InputError
+from moram_dist.registry import InputError, MachineError
+
+
+class WriteError(MachineError, OSError):
+    """A file could not be written, as on a full disk."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A context that turns an OSError into a WriteError: one line with the path and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"{path} cannot be written: {error.strerror or error}; what is published is whole: "
+            "once this is mended, the same command goes on from there"
+        ) from None
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -18,20 +36,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Written under a temporary name in the same folder, synced, then renamed; one writer per path.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full. The old file is untouched.
+        WriteError: the folder cannot be written, or the disk is full. The old file is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name itself
-    finally:
-        os.close(folder)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()  # on a full disk, half a file is in the way
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name itself
+        finally:
+            os.close(folder)
 
 
 def sha256(path: Path) -> str:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
-from moram_dist.files import write_atomically
+from moram_dist.files import write_atomically, writing
 
 Status = Literal["finished", "failed", "stopped"]
 METRICS_FILE = "metrics.jsonl"
@@ -113,13 +114,15 @@ class MetricsFile(Tracker):
     def open(self, run: RunDescription, from_step: int | None = None) -> None:
         """Append to the run's file, dropping first what a restart is about to repeat.
 
-        Raises OSError where the run directory cannot be written.
+        Raises WriteError where the run directory cannot be written.
         """
-        run.run_dir.mkdir(parents=True, exist_ok=True)
-        path = run.run_dir / METRICS_FILE
-        if path.exists():
-            _drop_repeated(path, from_step)
-        self._file = path.open("a", encoding="utf-8", buffering=1)  # 1: flushed at each line's end
+        self._path = run.run_dir / METRICS_FILE
+        if self._path.exists():
+            _drop_repeated(self._path, from_step)
+        with writing(self._path):
+            run.run_dir.mkdir(parents=True, exist_ok=True)
+            # 1: flushed at each line's end
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def begin_task(self, index: int, name: str) -> None:
         """Name the task in the lines that follow."""
@@ -140,7 +143,8 @@ class MetricsFile(Tracker):
     def close(self, status: Status) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a line that has failed already
+                self._file.close()
         self._file = self._task = None
 
     def _write(self, place: dict[str, int | str | None], metrics: dict[str, float]) -> None:
@@ -150,7 +154,8 @@ class MetricsFile(Tracker):
             name: float(value) if math.isfinite(value) else str(float(value))
             for name, value in metrics.items()
         }
-        self._file.write(json.dumps({**place, **numbers}, ensure_ascii=False) + "\n")
+        with writing(self._path):
+            self._file.write(json.dumps({**place, **numbers}, ensure_ascii=False) + "\n")
 
 
 class Together(Tracker):

@@ -45,8 +45,8 @@ class RunDir:
         """Whether this run may use the folder; creates it.
 
         Raises:
-            InputError: it cannot be written, holds another configuration, or holds something that
-                is no run.
+            InputError: it cannot be written, holds another configuration or a memory that was
+                learned with one, or holds something that is no run.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -66,6 +66,15 @@ class RunDir:
                 f"--output_dir {self.path} holds another configuration ({'; '.join(different)}); "
                 "choose another folder or the same settings"
             )
+        manifest = self.memory.manifest()
+        if manifest:
+            learned_with = {"method": {**manifest.settings, "method": manifest.method}}
+            different = config_io.differences(config, learned_with, sections=["method"])
+            if different:
+                raise InputError(
+                    f"{self.memory.path} was learned with other settings ({'; '.join(different)}); "
+                    "choose another folder or the same settings"
+                )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -74,15 +74,16 @@ def run(*command: str | Path, cwd: Path, timeout_s: float = TIMEOUT_S) -> Done:
 def train(
     *words: str | Path,
     ranks: int = 2,
+    before: Callable[[int], None] | None = None,
     timeout_s: float = TIMEOUT_S,
     meanwhile: Callable[[list[int]], bool] = lambda pids: True,
 ) -> Done:
     """``launch/train.py`` on warm ranks. As a launcher does, ends all when one fails.
 
-    ``meanwhile`` is called with the ranks' process ids again and again, until it says that it has
+    ``before(rank)`` is called in each rank first; ``meanwhile`` is called with the ranks' process ids again and again, until it says that it has
     done what it does.
     """
-    with WarmRanks(words, ranks=ranks) as forked:
+    with WarmRanks(words, ranks=ranks, before=before) as forked:
         done = False
 
         def one_failed() -> bool:

@@ -1,0 +1,206 @@
+"""Faults that a long run meets: each is planted, named in one line, and nothing published is lost.
+
+Runs of two tasks on warm ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moram_dist.tracking import MetricsFile
+from moram_dist.train.run_dir import RunDir
+from tests.integration.launching import train
+
+pytestmark = pytest.mark.integration
+
+FLAGS = ("--limit_train", "16", "--limit_eval", "4", "--epochs", "1", "--batch_size", "8")
+FLAGS += ("--log_every", "1", "--tracking", "none", "--order", "topic,mood")
+
+
+def command(
+    folder: Path, *flags: str, before: Callable[[int], None] | None = None
+) -> tuple[int, str, list[str]]:
+    """Exit code, what was printed, and lines of complaint."""
+    done = train(*FLAGS, *flags, "--output_dir", folder, before=before)
+    assert "Traceback" not in done.err
+    return done.code, done.out, [line for line in done.err.splitlines() if line[:5] == "error"]
+
+
+def refused(folder: Path, *flags: str, code: int = 2) -> str:
+    """The one line of a command that does no work and changes nothing."""
+    before = contents(folder)
+    found, out, (complaint,) = command(folder, *flags)
+    assert found == code, complaint
+    assert "step 1/" not in out and "all 2 tasks are done" not in out
+    assert contents(folder) == before
+    return complaint
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Everything that is a result of training or evaluation, by name."""
+    paths = [*folder.glob("memory/*"), *folder.glob("predictions/*/*"), folder / "scores.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.exists()}
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, out, complaints = command(folder)
+    assert (code, complaints) == (0, []) and "AP " in out
+    return folder
+
+
+@pytest.fixture(params=["finished", "unfinished"])
+def run(request, whole, tmp_path) -> Path:
+    """A copy of the finished run, and one that stopped after its first task."""
+    copy = shutil.copytree(whole, tmp_path / "run")
+    if request.param == "unfinished":
+        change(copy, tasks=manifest(copy)["tasks"][:1])
+    return copy
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "memory" / "memory.json").read_text())
+
+
+def change(folder: Path, **values: object) -> None:
+    path = folder / "memory" / "memory.json"
+    path.write_text(json.dumps({**manifest(folder), **values}))
+
+
+# A disk that is full. Root is refused nothing else on it, so the faults are planted.
+
+FULL = "/dev/full"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "environment.json",
+        "memory/001_mood.safetensors",
+        "memory/memory.json",
+        "predictions/after_001/on_000_topic.jsonl",
+        "scores.json",
+        "report/index.html",
+    ],
+)
+def test_a_full_disk(whole, tmp_path, name):
+    folder = tmp_path / "run"
+    path = folder / name
+    path.parent.mkdir(parents=True)
+    # The writer's own temporary name. It is cleared away after a failure; then there is room.
+    path.with_name(f".{path.name}.partial").symlink_to(FULL)
+    if path.parent != folder:
+        shutil.copy(whole / "run.yaml", folder)
+
+    code, _, (complaint,) = command(folder)
+
+    assert code == 4
+    assert complaint.startswith(f"error: {path} cannot be written: No space left on device; ")
+    assert not path.exists()
+    expected = contents(whole)
+    for other, content in contents(folder).items():  # these two grow
+        assert other in ("memory/memory.json", "scores.json") or content == expected[other]
+    assert command(folder)[0] == 0
+    assert contents(folder) == expected
+    assert curve(folder) == curve(whole)
+    assert not list(folder.rglob("*.partial"))
+
+
+def no_room_for_metrics(rank: int) -> None:
+    opened = MetricsFile.open
+
+    def open_(self, run, from_step=None):
+        opened(self, run, from_step)
+        self._file = open(FULL, "a", buffering=1)
+
+    MetricsFile.open = open_
+
+
+def test_a_full_disk_under_the_metrics(whole, tmp_path):
+    folder = tmp_path / "run"
+    code, _, (complaint,) = command(folder, before=no_room_for_metrics)
+    assert code == 4
+    path = folder / "metrics.jsonl"
+    assert complaint.startswith(f"error: {path} cannot be written: No space left on device; ")
+    assert command(folder)[0] == 0
+    assert contents(folder) == contents(whole)
+    assert curve(folder) == curve(whole)
+
+
+# What is on disk is not what this command left there.
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"version": 7}, "memory.json has version 7; this program reads 1"),
+        ({"method": "sequential_lora"}, "(method: sequential_lora -> moram)"),
+        ({"settings": {"top_k": 3}}, "(top_k: 3 -> 8)"),
+        ({"settings": {"threshold": 0.5, "alpha": 2}}, "(alpha: 2 -> 16.0; threshold: 0.5 -> 0.2)"),
+    ],
+)
+def test_a_memory_of_other_settings(run, changes, expected):
+    if "settings" in changes:
+        changes = {"settings": {**manifest(run)["settings"], **changes["settings"]}}
+    change(run, **changes)
+    complaint = refused(run)
+    assert str(run / "memory" / "memory.json") in complaint and expected in complaint
+
+
+def test_a_memory_of_other_linears(run):
+    if len(manifest(run)["tasks"]) == 2:
+        pytest.skip("a finished run loads no model")
+    change(run, modules=manifest(run)["modules"][:-1])
+    last = manifest(run)["modules"][-1].rsplit(".", 1)[0]
+    complaint = refused(run)
+    assert (
+        f"--target_modules do not name the same linears: only one of them has {last}" in complaint
+    )
+
+
+@pytest.mark.parametrize("name", ["memory/000_topic.safetensors", "memory/memory.json", "run.yaml"])
+def test_a_file_that_is_cut_short(run, name):
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content[: len(content) // 2])
+    assert str(run / name) in refused(run)
+
+
+def test_scores_that_are_cut_short(run):
+    path = run / "scores.json"
+    path.write_text(path.read_text()[:50])
+    assert f"{path}, line" in refused(run)
+
+
+def test_scores_of_other_tasks(run):
+    path = run / "scores.json"
+    path.write_text(path.read_text().replace("topic", "stars"))
+    assert f"{path}: its tasks are not those of this run" in refused(run)
+
+
+def test_predictions_that_are_cut_short(run):
+    path = run / "predictions" / "after_001" / "on_000_topic.jsonl"
+    path.write_text(path.read_text()[:-20])
+    code, _, (complaint,) = command(run)
+    assert (code, str(path) in complaint) == (2, True), complaint
+
+
+def test_a_second_run(run):
+    with RunDir(run).locked():
+        if len(manifest(run)["tasks"]) == 2:
+            assert command(run)[0] == 0  # which has nothing to do
+        else:
+            complaint = refused(run)
+            assert f"{run} is in use by another run (process {os.getpid()} on " in complaint
