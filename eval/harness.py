@@ -41,7 +41,9 @@ class Evaluator:
         tracker: Tracker,
         progress: Progress,
         watch: Watch,
+        in_step: bool,
     ) -> None:
+        """``in_step``: ranks must make equally many forward passes, whatever ZeRO asks."""
         self.config = config
         self.benchmark = benchmark
         self.engine = engine
@@ -50,6 +52,7 @@ class Evaluator:
         self.tracker = tracker
         self.progress = progress
         self.watch = watch
+        self.in_step = in_step
         self.matrix = ScoreMatrix(run_dir / "scores.json", benchmark)
 
     def __call__(self, row: int) -> None:
@@ -61,7 +64,7 @@ class Evaluator:
         if self._fits():
             with without_hooks(self.engine) as model:
                 for column in columns:
-                    self._cell(row, column, model, synced=False)
+                    self._cell(row, column, model, synced=self.in_step)
         else:
             for column in columns:
                 self._cell(row, column, self.engine.module, synced=True)

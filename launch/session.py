@@ -18,8 +18,10 @@ from eval.score_matrix import ScoreMatrix
 from launch.summary import summary
 from moram_dist import config_io
 from moram_dist.adapters.inject import find_linears
+from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
+from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.stream import accumulation
@@ -81,8 +83,11 @@ class Session:
     def _train(self, progress: Progress, stop: StopSignals) -> None:
         config = self.config
         base = causal_lm.load(config.model, self.ds_config)
-        method = METHODS[config.method.method](config.method, config.train.seed)
+        placer = self._placer()
+        method = METHODS[config.method.method](config.method, config.train.seed, placer)
         method.build(base.model)
+        if placer.reason:
+            progress.say(f"placement of the memory: {placer.reason}")
         engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
         manifest = self._manifest(method, base)
         if env.is_main():
@@ -98,6 +103,7 @@ class Session:
             tracker=tracker,
             progress=progress,
             watch=self.watch,
+            in_step=method.in_step,
         )
         trainer = Trainer(
             config=config,
@@ -129,6 +135,15 @@ class Session:
             raise
         finally:
             tracker.close(status)  # type: ignore[arg-type]
+
+    def _placer(self) -> Placer:
+        parallel = self.config.parallel
+        return Placer(
+            make_atom_group(parallel.atom_group),
+            parallel.placement,
+            room=parallel.resident_fraction * env.memory_bytes(),
+            num_tasks=len(self.benchmark.tasks),
+        )
 
     def _complete(self) -> bool:
         last = len(self.benchmark.tasks) - 1

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 OWN_ERROR_AFTER_S = 5.0
 
+OTHERS_LEAVE_S = 1.0
+"""Where all were signalled, a lower rank speaks first, and its leaving ends the others."""
+
 
 def main(*arguments: str, **flags: str) -> None:
     """Check everything, then train. Flags: every field of moram_dist.config, and --ds_config."""
@@ -100,10 +103,13 @@ def leave(stopped: Stopped, watch: Watch) -> NoReturn:
     """After a signal: say what is saved. The same exit code from all ranks, and no clean-up."""
     from moram_dist.train.stop import EXIT_CODE
 
-    if int(os.environ.get("RANK", 0)) == 0:
+    rank = int(os.environ.get("RANK", 0))
+    if rank and not stopped.together:
+        time.sleep(OTHERS_LEAVE_S)
+    if rank == 0 or not stopped.together:
         print(f"stopped by a signal{stopped.where}; the same command goes on", flush=True)
     sys.stdout.flush()
-    watch.leave(EXIT_CODE)
+    watch.leave(0 if stopped.together else EXIT_CODE)
     os._exit(EXIT_CODE)
 
 

@@ -250,14 +250,29 @@ class RecordConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How the ranks work together."""
+    """How the ranks work together. Nothing here changes a result."""
+
+    placement: str = "auto"
+    """Where atoms and tokens meet: resident (a copy of all atoms on each rank), gathered (atoms
+    move), stationary (tokens move), or auto (resident where the memory fits, else what moves
+    less)."""
+
+    atom_group: str = "world"
+    """Ranks that share a memory's atoms out: world, or node (each machine holds all of them)."""
+
+    resident_fraction: float = 0.1
+    """Share of a rank's device memory that copies of all atoms may take, for placement auto."""
 
     wait_limit: float = 1800.0
     """Seconds that a rank waits for the others, in one step or batch, before the run ends."""
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
+        _one_of("placement", self.placement, ("auto", "resident", "gathered", "stationary"))
+        _one_of("atom_group", self.atom_group, ("world", "node"))
         _positive("parallel", wait_limit=self.wait_limit)
+        if not 0 <= self.resident_fraction <= 1:
+            raise InputError(f"--resident_fraction must be in [0, 1], got {self.resident_fraction}")
 
 
 @dataclass(frozen=True, kw_only=True)

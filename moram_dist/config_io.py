@@ -29,6 +29,9 @@ MAY_CHANGE = frozenset(
         "data.data_dir",
         "model.attention",
         "train.micro_batch_size",
+        "parallel.atom_group",
+        "parallel.placement",
+        "parallel.resident_fraction",
         "parallel.wait_limit",
     }
 )

@@ -39,11 +39,10 @@ class Placer:
         self.group = group or AtomGroup()
         self.choice = choice
         self._room, self._num_tasks = room, num_tasks
-        self.reason = f"{choice}, as asked"
-        """One line for people."""
+        self.reason = ""
+        """One line for people, once it is settled."""
         self._resident = Resident(self.group)
         self._gathered = Gathered(self.group)
-        self._num_tokens: list[int] = [0] * self.group.size
         self.now: Placement = self._resident
         """Of the pass that goes on."""
 
@@ -56,8 +55,9 @@ class Placer:
         """
         self._gathered.banks = list(banks)
         final_bytes = bytes_per_task * self._num_tasks
+        self.reason = f"{self.choice}, as asked"
         size = f"the memory's {final_bytes / 2**20:,.1f} MB after the last task"
-        if self.choice == AUTO and self.group.size == 1:
+        if self.group.size == 1:
             self.choice, self.reason = RESIDENT, "resident: one rank holds all atoms"
         elif self.choice == AUTO and final_bytes <= self._room:
             self.choice = RESIDENT
@@ -68,20 +68,18 @@ class Placer:
                 f"{self._room / 2**20:,.0f} MB that a copy may take"
             )
         for bank in banks:
-            bank.copied = self.choice == RESIDENT and self.group.size > 1
+            bank.copied = not self.in_step and self.group.size > 1
 
     @property
     def in_step(self) -> bool:
         """Whether a pass is a collective, so that all ranks must make equally many."""
-        return self.choice != RESIDENT and self.group.size > 1
+        return self.choice != RESIDENT
 
     def begin(self, num_tokens: int) -> None:
         """Choose for a pass in which this rank has so many tokens. All ranks call together."""
-        if self.choice == RESIDENT or self.group.size == 1:
-            self.now = self._resident
-            return
         if self.choice == GATHERED:
             self.now = self._gathered
+        if self.choice in (RESIDENT, GATHERED):
             return
         mine = torch.tensor([num_tokens], device=self._gathered.banks[0].share_F.device)
         counts = self.group.all_gather(mine, "token counts").flatten().tolist()

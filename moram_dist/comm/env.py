@@ -52,6 +52,16 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def memory_bytes() -> int:
+    """Of the device that this rank computes on, or its part of the machine's; the least of any."""
+    if device().type == "cuda":
+        own = torch.cuda.get_device_properties(device()).total_memory
+    else:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        own = whole // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    return min(gather_objects(own))
+
+
 def choose_accelerator() -> None:
     """To be called before DeepSpeed is imported: on a CPU it warns that it found no GPU."""
     if device().type == "cpu":

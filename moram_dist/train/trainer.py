@@ -245,7 +245,7 @@ class Trainer:
             self.tracker.log({"train/loss": loss}, first + step.index)
         rate = self.progress.log(summed[-1])
         measured = {"train/tokens_per_second": rate, "train/peak_memory_mb": _peak_memory_mb()}
-        self.tracker.log(measured, first + seen[-1].index)
+        self.tracker.log(measured | self.method.metrics(), first + seen[-1].index)
 
     def _publish(self, i: int) -> None:
         """Freeze what task i learned and put it on disk, whole or not at all."""

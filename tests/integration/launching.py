@@ -80,8 +80,8 @@ def train(
 ) -> Done:
     """``launch/train.py`` on warm ranks. As a launcher does, ends all when one fails.
 
-    ``before(rank)`` is called in each rank first; ``meanwhile`` is called with the ranks' process ids again and again, until it says that it has
-    done what it does.
+    ``before(rank)`` is called in each rank first; ``meanwhile`` again and again, with the ranks'
+    process ids, until it says that it has done what it does.
     """
     with WarmRanks(words, ranks=ranks, before=before) as forked:
         done = False

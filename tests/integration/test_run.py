@@ -335,3 +335,24 @@ def test_trace(shared, tmp_path):
     assert len(losses(tmp_path / "run")) == 1 + 2  # epochs of the protocol
     benchmark = json.loads((tmp_path / "run" / "benchmark.json").read_text())
     assert (benchmark["protocol"], benchmark["decoding"]["no_repeat_ngram_size"]) == ("moram", 3)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--placement", "gathered"),
+        ("--placement", "stationary"),
+        ("--placement", "auto", "--resident_fraction", "0"),
+        ("--placement", "stationary", "--atom_group", "node", "--eval_gather", "false"),
+    ],
+    ids=lambda flags: "-".join(word.strip("-") for word in flags),
+)
+def test_placement_changes_no_bit(folder, tmp_path, flags):
+    """Atoms, predictions, scores and losses are those of the run with a resident memory."""
+    done = ok(train(*FLAGS, *UNTRACKED, *flags, "--output_dir", tmp_path / "run"))
+    assert "placement of the memory: " in done.out
+    assert losses(tmp_path / "run") == losses(folder)
+    assert contents(tmp_path / "run") == contents(folder)
+    moved = lines(tmp_path / "run" / "metrics.jsonl")[-2]
+    kind = "atoms" if "gathered" in flags else "tokens"
+    assert moved[f"atoms/{kind}_bytes"] > 0 or "auto" in flags
