@@ -60,7 +60,14 @@ class RunDir:
             if any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise InputError(f"--output_dir {self.path} is not empty and holds no run")
             return
-        different = config_io.differences(config, config_io.read_yaml(record))
+        ran_with = config_io.read_yaml(record)
+        lacking = [s for s in config_io.SECTIONS if not isinstance(ran_with.get(s), dict)]
+        if lacking:
+            raise InputError(
+                f"{record} lacks {', '.join(lacking)}: it was cut short, or written by another "
+                "version of this program"
+            )
+        different = config_io.differences(config, ran_with)
         if different:
             raise InputError(
                 f"--output_dir {self.path} holds another configuration ({'; '.join(different)}); "
