@@ -1,0 +1,1 @@
+"""Scripts that check or measure whole runs."""

@@ -1,0 +1,266 @@
+"""Kill a run at random moments, give its command again, and compare with one that ran through.
+
+    python tools/kill_test.py [--runs 40] [--seed 0] [--folder runs/kill_test]
+
+A run that is not disturbed is traced: every moment of every rank at which something could be
+lost. Then, for each of ``--runs`` fresh folders, one moment is drawn, evenly over the kinds; the
+process of that rank gets SIGKILL right there, the other ranks must end by themselves, and the same
+command must end with the same memory, predictions, scores and losses, bit for bit. Every third run
+is killed twice. A table is printed; the exit code is 1 if anything differed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from moram_dist import config_io  # noqa: E402
+from tools.warm_ranks import WarmRanks  # noqa: E402
+
+RANKS = 2
+FLAGS: tuple[str, ...] = ("--limit_train", "32", "--limit_eval", "8", "--epochs", "1")
+FLAGS += ("--batch_size", "8", "--log_every", "1", "--tracking", "none")
+FLAGS += ("--order", "topic,mood,place")
+if "save_every" in config_io.fields():
+    FLAGS += ("--save_every", "1")
+ENDS_WITHIN_S = 60.0
+RUNS_WITHIN_S = 300.0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The ``number``-th time, from 0, that a rank comes to a place of this kind."""
+
+    rank: int
+    kind: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The run that nobody disturbed."""
+
+    results: dict[str, Any]
+    trace: list[Moment]
+
+
+@dataclass
+class Outcome:
+    """What became of one run."""
+
+    moments: list[Moment]
+    kills: int = 0
+    differs: list[str] = field(default_factory=list)
+    """What is not as in the reference, or what went wrong."""
+
+
+def undisturbed(folder: Path) -> Reference:
+    """Run to the end, and note every moment."""
+    trace = folder.with_name(f"{folder.name}.trace")
+    trace.mkdir(parents=True)
+    with WarmRanks(
+        (*FLAGS, "--output_dir", folder), ranks=RANKS, before=partial(_trace, folder=trace)
+    ) as ranks:
+        ranks.wait(timeout_s=RUNS_WITHIN_S)
+        if any(ranks.codes):
+            raise RuntimeError(ranks.said("err"))
+    moments = []
+    for rank in range(RANKS):
+        seen: Counter[str] = Counter()
+        for kind in (trace / f"{rank}").read_text().split("\n")[:-1]:
+            moments.append(Moment(rank, kind, seen[kind]))
+            seen[kind] += 1
+    return Reference(results(folder), moments)
+
+
+def disturbed(folder: Path, moments: Iterable[Moment], reference: Reference) -> Outcome:
+    """Run in a fresh folder, be killed at each of the moments in turn, then run to the end."""
+    outcome = Outcome([*moments])
+    command: tuple[str | Path, ...] = (*FLAGS, "--output_dir", folder)
+    for moment in outcome.moments:
+        with WarmRanks(command, ranks=RANKS, before=partial(_kill, moment=moment)) as ranks:
+            try:
+                ranks.wait(timeout_s=ENDS_WITHIN_S)
+            except TimeoutError as error:
+                outcome.differs.append(f"ranks that do not end: {error}")
+            *others, killed = sorted(ranks.codes, key=lambda code: code == -signal.SIGKILL)
+            outcome.kills += killed == -signal.SIGKILL
+            # A rank that is killed after the others have left disturbs nobody.
+            if not {*others} <= {0, 4} or "Traceback" in ranks.said("err"):
+                outcome.differs.append(f"codes {ranks.codes}: {ranks.said('err')}")
+    with WarmRanks(command, ranks=RANKS) as ranks:
+        ranks.wait(timeout_s=RUNS_WITHIN_S)
+        if any(ranks.codes):
+            outcome.differs.append(ranks.said("err"))
+    found = results(folder)
+    outcome.differs += [
+        name
+        for name in sorted({*found, *reference.results})
+        if found.get(name) != reference.results.get(name)
+    ]
+    return outcome
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, by name: bytes of files, and the losses in the order of their log."""
+    paths = [*folder.glob("memory/*"), *folder.glob("predictions/*/*"), folder / "scores.json"]
+    paths += folder.glob("progress/*")
+    found: dict[str, Any] = {
+        str(path.relative_to(folder)): path.read_bytes() for path in paths if path.exists()
+    }
+    curve = folder / "metrics.jsonl"
+    logged = [json.loads(line) for line in curve.read_text().split("\n")[:-1]]
+    found["losses"] = [
+        (line["task"], line["step"], line["train/loss"]) for line in logged if "train/loss" in line
+    ]
+    found["report"] = (folder / "report" / "index.html").exists()
+    return found
+
+
+def draw(reference: Reference, runs: int, seed: int) -> list[list[Moment]]:
+    """Moments to be killed at, a list for each run; kinds take turns."""
+    dice = random.Random(seed)
+    kinds = sorted({moment.kind for moment in reference.trace})
+    dice.shuffle(kinds)
+    drawn = []
+    for run in range(runs):
+        of_kind = [m for m in reference.trace if m.kind == kinds[run % len(kinds)]]
+        moments = [dice.choice(of_kind)]
+        if run % 3 == 2:  # less is done again: an early moment, so that it comes
+            moments.append(dice.choice([m for m in reference.trace if m.number < 2]))
+        drawn.append(moments)
+    return drawn
+
+
+# In the ranks.
+
+
+def _trace(rank: int, *, folder: Path) -> None:
+    descriptor = os.open(folder / f"{rank}", os.O_WRONLY | os.O_CREAT)
+    _watch_for(lambda kind: os.write(descriptor, f"{kind}\n".encode()))
+
+
+def _kill(rank: int, *, moment: Moment) -> None:
+    seen: Counter[str] = Counter()
+
+    def note(kind: str) -> None:
+        if (rank, kind, seen[kind]) == (moment.rank, moment.kind, moment.number):
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen[kind] += 1
+
+    _watch_for(note)
+
+
+def _watch_for(note: Callable[[str], object]) -> None:
+    """Call ``note`` with the kind of each moment that comes."""
+    import launch.session
+    from eval import harness
+    from moram_dist.atoms.memory_files import MemoryFiles
+    from moram_dist.methods.moram import Moram
+    from moram_dist.train import trainer
+
+    def around(owner: Any, name: str, kind: str) -> None:
+        wrapped = getattr(owner, name)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            note(f"before {kind}")
+            out = wrapped(*args, **kwargs)
+            note(f"after {kind}")
+            return out
+
+        setattr(owner, name, wrapper)
+
+    around(launch.session, "make_engine", "loading")
+    around(trainer, "start_fresh", "a task's reset")
+    around(trainer.Trainer, "_step", "a step")
+    around(trainer.Trainer, "_log", "the losses' log")
+    around(Moram, "end_task", "freezing")
+    around(MemoryFiles, "publish", "publishing")
+    around(harness, "generate_batch", "predicting")
+    around(launch.session, "write_report", "the report")
+
+    # write_atomically, from within: the temporary file, half of its bytes, its final name.
+    opened, replaced = Path.open, Path.replace
+
+    class HalfWritten:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> HalfWritten:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, content: bytes) -> None:
+            half = len(content) // 2
+            self.file.write(content[:half])
+            self.file.flush()
+            note("half of a file written")
+            self.file.write(content[half:])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    def open_(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if path.suffix != ".partial" or mode != "wb":
+            return opened(path, mode, *args, **kwargs)
+        note("before a file")
+        return HalfWritten(opened(path, mode, *args, **kwargs))
+
+    def replace(path: Path, target: Path) -> Path:
+        note("before a file's rename")
+        out = replaced(path, target)
+        note("after a file's rename")
+        return out
+
+    Path.open, Path.replace = open_, replace  # type: ignore[method-assign,assignment]
+
+
+def main() -> int:
+    """The whole test; 1 if anything differed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/kill_test"))
+    args = parser.parse_args()
+    if args.folder.exists():
+        parser.error(f"{args.folder} exists")
+    began = time.monotonic()
+    reference = undisturbed(args.folder / "undisturbed")
+    print(f"{len(reference.trace)} moments in {time.monotonic() - began:.0f} s", flush=True)
+    outcomes = []
+    for run, moments in enumerate(draw(reference, args.runs, args.seed)):
+        folder = args.folder / f"{run:03d}"
+        outcome = disturbed(folder, moments, reference)
+        outcomes.append(outcome)
+        when = ", then ".join(f"rank {m.rank} {m.kind} #{m.number}" for m in moments)
+        print(f"{run:3} {when}: {'; '.join(outcome.differs) or 'equal'}", flush=True)
+        if not outcome.differs:
+            shutil.rmtree(folder)
+    print(f"\n{'first killed':26} {'runs':>5} {'kills':>6} {'equal':>6}")
+    for kind in (*sorted({o.moments[0].kind for o in outcomes}), "all"):
+        of_kind = [o for o in outcomes if kind in ("all", o.moments[0].kind)]
+        equal = sum(not outcome.differs for outcome in of_kind)
+        print(f"{kind:26} {len(of_kind):5} {sum(o.kills for o in of_kind):6} {equal:6}")
+    print(f"{(time.monotonic() - began) / max(1, args.runs):.1f} s a run")
+    return int(any(outcome.differs or not outcome.kills for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
