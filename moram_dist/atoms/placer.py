@@ -18,6 +18,11 @@ AUTO, RESIDENT, GATHERED, STATIONARY = "auto", "resident", "gathered", "stationa
 CHOICES = (AUTO, RESIDENT, GATHERED, STATIONARY)
 
 
+CALL_BYTES = {"cpu": 500_000, "cuda": 2_000_000}
+"""What a link moves in the time that a collective takes to begin, by the bank's device: on gloo as
+measured (docs/placement.md); on NCCL from data sheets, between NVLink's and InfiniBand's."""
+
+
 class Placer:
     """Gives each pass its placement.
 
@@ -81,10 +86,17 @@ class Placer:
             self.now = self._gathered
         if self.choice in (RESIDENT, GATHERED):
             return
-        mine = torch.tensor([num_tokens], device=self._gathered.banks[0].share_F.device)
+        banks = self._gathered.banks
+        device = banks[0].share_F.device
+        mine = torch.tensor([num_tokens], device=device)
         counts = self.group.all_gather(mine, "token counts").flatten().tolist()
-        num_atoms = self._gathered.banks[0].num_atoms
-        moved = self.choice == STATIONARY or tokens_move(num_atoms, max(counts), self.group.size)
+        moved = self.choice == STATIONARY or tokens_move(
+            banks[0].num_atoms,
+            max(counts),
+            self.group.size,
+            atom_bytes=sum(bank.atom_bytes for bank in banks) / len(banks),
+            call_bytes=CALL_BYTES[device.type],
+        )
         self.now = Stationary(self.group, counts) if moved else self._gathered
 
     def growing(self) -> None:
@@ -92,10 +104,15 @@ class Placer:
         self._gathered.forget()
 
 
-def tokens_move(num_atoms: int, num_tokens: int, num_ranks: int) -> bool:
-    """Whether moving tokens to atoms moves less than atoms to tokens: N > P T.
+def tokens_move(
+    num_atoms: int, num_tokens: int, num_ranks: int, *, atom_bytes: float, call_bytes: int
+) -> bool:
+    """Whether tokens to atoms is likely to take less time than atoms to tokens.
 
-    Both ways move rows of about the same length twice a pass: N (P - 1) / P of them, or
-    (P - 1) T; see ``atoms.placement``.
+    In a forward and backward pass of one bank, gathered atoms are two collectives and N (P - 1) / P
+    atoms twice; stationary ones six and (P - 1) T tokens' inputs and outputs twice, which weigh as
+    much as atoms (``atoms.placement``). A collective's own time counts as ``call_bytes``.
     """
-    return num_atoms > num_ranks * num_tokens
+    atoms = 2 * num_atoms * (num_ranks - 1) / num_ranks * atom_bytes
+    tokens = 2 * (num_ranks - 1) * num_tokens * atom_bytes
+    return atoms + 2 * call_bytes > tokens + 6 * call_bytes
