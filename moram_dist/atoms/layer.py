@@ -122,6 +122,8 @@ class Asked:
         self.memory = memory
         self._apart = len(layers) == 1
         self._x: Tensor | None = None
+        self._was: tuple = ()
+        """What told ``_x`` from others when it was asked for; it is kept, or another could too."""
         self._waiting: dict[MemoryLinear, Tensor] = {}
 
     def answer(self, layer: MemoryLinear, x: Tensor) -> Tensor:
@@ -131,9 +133,10 @@ class Asked:
             return self.memory(x, alone)[0]
         if layer is self.layers[0]:
             first, *others = self.memory(x, tuple(range(len(self.layers))))
-            self._x, self._waiting = x, dict(zip(self.layers[1:], others, strict=True))
+            self._x, self._was = x, _identity(x)
+            self._waiting = dict(zip(self.layers[1:], others, strict=True))
             return first
-        if layer in self._waiting and _same(x, self._x):
+        if layer in self._waiting and _identity(x) == self._was:
             found = self._waiting.pop(layer)
         else:
             self._apart, self._waiting = True, {}
@@ -143,15 +146,9 @@ class Asked:
         return found
 
 
-def _same(x: Tensor, other: Tensor | None) -> bool:
-    """Whether two tensors are one: ZeRO-3 gives each module an alias of its input."""
-    return (
-        other is not None
-        and x.data_ptr() == other.data_ptr()
-        and x.shape == other.shape
-        and x.stride() == other.stride()
-        and (x.is_inference() or x._version == other._version)
-    )
+def _identity(x: Tensor) -> tuple:
+    """What aliases of a tensor have in common: ZeRO-3 gives each module one of its input."""
+    return x.data_ptr(), x.shape, x.stride(), None if x.is_inference() else x._version
 
 
 def share_inputs(names: Iterable[str]) -> list[list[str]]:

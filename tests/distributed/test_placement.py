@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from moram_dist.atoms.routing import Routing
 from moram_dist.comm import env
 from moram_dist.comm.collectives import AtomGroup, make_atom_group
 from moram_dist.comm.partition import largest_share, share_size
+from moram_dist.registry import InputError
 from tests.helpers import oracle
 from tests.helpers.ranks import run_ranks
 
@@ -70,7 +72,8 @@ def placements(group: AtomGroup, bank: Bank, num_tokens: int) -> list[Placement]
     """One of each kind."""
     gathered = Gathered(group)
     gathered.banks = [bank]
-    return [Resident(group), gathered, Stationary(group, env.gather_objects(num_tokens))]
+    counts = group.all_gather(torch.tensor([num_tokens]), "counts").flatten().tolist()
+    return [Resident(group), gathered, Stationary(group, counts)]
 
 
 def filled(group: AtomGroup, keys: list[Tensor], values: list[Tensor], count: int) -> Bank:
@@ -255,6 +258,18 @@ def check_coalescing_and_prefetch(group: AtomGroup) -> None:
     assert x.grad.abs().max() > 0 and not gathered._under_way
 
 
+def check_one_memory_a_node(rank: int) -> None:
+    """Four ranks on two machines of two: each machine holds all atoms, and answers for itself."""
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    group = make_atom_group("node")
+    assert (group.rank, group.size) == (rank % 2, 2)
+    for case in (Case(5, 3, 4), Case(13, 4, 7, integers=True, zero_rows=True)):
+        check_against_the_formula(case, group)
+    os.environ["LOCAL_WORLD_SIZE"] = "3"
+    with pytest.raises(InputError, match="--atom_group node needs as many ranks on each machine"):
+        make_atom_group("node")
+
+
 def all_checks(rank: int, world_size: int) -> None:
     group = make_atom_group("world")
     assert (group.rank, group.size) == (rank, world_size)
@@ -269,6 +284,8 @@ def all_checks(rank: int, world_size: int) -> None:
     for check in (check_ownership, check_bytes, check_coalescing_and_prefetch):
         group.traffic.clear()
         check(group)
+    if world_size == 4:
+        check_one_memory_a_node(rank)
 
 
 @pytest.mark.distributed

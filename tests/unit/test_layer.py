@@ -142,3 +142,87 @@ def test_bfloat16():
     assert layer(x).dtype == torch.bfloat16
     error = (layer(x).float() - precise(x.float())).norm() / precise(x.float()).norm()
     assert error < 0.01
+
+
+def attention():
+    """Four linears that share memories as a LLaMA's attention does, with frozen atoms."""
+    torch.manual_seed(0)
+    names = [f"model.layers.0.self_attn.{name}_proj" for name in "qkvo"]
+    layers = {name: MemoryLinear(nn.Linear(D, E), dropout=nn.Dropout(0.0)).eval() for name in names}
+    routing = Routing(top_k=4, temperature=0.1)
+    settings = MemorySettings(routing=routing, num_active=R, scale=SCALE)
+    memories = give_memory(layers, settings, Placer())
+    for memory in memories.values():
+        memory.grow([(torch.randn(5, d), torch.randn(5, e)) for d, e in memory.bank.shapes])
+    return list(layers.values()), memories
+
+
+def expected_of(layer):
+    """What a layer answers that is asked by itself."""
+    which = layer.asked.layers.index(layer)
+    atoms = layer.asked.memory.bank.own()[which]
+    return lambda x: layer.base(x) + recall(x, *atoms, top_k=4, temperature=0.1)
+
+
+def counting(memory):
+    """Calls of a memory, as they come."""
+    calls = []
+    memory.register_forward_pre_hook(lambda module, arguments: calls.append(arguments[1]))
+    return calls
+
+
+def test_linears_that_share_an_input_are_asked_together():
+    layers, memories = attention()
+    assert [[name.rpartition(".")[2] for name in names] for names in memories] == [
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+    ]
+    calls = counting(next(iter(memories.values())))
+    for x in (some_tokens(), 2 * some_tokens()):
+        for layer in layers:
+            alias = x.detach()  # what ZeRO-3's hooks make of it
+            torch.testing.assert_close(layer(alias), expected_of(layer)(x))
+    assert calls == [(0, 1, 2)] * 2
+    assert layers[0].asked._x is None and not layers[0].asked._waiting  # nothing is kept alive
+
+
+def test_linears_that_do_not_share_their_input_are_asked_one_by_one():
+    """As in cross-attention, whose keys and values are of other tokens; first seen when it is."""
+    layers, memories = attention()
+    calls = counting(next(iter(memories.values())))
+    for x in (some_tokens(), 2 * some_tokens()):
+        for layer, scale in zip(layers, (1.0, 3.0, 3.0, 1.0), strict=True):
+            torch.testing.assert_close(layer(scale * x), expected_of(layer)(scale * x))
+    assert calls == [(0, 1, 2), (1,), (2,), (0,), (1,), (2,)]
+
+
+def test_an_input_that_was_changed_in_place_is_another_input():
+    layers, _ = attention()
+    x = some_tokens()
+    layers[0](x)
+    x *= 2
+    torch.testing.assert_close(layers[1](x), expected_of(layers[1])(x))
+
+
+def test_gradients_of_linears_that_are_asked_together():
+    layers, memories = attention()
+    for memory in memories.values():
+        memory.learning = True
+        with torch.no_grad():
+            for parameter in memory.parameters(recurse=False):
+                parameter.normal_()
+    x = some_tokens().requires_grad_()
+    together = torch.cat([layer(x) for layer in layers[:3]], -1)
+    alone = torch.cat(
+        [layer.base(x) + layer.asked.memory(x, (i,))[0] for i, layer in enumerate(layers[:3])], -1
+    )
+    torch.testing.assert_close(together, alone)
+    wanted = [x, *layers[0].memory.parameters(recurse=False)]
+    upstream = torch.linspace(-1, 1, together.numel()).view(together.shape)
+    for ours, theirs in zip(
+        torch.autograd.grad(together, wanted, upstream),
+        torch.autograd.grad(alone, wanted, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.abs().max() > 0

@@ -1,0 +1,70 @@
+"""Which placement a memory gets: from shared numbers only, with its reason."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from moram_dist.atoms.bank import Bank
+from moram_dist.atoms.placer import CHOICES, Placer, tokens_move
+from moram_dist.comm.collectives import AtomGroup
+from moram_dist.comm.partition import largest_share, new_rows, share_size
+
+
+def planned(choice, *, ranks=2, room=100.0, per_task=10, num_tasks=10):
+    group = AtomGroup(rank=1, size=ranks) if ranks > 1 else AtomGroup()
+    placer = Placer(group, choice, room=room, num_tasks=num_tasks)
+    bank = Bank([(4, 4)], group, like=torch.zeros(1))
+    placer.plan([bank], per_task)
+    return placer, bank
+
+
+@pytest.mark.parametrize(
+    ("choice", "room", "in_step", "reason"),
+    [
+        ("auto", 100, False, "resident: the memory's 0.0 MB after the last task fit"),
+        ("auto", 99, True, "gathered or stationary by the pass: the memory's 0.0 MB"),
+        ("resident", 0, False, "resident, as asked"),
+        ("gathered", 1e9, True, "gathered, as asked"),
+        ("stationary", 1e9, True, "stationary, as asked"),
+    ],
+)
+def test_plan(choice, room, in_step, reason):
+    placer, bank = planned(choice, room=room)
+    assert placer.in_step == in_step
+    assert bank.copied == (not in_step)
+    assert placer.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_one_rank_holds_all(choice):
+    placer, bank = planned(choice, ranks=1)
+    assert not placer.in_step and not bank.copied
+    assert placer.reason == "resident: one rank holds all atoms"
+
+
+def test_what_moves():
+    """By hand: 1,000-byte atoms, 4 ranks, calls that cost 10,000 bytes each."""
+
+    def move(num_atoms, num_tokens, call_bytes=10_000):
+        return tokens_move(num_atoms, num_tokens, 4, atom_bytes=1_000, call_bytes=call_bytes)
+
+    # Atoms: 2 * N * 3/4 * 1000 + 2 calls. Tokens: 2 * 3 * T * 1000 + 6 calls.
+    assert not move(400, 100, call_bytes=0)  # N = P T: a draw
+    assert move(401, 100, call_bytes=0)
+    assert not move(401, 100) and not move(426, 100)
+    assert move(427, 100)  # 26.7 atoms more pay for four calls
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_shares(num_ranks):
+    for num_rows in (0, 1, 5, 12):
+        owned = [[*range(num_rows)][rank::num_ranks] for rank in range(num_ranks)]
+        sizes = [share_size(num_rows, rank, num_ranks) for rank in range(num_ranks)]
+        assert sizes == [len(rows) for rows in owned]
+        assert largest_share(num_rows, num_ranks) == max(sizes)
+    for start, count, rank in itertools.product((0, 1, 5), (0, 1, 7), range(num_ranks)):
+        rows = [*range(start, start + count)][new_rows(start, rank, num_ranks)]
+        assert rows == [row for row in range(start, start + count) if row % num_ranks == rank]
