@@ -1,12 +1,13 @@
 """Kill a run at random moments, give its command again, and compare with one that ran through.
 
-    python tools/kill_test.py [--runs 40] [--seed 0] [--folder runs/kill_test]
+    python tools/kill_test.py [--runs 40] [--seed 0] [--folder DIR] [--placement stationary]
 
 A run that is not disturbed is traced: every moment of every rank at which something could be
 lost. Then, for each of ``--runs`` fresh folders, one moment is drawn, evenly over the kinds; the
 process of that rank gets SIGKILL right there, the other ranks must end by themselves, and the same
 command must end with the same memory, predictions, scores and losses, bit for bit. Every third run
-is killed twice. A table is printed; the exit code is 1 if anything differed.
+is killed twice. A table is printed; the exit code is 1 if anything differed. Other flags are those
+of launch/train.py.
 """
 
 from __future__ import annotations
@@ -29,15 +30,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from moram_dist import config_io  # noqa: E402
 from tools.warm_ranks import WarmRanks  # noqa: E402
 
 RANKS = 2
 FLAGS: tuple[str, ...] = ("--limit_train", "32", "--limit_eval", "8", "--epochs", "1")
 FLAGS += ("--batch_size", "8", "--log_every", "1", "--tracking", "none")
-FLAGS += ("--order", "topic,mood,place")
-if "save_every" in config_io.fields():
-    FLAGS += ("--save_every", "1")
+FLAGS += ("--order", "topic,mood,place", "--save_every", "1")
 ENDS_WITHIN_S = 60.0
 RUNS_WITHIN_S = 300.0
 
@@ -55,6 +53,7 @@ class Moment:
 class Reference:
     """The run that nobody disturbed."""
 
+    flags: tuple[str, ...]
     results: dict[str, Any]
     trace: list[Moment]
 
@@ -69,12 +68,13 @@ class Outcome:
     """What is not as in the reference, or what went wrong."""
 
 
-def undisturbed(folder: Path) -> Reference:
+def undisturbed(folder: Path, *more_flags: str) -> Reference:
     """Run to the end, and note every moment."""
+    flags = (*FLAGS, *more_flags)
     trace = folder.with_name(f"{folder.name}.trace")
     trace.mkdir(parents=True)
     with WarmRanks(
-        (*FLAGS, "--output_dir", folder), ranks=RANKS, before=partial(_trace, folder=trace)
+        (*flags, "--output_dir", folder), ranks=RANKS, before=partial(_trace, folder=trace)
     ) as ranks:
         ranks.wait(timeout_s=RUNS_WITHIN_S)
         if any(ranks.codes):
@@ -85,13 +85,13 @@ def undisturbed(folder: Path) -> Reference:
         for kind in (trace / f"{rank}").read_text().split("\n")[:-1]:
             moments.append(Moment(rank, kind, seen[kind]))
             seen[kind] += 1
-    return Reference(results(folder), moments)
+    return Reference(flags, results(folder), moments)
 
 
 def disturbed(folder: Path, moments: Iterable[Moment], reference: Reference) -> Outcome:
     """Run in a fresh folder, be killed at each of the moments in turn, then run to the end."""
     outcome = Outcome([*moments])
-    command: tuple[str | Path, ...] = (*FLAGS, "--output_dir", folder)
+    command: tuple[str | Path, ...] = (*reference.flags, "--output_dir", folder)
     for moment in outcome.moments:
         with WarmRanks(command, ranks=RANKS, before=partial(_kill, moment=moment)) as ranks:
             try:
@@ -188,6 +188,8 @@ def _watch_for(note: Callable[[str], object]) -> None:
     around(launch.session, "make_engine", "loading")
     around(trainer, "start_fresh", "a task's reset")
     around(trainer.Trainer, "_step", "a step")
+    around(trainer.Trainer, "_answer_loss", "a forward pass")
+    around(Moram, "before_step", "the optimizer's work")
     around(trainer.Trainer, "_log", "the losses' log")
     around(Moram, "end_task", "freezing")
     around(MemoryFiles, "publish", "publishing")
@@ -238,11 +240,11 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/kill_test"))
-    args = parser.parse_args()
+    args, more_flags = parser.parse_known_args()
     if args.folder.exists():
         parser.error(f"{args.folder} exists")
     began = time.monotonic()
-    reference = undisturbed(args.folder / "undisturbed")
+    reference = undisturbed(args.folder / "undisturbed", *more_flags)
     print(f"{len(reference.trace)} moments in {time.monotonic() - began:.0f} s", flush=True)
     outcomes = []
     for run, moments in enumerate(draw(reference, args.runs, args.seed)):
