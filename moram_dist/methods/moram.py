@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moram_dist.atoms import Memory, MemoryLinear, MemorySettings, Routing, give_memory
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.method import METHODS, Method
+from moram_dist.registry import MachineError
 
 
 @METHODS.register("moram")
@@ -92,12 +93,12 @@ class Moram(Method):
             memory.learning = False
 
     def _check_frozen(self) -> None:
-        """Raise where a frozen atom is not what was frozen."""
+        """Raise MachineError where a frozen atom is not what was frozen."""
         for names, memory in self.memories.items():
             if not memory.bank.intact():
-                raise RuntimeError(
-                    f"frozen atoms of {names[0]} have changed in this rank's memory since they "
-                    "were frozen; what is published is whole"
+                raise MachineError(
+                    f"frozen atoms of {names[0]} changed in this rank's memory since they were "
+                    "frozen; what is published is whole: the same command goes on from there"
                 )
 
     def _begin_pass(self, model: nn.Module, arguments: Any, named: dict[str, Any]) -> None:

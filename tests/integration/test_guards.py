@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from moram_dist.tracking import MetricsFile
 from moram_dist.train.run_dir import RunDir
@@ -208,3 +209,30 @@ def test_a_second_run(unfinished):
     with RunDir(unfinished).locked():
         complaint = refused(unfinished)
     assert f"{unfinished} is in use by another run (process {os.getpid()} on " in complaint
+
+
+def spoil_a_frozen_atom(rank: int) -> None:
+    """In rank 1's memory, at the second task's first step: one bit of what the first learned."""
+    from moram_dist.train.trainer import Trainer
+
+    whole_step = Trainer._step
+
+    def step(trainer, i, step, total):
+        if rank == 1 and (i, step.index) == (1, 0):
+            memory = next(iter(trainer.method.memories.values()))
+            memory.bank.copy_PF[0].view(torch.int32)[5] ^= 1
+        return whole_step(trainer, i, step, total)
+
+    Trainer._step = step  # type: ignore[method-assign]
+
+
+def test_a_frozen_atom_that_changes(whole, tmp_path):
+    code, _, (complaint,) = command(tmp_path / "run", before=spoil_a_frozen_atom)
+    assert code == 4
+    assert complaint.startswith("error (rank 1): frozen atoms of model.layers.0.self_attn.q_proj")
+    published = contents(tmp_path / "run")
+    assert set(published) < set(contents(whole)) and "memory/001_mood.safetensors" not in published
+
+    code, out, complaints = command(tmp_path / "run")
+    assert (code, complaints) == (0, []) and "task 1/2" not in out
+    assert contents(tmp_path / "run") == contents(whole)
