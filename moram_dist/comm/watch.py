@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import secrets
 import selectors
 import socket
@@ -74,6 +75,9 @@ class Watch:
         """
         if env.world_size() == 1:
             return
+        # A connection a rank: the usual soft limit on open files ends at about 1000 ranks.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         with socket.create_server(
