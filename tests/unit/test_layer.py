@@ -8,6 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from moram_dist.atoms import MemoryLinear, MemorySettings, Placer, Routing, give_memory, recall
+from moram_dist.config import MethodConfig
+from moram_dist.methods import METHODS
+from tests.helpers.tiny import tiny_model, tokens
 
 D, E, R = 12, 10, 8
 SCALE = 10 / R  # no power of two, so folding it in rounds
@@ -226,3 +229,29 @@ def test_gradients_of_linears_that_are_asked_together():
     ):
         torch.testing.assert_close(ours, theirs)
         assert ours.abs().max() > 0
+
+
+def test_checkpointed_layers_ask_again():
+    """Gradients of a model whose layers are computed once more in the backward pass."""
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model()
+        method = METHODS["moram"](MethodConfig(atoms_per_task=4, dropout=0.3), seed=0)
+        method.build(model)
+        method.token_keys.set([3, 4], 7, torch.device("cpu"))
+        for i in range(2):
+            with torch.no_grad():
+                for name, value in method.begin_task(i).items():
+                    model.get_parameter(name).copy_(value + 0.1)
+            if i == 0:
+                method.end_task(i, lambda: [])
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        model(input_ids=tokens(2, 7)).logits.logsumexp(-1).sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert {name.rpartition(".")[2] for name in gradients[0]} == {
+        f"{kind}_{i}" for kind in ("keys", "values") for i in range(3)
+    }
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0 and torch.equal(gradient, gradients[1][name]), name
