@@ -14,7 +14,6 @@ nothing here checks that, because the check would itself be a collective.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +98,7 @@ def make_atom_group(over: str) -> AtomGroup:
         InputError: ``node`` where machines have unlike numbers of ranks.
     """
     world = env.world_size()
-    size = world if over == "world" else int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    size = world if over == "world" else env.local_world_size()
     if world % size or not env.all_true(size == env.from_main(size)):
         raise InputError(f"--atom_group {over} needs as many ranks on each machine; use world")
     if size == 1:

@@ -40,6 +40,12 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def local_world_size() -> int:
+    """Number of processes on this machine, as torchrun (first) or DeepSpeed's launcher says."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+    return int(next((os.environ[n] for n in names if n in os.environ), world_size()))
+
+
 def is_main() -> bool:
     """Whether this process prints, writes files and talks to the tracker."""
     return rank() == 0
@@ -58,7 +64,7 @@ def memory_bytes() -> int:
         own = torch.cuda.get_device_properties(device()).total_memory
     else:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        own = whole // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+        own = whole // local_world_size()
     return min(gather_objects(own))
 
 
@@ -93,8 +99,7 @@ def join(timeout_s: float = 1800.0) -> None:
     else:
         # One machine's ranks share its cores; without this each would start a thread per core.
         if "OMP_NUM_THREADS" not in os.environ:
-            local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size()))
         prepare_extension()
     try:
         deepspeed.init_distributed(

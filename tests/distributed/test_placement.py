@@ -260,7 +260,7 @@ def check_coalescing_and_prefetch(group: AtomGroup) -> None:
 
 def check_one_memory_a_node(rank: int) -> None:
     """Four ranks on two machines of two: each machine holds all atoms, and answers for itself."""
-    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    os.environ["LOCAL_SIZE"] = "2"  # as DeepSpeed's launcher says it
     group = make_atom_group("node")
     assert (group.rank, group.size) == (rank % 2, 2)
     for case in (Case(5, 3, 4), Case(13, 4, 7, integers=True, zero_rows=True)):
