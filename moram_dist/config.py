@@ -250,7 +250,7 @@ class RecordConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How the ranks work together. Nothing here changes a result."""
+    """How the ranks work together. Nothing here changes a result by more than rounding."""
 
     placement: str = "auto"
     """Where atoms and tokens meet: resident (a copy of all atoms on each rank), gathered (atoms
