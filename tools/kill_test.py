@@ -1,6 +1,7 @@
 """Kill a run at random moments, give its command again, and compare with one that ran through.
 
     python tools/kill_test.py [--runs 40] [--seed 0] [--folder DIR] [--placement stationary]
+    python tools/kill_test.py --change_ranks
 
 A run that is not disturbed is traced: every moment of every rank at which something could be
 lost. Then, for each of ``--runs`` fresh folders, one moment is drawn, evenly over the kinds; the
@@ -8,12 +9,16 @@ process of that rank gets SIGKILL right there, the other ranks must end by thems
 command must end with the same memory, predictions, scores and losses, bit for bit. Every third run
 is killed twice. A table is printed; the exit code is 1 if anything differed. Other flags are those
 of launch/train.py.
+
+With ``--change_ranks`` the command goes on at another number of ranks, from 2 to 1, 1 to 3 and 3 to
+2 in turn. Then predictions and scores must be equal, and losses within 1e-5.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -22,7 +27,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +38,7 @@ sys.path.insert(0, str(ROOT))
 from tools.warm_ranks import WarmRanks  # noqa: E402
 
 RANKS = 2
+CHANGES = ((2, 1), (1, 3), (3, 2))
 FLAGS: tuple[str, ...] = ("--limit_train", "32", "--limit_eval", "8", "--epochs", "1")
 FLAGS += ("--batch_size", "8", "--log_every", "1", "--tracking", "none")
 FLAGS += ("--order", "topic,mood,place", "--save_every", "1")
@@ -88,12 +94,19 @@ def undisturbed(folder: Path, *more_flags: str) -> Reference:
     return Reference(flags, results(folder), moments)
 
 
-def disturbed(folder: Path, moments: Iterable[Moment], reference: Reference) -> Outcome:
+def disturbed(
+    folder: Path,
+    moments: Iterable[Moment],
+    reference: Reference,
+    ranks_before: int = RANKS,
+    ranks_after: int = RANKS,
+) -> Outcome:
     """Run in a fresh folder, be killed at each of the moments in turn, then run to the end."""
     outcome = Outcome([*moments])
     command: tuple[str | Path, ...] = (*reference.flags, "--output_dir", folder)
     for moment in outcome.moments:
-        with WarmRanks(command, ranks=RANKS, before=partial(_kill, moment=moment)) as ranks:
+        kill = partial(_kill, moment=replace(moment, rank=moment.rank % ranks_before))
+        with WarmRanks(command, ranks=ranks_before, before=kill) as ranks:
             try:
                 ranks.wait(timeout_s=ENDS_WITHIN_S)
             except TimeoutError as error:
@@ -103,17 +116,29 @@ def disturbed(folder: Path, moments: Iterable[Moment], reference: Reference) -> 
             # A rank that is killed after the others have left disturbs nobody.
             if not {*others} <= {0, 4} or "Traceback" in ranks.said("err"):
                 outcome.differs.append(f"codes {ranks.codes}: {ranks.said('err')}")
-    with WarmRanks(command, ranks=RANKS) as ranks:
+    with WarmRanks(command, ranks=ranks_after) as ranks:
         ranks.wait(timeout_s=RUNS_WITHIN_S)
         if any(ranks.codes):
             outcome.differs.append(ranks.said("err"))
-    found = results(folder)
+    found, expected = results(folder), dict(reference.results)
+    if (ranks_before, ranks_after) != (RANKS, RANKS):  # equal to rounding
+        losses, others = found.pop("losses"), expected.pop("losses")
+        if not close(losses, others):
+            outcome.differs.append("losses")
+        found, expected = (
+            {n: v for n, v in r.items() if "memory/" not in n} for r in (found, expected)
+        )
     outcome.differs += [
-        name
-        for name in sorted({*found, *reference.results})
-        if found.get(name) != reference.results.get(name)
+        name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)
     ]
     return outcome
+
+
+def close(losses: list[Any], others: list[Any]) -> bool:
+    """Whether two curves have the same steps, and losses within 1e-5 of one another."""
+    return [point[:2] for point in losses] == [point[:2] for point in others] and all(
+        math.isclose(a, b, rel_tol=1e-5) for (*_, a), (*_, b) in zip(losses, others, strict=True)
+    )
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -239,6 +264,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--change_ranks", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs/kill_test"))
     args, more_flags = parser.parse_known_args()
     if args.folder.exists():
@@ -249,9 +275,11 @@ def main() -> int:
     outcomes = []
     for run, moments in enumerate(draw(reference, args.runs, args.seed)):
         folder = args.folder / f"{run:03d}"
-        outcome = disturbed(folder, moments, reference)
+        change = CHANGES[run % len(CHANGES)] if args.change_ranks else (RANKS, RANKS)
+        outcome = disturbed(folder, moments, reference, *change)
         outcomes.append(outcome)
         when = ", then ".join(f"rank {m.rank} {m.kind} #{m.number}" for m in moments)
+        when += f", {change[0]} to {change[1]} ranks" if args.change_ranks else ""
         print(f"{run:3} {when}: {'; '.join(outcome.differs) or 'equal'}", flush=True)
         if not outcome.differs:
             shutil.rmtree(folder)
