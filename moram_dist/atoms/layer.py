@@ -15,6 +15,7 @@ from itertools import groupby
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import AdaptedLinear
+from moram_dist.adapters.dropout import TokenDropout
 from moram_dist.atoms.bank import Atoms, Bank
 from moram_dist.atoms.placer import Placer
 from moram_dist.atoms.recall import recall_together
@@ -30,7 +31,7 @@ class MemoryLinear(AdaptedLinear):
     Source: Lu et al. 2026, arXiv:2506.21035.
     """
 
-    def __init__(self, base: nn.Linear, *, dropout: nn.Module) -> None:
+    def __init__(self, base: nn.Linear, *, dropout: TokenDropout | nn.Dropout) -> None:
         """To be given its atoms by ``give_memory`` before it is used."""
         super().__init__(base)
         self.dropout = dropout
@@ -102,12 +103,20 @@ class Memory(nn.Module):
                 self.bank,
                 self.placer.now,
                 replace(routing, threshold=0.0) if self.training else routing,
-                [self.dropouts[i](x) for i in members],
+                [self._dropped(i, x) for i in members],
                 keys,
                 values,
                 members,
             )
         )
+
+    def _dropped(self, i: int, x: Tensor) -> Tensor:
+        """What linear ``i`` sees of its input: where nothing is dropped, the very same tensor.
+
+        ZeRO-3 gives a module that is called an alias, and then shared inputs would move apart.
+        """
+        dropout = self.dropouts[i]
+        return dropout(x) if dropout.training and dropout.p > 0 else x
 
 
 class Asked:
