@@ -19,6 +19,10 @@ STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP")
 """Signals by which a scheduler or a person may ask a run to stop."""
 
 
+PLACEMENTS = ("auto", "resident", "gathered", "stationary")
+"""Where atoms and tokens of a memory meet; see ``ParallelConfig.placement``."""
+
+
 def _positive(section: str, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value <= 0:
@@ -268,7 +272,7 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
-        _one_of("placement", self.placement, ("auto", "resident", "gathered", "stationary"))
+        _one_of("placement", self.placement, PLACEMENTS)
         _one_of("atom_group", self.atom_group, ("world", "node"))
         _positive("parallel", wait_limit=self.wait_limit)
         if not 0 <= self.resident_fraction <= 1:

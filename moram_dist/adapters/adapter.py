@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 
-class AdaptedLinear(nn.Module):
+class AdaptedLinear(nn.Module, ABC):
     """``base(x) + update(x)``. Subclasses own the parameters of the update.
 
     Those parameters are direct members of the module that uses them, since ZeRO-3 gathers a
@@ -27,9 +29,9 @@ class AdaptedLinear(nn.Module):
         """Size of the output."""
         return self.base.out_features
 
+    @abstractmethod
     def update(self, x: Tensor) -> Tensor:
         """What is added to the output, (..., out_features), for x (..., in_features)."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""

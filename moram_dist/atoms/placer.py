@@ -13,9 +13,9 @@ import torch
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Gathered, Placement, Resident, Stationary
 from moram_dist.comm.collectives import AtomGroup
+from moram_dist.config import PLACEMENTS
 
-AUTO, RESIDENT, GATHERED, STATIONARY = "auto", "resident", "gathered", "stationary"
-CHOICES = (AUTO, RESIDENT, GATHERED, STATIONARY)
+AUTO, RESIDENT, GATHERED, STATIONARY = PLACEMENTS
 
 
 CALL_BYTES = {"cpu": 500_000, "cuda": 2_000_000}
@@ -28,7 +28,7 @@ class Placer:
 
     Args:
         group: the ranks that hold the memory together.
-        choice: one of ``CHOICES``.
+        choice: one of ``config.PLACEMENTS``.
         room: bytes that a rank may spend on a copy of the whole memory; for ``auto``.
         num_tasks: how many the memory will hold; for ``auto``.
     """

@@ -128,12 +128,13 @@ class Recall(torch.autograd.Function):
         }
         partial: dict[Any, list[Tensor]] = {}
         for home, mixed in mixtures.items():
+            spoken = [mix.spoken_TK * mix.score_TK for mix in mixed]
             for share, atoms in shares.items():
                 partial[home, share] = []
                 for one in linears:
-                    v, mix = atoms[one][1], mixed[one]
-                    places = call.places(mix.index_TK, share, len(v))
-                    strength = _spread(mix.spoken_TK * mix.score_TK, places, len(v))
+                    v = atoms[one][1]
+                    places = call.places(mixed[one].index_TK, share, len(v))
+                    strength = _spread(spoken[one], places, len(v))
                     partial[home, share].append((strength.to(v.dtype) @ v).to(inputs[0].dtype))
         outputs = [
             in_order([part.to(precise) for part in parts]).to(inputs[0].dtype)
@@ -177,19 +178,22 @@ class Recall(torch.autograd.Function):
         scores = {
             pair: kept[i * len(linears) : (i + 1) * len(linears)] for i, pair in enumerate(pairs)
         }
+        places: dict[Any, list[tuple[Tensor, Tensor]]] = {}
         u: dict[Any, list[Tensor]] = {}
         sums: dict[Any, list[Tensor]] = {}
         for home, share in pairs:
-            u[home, share], sums[home, share] = [], []
+            places[home, share], u[home, share], sums[home, share] = [], [], []
             for one in linears:
                 v, mix = shares[share][one][1], mixtures[home][one]
-                places = call.places(mix.index_TK, share, len(v))
-                u_TK = _look_up((gradients[home][one].to(v.dtype) @ v.T).to(precise), places)
+                here = call.places(mix.index_TK, share, len(v))
+                u_TK = _look_up((gradients[home][one].to(v.dtype) @ v.T).to(precise), here)
+                places[home, share].append(here)
                 u[home, share].append(u_TK)
                 sums[home, share].append(_sums(mix, u_TK))
+        places_own = [call.active_places(mix.index_TK) for mix in own]
         u_own = [
-            _look_up((g.to(v.dtype) @ v.T).to(precise), call.active_places(mix.index_TK))
-            for g, v, mix in zip(upstream, values, own, strict=True)
+            _look_up((g.to(v.dtype) @ v.T).to(precise), here)
+            for g, v, here in zip(upstream, values, places_own, strict=True)
         ]
         sums_own = [_sums(mix, u_TK) for mix, u_TK in zip(own, u_own, strict=True)]
         totals = {
@@ -202,10 +206,14 @@ class Recall(torch.autograd.Function):
             for home, share in pairs:
                 partial[home, share] = []
                 for one in linears:
-                    k, mix, score = shares[share][one][0], mixtures[home][one], scores[home, share]
-                    places = call.places(mix.index_TK, share, len(k))
+                    k, pair = shares[share][one][0], (home, share)
                     dp = _score_gradient(
-                        mix, u[home, share][one], totals[home][one], tau, places, score[one]
+                        mixtures[home][one],
+                        u[pair][one],
+                        totals[home][one],
+                        tau,
+                        places[pair][one],
+                        scores[pair][one],
                     )
                     partial[home, share].append((dp @ k.to(precise)).to(dtype))
         collected = place.collect(partial, "input gradients") if partial else [None] * len(linears)
@@ -214,9 +222,9 @@ class Recall(torch.autograd.Function):
         dk: list[Tensor | None] = []
         dv: list[Tensor | None] = []
         for one, (x, k, v, mix) in enumerate(zip(inputs, keys, values, own, strict=True)):
-            places = call.active_places(mix.index_TK)
+            here = places_own[one]
             score = x.to(precise) @ k.to(precise).T
-            dp = _score_gradient(mix, u_own[one], totals[place.group.rank][one], tau, places, score)
+            dp = _score_gradient(mix, u_own[one], totals[place.group.rank][one], tau, here, score)
             parts = collected[one]
             if parts is None:
                 dx.append(None)
@@ -224,7 +232,7 @@ class Recall(torch.autograd.Function):
                 terms = [*(part.to(precise) for part in parts), dp @ k.to(precise)]
                 dx.append(in_order(terms).to(dtype))
             dk.append((dp.T @ x.to(precise)).to(k.dtype))
-            strength = _spread(mix.spoken_TK * mix.score_TK, places, len(v))
+            strength = _spread(mix.spoken_TK * mix.score_TK, here, len(v))
             dv.append(strength.to(v.dtype).T @ upstream[one].to(v.dtype))
         return (None, *dx, *dk, *dv)
 
@@ -246,7 +254,7 @@ def _look_up(numbers_TN: Tensor, places: tuple[Tensor, Tensor]) -> Tensor:
 
 def _sums(mix: Mixture, u_TK: Tensor) -> Tensor:
     """A and B of the atoms that u belongs to, (T, 2)."""
-    wq_TK = mix.weight_TK * mix.speaks_TK * mix.score_TK * u_TK
+    wq_TK = mix.spoken_TK * mix.score_TK * u_TK
     return torch.stack([wq_TK.sum(-1), (wq_TK * mix.relevance_TK).sum(-1)], -1)
 
 

@@ -152,10 +152,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 def all_true(value: bool) -> bool:
     """Whether ``value`` is true on every rank."""
-    flag = torch.tensor([int(value)], dtype=torch.int32, device=device())
-    if world_size() > 1:
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag.item())
+    return not any_true(not value)
 
 
 def all_sum(values: list[float]) -> list[float]:

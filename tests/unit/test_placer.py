@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from moram_dist.atoms.bank import Bank
-from moram_dist.atoms.placer import CHOICES, Placer, tokens_move
+from moram_dist.atoms.placer import Placer, tokens_move
 from moram_dist.comm.collectives import AtomGroup
 from moram_dist.comm.partition import largest_share, new_rows, share_size
+from moram_dist.config import PLACEMENTS
 
 
 def planned(choice, *, ranks=2, room=100.0, per_task=10, num_tasks=10):
@@ -38,7 +39,7 @@ def test_plan(choice, room, in_step, reason):
     assert placer.reason.startswith(reason)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", PLACEMENTS)
 def test_one_rank_holds_all(choice):
     placer, bank = planned(choice, ranks=1)
     assert not placer.in_step and not bank.copied
