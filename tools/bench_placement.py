@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -64,11 +63,8 @@ def main() -> None:
 
 def ranks_say(ranks: int, what: str) -> list[list[Any]]:
     """Run this file on so many ranks; what rank 0 answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"OMP_NUM_THREADS": "1"}
+    common = {"WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(env.free_port())}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, what],

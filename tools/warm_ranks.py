@@ -9,13 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from moram_dist.comm import env
 
 TRAIN = Path(__file__).resolve().parents[1] / "launch" / "train.py"
 
@@ -40,7 +41,7 @@ class WarmRanks:
     ) -> None:
         self._home = tempfile.TemporaryDirectory()
         self.folder = Path(self._home.name)
-        arguments, port = [str(word) for word in words], free_port()
+        arguments, port = [str(word) for word in words], env.free_port()
         self.processes: list[BaseProcess] = [
             _forks.Process(
                 target=_rank, args=(rank, ranks, port, arguments, self.folder, before), daemon=True
@@ -81,13 +82,6 @@ class WarmRanks:
                 said = self.said("out") + self.said("err")
                 raise TimeoutError(f"not done after {timeout_s} s, codes {self.codes}:\n{said}")
             time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A TCP port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _rank(

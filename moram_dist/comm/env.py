@@ -6,6 +6,7 @@ Works without a launcher too: then there is one rank.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 import warnings
@@ -93,7 +94,7 @@ def join(timeout_s: float = 1800.0) -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ["MASTER_PORT"] = str(free_port())
     if device().type == "cuda":
         torch.cuda.set_device(device())
     else:
@@ -222,9 +223,8 @@ def prepare_extension() -> None:
         )
 
 
-def _free_port() -> int:
-    import socket
-
+def free_port() -> int:
+    """A TCP port of this machine that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

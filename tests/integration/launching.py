@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.warm_ranks import TRAIN, WarmRanks, free_port
+from moram_dist.comm import env
+from tools.warm_ranks import TRAIN, WarmRanks
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300
@@ -61,7 +62,7 @@ def started(
 
 def launcher(*words: str | Path) -> list[str | Path]:
     """The real command on two ranks, at a port that nobody else uses."""
-    return ["deepspeed", "--master_port", str(free_port()), "--num_gpus", "2", TRAIN, *words]
+    return ["deepspeed", "--master_port", str(env.free_port()), "--num_gpus", "2", TRAIN, *words]
 
 
 def run(*command: str | Path, cwd: Path, timeout_s: float = TIMEOUT_S) -> Done:
