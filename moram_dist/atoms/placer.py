@@ -17,7 +17,6 @@ from moram_dist.config import PLACEMENTS
 
 AUTO, RESIDENT, GATHERED, STATIONARY = PLACEMENTS
 
-
 CALL_BYTES = {"cpu": 500_000, "cuda": 2_000_000}
 """What a link moves in the time that a collective takes to begin, by the bank's device: on gloo as
 measured (docs/placement.md); on NCCL from data sheets, between NVLink's and InfiniBand's."""
