@@ -7,8 +7,8 @@
     before_step(engine)       after backward, before the optimizer step
     end_task(i, batches)      fold in what was learned; what the task's memory file holds
 
-The loop has no other way to tell methods apart. ``in_step`` is for the evaluation, ``metrics()`` for
-the log.
+The loop has no other way to tell methods apart. ``in_step`` is for the evaluation, ``metrics()``
+for the log.
 """
 
 from __future__ import annotations
