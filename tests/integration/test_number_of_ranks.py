@@ -1,4 +1,4 @@
-"""The number of ranks changes how fast a run is, and nothing else."""
+"""The number of ranks changes how fast a run is, and nothing else but rounding."""
 
 from __future__ import annotations
 
