@@ -120,8 +120,8 @@ class Watch:
                     ready.unregister(key.fileobj)
                     self._hear(key.data)
                 self._speak_up()
-        for peer in self._peers.values():
-            peer.connection.close()
+        # The connections stay open until the process ends: closed by now, they could be closed
+        # before ``leave`` has said goodbye on them, which to the others is a death.
 
     def _hear(self, rank: int) -> None:
         peer = self._peers.pop(rank)
