@@ -84,7 +84,9 @@ class Session:
         config = self.config
         base = causal_lm.load(config.model, self.ds_config)
         placer = self._placer()
-        method = METHODS[config.method.method](config.method, config.train.seed, placer)
+        method = METHODS[config.method.method](
+            config.method, config.train.seed, placer, num_tasks=len(self.benchmark.tasks)
+        )
         method.build(base.model)
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")

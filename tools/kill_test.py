@@ -196,8 +196,9 @@ def _watch_for(note: Callable[[str], object]) -> None:
     import launch.session
     from eval import harness
     from moram_dist.atoms.memory_files import MemoryFiles
-    from moram_dist.methods.moram import Moram
+    from moram_dist.methods import METHODS
     from moram_dist.train import trainer
+    from moram_dist.train.forward import Forward
 
     def around(owner: Any, name: str, kind: str) -> None:
         wrapped = getattr(owner, name)
@@ -213,13 +214,16 @@ def _watch_for(note: Callable[[str], object]) -> None:
     around(launch.session, "make_engine", "loading")
     around(trainer, "start_fresh", "a task's reset")
     around(trainer.Trainer, "_step", "a step")
-    around(trainer.Trainer, "_answer_loss", "a forward pass")
-    around(Moram, "before_step", "the optimizer's work")
+    around(Forward, "__call__", "a forward pass")
     around(trainer.Trainer, "_log", "the losses' log")
-    around(Moram, "end_task", "freezing")
     around(MemoryFiles, "publish", "publishing")
     around(harness, "generate_batch", "predicting")
     around(launch.session, "write_report", "the report")
+    for method in {cls for name in METHODS for cls in METHODS[name].__mro__[:-1]}:
+        if "before_step" in vars(method):
+            around(method, "before_step", "the optimizer's work")
+        if "end_task" in vars(method):
+            around(method, "end_task", "freezing")
 
     # write_atomically, from within: the temporary file, half of its bytes, its final name.
     opened, replaced = Path.open, Path.replace

@@ -1,19 +1,21 @@
-"""What a continual-learning method is: six hooks that the training loop calls.
+"""What a continual-learning method is: seven hooks that the training loop calls.
 
     build(model)              put the method's layers into the frozen base
-    training_data(bench, i)   examples that task i trains on
+    training_data(bench, i)   examples that task i trains on, each with the task it belongs to
+    epochs(bench, i)          passes over them
     begin_task(i)             start of task i; values that parameters begin with
-    penalty()                 added to the loss of each micro-batch
+    penalty(seen)             added to the loss of each micro-batch
     before_step(engine)       after backward, before the optimizer step
     end_task(i, batches)      fold in what was learned; what the task's memory file holds
 
-The loop has no other way to tell methods apart. ``in_step`` is for the evaluation, ``metrics()``
-for the log.
+The loop has no other way to tell methods apart. ``asked``, ``eval_rows`` and ``in_step`` are for
+the evaluation, ``metrics()`` for the log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,16 +28,49 @@ from moram_dist.adapters.inject import adapt, find_linears
 from moram_dist.atoms import Placer
 from moram_dist.config import MethodConfig
 from moram_dist.registry import Registry
-from moram_dist.tasks.task import Benchmark, Example
+from moram_dist.tasks.task import Benchmark, Example, Task
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A micro-batch after its forward pass, at the places of its answers.
+
+    B rows, P places, V words of the vocabulary.
+    """
+
+    logits_BPV: Tensor
+    targets_BP: Tensor
+    """-100 where a row has no answer token."""
+
+    weight: float
+    """A sum over the micro-batch's answer tokens, times this, makes a penalty that is the mean over
+    all answer tokens of the step: over its micro-batches and ranks."""
+
+    again: Callable[[], Tensor]
+    """The logits once more, without gradient, from the model as it is at the call. All ranks call
+    it or none does."""
 
 
 class Method:
     """Base of all methods: adapts nothing, trains on the task's own examples."""
 
-    def __init__(self, config: MethodConfig, seed: int, placer: Placer | None = None) -> None:
-        """``placer`` says where frozen atoms are, for methods that have any; default: here."""
+    eval_rows: str | None = None
+    """What is measured whatever ``EvalConfig.eval_rows`` says; None: what it says."""
+
+    def __init__(
+        self, config: MethodConfig, seed: int, placer: Placer | None = None, num_tasks: int = 1
+    ) -> None:
+        """Nothing of the model is touched yet.
+
+        Args:
+            config: settings of all methods.
+            seed: of initial values, and of whatever else the method draws.
+            placer: where frozen atoms are, for methods that have any; default: here.
+            num_tasks: how many the whole sequence has.
+        """
         self.config = config
         self.seed = seed
+        self.num_tasks = num_tasks
         self.placer = placer or Placer()
         self.token_keys = TokenKeys()
         """Who the tokens of a micro-batch are, for dropout; set before each training pass."""
@@ -72,9 +107,21 @@ class Method:
         """What to log beside the loss, from this rank."""
         return {}
 
-    def training_data(self, benchmark: Benchmark, i: int) -> Sequence[Example]:
-        """Examples that task i trains on; none means that the task is not trained."""
-        return benchmark.tasks[i].train
+    def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
+        """Examples that task i trains on, each with the task by whose rules it is encoded.
+
+        None means that the task is not trained.
+        """
+        task = benchmark.tasks[i]
+        return [(task, example) for example in task.train]
+
+    def epochs(self, benchmark: Benchmark, i: int) -> float:
+        """Passes over ``training_data``, where the user does not say."""
+        return benchmark.tasks[i].epochs
+
+    def asked(self, task: Task) -> Task:
+        """The task as the model is asked it in evaluation: same examples, in the same order."""
+        return task
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """Values that parameters start task i with, by full name; others keep theirs.
@@ -83,8 +130,8 @@ class Method:
         """
         return {}
 
-    def penalty(self) -> Tensor | float:
-        """Scalar to add to the loss of a micro-batch."""
+    def penalty(self, seen: Seen) -> Tensor | float:
+        """Scalar to add to the loss; a step's is the mean over its micro-batches and ranks."""
         return 0.0
 
     def before_step(self, engine: Any) -> None:

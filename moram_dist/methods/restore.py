@@ -40,7 +40,8 @@ def load_memory(model: nn.Module, path: str | Path, upto: int | None = None) -> 
             f"{files.path} belongs to {manifest.base.get('name')}: "
             f"this {type(model).__name__} has no linear {lacking[0]}"
         )
-    method = METHODS[manifest.method](MethodConfig(**manifest.settings), seed=0)
+    settings = MethodConfig(**manifest.settings)
+    method = METHODS[manifest.method](settings, seed=0, num_tasks=len(manifest.tasks))
     method.build(model, manifest.modules)
     for i, task in enumerate(manifest.tasks[:count]):
         tensors = files.read(task)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moram_dist.methods.method import METHODS, Method
-from moram_dist.tasks.task import Benchmark, Example
+from moram_dist.tasks.task import Benchmark, Example, Task
 
 
 @METHODS.register("zero_shot")
 class ZeroShot(Method):
     """Adapts nothing and trains on nothing."""
 
-    def training_data(self, benchmark: Benchmark, i: int) -> Sequence[Example]:
+    def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
         """None."""
         return ()

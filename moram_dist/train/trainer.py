@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import resource
 import sys
@@ -12,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
 from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import Encoded, encode_training
-from moram_dist.data.stream import MicroBatch, Step, num_steps, steps
+from moram_dist.data.stream import Step, num_steps, steps
 from moram_dist.files import read_json
 from moram_dist.methods.method import Method
 from moram_dist.models.causal_lm import Base
@@ -27,6 +25,7 @@ from moram_dist.tasks.task import Benchmark
 from moram_dist.tracking import IDS_FILE, Tracker
 from moram_dist.train.checkpoint import Place, SaveTimer
 from moram_dist.train.engine import set_learning_rate, start_fresh
+from moram_dist.train.forward import Forward, answer_loss
 from moram_dist.train.progress import Progress
 from moram_dist.train.run_dir import RunDir
 from moram_dist.train.schedule import learning_rate
@@ -79,10 +78,7 @@ class Trainer:
         self.stop = stop
         self.saved = saved
         self.batch_size = config.train.batch_size or benchmark.batch_size
-        # Nearly all causal language models of transformers can leave out logits; xLSTM cannot.
-        self.keeps_logits = (
-            "logits_to_keep" in inspect.signature(type(base.model).forward).parameters
-        )
+        self.forward = Forward(engine, base.model)
         self.peak = config.train.learning_rate or benchmark.learning_rate
 
     def run(self) -> None:
@@ -178,11 +174,13 @@ class Trainer:
         for m, batch in enumerate(step.micro_batches):
             self.stop.check()
             self._seed_dropout(i, step, m)
-            loss = self._answer_loss(batch) / step.num_answer_tokens
+            weight = env.world_size() * len(step.micro_batches) / step.num_answer_tokens
+            seen = self.forward(batch, weight)
+            loss = answer_loss(seen) / step.num_answer_tokens
             share += loss.detach()
             # DeepSpeed averages gradients over ranks; what we want is their sum.
-            objective = loss * env.world_size() + self.method.penalty() / len(step.micro_batches)
-            self.engine.backward(objective, scale_wrt_gas=False)
+            penalty = self.method.penalty(seen) / len(step.micro_batches)
+            self.engine.backward(loss * env.world_size() + penalty, scale_wrt_gas=False)
             if m + 1 == len(step.micro_batches):
                 rate = learning_rate(
                     step.index,
@@ -204,28 +202,6 @@ class Trainer:
         self.method.token_keys.set(seeds, batch.input_ids.shape[1], env.device())
         # Dropout of the base itself, which few models have, does depend on the ranks.
         torch.manual_seed(_seed(*place, m, env.rank()))
-
-    def _answer_loss(self, batch: MicroBatch) -> Tensor:
-        """Cross-entropy over the answer tokens of the micro-batch, summed, in nats (float32)."""
-        device = env.device()
-        targets = batch.labels[:, 1:]
-        # Logits only where some row has a target: most positions are prompt, and the head is wide.
-        places = (targets != -100).any(0).nonzero().flatten()
-        places = places if len(places) else torch.zeros(1, dtype=torch.long)
-        places = places.to(device)
-        logits = self.engine(
-            input_ids=batch.input_ids.to(device),
-            attention_mask=batch.attention_mask.to(device),
-            use_cache=False,
-            **({"logits_to_keep": places} if self.keeps_logits else {}),
-        ).logits
-        logits = logits if self.keeps_logits else logits[:, places]
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(),
-            targets.to(device)[:, places].flatten(),
-            ignore_index=-100,
-            reduction="sum",
-        )
 
     def _log(self, i: int, losses: list[Tensor], seen: list[Step]) -> None:
         """Agree on the losses since the last log, and stop all ranks if one is not a number.
@@ -260,9 +236,10 @@ class Trainer:
         self.tracker.end_task()
 
     def _examples(self, i: int) -> list[Encoded]:
-        task = self.benchmark.tasks[i]
-        examples = self.method.training_data(self.benchmark, i)
-        return [encode_training(self.base.tokenizer, example, task) for example in examples]
+        return [
+            encode_training(self.base.tokenizer, example, task)
+            for task, example in self.method.training_data(self.benchmark, i)
+        ]
 
     def _steps(self, i: int, examples: list[Encoded], first: int = 0) -> Iterator[Step]:
         for step in steps(
@@ -281,7 +258,7 @@ class Trainer:
             yield step
 
     def _epochs(self, i: int) -> float:
-        return self.config.train.epochs or self.benchmark.tasks[i].epochs
+        return self.config.train.epochs or self.method.epochs(self.benchmark, i)
 
     def first_step(self, i: int) -> int:
         """Global index of task i's first step."""

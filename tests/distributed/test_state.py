@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moram_dist.comm import env
+from moram_dist.train.forward import answer_loss
 from moram_dist.train.state import read_state, write_state
 from tests.distributed.test_growth import (
     SETTINGS,
@@ -77,7 +78,7 @@ def check_same_number_of_ranks(
     # Half a step more: what is accumulated is neither read nor brought along.
     batch = task_steps(1, env.rank(), world_size)[0].micro_batches[0]
     first.engine.train()
-    first.engine.backward(first.trainer._answer_loss(batch))
+    first.engine.backward(answer_loss(first.trainer.forward(batch)))
     assert digest(read_state(first.engine)[0]) == expected[2]
     first.engine.destroy()
 

@@ -1,16 +1,13 @@
 """The loss of a micro-batch, for models that can leave out logits and for those that cannot."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moram_dist.config import RunConfig, TrainConfig
 from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import collate
-from moram_dist.train.trainer import Trainer
+from moram_dist.train.forward import Forward, answer_loss
 from tests.helpers.tiny import tiny_model
 
 EXAMPLES = [Encoded("a", (1, 5, 6, 7, 2), 2), Encoded("b", (1, 9, 8, 2), 1)]
@@ -31,27 +28,13 @@ class AllLogits(nn.Module):
 @pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES[:1], []])
 def test_answer_loss(wrap, examples):
     model = tiny_model().eval()
-    others = (
-        "benchmark",
-        "method",
-        "run_dir",
-        "manifest",
-        "tracker",
-        "progress",
-        "stop",
-    )
-    trainer = Trainer(
-        config=RunConfig(train=TrainConfig(batch_size=2, learning_rate=0.1)),
-        engine=wrap(model),
-        base=SimpleNamespace(model=wrap(model)),
-        **dict.fromkeys((*others, "watch", "evaluate")),
-    )
-    assert trainer.keeps_logits == (wrap is not AllLogits)
+    forward = Forward(wrap(model), wrap(model))
+    assert forward.keeps_logits == (wrap is not AllLogits)
     expected = 0.0
     for example in examples:
         logits = model(input_ids=torch.tensor([example.tokens])).logits[0]
         start = len(example.tokens) - example.num_answer
         targets = torch.tensor(example.tokens[start:])
         expected += F.cross_entropy(logits[start - 1 : -1], targets, reduction="sum").item()
-    found = trainer._answer_loss(collate(examples, pad_id=0)).item()
+    found = answer_loss(forward(collate(examples, pad_id=0))).item()
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)

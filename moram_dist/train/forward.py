@@ -1,0 +1,59 @@
+"""One forward pass in training: logits where there are answers, and the loss over them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moram_dist.comm import env
+from moram_dist.data.stream import MicroBatch
+from moram_dist.methods.method import Seen
+
+
+class Forward:
+    """Callable on a micro-batch; the engine runs the model."""
+
+    def __init__(self, engine: Any, model: nn.Module) -> None:
+        self.engine = engine
+        # Nearly all causal language models of transformers can leave out logits; xLSTM cannot.
+        self.keeps_logits = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+
+    def __call__(self, batch: MicroBatch, weight: float = 1.0) -> Seen:
+        """Run the model; ``weight`` is ``Seen.weight``."""
+        device = env.device()
+        targets = batch.labels[:, 1:]
+        # Logits only where some row has a target: most positions are prompt, and the head is wide.
+        places = (targets != -100).any(0).nonzero().flatten()
+        places = places if len(places) else torch.zeros(1, dtype=torch.long)
+        places = places.to(device)
+        inputs = {
+            "input_ids": batch.input_ids.to(device),
+            "attention_mask": batch.attention_mask.to(device),
+            "use_cache": False,
+        }
+
+        def logits() -> Tensor:
+            if self.keeps_logits:
+                return self.engine(**inputs, logits_to_keep=places).logits
+            return self.engine(**inputs).logits[:, places]
+
+        return Seen(
+            logits_BPV=logits(),
+            targets_BP=targets.to(device)[:, places],
+            weight=weight,
+            again=torch.no_grad()(logits),
+        )
+
+
+def answer_loss(seen: Seen) -> Tensor:
+    """Cross-entropy over the answer tokens of the micro-batch, summed, in nats (float32)."""
+    return F.cross_entropy(
+        seen.logits_BPV.flatten(0, 1).float(),
+        seen.targets_BP.flatten(),
+        ignore_index=-100,
+        reduction="sum",
+    )
