@@ -61,8 +61,11 @@ def score_labels(
         task.labels, passes(model, choices, tokenizer.pad_token_id), strict=True
     ):
         learned_BT = targets_BT != IGNORED
-        gathered = logits_BTV.float().log_softmax(-1).gather(-1, targets_BT.clamp(min=0)[..., None])
-        sums_B = (gathered[..., 0] * learned_BT).double().sum(1)
+        # Sums over tokens should add no rounding of their own to that of the logits.
+        gathered = (
+            logits_BTV.double().log_softmax(-1).gather(-1, targets_BT.clamp(min=0)[..., None])
+        )
+        sums_B = (gathered[..., 0] * learned_BT).sum(1)
         means_B = sums_B / learned_BT.sum(1)
         columns.append((label, sums_B.tolist(), means_B.tolist()))
     return [

@@ -122,6 +122,15 @@ def test_scores_are_those_of_full_passes(model, tokenizer, size, together, monke
     assert len(found) == len(EXAMPLES)
 
 
+def test_in_float64_nothing_is_left_of_the_difference(tokenizer):
+    model = wide_model(len(tokenizer)).double()
+    for one, example in zip(
+        score_labels(model, tokenizer, EXAMPLES, task()), EXAMPLES, strict=True
+    ):
+        for label, (total, _) in expected(model, tokenizer, example, task()).items():
+            assert one.sums[label] == pytest.approx(total, rel=1e-12)
+
+
 def test_a_label_sees_no_other_label(model, tokenizer):
     """Whatever stands beside it: alone, in another order, among others."""
     (all_,) = score_labels(model, tokenizer, EXAMPLES[:1], task())
