@@ -9,27 +9,26 @@ from moram_dist.tasks.task import Task
 
 
 def read_answers(
-    tokenizer: Any, sequences: Sequence[Sequence[int]], num_prompt: int, task: Task
+    tokenizer: Any, prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]], task: Task
 ) -> list[str]:
-    """The answers in what a decoder-only model generated.
+    """The answers in what a model generated.
 
     Args:
         tokenizer: the model's.
-        sequences: (B, S) token ids, padding, prompt and new tokens.
-        num_prompt: S of the padded prompts.
+        prompts: token ids of each prompt, without padding.
+        new: those that were generated after each.
         task: ``answer_after`` says what of a text is the answer.
 
     Returns:
         The new text, special tokens removed. With ``task.answer_after``, what follows its last
         occurrence in prompt and new text together, stripped; empty where it does not occur.
     """
-    start = 0 if task.answer_after else num_prompt
+    mark = task.answer_after
+    rows = [[*p, *n] for p, n in zip(prompts, new, strict=True)] if mark else new
     texts = tokenizer.batch_decode(
-        [row[start:] for row in sequences],
-        skip_special_tokens=True,
-        clean_up_tokenization_spaces=False,
+        rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
-    if not task.answer_after:
+    if not mark:
         return texts
-    parts = (text.rpartition(task.answer_after) for text in texts)
-    return [answer.strip() if mark else "" for _, mark, answer in parts]
+    parts = (text.rpartition(mark) for text in texts)
+    return [answer.strip() if found else "" for _, found, answer in parts]
