@@ -6,7 +6,7 @@
     begin_task(i)             start of task i; values that parameters begin with
     penalty(seen)             added to the loss of each micro-batch
     before_step(engine)       after backward, before the optimizer step
-    end_task(i, batches)      fold in what was learned; what the task's memory file holds
+    end_task(i, look)         fold in what was learned; what the task's memory file holds
 
 The loop has no other way to tell methods apart. ``asked``, ``eval_rows`` and ``in_step`` are for
 the evaluation, ``metrics()`` for the log.
@@ -14,7 +14,7 @@ the evaluation, ``metrics()`` for the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,15 @@ class Seen:
     again: Callable[[], Tensor]
     """The logits once more, without gradient, from the model as it is at the call. All ranks call
     it or none does."""
+
+
+Look = Callable[[int], tuple[int, Iterator[Tensor]]]
+"""Called with a number, it draws so many of a task's training examples by seed, or all if there are
+fewer: how many, over all ranks, and this rank's share of their losses.
+
+A loss is that of one example, -log p(answer | prompt) in nats, with its graph. All ranks take
+gradients of equally many; where a rank lacks an example the loss is 0. Gradients are taken by
+``torch.autograd.grad`` of tensors that are no parameters of the model."""
 
 
 class Method:
@@ -137,12 +146,12 @@ class Method:
     def before_step(self, engine: Any) -> None:
         """Between the last backward of a step and the step."""
 
-    def end_task(self, i: int, batches: Callable[[], Iterable[Any]]) -> dict[str, Tensor]:
+    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
         """Fold in what was learned; tensors for the task's memory file, whole on every rank.
 
         Args:
             i: the task.
-            batches: makes the task's steps again, for methods that look at the data once more.
+            look: for methods that look at the task's data once more.
         """
         return {}
 
