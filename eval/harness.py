@@ -20,6 +20,7 @@ from moram_dist.comm.zero3 import is_sharded, without_hooks
 from moram_dist.config import EvalConfig
 from moram_dist.decode import generate_batch
 from moram_dist.files import safe_name, write_atomically
+from moram_dist.methods import Method
 from moram_dist.metrics import score
 from moram_dist.models.causal_lm import Base
 from moram_dist.tasks.task import Benchmark, Example, Task
@@ -35,46 +36,71 @@ class Evaluator:
         *,
         config: EvalConfig,
         benchmark: Benchmark,
+        asked: Benchmark,
+        method: Method,
         engine: Any,
         base: Base,
         run_dir: Path,
         tracker: Tracker,
         progress: Progress,
         watch: Watch,
-        in_step: bool,
     ) -> None:
-        """``in_step``: ranks must make equally many forward passes, whatever ZeRO asks."""
+        """``asked`` is the benchmark with the prompts that the model gets (``Method.asked``)."""
         self.config = config
         self.benchmark = benchmark
+        self.asked = asked
+        self.method = method
         self.engine = engine
         self.tokenizer = base.tokenizer
         self.run_dir = run_dir
         self.tracker = tracker
         self.progress = progress
         self.watch = watch
-        self.in_step = in_step
         self.matrix = ScoreMatrix(run_dir / "scores.json", benchmark)
 
     def __call__(self, row: int) -> None:
         """Measure what is missing of a row. All ranks call it together."""
-        columns = env.from_main(self.matrix.missing(row, self.config.eval_rows))
-        if not columns:
+        missing = self.matrix.missing(row, self.config.eval_rows)
+        if not env.from_main(missing):
             return
+        columns = env.from_main(self._copy(row, missing) if env.is_main() else [])
         self.engine.eval()
-        if self._fits():
+        if columns and self._fits():
             with without_hooks(self.engine) as model:
                 for column in columns:
-                    self._cell(row, column, model, synced=self.in_step)
+                    self._cell(row, column, model, synced=self.method.in_step)
         else:
             for column in columns:
                 self._cell(row, column, self.engine.module, synced=True)
         if env.is_main():
             self._report(row)
 
+    def _copy(self, row: int, columns: list[int]) -> list[int]:
+        """Take over cells that an earlier row has, if no task was trained on since then.
+
+        The model is the same, and greedy decoding makes the same of it. Main rank only.
+
+        Returns:
+            The columns that are left to measure.
+        """
+        source, left = row, list(columns)
+        while source >= 0 and not self.method.training_data(self.benchmark, source):
+            source -= 1
+            for column in columns:
+                score = self.matrix.get(source, column)
+                if column in left and score is not None:
+                    name = self.benchmark.tasks[column].name
+                    measured = predictions_path(self.run_dir, source, column, name)
+                    copy = predictions_path(self.run_dir, row, column, name)
+                    write_atomically(copy, measured.read_bytes())
+                    self.matrix.set(row, column, score)
+                    left.remove(column)
+        return left
+
     def _cell(self, row: int, column: int, model: torch.nn.Module, *, synced: bool) -> None:
         task = self.benchmark.tasks[column]
         when = f"after {self.benchmark.tasks[row].name}" if row >= 0 else "before training"
-        share = self._generate(task, when, model, synced=synced)
+        share = self._generate(self.asked.tasks[column], when, model, synced=synced)
         self.watch.at(f"the score of {task.name} {when}")
         predictions = {k: v for part in env.gather_objects(share) for k, v in part.items()}
         if not env.is_main():

@@ -94,7 +94,7 @@ class MethodConfig:
     """The continual-learning method. Defaults: the published TRACE settings of MoRAM."""
 
     method: str = "moram"
-    """moram, sequential_lora or zero_shot."""
+    """moram, sequential_lora, replay, multitask, single_task, zero_shot or in_context."""
 
     target_modules: str = "attention"
     """Linears to adapt: attention, all-linear, names joined by commas, or a regex of full names."""
@@ -117,6 +117,12 @@ class MethodConfig:
     threshold: float = 0.2
     """Relevance under which an atom is silent at inference, in [0, 1]; never used in training."""
 
+    replay_budget: int = 200
+    """replay: examples of all earlier tasks together that are trained on again with each task."""
+
+    demonstrations: int = 6
+    """in_context: solved training examples before each question, as far as its prompt has room."""
+
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
         if self.top_k < 1:
@@ -129,7 +135,8 @@ class MethodConfig:
             raise InputError(f"--threshold must be in [0, 1], got {self.threshold}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"--dropout must be in [0, 1), got {self.dropout}")
-        _positive("method", alpha=self.alpha)
+        _positive("method", alpha=self.alpha, replay_budget=self.replay_budget)
+        _positive("method", demonstrations=self.demonstrations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +188,7 @@ class EvalConfig:
 
     eval_rows: str = "seen"
     """seen: tasks learned so far; all: every task and the untouched base; last: the newest task,
-    and all of them after the last."""
+    and all of them after the last; diagonal: the newest task only, as always for single_task."""
 
     eval_batch_size: int = 16
     """Prompts that one rank generates for at a time."""
@@ -197,7 +204,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
-        _one_of("eval_rows", self.eval_rows, ("all", "seen", "last"))
+        _one_of("eval_rows", self.eval_rows, ("all", "seen", "last", "diagonal"))
         _one_of("eval_gather", self.eval_gather, ("auto", "true", "false"))
         _positive("eval", eval_batch_size=self.eval_batch_size)
         _positive("eval", max_prompt_tokens=self.max_prompt_tokens)

@@ -6,7 +6,8 @@ are joined without a separator, and the loss sees the answer and EOS only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moram_dist.tasks.task import Example, Task
@@ -42,6 +43,17 @@ def encode_prompt(tokenizer: Any, prompt: str, task: Task) -> list[int]:
     return _with_bos(tokenizer, tokens, task.max_prompt_tokens)
 
 
+def fits(tokenizer: Any, task: Task, prompt: str) -> bool:
+    """Whether ``encode_prompt`` would cut nothing away, and no special token either."""
+    unlimited = replace(task, max_prompt_tokens=sys.maxsize)
+    return len(encode_prompt(tokenizer, prompt, unlimited)) <= task.max_prompt_tokens
+
+
+def answer_text(example: Example, task: Task) -> str:
+    """The answer that is learned, as it stands right after the prompt."""
+    return ("" if example.prompt[-1:].isspace() else task.separator) + example.references[0]
+
+
 def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     """Prompt, answer and EOS, cut to the task's lengths, with the answer marked.
 
@@ -54,9 +66,7 @@ def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     whole answer fits.
     """
     limit = task.max_prompt_tokens + task.max_answer_tokens
-    prompt, answer = example.prompt, example.references[0]
-    if not prompt[-1:].isspace():
-        answer = task.separator + answer
+    prompt, answer = example.prompt, answer_text(example, task)
     if task.truncate_prompt == "right":
         room = max(task.max_answer_tokens + 2, 32)
         learned = [*plain(tokenizer, answer), tokenizer.eos_token_id][:room]

@@ -39,10 +39,12 @@ class SequentialLora(Method):
         self._adapt(model, modules, make)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
-        """A: Kaiming-uniform, B: zero, before the first task; later tasks go on from there."""
+        """Fresh before the first task; later tasks go on from there."""
+        return self.fresh(i) if i == 0 else {}
+
+    def fresh(self, i: int) -> dict[str, Tensor]:
+        """A new LoRA by the random numbers of task i. A: Kaiming-uniform, B: zero."""
         fresh: dict[str, Tensor] = {}
-        if i > 0:
-            return fresh
         generator = self.generator(i)
         for name, layer in self.layers.items():
             A = torch.empty(self.config.atoms_per_task, layer.in_features)

@@ -74,7 +74,7 @@ FLAGS = [
     ({"attention": "flash"}, "unknown --attention 'flash'; known: auto, eager, flash_attention_2"),
     ({"attention": "flash_attention_2", "dtype": "fp32"}, "--attention flash_attention_2 needs"),
     ({"schedule": "cosin"}, "did you mean 'cosine'?"),
-    ({"eval_rows": "every"}, "unknown --eval_rows 'every'; known: all, last, seen"),
+    ({"eval_rows": "every"}, "unknown --eval_rows 'every'; known: all, diagonal, last, seen"),
     ({"tracking": "wandb"}, "unknown --tracking 'wandb'; known: mlflow, none"),
     ({"top_k": 0}, "--top_k must be >= 1, got 0"),
     ({"atoms_per_task": 0}, "--atoms_per_task must be >= 1, got 0"),
