@@ -52,6 +52,8 @@ def _that_fit(
     shown: Sequence[str], example: Example, task: Task, fits: Callable[[Task, str], bool]
 ) -> list[str]:
     """Demonstrations for one question, in order; one that is too long is passed over."""
+    if fits(task, BETWEEN.join([*shown, example.prompt])):  # most questions: asked once, not often
+        return [*shown]
     chosen: list[str] = []
     for demonstration in shown:
         if fits(task, BETWEEN.join([*chosen, demonstration, example.prompt])):
