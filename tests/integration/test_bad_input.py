@@ -82,6 +82,8 @@ FLAGS = [
     ({"temperature": -0.5}, "--temperature must be > 0, got -0.5"),
     ({"threshold": 1.5}, "--threshold must be in [0, 1], got 1.5"),
     ({"dropout": 1}, "--dropout must be in [0, 1), got 1.0"),
+    ({"replay_budget": 0}, "--replay_budget must be > 0, got 0"),
+    ({"demonstrations": 0}, "--demonstrations must be > 0, got 0"),
     ({"batch_size": 0}, "--batch_size must be > 0, got 0"),
     ({"limit_train": -1}, "--limit_train must be > 0, got -1"),
     ({"seed": -1}, "--seed must be >= 0, got -1"),
