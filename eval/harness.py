@@ -7,6 +7,7 @@ in small batches of like length, so no rank waits long; the main rank gathers, w
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,12 @@ class Evaluator:
 
     def __call__(self, row: int) -> None:
         """Measure what is missing of a row. All ranks call it together."""
-        missing = self.matrix.missing(row, self.config.eval_rows)
-        if not env.from_main(missing):
+        missing = env.from_main(self.matrix.missing(row, self.config.eval_rows))
+        if not missing:
             return
-        columns = env.from_main(self._copy(row, missing) if env.is_main() else [])
+        if env.is_main():
+            self._repeat(row, missing)
+        columns = env.from_main([c for c in missing if self.matrix.get(row, c) is None])
         self.engine.eval()
         if columns and self._fits():
             with without_hooks(self.engine) as model:
@@ -75,27 +78,22 @@ class Evaluator:
         if env.is_main():
             self._report(row)
 
-    def _copy(self, row: int, columns: list[int]) -> list[int]:
-        """Take over cells that an earlier row has, if no task was trained on since then.
+    def _repeat(self, row: int, columns: Sequence[int]) -> None:
+        """Copy cells from earlier rows, as far back as no task was trained on. Main rank only.
 
-        The model is the same, and greedy decoding makes the same of it. Main rank only.
-
-        Returns:
-            The columns that are left to measure.
+        The model is the same there, and greedy decoding makes the same of it.
         """
-        source, left = row, list(columns)
+        source = row
         while source >= 0 and not self.method.training_data(self.benchmark, source):
             source -= 1
             for column in columns:
                 score = self.matrix.get(source, column)
-                if column in left and score is not None:
+                if score is not None and self.matrix.get(row, column) is None:
                     name = self.benchmark.tasks[column].name
                     measured = predictions_path(self.run_dir, source, column, name)
                     copy = predictions_path(self.run_dir, row, column, name)
                     write_atomically(copy, measured.read_bytes())
                     self.matrix.set(row, column, score)
-                    left.remove(column)
-        return left
 
     def _cell(self, row: int, column: int, model: torch.nn.Module, *, synced: bool) -> None:
         task = self.benchmark.tasks[column]

@@ -39,11 +39,11 @@ class SequentialLora(Method):
         self._adapt(model, modules, make)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
-        """Fresh before the first task; later tasks go on from there."""
-        return self.fresh(i) if i == 0 else {}
+        """A new LoRA before the first task; later tasks go on from there."""
+        return self._fresh(i) if i == 0 else {}
 
-    def fresh(self, i: int) -> dict[str, Tensor]:
-        """A new LoRA by the random numbers of task i. A: Kaiming-uniform, B: zero."""
+    def _fresh(self, i: int) -> dict[str, Tensor]:
+        """A: Kaiming-uniform, B: zero, drawn for task i."""
         fresh: dict[str, Tensor] = {}
         generator = self.generator(i)
         for name, layer in self.layers.items():

@@ -20,4 +20,4 @@ class SingleTask(SequentialLora):
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """A new LoRA: what was learned before is gone."""
-        return self.fresh(i)
+        return self._fresh(i)
