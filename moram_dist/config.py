@@ -97,7 +97,8 @@ class MethodConfig:
     """The continual-learning method. Defaults: the published TRACE settings of MoRAM."""
 
     method: str = "moram"
-    """moram, sequential_lora, inc_lora, o_lora, ewc, lwf, moe_lora or zero_shot."""
+    """moram, sequential_lora, inc_lora, o_lora, ewc, lwf, replay, moe_lora, multitask, single_task,
+    zero_shot or in_context."""
 
     target_modules: str = "attention"
     """Linears to adapt: attention, all-linear, names joined by commas, or a regex of full names."""
@@ -135,6 +136,12 @@ class MethodConfig:
     top_experts: int = 2
     """moe_lora: experts that answer a token (published: 2)."""
 
+    replay_budget: int = 200
+    """replay: examples of all earlier tasks together that are trained on again with each task."""
+
+    demonstrations: int = 6
+    """in_context: solved training examples before each question, as far as its prompt has room."""
+
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
         if self.top_k < 1:
@@ -156,6 +163,7 @@ class MethodConfig:
                 "expert is always 1, so the router would learn nothing"
             )
         _positive("method", alpha=self.alpha, distill_temperature=self.distill_temperature)
+        _positive("method", replay_budget=self.replay_budget, demonstrations=self.demonstrations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +215,7 @@ class EvalConfig:
 
     eval_rows: str = "seen"
     """seen: tasks learned so far; all: every task and the untouched base; last: the newest task,
-    and all of them after the last."""
+    and all of them after the last; diagonal: the newest task only, as always for single_task."""
 
     answers: str = "generate"
     """How answers are obtained, joined by commas: generate (freely), constrained (only labels can
@@ -228,7 +236,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
-        _one_of("eval_rows", self.eval_rows, ("all", "seen", "last"))
+        _one_of("eval_rows", self.eval_rows, ("all", "seen", "last", "diagonal"))
         for mode in self.answer_modes:
             _one_of("answers", mode, ANSWERS)
             if self.answer_modes.count(mode) > 1:

@@ -7,7 +7,8 @@ prompt and answer but the task's separator, and the loss sees the answer and EOS
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moram_dist.tasks.task import Example, Task
@@ -47,6 +48,17 @@ def encode_prompt(tokenizer: Any, prompt: str, task: Task) -> list[int]:
     return _bounded(tokenizer, tokens, prompt, task)
 
 
+def fits(tokenizer: Any, task: Task, prompt: str) -> bool:
+    """Whether ``encode_prompt`` would cut nothing away, and no special token either."""
+    unlimited = replace(task, max_prompt_tokens=sys.maxsize)
+    return len(encode_prompt(tokenizer, prompt, unlimited)) <= task.max_prompt_tokens
+
+
+def answer_text(example: Example, task: Task) -> str:
+    """The answer that is learned, as it stands right after the prompt."""
+    return ("" if example.prompt[-1:].isspace() else task.separator) + example.references[0]
+
+
 def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     """Prompt, answer and EOS, cut to the task's lengths, with the answer marked.
 
@@ -60,9 +72,7 @@ def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     so that the whole answer fits. Without it, the prompt is cut as ``encode_prompt`` does, and
     answer and EOS to ``task.max_answer_tokens``.
     """
-    prompt, answer = example.prompt, example.references[0]
-    if not prompt[-1:].isspace():
-        answer = task.separator + answer
+    prompt, answer = example.prompt, answer_text(example, task)
     asked, learned = plain(tokenizer, prompt), plain(tokenizer, answer)
     if task.joined:
         tokens = plain(tokenizer, prompt + answer)

@@ -2,12 +2,16 @@
 
 from moram_dist.methods import (
     ewc,
+    in_context,
     inc_lora,
     lwf,
     moe_lora,
     moram,
+    multitask,
     o_lora,
+    replay,
     sequential_lora,
+    single_task,
     zero_shot,
 )
 from moram_dist.methods.method import METHODS, Method
@@ -16,11 +20,15 @@ __all__ = [
     "METHODS",
     "Method",
     "ewc",
+    "in_context",
     "inc_lora",
     "lwf",
     "moe_lora",
     "moram",
+    "multitask",
     "o_lora",
+    "replay",
     "sequential_lora",
+    "single_task",
     "zero_shot",
 ]

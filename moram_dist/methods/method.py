@@ -119,7 +119,7 @@ class Method:
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
         """Examples that task i trains on, each with the task by whose rules it is encoded.
 
-        None means that the task is not trained.
+        None means that the task is not trained: the model is the one before it, and so are scores.
         """
         task = benchmark.tasks[i]
         return [(task, example) for example in task.train]
@@ -128,9 +128,16 @@ class Method:
         """Passes over ``training_data``, where the user does not say."""
         return benchmark.tasks[i].epochs
 
-    def asked(self, task: Task) -> Task:
-        """The task as the model is asked it in evaluation: same examples, in the same order."""
-        return task
+    def asked(self, benchmark: Benchmark, fits: Callable[[Task, str], bool]) -> Benchmark:
+        """The benchmark as the model is asked it in evaluation: same test examples, in their order.
+
+        Only prompts may differ. A note that is added to the benchmark's is shown and recorded.
+
+        Args:
+            benchmark: as it is scored, and as predictions show it.
+            fits: whether a prompt of a task would be encoded whole.
+        """
+        return benchmark
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """Values that parameters start task i with, by full name; others keep theirs.
@@ -164,6 +171,12 @@ class Method:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take in a ``state_dict``."""
+
+    def draw(self, benchmark: Benchmark, i: int, count: int) -> list[Example]:
+        """``count`` of task i's training examples, or all; fewer are the first ones of more."""
+        train = benchmark.tasks[i].train
+        order = torch.randperm(len(train), generator=self.generator(i))
+        return [train[k] for k in order[:count].tolist()]
 
     def generator(self, i: int) -> torch.Generator:
         """Random numbers that depend on the seed and the task only, on the CPU."""

@@ -40,7 +40,7 @@ class SequentialLora(Method):
         return LoraLinear(base, **settings)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
-        """New terms before the first task; later tasks go on from there."""
+        """A new LoRA before the first task; later tasks go on from there."""
         return self._fresh(i) if i == 0 else {}
 
     def _fresh(self, i: int) -> dict[str, Tensor]:
