@@ -2,7 +2,7 @@
 
     python eval/run.py rescore --predictions FILE.jsonl --benchmark trace --task FOMC
     python eval/run.py rescore --predictions FILE.jsonl --metric choice --labels A,B,C
-    python eval/run.py metrics --scores RUN/scores.json
+    python eval/run.py metrics --scores RUN/scores.json [--single_task RUN] [--multitask RUN]
     python eval/run.py report --run RUN
 
 Results go to standard output. Bad input is one line on standard error and exit code 2.
@@ -44,9 +44,15 @@ def rescore(argv: Sequence[str]) -> None:
 
 
 def metrics(argv: Sequence[str]) -> None:
-    """Print every sequence metric of a scores.json; null where it was not measured."""
-    args = _parse(metrics, argv, "--scores")
-    _print_json(Scores.load(Path(args.scores)).sequence_metrics())
+    """Print every sequence metric of a run or its scores.json; null where it was not measured.
+
+    --single_task and --multitask name runs of these methods, for what compares with them.
+    """
+    args = _parse(metrics, argv, "--scores", optional="--single_task --multitask")
+    single_task, multitask = (
+        _scores(path) if path is not None else None for path in (args.single_task, args.multitask)
+    )
+    _print_json(_scores(args.scores).sequence_metrics(single_task, multitask))
 
 
 def report(argv: Sequence[str]) -> None:
@@ -123,6 +129,12 @@ def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
     if args.task not in rules:
         raise unknown(f"task of {args.benchmark}", args.task, rules)
     return rules[args.task].metric, rules[args.task].labels
+
+
+def _scores(path: str) -> Scores:
+    """The score matrix of a file, or of a run's folder."""
+    run = Path(path)
+    return Scores.load(run / "scores.json" if run.is_dir() else run)
 
 
 def _print_json(content: object) -> None:
