@@ -131,6 +131,11 @@ BAD_COMMANDS = [
     (["metrics", "--scores", "SCORES", "--multitask", "none"], "none: no such file"),
     (["metrics", "--run", "x"], "unknown flag '--run'"),
     (["report", "--run", "none"], "--run: no such folder: none"),
+    (["audit"], "the following arguments are required: --benchmark"),
+    (["audit", "--benchmark", "demo", "--out", "a.txt"], "--out a.txt: expected a name that ends"),
+    (["audit", "--benchmark", "tarce"], "unknown benchmark 'tarce'; did you mean 'trace'?"),
+    (["audit", "--benchmark", "jsonl"], "jsonl needs --data_dir"),
+    (["audit", "--benchmark", "demo", "--strickt"], "unknown flag '--strickt'; did you mean"),
 ]
 
 
