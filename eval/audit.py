@@ -7,6 +7,7 @@ generation use; scores are the task's own metric on the gold answers and on empt
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -20,8 +21,8 @@ from moram_dist.data.encode import encode_prompt, encode_training, plain
 from moram_dist.metrics import score
 from moram_dist.tasks.task import Benchmark, Example, Task
 
-END_TOKENS = 4
-"""A prompt whose last tokens are other ones has lost its cue to answer."""
+END_CHARACTERS = 8
+"""A prompt that no longer ends in these has lost its cue to answer; as many as ``Summary:`` has."""
 
 FULL = 99.99
 """A score from here is 100 but for rounding: ROUGE's F has a guard against 0 / 0 in it."""
@@ -123,13 +124,14 @@ def _measure(task: Task, split: str, tokenizer: Any) -> tuple[Split, list[Findin
     truncated: list[Example] = []
     lost: list[Example] = []
     for example in examples:
-        whole = _without_bos(tokenizer, encode_prompt(tokenizer, example.prompt, roomy))
-        kept = _without_bos(tokenizer, encode_prompt(tokenizer, example.prompt, task))
+        whole = _text(tokenizer, encode_prompt(tokenizer, example.prompt, roomy))
+        kept = _text(tokenizer, encode_prompt(tokenizer, example.prompt, task))
         prompts.append(len(whole))
         answers.append(len(plain(tokenizer, example.references[0])))
         if kept != whole:
             truncated.append(example)
-            if kept[-END_TOKENS:] != whole[-END_TOKENS:]:
+            end = tokenizer.decode(whole)[-(len(task.cue) or END_CHARACTERS) :]
+            if not tokenizer.decode(kept).endswith(end):
                 lost.append(example)
     figures = Split(
         task=task.name,
@@ -210,9 +212,9 @@ def _score(task: Task, example: Example, prediction: str) -> float:
     )
 
 
-def _without_bos(tokenizer: Any, tokens: list[int]) -> list[int]:
-    begin = tokenizer.bos_token_id
-    return tokens[1:] if begin is not None and tokens[:1] == [begin] else tokens
+def _text(tokenizer: Any, tokens: list[int]) -> list[int]:
+    """The tokens of a prompt's text: what stands behind BOS."""
+    return list(itertools.dropwhile(lambda token: token == tokenizer.bos_token_id, tokens))
 
 
 def _lengths(values: Sequence[int]) -> Lengths:
