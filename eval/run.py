@@ -28,7 +28,7 @@ from moram_dist.files import write_atomically
 from moram_dist.metrics import METRICS
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks import BENCHMARKS, Source
-from moram_dist.tasks.rules import RULES
+from moram_dist.tasks.rules import RULES, choose_protocol
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,7 +40,8 @@ class _Parser(argparse.ArgumentParser):
 
 def rescore(argv: Sequence[str]) -> None:
     """Print the mean score of a predictions file, computed again from its texts."""
-    args = _parse(rescore, argv, "--predictions", optional="--benchmark --task --metric --labels")
+    flags = "--benchmark --task --protocol --metric --labels"
+    args = _parse(rescore, argv, "--predictions", optional=flags)
     metric, labels = _rules(args)
     predictions = read_predictions(Path(args.predictions))
     mean = mean_score(predictions, metric=metric, labels=labels)
@@ -156,7 +157,7 @@ def _parse(
 def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
     """Metric and labels: a published task's own, or those that were given."""
     if args.metric is not None:
-        if args.benchmark is not None or args.task is not None:
+        if (args.benchmark, args.task, args.protocol) != (None, None, None):
             raise InputError("give --metric, or --benchmark with --task, not both")
         if args.metric not in set(METRICS):
             raise unknown("metric", args.metric, METRICS)
@@ -169,7 +170,7 @@ def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
         if args.benchmark in set(BENCHMARKS):
             raise InputError(f"benchmark {args.benchmark!r} has no fixed rules; give --metric")
         raise unknown("benchmark", args.benchmark, RULES)
-    rules = RULES[args.benchmark]
+    rules = choose_protocol(args.benchmark, args.protocol)[1].tasks
     if args.task not in rules:
         raise unknown(f"task of {args.benchmark}", args.task, rules)
     return rules[args.task].metric, rules[args.task].labels

@@ -64,7 +64,7 @@ class DataConfig:
     """Which tasks, in which order, and how much of them."""
 
     benchmark: str = EMBEDDED
-    """demo (generated), trace, or jsonl (a person's own tasks)."""
+    """demo (generated), trace, superni, long_sequence, standard_cl, or jsonl (a person's own)."""
 
     data_dir: Path | None = None
     """Folder (or, for jsonl, YAML listing) that holds the tasks' files."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moram_dist.data.answers import read_answers
 from moram_dist.data.encode import encode_prompt
 from moram_dist.tasks.task import Decoding, Example, Task
 
@@ -33,7 +34,7 @@ def generate_batch(
         synced: all ranks generate together, as sharded weights need; they go on until all are done.
 
     Returns:
-        New text only, special tokens removed, in the order of ``examples``.
+        The answers as the task reads them, in the order of ``examples``.
     """
     prompts = [encode_prompt(tokenizer, example.prompt, task) for example in examples]
     longest = max(len(tokens) for tokens in prompts)
@@ -56,6 +57,4 @@ def generate_batch(
         use_cache=True,
         synced_gpus=synced,
     )
-    return tokenizer.batch_decode(
-        sequences[:, longest:], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    return read_answers(tokenizer, sequences, longest, task)
