@@ -123,16 +123,26 @@ def _measure(task: Task, split: str, tokenizer: Any) -> tuple[Split, list[Findin
     prompts, answers = [], []
     truncated: list[Example] = []
     lost: list[Example] = []
+    endless: list[Example] = []
+    long: list[Example] = []
     for example in examples:
         whole = _text(tokenizer, encode_prompt(tokenizer, example.prompt, roomy))
-        kept = _text(tokenizer, encode_prompt(tokenizer, example.prompt, task))
+        answer = len(plain(tokenizer, example.references[0]))
         prompts.append(len(whole))
-        answers.append(len(plain(tokenizer, example.references[0])))
+        answers.append(answer)
+        if _surely_fits(task, len(whole), answer):
+            continue
+        kept = _text(tokenizer, encode_prompt(tokenizer, example.prompt, task))
         if kept != whole:
             truncated.append(example)
             end = tokenizer.decode(whole)[-(len(task.cue) or END_CHARACTERS) :]
             if not tokenizer.decode(kept).endswith(end):
                 lost.append(example)
+        if split == "train":
+            if encode_training(tokenizer, example, task).tokens[-1] != tokenizer.eos_token_id:
+                endless.append(example)
+        elif answer > task.max_answer_tokens:
+            long.append(example)
     figures = Split(
         task=task.name,
         split=split,
@@ -145,22 +155,24 @@ def _measure(task: Task, split: str, tokenizer: Any) -> tuple[Split, list[Findin
     found = _Finder(f"{task.name} {split}", len(examples))
     found.add(WARNING, "truncated", f"prompts cut to {task.max_prompt_tokens} tokens", truncated)
     severity = ERROR if split == "test" else WARNING
-    found.add(
-        severity, "lost_cue", "prompts that lose their end, and with it the cue to answer", lost
-    )
-    if split == "train":
-        endless = [
-            example
-            for example in examples
-            if encode_training(tokenizer, example, task).tokens[-1] != tokenizer.eos_token_id
-        ]
-        found.add(WARNING, "no_end", "answers whose end is not learned, for want of room", endless)
-        return figures, found.findings
-    long = [e for e, n in zip(examples, answers, strict=True) if n > task.max_answer_tokens]
+    text = "prompts that lose their end, and with it the cue to answer"
+    found.add(severity, "lost_cue", text, lost)
+    found.add(WARNING, "no_end", "answers whose end is not learned, for want of room", endless)
     text = f"answers longer than the {task.max_answer_tokens} tokens that are generated"
     found.add(WARNING, "long_answer", text, long)
-    oracle, empty = _scores(task, examples, found)
-    return dataclasses.replace(figures, oracle=oracle, empty=empty), found.findings
+    if split == "test":
+        oracle, empty = _scores(task, examples, found)
+        figures = dataclasses.replace(figures, oracle=oracle, empty=empty)
+    return figures, found.findings
+
+
+def _surely_fits(task: Task, prompt: int, answer: int) -> bool:
+    """Whether lengths are so far from the limits that no rule cuts anything."""
+    spare = 8  # BOS twice, EOS, a separator, and what joining prompt and answer may add
+    return (
+        prompt + answer + spare <= task.max_prompt_tokens
+        and answer + spare <= task.max_answer_tokens
+    )
 
 
 class _Finder:

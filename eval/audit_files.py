@@ -113,10 +113,11 @@ def _texts(record: dict[str, Any]) -> list[str]:
 
 def _odd_keys(headers: dict[str, dict[str, Any]]) -> Iterable[Finding]:
     """Keys beside the records that only some of the files have."""
-    counts = Counter(key for header in headers.values() for key in header)
-    for key, count in counts.items():
-        if count < len(headers):
-            files = [name for name, header in headers.items() if key in header]
-            text = f"{count} of {len(headers)} files have the key {key!r}: {', '.join(files[:3])}"
-            text += ", ..." if count > 3 else ""
+    for key in dict.fromkeys(key for header in headers.values() for key in header):
+        having = [name for name, header in headers.items() if key in header]
+        lacking = [name for name in headers if name not in having]
+        if lacking:
+            few, verb = (having, "have") if len(having) <= len(lacking) else (lacking, "lack")
+            names = ", ".join(few[:3]) + (", ..." if len(few) > 3 else "")
+            text = f"{len(few)} of {len(headers)} files {verb} the key {key!r}: {names}"
             yield Finding(severity=NOTE, where="files", kind="odd_key", text=text)
