@@ -104,7 +104,7 @@ def audit_benchmark(
             splits.append(figures)
             of_task += more
         findings += of_task
-        say(f"{number}/{len(benchmark.tasks)} {task.name}: {len(of_task)} findings")
+        say(f"{number}/{len(benchmark.tasks)} {task.name}: findings: {len(of_task)}")
     findings += check_files(data_dir, [task.name for task in benchmark.tasks])
     return Audit(
         benchmark=benchmark.name,

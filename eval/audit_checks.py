@@ -48,10 +48,10 @@ def check_texts(task: Task) -> list[Finding]:
 
 
 def listed(counts: Counter[str], most: int = 3) -> str:
-    """Texts with how often they come, the most frequent first: ``'-' (33), 'x' (1), 4 others``."""
+    """Texts with how often they come, the most frequent first: ``'-' (33), 'x' (1), 4 more``."""
     shown = [f"{text!r} ({count})" for text, count in counts.most_common(most)]
     if len(counts) > most:
-        shown.append(f"{len(counts) - most} others")
+        shown.append(f"{len(counts) - most} more")
     return ", ".join(shown)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from eval.audit_checks import NOTE, WARNING, Finding, listed
 from moram_dist.files import read_json
 from moram_dist.registry import InputError
-from moram_dist.tasks.readers import read_records
+from moram_dist.tasks.readers import kind_of, read_records
 
 _LABELS = "labels.json"
 _ANSWERS = ("output", "label", "answer")
@@ -90,15 +90,21 @@ def _content(record: dict[str, Any]) -> str:
 def _label_list(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> Iterable[Finding]:
     """A list of labels that is not the set of answers."""
     path = folder / _LABELS
-    if not path.is_file():
+    try:
+        labels = read_json(path) if path.is_file() else None
+    except InputError:
+        return  # said already
+    if labels is None:
         return
-    labels = read_json(path)
+    if not isinstance(labels, list):
+        yield _finding(folder, "label_list", f"{_LABELS} is no list, but {kind_of(labels)}")
+        return
     answers: Counter[str] = Counter()
     for name, records in splits.items():
         if _is_used(name):
             answers.update(text for record in records for text in _texts(record))
     missing = Counter({text: count for text, count in answers.items() if text not in labels})
-    spare = [label for label in labels if label not in answers]
+    spare = [label for label in labels if label not in list(answers)]
     if missing:
         yield _finding(folder, "label_list", f"{_LABELS} lacks the answers {listed(missing)}")
     if spare:

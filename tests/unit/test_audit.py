@@ -62,13 +62,14 @@ def test_a_clean_task_has_no_findings(tokenizer):
 
 def test_answers_outside_of_the_label_set():
     planted = [*GOOD_TEST, ("Is a ghost white?", "-"), ("Is it?", "Yes"), ("Is it so?", "-")]
+    planted += [("And this?", "maybe"), ("And that?", "never")]
     assert seen(check_texts(task(test=planted))) == [
         (
             "error",
             "colours test",
             "outside_labels",
-            "answers outside of its label set: 3 of 5: '-' (2), 'Yes' (1)",
-            ("test-2", "test-3", "test-4"),
+            "answers outside of its label set: 5 of 7: '-' (2), 'Yes' (1), 'maybe' (1), 1 more",
+            ("test-2", "test-3", "test-4", "test-5", "test-6"),
         )
     ]
 
@@ -146,11 +147,17 @@ def test_labels_that_training_never_shows():
 LONG = "The quick brown fox jumps over the lazy dog again and again and again. Colour:"
 
 
-@pytest.mark.parametrize(("side", "lost"), [("left", 0), ("right", 1)])
-def test_truncation(tokenizer, side, lost):
-    """A cut head keeps the cue; a cut tail loses it."""
+KEPT = {"cue": "Colour:", "joined": False, "shared_limit": False}
+
+
+@pytest.mark.parametrize(
+    ("side", "rules", "lost"),
+    [("left", {}, 0), ("right", {}, 1), ("right", KEPT, 0), ("right", {**KEPT, "cue": ""}, 1)],
+)
+def test_truncation(tokenizer, side, rules, lost):
+    """A cut head keeps the cue; a cut tail loses it, unless the rules leave it in place."""
     limit = len(tokenizer(LONG, add_special_tokens=False)["input_ids"]) - 1
-    fits = LONG.replace("quick ", "")
+    fits = LONG.replace("quick brown", "")
     found = audited(
         tokenizer,
         task(
@@ -158,6 +165,7 @@ def test_truncation(tokenizer, side, lost):
             test=[*GOOD_TEST, (LONG, "yes")],
             max_prompt_tokens=limit,
             truncate_prompt=side,
+            **rules,
         ),
     )
     train, test = found.splits
@@ -266,6 +274,8 @@ def test_files(tmp_path):
     mnli, other = tmp_path / "mnli", tmp_path / "group" / "MNLI"
     write(mnli / "train.json", instances([("a", "yes"), ("b", "no")], _provenance="elsewhere"))
     write(mnli / "test.json", instances([("c", "-"), ("d", "yes")]))
+    write(tmp_path / "cb" / "test.json", instances([("f", "no")], _provenance="a", Source="b"))
+    write(tmp_path / "cb" / "train.json", instances([("g", "no")], _provenance="a"))
     write(mnli / "dev.json", instances([("c", "-"), ("e", "yes")]))
     write(mnli / "labels.json", ["yes", "no", "True"])
     write(other / "train.json", [{"id": 0, "prompt": "a", "answer": "x"}])
@@ -274,7 +284,7 @@ def test_files(tmp_path):
     (other / "broken.json").write_text("{")
     write(tmp_path / "not_asked_for" / "test.json", [{"prompt": "a", "answer": "x"}] * 2)
     write(tmp_path / "not_asked_for" / "dev.json", [{"prompt": "a", "answer": "x"}])
-    found = seen(check_files(tmp_path, ["mnli"]))
+    found = seen(check_files(tmp_path, ["mnli", "cb"]))
     broken = found.pop(0)
     assert broken[:3] == ("warning", "MNLI files", "unreadable")
     assert "broken.json, line 1" in broken[3]
@@ -305,11 +315,27 @@ def test_files(tmp_path):
             "note",
             "files",
             "odd_key",
-            "1 of 3 files have the key '_provenance': mnli/train.json",
+            "2 of 5 files lack the key '_provenance': mnli/dev.json, mnli/test.json",
             (),
         ),
+        ("note", "files", "odd_key", "1 of 5 files have the key 'Source': cb/test.json", ()),
     ]
     assert check_files(None, ["mnli"]) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "text"),
+    [
+        ("{", "unreadable", "malformed JSON"),
+        ('{"a": 1}', "label_list", "is no list, but an object"),
+    ],
+)
+def test_a_label_list_that_is_none(tmp_path, content, kind, text):
+    write(tmp_path / "cb" / "test.json", instances([("a", "yes")]))
+    (tmp_path / "cb" / "labels.json").write_text(content)
+    (found,) = check_files(tmp_path, ["cb"])
+    assert (found.severity, found.where, found.kind) == ("warning", "cb files", kind)
+    assert text in found.text
 
 
 @pytest.fixture
@@ -352,7 +378,7 @@ def test_the_command(planted, tmp_path, capsys):
     assert out.read_text() == printed
     assert [line for line in printed.splitlines() if line.startswith("- ")] == LINES
     assert "## Findings: 2 errors, 2 warnings, 0 notes" in printed
-    assert progress.splitlines() == ["1/2 clean: 0 findings", "2/2 planted: 4 findings"]
+    assert progress.splitlines() == ["1/2 clean: findings: 0", "2/2 planted: findings: 4"]
     rows = [[c.strip() for c in x.split("|")[1:-1]] for x in printed.splitlines() if x[:1] == "|"]
     assert rows[0][:3] == ["task", "split", "examples"]
     assert [row[:3] for row in rows[2:]] == [
@@ -382,3 +408,32 @@ def test_the_command_for_scripts(planted, tmp_path, capsys):
 def test_the_demo_is_clean(capsys):
     assert main(["audit", "--benchmark", "demo", "--strict"]) == 0
     assert "0 errors, 0 warnings, 0 notes" in capsys.readouterr().out
+
+
+def test_published_data(shared, tmp_path):
+    """What is wrong with it, seen in the files themselves; docs/data_audit.md has all of it."""
+    out = tmp_path / "audit.json"
+    data = str(shared / "data" / "long_sequence")
+    command = ["audit", "--benchmark", "long_sequence", "--data_dir", data, "--out", str(out)]
+    assert main([*command, "--protocol", "sapt", "--order", "mnli,qqp", "--strict"]) == 1
+    found = json.loads(out.read_text())["findings"]
+    assert [(f["severity"], f["where"], f["text"]) for f in found if f["kind"] != "truncated"] == [
+        ("error", "mnli test", "answers outside of its label set: 38 of 2000: '-' (38)"),
+        (
+            "warning",
+            "mnli test",
+            "empty predictions that score above 0 by exact_match_normalised: 38 of 2000",
+        ),
+        ("warning", "mnli files", "200 of the 200 records of dev.json stand in test.json"),
+        ("warning", "mnli files", "labels.json lacks the answers '-' (38)"),
+        ("warning", "qqp files", "200 of the 200 records of dev.json stand in test.json"),
+        ("warning", "qqp files", "labels.json lacks the answers 'no' (2493), 'yes' (1507)"),
+        ("warning", "qqp files", "labels.json has labels that are no answer: 'False', 'True'"),
+    ]
+    data = str(shared / "data" / "trace")
+    command = ["audit", "--benchmark", "trace", "--data_dir", data, "--out", str(out)]
+    assert main([*command, "--order", "FOMC,NumGLUE-cm"]) == 0
+    found = {f["kind"]: f for f in json.loads(out.read_text())["findings"]}
+    assert (found["leak"]["where"], found["leak"]["examples"]) == ("FOMC test", ["test-51"])
+    assert found["repeated"]["text"].endswith("244 of 500")
+    assert found["spare_split"]["text"] == "16 of the 100 records of eval.json stand in test.json"
