@@ -109,7 +109,7 @@ PROTOCOLS = {
     "default": Protocol(
         tasks={task: replace(_DEFAULT, labels=_labels(task, _YES_NO)) for task in DATASETS},
         ask=_asks(_sapt_prompt, _YES_NO, "instance", "sentence"),
-        as_published=False,
+        drop_silent=True,
     ),
     "sapt": Protocol(  # learning rate, epochs and batch size of its LLaMA script
         tasks={
@@ -136,7 +136,7 @@ PROTOCOLS = {
 }
 
 FOLDERS = {
-    task: (task, data.dataset, f"{data.group}/{data.dataset}") for task, data in DATASETS.items()
+    task: (f"{data.group}/{data.dataset}", data.dataset, task) for task, data in DATASETS.items()
 }
 
 RULES.register("long_sequence")(PROTOCOLS)

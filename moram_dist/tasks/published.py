@@ -37,7 +37,7 @@ class Published:
     """A task without train.json trains on ``held_out``, which shares no example with test."""
 
     folders: Mapping[str, tuple[str, ...]] | None = None
-    """Where a task's files may be, the first that exists counting; default: its name."""
+    """Per task, folders that may hold its files, the first that exists; default: its name."""
 
     def __call__(self, source: Source) -> Benchmark:
         """The benchmark, with the tasks that ``source.order`` names.
@@ -93,7 +93,7 @@ class Published:
             raise InputError(f"{path}: holds no examples")
         if silent:
             notes.append(
-                f"{task}: {len(silent)} {split} examples are left out, their answer has neither "
+                f"{task}: left out {len(silent)} {split} examples, whose answers have neither "
                 f"letter nor digit: {', '.join(sorted(set(map(repr, silent))))}"
             )
         return examples, notes
@@ -124,7 +124,7 @@ class Published:
 
     def _folder(self, root: Path, task: str) -> Path:
         places = [root / place for place in (self.folders or {}).get(task, (task,))]
-        return next((place for place in places if place.is_dir()), places[0])
+        return next((place for place in places if place.is_dir()), places[-1])
 
 
 def _taken(
@@ -133,10 +133,9 @@ def _taken(
     """The examples that a protocol makes of samples; answers of those left out go to ``silent``."""
     for index, sample in enumerate(samples):
         prompt, answers = protocol.ask(task, sample)
-        if protocol.as_published:
-            references = answers[:1]
-        else:
-            references = tuple(answer for answer in answers if any(map(str.isalnum, answer)))
+        references = answers[:1] if protocol.first_reference else answers
+        if protocol.drop_silent:
+            references = tuple(text for text in references if any(map(str.isalnum, text)))
         if references:
             yield Example(f"{split}-{index}", prompt, references)
         else:

@@ -25,9 +25,12 @@ class Protocol:
     """From a task's name and a record of its files to the prompt and the accepted answers. Raises
     InputError for a record of a shape that this protocol has no template for."""
 
-    as_published: bool = True
-    """Of several accepted answers only the first counts, and examples whose answer says nothing
-    stay in. Else the best answer counts, and such examples are left out with a note."""
+    first_reference: bool = False
+    """Of several accepted answers only the first counts, in place of the best."""
+
+    drop_silent: bool = False
+    """Answers without a letter or a digit, such as ``-`` for unlabelled, do not count. An example
+    that has no other is left out, and a note says so."""
 
     decoding: Decoding = field(default_factory=Decoding)
     learning_rate: float = 5e-4

@@ -33,7 +33,7 @@ class Sample:
 
     text: str
     answers: tuple[str, ...]
-    """At least one; they may be blank."""
+    """At least one; those of an instance may be blank."""
 
     definition: str = ""
     """The task's instruction, stripped, where the file has one."""
@@ -71,7 +71,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
         else:
             shape, question, answer = "prompt", "prompt", "answer"
         text = text_field(record, question, where)
-        yield Sample(where, shape, text, texts_field(record, answer, where, empty=True))
+        yield Sample(where, shape, text, texts_field(record, answer, where))
 
 
 def _instances(path: Path, content: dict[str, Any]) -> Iterator[Sample]:

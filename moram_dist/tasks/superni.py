@@ -102,11 +102,12 @@ PROTOCOLS = {
     "default": Protocol(
         tasks={task: replace(_DEFAULT, labels=labels) for task, labels in LABELS.items()},
         ask=_ask,
-        as_published=False,
+        drop_silent=True,
     ),
     "sapt": Protocol(  # learning rate, epochs and batch size of its LLaMA script
         tasks={task: replace(_SAPT, labels=labels) for task, labels in LABELS.items()},
         ask=_ask,
+        first_reference=True,
         learning_rate=5e-5,
         notes=("of several references the first counts; the published code draws one at random",),
     ),
