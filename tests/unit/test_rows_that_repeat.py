@@ -40,9 +40,9 @@ def base():
 def evaluator(base, tmp_path, monkeypatch):
     """Makes an evaluator; ``base.generated`` are the prompts that the model got, as text."""
 
-    def make(method, eval_rows="seen", folder=tmp_path / "run"):
+    def make(method, eval_rows="seen", folder=tmp_path / "run", answers="generate"):
         return Evaluator(
-            config=EvalConfig(eval_rows=eval_rows),
+            config=EvalConfig(eval_rows=eval_rows, answers=answers),
             benchmark=BENCHMARK,
             asked=method.asked(BENCHMARK, lambda task, prompt: True),
             method=method,
@@ -124,16 +124,31 @@ def test_a_copy_is_what_was_measured_before(evaluator, tmp_path):
     path = predictions_path(tmp_path / "run", 0, 0, "topic")
     marked = path.read_text().replace("test-0", "marked")
     path.write_text(marked)
-    evaluate.matrix.set(0, 0, 12.5)
+    matrix = evaluate.matrices["generate"]
+    matrix.set(0, 0, 12.5)
     for row in (1, 2, 3):
         evaluate(row)
     found = cells(tmp_path / "run")
     assert found[1, 0] == marked.encode()
     assert b"marked" not in found[2, 0] + found[3, 0] + found[1, 1]
     assert found[3, 0] == found[2, 0]
-    scores = [evaluate.matrix.get(row, 0) for row in range(4)]
+    scores = [matrix.get(row, 0) for row in range(4)]
     assert scores[:2] == [12.5, 12.5]
     assert 12.5 not in scores[2:]
+
+
+def test_every_mode_is_copied(evaluator, tmp_path):
+    evaluate = evaluator(Sometimes([True, False, True, True]), answers="labels,constrained")
+    evaluate(0)
+    path = predictions_path(tmp_path / "run", 0, 0, "topic", "constrained")
+    marked = path.read_bytes().replace(b"test-0", b"marked")
+    path.write_bytes(marked)
+    evaluate(1)
+    copies = [
+        predictions_path(tmp_path / "run", 1, 0, "topic", mode).read_bytes()
+        for mode in (None, "constrained")
+    ]
+    assert copies == [cells(tmp_path / "run")[0, 0], marked]
 
 
 def test_predictions_show_the_question_alone(evaluator, tmp_path):
