@@ -146,6 +146,7 @@ def test_a_separator_joins_unless_the_prompt_ends_in_space(prompt, expected, lea
 OWN = {"shared_limit": False, "side": "right"}  # each part has its own length
 
 
+@pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize(
     ("prompt", "num_bos", "cue", "expected"),
     [
@@ -158,8 +159,8 @@ OWN = {"shared_limit": False, "side": "right"}  # each part has its own length
         ("abcdefgh", 1, "cdefgh", ids(BOS, "defgh")),  # a cue longer than the room: its end
     ],
 )
-def test_prompts_with_a_length_of_their_own(prompt, num_bos, cue, expected):
-    rules = task(num_bos=num_bos, cue=cue, **OWN)
+def test_prompts_with_a_length_of_their_own(prompt, num_bos, cue, expected, joined):
+    rules = task(num_bos=num_bos, cue=cue, joined=joined, **OWN)
     assert tuple(encode_prompt(Letters(), prompt, rules)) == expected
     found = encode_training(Letters(), Example("e", prompt, ("xy",)), rules)
     assert found.tokens == (*expected, *ids("xy", EOS))  # training sees evaluation's prompt
