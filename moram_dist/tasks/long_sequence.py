@@ -21,7 +21,7 @@ from moram_dist.tasks.rules import RULES, Protocol
 from moram_dist.tasks.samples import Sample
 from moram_dist.tasks.task import BENCHMARKS, TaskRules
 
-CUE = "Output: "
+CUE = "Output:"
 
 _ORDER_4 = "mnli cb wic copa qqp boolq rte imdb yelp amazon sst2 dbpedia agnews multirc yahoo"
 _ORDER_5 = "multirc boolq wic mnli cb copa qqp rte imdb sst2 dbpedia agnews yelp amazon yahoo"
@@ -67,9 +67,13 @@ def _asks(
     return ask
 
 
-def _sapt_prompt(data: Dataset, sample: Sample) -> str:
+def _prompt(data: Dataset, sample: Sample) -> str:
     definition = sample.definition or data.definition
     return f"{definition}\n{sample.text}\n{CUE}" if definition else f"{sample.text}\n{CUE}"
+
+
+def _sapt_prompt(data: Dataset, sample: Sample) -> str:
+    return f"{_prompt(data, sample)} "
 
 
 def _options(data: Dataset, sample: Sample) -> str:
@@ -84,18 +88,15 @@ def _o_lora_prompt(data: Dataset, sample: Sample) -> str:
     return f"Task:{data.group}\nDataset:{data.dataset}\n{_options(data, sample)}"
 
 
-_DEFAULT = TaskRules(
+_RULES = TaskRules(
     metric="exact_match_normalised",
     max_answer_tokens=50,
     truncate_prompt="right",
-    cue=CUE,
-    joined=False,
     shared_limit=False,
 )
-_SAPT = replace(_DEFAULT, epochs=20, cue="", num_bos=0, answer_after="Output:")
-_O_LORA = replace(
-    _DEFAULT, max_prompt_tokens=512, cue="", joined=True, num_bos=2, answer_after="Answer:"
-)
+_DEFAULT = replace(_RULES, separator=" ", cue=f"\n{CUE}")
+_SAPT = replace(_RULES, epochs=20, joined=False, num_bos=0, answer_after=CUE)
+_O_LORA = replace(_RULES, max_prompt_tokens=512, num_bos=2, answer_after="Answer:")
 _TREE_LORA = TaskRules(metric="accuracy_prefix")
 
 
@@ -108,7 +109,7 @@ def _sapt_epochs(task: str, batch_size: int = 32) -> float:
 PROTOCOLS = {
     "default": Protocol(
         tasks={task: replace(_DEFAULT, labels=_labels(task, _YES_NO)) for task in DATASETS},
-        ask=_asks(_sapt_prompt, _YES_NO, "instance", "sentence"),
+        ask=_asks(_prompt, _YES_NO, "instance", "sentence"),
         drop_silent=True,
     ),
     "sapt": Protocol(  # learning rate, epochs and batch size of its LLaMA script

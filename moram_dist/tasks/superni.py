@@ -17,7 +17,7 @@ from moram_dist.tasks.rules import RULES, Protocol
 from moram_dist.tasks.samples import Sample
 from moram_dist.tasks.task import BENCHMARKS, TaskRules
 
-CUE = "Output: "
+CUE = "Output:"
 
 LABELS: dict[str, tuple[str, ...]] = {
     # dialogue generation
@@ -80,22 +80,25 @@ ORDERS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-_DEFAULT = TaskRules(
+_RULES = TaskRules(
     metric="rouge_l_stemmed",  # of classification too, as all published numbers are
-    epochs=5,
     max_answer_tokens=50,
     truncate_prompt="right",
-    cue=CUE,
-    joined=False,
     shared_limit=False,
 )
-_SAPT = replace(_DEFAULT, epochs=50, cue="", num_bos=0, answer_after="Output:")
+_DEFAULT = replace(_RULES, epochs=5, separator=" ", cue=f"\n{CUE}")
+_SAPT = replace(_RULES, epochs=50, joined=False, num_bos=0, answer_after=CUE)
 
 
 def _ask(task: str, sample: Sample) -> tuple[str, tuple[str, ...]]:
     sample.expect("instance")
     head = f"Definition: {sample.definition}\n\nNow complete the following example -\n"
     return f"{head}Input: {sample.text}\n{CUE}", sample.answers
+
+
+def _ask_sapt(task: str, sample: Sample) -> tuple[str, tuple[str, ...]]:
+    prompt, answers = _ask(task, sample)
+    return f"{prompt} ", answers  # tokenised alone, the answer has a space of its own behind this
 
 
 PROTOCOLS = {
@@ -106,7 +109,7 @@ PROTOCOLS = {
     ),
     "sapt": Protocol(  # learning rate, epochs and batch size of its LLaMA script
         tasks={task: replace(_SAPT, labels=labels) for task, labels in LABELS.items()},
-        ask=_ask,
+        ask=_ask_sapt,
         first_reference=True,
         learning_rate=5e-5,
         notes=("of several references the first counts; the published code draws one at random",),

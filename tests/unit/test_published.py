@@ -91,9 +91,10 @@ def test_the_prompt_of_superni(tmp_path, protocol):
     name = "task363_sst2_polarity_classification"
     content = instances((" so so\n", "NEG"), definition=["  Judge {it}.\n"])
     task = read_one(tmp_path, "superni", name, content, name, protocol=protocol)
-    assert task.train[0].prompt == (
-        "Definition: Judge {it}.\n\nNow complete the following example -\nInput:  so so\n\nOutput: "
+    expected = (
+        "Definition: Judge {it}.\n\nNow complete the following example -\nInput:  so so\n\nOutput:"
     )
+    assert task.train[0].prompt == expected + (" " if protocol == "sapt" else "")
     assert task.labels == ("POS", "NEG")
     assert task.train[0].prompt.endswith(task.cue)
 
@@ -103,7 +104,7 @@ TEMPLATES = [
         "default",
         "cb",
         instances(("s1\ns2", "neutral"), definition=["Say.\n"]),
-        "Say.\ns1\ns2\nOutput: ",
+        "Say.\ns1\ns2\nOutput:",
     ),
     (
         "sapt",
@@ -118,7 +119,7 @@ TEMPLATES = [
         sentences(("s1", "entailment")),
         "Does the following sentence 1 contradict or entailment the sentence 2?\ns1\nOutput: ",
     ),
-    ("default", "qqp", sentences(("s", "True")), f"{QQP_SAPT}\ns\nOutput: "),
+    ("default", "qqp", sentences(("s", "True")), f"{QQP_SAPT}\ns\nOutput:"),
     (
         "o_lora",
         "mnli",
