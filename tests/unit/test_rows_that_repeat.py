@@ -119,21 +119,23 @@ def test_what_is_measured_and_what_is_copied(evaluator, tmp_path, trained, eval_
 
 def test_a_copy_is_what_was_measured_before(evaluator, tmp_path):
     """Not what the model would answer now: the earlier files are changed by hand to see it."""
-    evaluate = evaluator(Sometimes([True, False, True, False]))
-    evaluate(0)
+    method = Sometimes([True, False, True, False])
+    evaluator(method)(0)
     path = predictions_path(tmp_path / "run", 0, 0, "topic")
     marked = path.read_text().replace("test-0", "marked")
     path.write_text(marked)
-    evaluate.matrix.set(0, 0, 12.5)
+    scores = tmp_path / "run" / "scores.json"
+    ScoreMatrix(scores, BENCHMARK).set(0, 0, 12.5)
+    evaluate = evaluator(method)
     for row in (1, 2, 3):
         evaluate(row)
     found = cells(tmp_path / "run")
     assert found[1, 0] == marked.encode()
     assert b"marked" not in found[2, 0] + found[3, 0] + found[1, 1]
     assert found[3, 0] == found[2, 0]
-    scores = [evaluate.matrix.get(row, 0) for row in range(4)]
-    assert scores[:2] == [12.5, 12.5]
-    assert 12.5 not in scores[2:]
+    column = [ScoreMatrix(scores, BENCHMARK).get(row, 0) for row in range(4)]
+    assert column[:2] == [12.5, 12.5]
+    assert 12.5 not in column[2:]
 
 
 def test_predictions_show_the_question_alone(evaluator, tmp_path):
