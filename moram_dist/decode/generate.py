@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moram_dist.data.answers import read_answers
 from moram_dist.data.encode import encode_prompt
 from moram_dist.tasks.task import Decoding, Example, Task
 
@@ -32,20 +33,19 @@ def generate_batch(
         synced: all ranks generate together, as sharded weights need; they go on until all are done.
 
     Returns:
-        New text only, special tokens removed, in the order of ``examples``.
+        The answers as the task reads them, in the order of ``examples``.
     """
+    prompts = [encode_prompt(tokenizer, example.prompt, task) for example in examples]
     new_BT = greedy(
         model,
         tokenizer,
-        [encode_prompt(tokenizer, example.prompt, task) for example in examples],
+        prompts,
         max_new_tokens=task.max_answer_tokens,
         repetition_penalty=decoding.repetition_penalty,
         no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         synced_gpus=synced,
     )
-    return tokenizer.batch_decode(
-        new_BT, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    return read_answers(tokenizer, prompts, new_BT.tolist(), task)
 
 
 @torch.no_grad()

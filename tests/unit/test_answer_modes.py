@@ -70,13 +70,14 @@ def evaluator(base: Base, run_dir: Path, answers: str, **settings) -> Evaluator:
     return Evaluator(
         config=EvalConfig(answers=answers, eval_batch_size=3, **settings),
         benchmark=BENCHMARK,
+        asked=BENCHMARK,
+        method=types.SimpleNamespace(in_step=False, training_data=lambda benchmark, i: [i]),
         engine=types.SimpleNamespace(module=base.model, eval=base.model.eval),
         base=base,
         run_dir=run_dir,
         tracker=Logged(),
         progress=Progress(enabled=False),
         watch=Watch(60.0),
-        in_step=False,
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from moram_dist.config import ModelConfig
 from moram_dist.data.encode import cut, encode_prompt, encode_training, plain
 from moram_dist.models.causal_lm import load_tokenizer
+from moram_dist.tasks.rules import RULES
 from moram_dist.tasks.task import Example, Task
 
 BOS, EOS = 1, 2
@@ -34,7 +37,7 @@ class Pairs(Letters):
         return {"input_ids": [text[k : k + 2] for k in range(0, len(text), 2)]}
 
 
-def task(max_prompt=6, max_answer=4, side="left", separator=""):
+def task(max_prompt=6, max_answer=4, side="left", separator="", **rules):
     return Task(
         name="t",
         metric="choice",
@@ -44,6 +47,7 @@ def task(max_prompt=6, max_answer=4, side="left", separator=""):
         max_answer_tokens=max_answer,
         truncate_prompt=side,
         separator=separator,
+        **{"joined": side == "left"} | rules,
     )
 
 
@@ -137,6 +141,82 @@ def test_the_answer_is_counted_in_context(prompt, answer, expected, learned):
 )
 def test_a_separator_joins_unless_the_prompt_ends_in_space(prompt, expected, learned, side):
     assert encoded(prompt, "x", side=side, separator=" ") == (expected, learned)
+
+
+OWN = {"shared_limit": False, "side": "right"}  # each part has its own length
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize(
+    ("prompt", "num_bos", "cue", "expected"),
+    [
+        ("abcd", 0, "", ids("abcd")),
+        ("abcdefgh", 0, "", ids("abcdef")),  # SAPT: no BOS, first tokens, the cue may go
+        ("abcdefgh", 2, "", ids(BOS, BOS, "abcd")),  # O-LoRA: BOS twice, and always there
+        ("abcdefgh", 1, "", ids(BOS, "abcde")),
+        ("abcdefgh", 1, "gh", ids(BOS, "abcgh")),
+        ("abc:", 1, ":", ids(BOS, "abc:")),
+        ("abcdefgh", 1, "cdefgh", ids(BOS, "defgh")),  # a cue longer than the room: its end
+    ],
+)
+def test_prompts_with_a_length_of_their_own(prompt, num_bos, cue, expected, joined):
+    rules = task(num_bos=num_bos, cue=cue, joined=joined, **OWN)
+    assert tuple(encode_prompt(Letters(), prompt, rules)) == expected
+    found = encode_training(Letters(), Example("e", prompt, ("xy",)), rules)
+    assert found.tokens == (*expected, *ids("xy", EOS))  # training sees evaluation's prompt
+    assert found.num_answer == 3
+
+
+def test_a_kept_cue_is_the_tokens_at_the_end_of_the_whole_prompt():
+    rules = task(max_prompt=3, num_bos=0, cue=":", **OWN)
+    assert encode_prompt(Pairs(), "abcdefgh:", rules) == ["ab", "cd", ":"]
+    assert encode_prompt(Pairs(), "abcdefghi:", rules) == ["ab", "cd", "i:"]  # the cue merges
+
+
+def test_without_a_tokenizer_s_bos_the_prompt_has_all_the_room():
+    rules = task(num_bos=2, cue="h", **OWN)
+    assert tuple(encode_prompt(NoBos(), "abcdefgh", rules)) == ids("abcdeh")
+
+
+def test_an_answer_with_a_length_of_its_own():
+    assert encoded("ab", "vwxyz", num_bos=0, **OWN) == (ids("abvwxy"), 4)  # EOS is lost
+    assert encoded("ab", "vwx", num_bos=0, **OWN) == (ids("abvwx", EOS), 4)
+    assert encoded("ab", "", num_bos=0, **OWN) == (ids("ab", EOS), 1)
+
+
+def test_joined_and_apart():
+    rules = {"num_bos": 0, "max_prompt": 9, **OWN}
+    assert encoded("abc", "xy", Pairs(), joined=False, **rules) == (("ab", "c", "xy", EOS), 2)
+    assert encoded("abc", "xy", Pairs(), joined=True, **rules) == (("ab", "cx", "y", EOS), 3)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_shared_lengths_count_every_bos(side):
+    assert tuple(encode_prompt(Letters(), "abcd", task(side=side, num_bos=2))) == ids(
+        BOS, BOS, "abcd"
+    )
+    assert tuple(encode_prompt(Letters(), "abcde", task(side=side, num_bos=2))) == ids("abcde")
+    assert encoded("ab", "x", num_bos=0, side=side) == (ids("abx", EOS), 2)
+
+
+def test_published_prompts_on_the_embedded_tokenizer():
+    tokenizer = load_tokenizer(ModelConfig())
+    bos = tokenizer.bos_token_id
+    prompt = "Classify.\n" + "many words and more " * 500 + "\nOutput:"
+    whole = plain(tokenizer, prompt)
+
+    def found(benchmark, protocol, name, text):
+        rules = RULES[benchmark][protocol].tasks[name]
+        return encode_prompt(tokenizer, text, Task(name=name, train=(), test=(), **asdict(rules)))
+
+    default = found("long_sequence", "default", "agnews", prompt)
+    assert (len(default), default[0]) == (1024, bos)
+    assert default[1:1000] == whole[:999]
+    assert tokenizer.decode(default).endswith("\nOutput:")
+    assert found("long_sequence", "sapt", "agnews", prompt + " ") == whole[:1024]
+    assert found("standard_cl", "o_lora", "agnews", prompt) == [bos, bos, *whole[:510]]
+    assert found("standard_cl", "tree_lora", "agnews", prompt) == whole[-1024:]
+    assert found("trace", "moram", "MeetingBank", prompt * 9) == plain(tokenizer, prompt * 9)[:4096]
 
 
 def test_without_bos():

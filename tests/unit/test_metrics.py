@@ -26,10 +26,13 @@ def test_every_metric_is_registered():
         "accuracy_prefix",
         "choice",
         "edit_similarity",
+        "exact_match",
         "exact_match_normalised",
         "first_character",
         "math_answer",
         "rouge_l_set",
+        "rouge_l_set_swapped",
+        "rouge_l_stemmed",
         "sari",
     ]
 
@@ -91,6 +94,10 @@ def test_choice_needs_single_characters(labels):
         ("accuracy_prefix", "yes", " yes", False),  # the reference is not stripped
         ("accuracy_prefix", "", "5", False),
         ("accuracy_prefix", "5", "", False),
+        ("exact_match", "A", "A", True),
+        ("exact_match", "A ", "A", False),
+        ("exact_match", "a", "A", False),
+        ("exact_match", "", "A", False),
         ("exact_match_normalised", " Very  Positive.\n", "very positive", True),
         ("exact_match_normalised", "very-positive", "verypositive", True),
         ("exact_match_normalised", "positive", "very positive", False),
@@ -148,6 +155,41 @@ def test_rouge_l_of_sentences_longer_than_the_recursion_limit():
     assert measure("rouge_l_set", long, long) == pytest.approx(100, abs=1e-4)
     assert measure("rouge_l_set", long, other) == pytest.approx(100 / limit, abs=1e-4)
     assert sys.getrecursionlimit() == limit
+
+
+def test_rouge_l_with_the_arguments_swapped():
+    # "b a" in place of "a b": of the reference's two sentences one word each is common, "a" and
+    # "b"; of the prediction's one sentence with either of them, one word, and the same one: "a".
+    assert measure("rouge_l_set", "b a", "a. b") == pytest.approx(100, abs=1e-4)
+    for prediction, reference in (("b a", "a. b"), ("w1 w2 w6. w1 w3", "w1 w2. w3 w1")):
+        swapped = measure("rouge_l_set_swapped", prediction, reference)
+        assert swapped == measure("rouge_l_set", reference, prediction)
+    assert measure("rouge_l_set_swapped", "", "a b") == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "common", "predicted", "expected"),
+    [
+        ("The Cats were running!", "the cat runs", 3, 4, 3),  # cats, running: cat, run
+        ("was", "wa", 0, 1, 1),  # three characters are not stemmed
+        ("a-b c", "a b_c", 3, 3, 3),  # all but letters and digits separate
+        ("c b a", "a b c", 1, 3, 3),
+        ("the the", "the", 1, 2, 1),  # words count as often as they occur
+        ("one. two", "two. one", 1, 2, 2),  # over the whole text, not by sentence
+        ("POS", "NEG", 0, 1, 1),
+    ],
+)
+def test_stemmed_rouge_l_by_hand(prediction, reference, common, predicted, expected):
+    p, r = common / predicted, common / expected
+    f1 = 2 * p * r / (p + r) if common else 0
+    assert measure("rouge_l_stemmed", prediction, reference) == pytest.approx(100 * f1)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference"), [("", "x"), ("x", "**"), ("", ""), ("好", "好")]
+)
+def test_stemmed_rouge_l_of_no_words_is_0(prediction, reference):
+    assert measure("rouge_l_stemmed", prediction, reference) == 0
 
 
 @pytest.mark.parametrize(
