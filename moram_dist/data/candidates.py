@@ -6,11 +6,9 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moram_dist.data.encode import encode_prompt, encode_training
+from moram_dist.data.encode import cut_prompt, encode_training, plain
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example, Task
-
-_NO_LIMIT = sys.maxsize // 2
 
 
 @dataclass(frozen=True)
@@ -18,8 +16,8 @@ class Candidates:
     """One example's closed choice."""
 
     prefix: tuple[int, ...]
-    """What all labels follow: the prompt as generation sees it, less tokens that merge with a label
-    when both are tokenised together, such as the white space that a prompt ends in."""
+    """What all labels follow: the prompt, less tokens that merge with a label when both are
+    tokenised together, such as the white space that a prompt ends in."""
 
     tails: tuple[tuple[int, ...], ...]
     """What follows, for each of the task's labels in their order; each ends in EOS."""
@@ -28,9 +26,10 @@ class Candidates:
 def encode_candidates(tokenizer: Any, example: Example, task: Task) -> Candidates:
     """The labels of a task after one prompt, as training would tokenise them.
 
-    Prefix and tail are together what ``encode_training`` makes of the label wherever the prompt
-    leaves room for BOS. A longer prompt is cut as for generation, so that both answer the same
-    question, and no label loses its EOS for being longer than others.
+    Prefix and tail are together what ``encode_training`` makes of the label, wherever the prompt
+    has room. A longer one is cut by the rules of ``encode_prompt``, so that the question is that of
+    generation and no label loses its EOS for what stands before it. Training does the same but
+    for tasks with a ``shared_limit``.
 
     All tails begin at one place, the first at which any label differs from the prompt. So each is
     conditioned on the same tokens, also where the white space that ends a prompt becomes part of
@@ -39,18 +38,17 @@ def encode_candidates(tokenizer: Any, example: Example, task: Task) -> Candidate
     Raises:
         InputError: nothing of the prompt is left before the labels.
     """
-    uncut = replace(task, max_prompt_tokens=_NO_LIMIT)
-    prompt = encode_prompt(tokenizer, example.prompt, task)
-    whole = encode_prompt(tokenizer, example.prompt, uncut)
+    uncut = replace(task, max_prompt_tokens=sys.maxsize // 2, num_bos=0)
+    prompt = plain(tokenizer, example.prompt)
     learned = [
         encode_training(tokenizer, Example(example.id, example.prompt, (label,)), uncut)
         for label in task.labels
     ]
     start = min(len(one.tokens) - one.num_answer for one in learned)
-    prefix = prompt[: len(prompt) - (len(whole) - start)]
-    if not prefix or any(one.tokens[:start] != tuple(whole[:start]) for one in learned):
+    prefix = cut_prompt(tokenizer, prompt[:start], example.prompt, task)
+    if not prefix or any(one.tokens[:start] != tuple(prompt[:start]) for one in learned):
         raise InputError(
-            f"{task.name}: nothing of the prompt of {example.id} stands before every label; "
-            "a longer --max_prompt_tokens, or generation (--answers generate), can answer it"
+            f"{task.name}: nothing of the prompt of {example.id} stands before every label, so "
+            "none can be scored; leave the task to --answers generate"
         )
     return Candidates(tuple(prefix), tuple(one.tokens[start:] for one in learned))
