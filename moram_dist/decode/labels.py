@@ -171,8 +171,8 @@ def _tails(choices: Sequence[Candidates], label: int, pad_id: int) -> tuple[Tens
 def _who_sees_whom(mask_BP: Tensor, widths: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Additive mask (B, 1, P + S, P + S): 0 where a row's token sees a column's, else the least.
 
-    Everything sees the real prompt before it; a label's tokens see their own label's. Padding sees
-    itself, for a softmax over nothing is no number.
+    Everything sees the real prompt before it; a label's tokens see their own label's too. What
+    padding sees is all equally masked, which a finite number makes a softmax of like any other.
     """
     num_prefix = mask_BP.shape[1]
     owner = torch.cat(
@@ -184,6 +184,5 @@ def _who_sees_whom(mask_BP: Tensor, widths: Sequence[int], dtype: torch.dtype) -
     real = torch.ones(len(mask_BP), size, dtype=torch.bool)
     real[:, :num_prefix] = mask_BP.bool()
     seen = causal & (own | (owner == 0)) & real[:, None, :]
-    seen |= torch.eye(size, dtype=torch.bool)
     least = torch.finfo(dtype).min
     return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, least)[:, None]

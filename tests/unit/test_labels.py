@@ -170,7 +170,7 @@ def test_kernels_that_take_no_such_mask(tokenizer, monkeypatch):
         assert not can_share_prefix(model, 96)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "mistral", "bloom"])
+@pytest.mark.parametrize("kind", ["gpt2", "mistral", "bloom", "falcon"])
 def test_other_architectures(tokenizer, kind):
     """Learned positions, a window shorter than the prompt, ALiBi: what cannot share does not."""
     model = other_model(kind, len(tokenizer))
@@ -196,6 +196,9 @@ def other_model(kind, vocabulary):
             num_key_value_heads=2,
             sliding_window=8,
             **common,
+        ),
+        "falcon": lambda: hf.FalconConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, **common
         ),
         "bloom": lambda: hf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **common),
     }
@@ -343,11 +346,14 @@ def test_constrained_is_the_greedy_walk_through_the_labels(model, tokenizer, siz
 def test_constrained_ignores_repetition_rules_and_length(tokenizer):
     """Both may forbid a label: one that the prompt repeats, one that is longer than any answer."""
     model = wide_model(len(tokenizer))
-    rules = task(labels=("Science or Technology",), max_answer_tokens=1)
-    strict = Decoding(repetition_penalty=5.0, no_repeat_ngram_size=1)
-    example = Example("e", "Science or Technology Science or Technology:", ("x",))
-    found = answer_batch(["constrained"], model, tokenizer, [example], rules, strict)
-    assert found["constrained"][0].text == "Science or Technology"
+    rules = task(max_answer_tokens=1)
+    strict = Decoding(repetition_penalty=9.0, no_repeat_ngram_size=1)
+    model.generation_config.update(repetition_penalty=9.0)
+    examples = [Example(label, f"{label} {label}, {label}:", ("x",)) for label in LABELS]
+    found = answer_batch(["constrained"], model, tokenizer, examples, rules, strict)
+    for answer, example in zip(found["constrained"], examples, strict=True):
+        one = encode_candidates(tokenizer, example, rules)
+        assert answer.text == LABELS[one.tails.index(walk(model, one))]
 
 
 def test_modes(model, tokenizer):
