@@ -348,8 +348,10 @@ def test_constrained_ignores_repetition_rules_and_length(tokenizer):
     model = wide_model(len(tokenizer))
     rules = task(max_answer_tokens=1)
     strict = Decoding(repetition_penalty=9.0, no_repeat_ngram_size=1)
-    model.generation_config.update(repetition_penalty=9.0)
-    examples = [Example(label, f"{label} {label}, {label}:", ("x",)) for label in LABELS]
+    examples = [
+        Example(label, " ".join(other for other in LABELS if other != label) + ":", ("x",))
+        for label in LABELS
+    ]
     found = answer_batch(["constrained"], model, tokenizer, examples, rules, strict)
     for answer, example in zip(found["constrained"], examples, strict=True):
         one = encode_candidates(tokenizer, example, rules)
