@@ -4,6 +4,8 @@
     python eval/run.py rescore --predictions FILE.jsonl --metric choice --labels A,B,C
     python eval/run.py metrics --scores RUN/scores.json
     python eval/run.py report --run RUN
+    python eval/run.py compare RUN... --out DIR
+    python eval/run.py compare --experiment NAME --tracking_uri sqlite:///RUNS/mlflow.db
 
 Results go to standard output. Bad input is one line on standard error and exit code 2.
 """
@@ -60,10 +62,33 @@ def report(argv: Sequence[str]) -> None:
     print(write_report(run))
 
 
+def compare(argv: Sequence[str]) -> None:
+    """Compare runs by method over orders and seeds: print the tables, write them to --out."""
+    args = _parse(
+        compare,
+        argv,
+        optional="--experiment --tracking_uri --answers --out --resamples",
+        words="RUN",
+    )
+    from eval.compare_command import compare_runs, write_comparison  # numpy is only needed here
+
+    text, comparison = compare_runs(
+        [Path(word) for word in args.RUN],
+        experiment=args.experiment,
+        tracking_uri=args.tracking_uri,
+        answers=args.answers,
+        resamples=args.resamples,
+    )
+    if args.out is not None:
+        write_comparison(Path(args.out), text, comparison)
+    print(text, end="")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "rescore": rescore,
     "metrics": metrics,
     "report": report,
+    "compare": compare,
 }
 
 
@@ -85,22 +110,28 @@ def main(argv: Sequence[str]) -> int:
 def _parse(
     command: Callable[[Sequence[str]], None],
     argv: Sequence[str],
-    required: str,
+    required: str = "",
     *,
     optional: str = "",
+    words: str = "",
 ) -> argparse.Namespace:
-    """Read flags that each take one text. Raises InputError for one that does not exist."""
+    """Read flags that each take one text, and any number of ``words`` where they have a name.
+
+    Raises InputError for a flag that does not exist.
+    """
     parser = _Parser(
         prog=f"eval/run.py {command.__name__}", description=command.__doc__, allow_abbrev=False
     )
-    flags = [required, *optional.split()]
+    flags = [*required.split(), *optional.split()]
     for flag in flags:
         parser.add_argument(flag, required=flag == required)
+    if words:
+        parser.add_argument(words, nargs="*")
     for word in argv:
         name = word.split("=")[0]
         if name.startswith("--") and name not in [*flags, "--help"]:
             raise unknown("flag", name, flags)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
