@@ -7,6 +7,7 @@ run counts once, so an order with more seeds weighs more.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from eval.bootstrap import Array
 from eval.compare_groups import Group, Place, check_comparable, group_runs
 from eval.compare_runs import Run, unpack
 from eval.continual import Cell, sequence_metrics
+from moram_dist.registry import InputError
 
 METRICS = {"AP": "ap", "BWT": "bwt_gem", "learned": "mean_diagonal"}
 """What is compared: the name in tables, and the name in ``sequence_metrics``."""
@@ -98,14 +100,26 @@ class Comparison:
         return sorted({order for group in self.groups for order, _ in group.runs})
 
 
-def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Comparison:
+def compare(runs: Sequence[Run], *, resamples: int | None = None) -> Comparison:
     """Compare runs by method.
 
+    Args:
+        runs: of any methods, orders and seeds.
+        resamples: of the bootstrap; None is 10,000, and more for very many groups.
+
     Raises:
-        InputError: there is no run, or runs that cannot stand in one table.
+        InputError: there is no run, runs that cannot stand in one table, or too few resamples.
     """
     check_comparable(runs)
     groups = group_runs(runs)
+    # The smallest p of B resamples is 2 / B, and Holm multiplies it by the number of differences.
+    fewest = max(1000, 80 * math.comb(len(groups), 2))
+    if resamples is not None and resamples < fewest:
+        raise InputError(
+            f"--resamples {resamples} could resolve nothing among {len(groups)} groups; give at "
+            f"least {fewest}"
+        )
+    resamples = resamples or max(RESAMPLES, fewest)
     estimates: dict[tuple[str, str], Estimate] = {}
     by_order: dict[tuple[str, str], Estimate] = {}
     differences: list[Difference] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.compare import RESAMPLES, Comparison, compare
+from eval.compare import Comparison, compare
 from eval.compare_runs import read_runs
 from eval.compare_tables import latex, markdown, to_csv
 from eval.references import read_references
@@ -30,14 +30,12 @@ def compare_runs(
         experiment: an MLflow experiment whose finished runs are compared too.
         tracking_uri: its store; None is explained at ``run_directories``.
         answers: which way of answering to compare, where runs have several.
-        resamples: of the bootstrap, as typed; None is 10,000.
+        resamples: of the bootstrap, as typed; None is explained at ``compare``.
 
     Raises:
         InputError: nothing to compare, a run that cannot be read, or runs that do not fit together.
     """
-    count = RESAMPLES if resamples is None else coerce("resamples", resamples, int)
-    if count < 1000:
-        raise InputError(f"--resamples must be at least 1000, got {count}")
+    count = coerce("resamples", resamples, int | None)
     if tracking_uri is not None and experiment is None:
         raise InputError("--tracking_uri goes with --experiment")
     if experiment is not None:

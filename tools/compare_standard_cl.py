@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -110,24 +111,33 @@ class Study:
         done = {record["name"] for record in _lines(file)}
         missing = [job for job in jobs if job.name not in done]
         print(f"{file.name}: {len(jobs) - len(missing)} of {len(jobs)} runs are there", flush=True)
-        start = time.monotonic()
+        start, stopping = time.monotonic(), threading.Event()
+
+        def one(job: Job) -> dict[str, Any] | None:
+            return None if stopping.is_set() else self._one(job, splits)
+
+        failed: BaseException | None = None
         with ThreadPoolExecutor(self.jobs) as pool:
-            running = {pool.submit(self._one, job, splits): job for job in missing}
             try:
+                running = [pool.submit(one, job) for job in missing]
                 for count, future in enumerate(as_completed(running), start=1):
-                    line = future.result()
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    with file.open("a", encoding="utf-8") as results:
-                        results.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    failed = failed or future.exception()
+                    if failed:
+                        stopping.set()  # but what runs beside it is recorded when it ends
+                    line = None if future.exception() else future.result()
+                    if line is None:
+                        continue
+                    _append(file, line)
                     left = (time.monotonic() - start) / count * (len(missing) - count)
                     print(
                         f"[{count}/{len(missing)}] {line['name']}: AP {_ap(line):.1f}, "
                         f"{line['seconds']:.0f} s; about {left / 60:.0f} min left",
                         flush=True,
                     )
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # what has started is not lost: it goes on
-                raise
+            finally:
+                stopping.set()
+        if failed:
+            raise failed
 
     def _one(self, job: Job, splits: dict[str, dict[str, str]]) -> dict[str, Any]:
         folder = self.out / job.name
@@ -189,6 +199,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in read_records(path)] if path.exists() else []
 
 
+def _append(path: Path, line: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
 def _ap(record: dict[str, Any]) -> float:
     """AP of a line; -1 of a run that diverged, so that it is never chosen."""
     if record.get("diverged"):
@@ -219,9 +235,8 @@ def main() -> None:
     )
     rates = study.choose_rates(args.methods.split(","))
     jobs = study.run(rates, [int(seed) for seed in args.seeds.split(",")])
-    wanted = {job.name for job in jobs}
-    runs = [run for run in read_runs([study.file]) if run.name in wanted]
-    comparison = compare(runs)
+    runs = {run.name: run for run in read_runs([study.file])}
+    comparison = compare([runs[job.name] for job in jobs])  # rows in the order of the plan
     text = markdown(comparison, read_references())
     write_comparison(args.results / "standard_cl", text, comparison)
     print(text)

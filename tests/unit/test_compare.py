@@ -247,7 +247,10 @@ def test_unfinished_and_broken_runs(tmp_path):
     [
         ([], "compare needs run directories, or --experiment"),
         (["nowhere"], "nowhere: no such run directory or .jsonl file"),
-        (["RUN", "--resamples", "10"], "--resamples must be at least 1000"),
+        (
+            ["RUN", "--resamples", "10"],
+            "--resamples 10 could resolve nothing among 1 groups",
+        ),
         (["RUN", "--tracking_uri", "sqlite:///x.db"], "--tracking_uri goes with --experiment"),
         (["--experiment", "demo", "--tracking_uri", "sqlite:///no.db"], "no such file"),
         (["RUN", "--answer", "labels"], "unknown flag '--answer'; did you mean '--answers'?"),
