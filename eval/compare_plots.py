@@ -38,6 +38,7 @@ def ap_intervals(
     """A row a method: each order with its 95 % over items, and the mean with that over runs too."""
     shown = [label for label in labels if label in mean]
     step = 0.8 / (len(orders) + 1)
+    named: set[str] = set()
     with canvas(FULL_WIDTH, 1.2 + (0.2 + 0.16 * len(orders)) * len(shown)) as figure:
         axes = figure.subplots()
         for row, label in enumerate(shown):
@@ -57,8 +58,9 @@ def ap_intervals(
                     color=colour,
                     markersize=4.5,
                     linestyle="",
-                    label=name if row == 0 else None,
+                    label=None if name in named else name,
                 )
+                named.add(name)
         axes.set_yticks(range(len(shown)), shown)
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_xlabel("AP: mean score on all tasks after the last, 95 % intervals")

@@ -160,7 +160,7 @@ def _scores(comparison: Comparison) -> Table:
 def _differences(metric: str, found: Sequence[Difference]) -> Table:
     middle = statistics.median(one.detectable for one in found)
     return Table(
-        title=f"Differences of {metric}; half of the pairs would show {middle:.1f} points or less",
+        title=f"Differences of {metric}; median of what is detectable: {middle:.1f} points",
         header=(
             "first less second",
             "runs",
