@@ -64,7 +64,7 @@ def notes(comparison: Comparison) -> list[str]:
     found = [
         f"- Test items: {sizes}. The standard error over items of one run's AP is {low:.1f} to "
         f"{high:.1f} points.",
-        f"- Runs: {len(places)} pairs of order and seed. A method's mean is over those it has, a "
+        f"- Pairs of order and seed: {len(places)}. A method's mean is over those it has, a "
         "difference over those both have. Brackets are 95 % intervals: over items for these runs "
         "and other test items, over runs too for other orders and seeds as well.",
         "- Resolved: p under 5 % over items and runs, after Holm's correction for all differences "

@@ -49,9 +49,14 @@ class Reference:
 
     def mark(self, base: str, protocol: str) -> str:
         """Whether it can be compared with runs of ours on that base and protocol, and why not."""
-        reasons = [] if self.model == base else ["other base model"]
-        if self.protocol != protocol:
-            reasons.append("other protocol")
+        reasons = [
+            f"other {what}" if said else f"{what} not stated"
+            for what, said, ours in (
+                ("base model", self.model, base),
+                ("protocol", self.protocol, protocol),
+            )
+            if said != ours
+        ]
         reasons += [self.note] if self.note else []
         verdict = f"not comparable: {'; '.join(reasons)}" if reasons else "comparable"
         return f"{verdict} ({PROVENANCE[self.provenance]})"

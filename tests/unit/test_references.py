@@ -65,6 +65,12 @@ def test_marks():
     assert one.mark("other", "original") == (
         "not comparable: other base model; other protocol (read in the source)"
     )
+    unsaid = Reference(
+        **ONE | {"model": "", "protocol": "", "note": "cut", "provenance": "unverified"}
+    )
+    assert unsaid.mark("M", "moram") == (
+        "not comparable: base model not stated; protocol not stated; cut (unverified)"
+    )
 
 
 @pytest.mark.parametrize(
