@@ -124,7 +124,7 @@ def _parse(
     )
     flags = [*required.split(), *optional.split()]
     for flag in flags:
-        parser.add_argument(flag, required=flag == required)
+        parser.add_argument(flag, required=flag in required.split())
     if words:
         parser.add_argument(words, nargs="*")
     for word in argv:
