@@ -21,7 +21,7 @@ from moram_dist.config import EvalConfig
 from moram_dist.decode import generate_batch
 from moram_dist.files import safe_name, write_atomically
 from moram_dist.metrics import score
-from moram_dist.models.causal_lm import Base
+from moram_dist.models.language_model import Base
 from moram_dist.tasks.task import Benchmark, Example, Task
 from moram_dist.tracking import Tracker
 from moram_dist.train.progress import Progress

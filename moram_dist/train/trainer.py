@@ -20,7 +20,7 @@ from moram_dist.data.encode import Encoded, encode_training
 from moram_dist.data.stream import Step, num_steps, steps
 from moram_dist.files import read_json
 from moram_dist.methods.method import Method
-from moram_dist.models.causal_lm import Base
+from moram_dist.models.language_model import Base
 from moram_dist.tasks.task import Benchmark
 from moram_dist.tracking import IDS_FILE, Tracker
 from moram_dist.train.checkpoint import Place, SaveTimer
