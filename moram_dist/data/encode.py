@@ -18,7 +18,16 @@ class Encoded:
 
     id: str
     tokens: tuple[int, ...]
+    """Prompt and answer; for an encoder-decoder model the decoder's: its start, and the answer."""
+
     num_answer: int
+    source: tuple[int, ...] | None = None
+    """What an encoder reads; None for a causal model."""
+
+    @property
+    def num_tokens(self) -> int:
+        """That a model reads."""
+        return len(self.tokens) + len(self.source or ())
 
 
 def plain(tokenizer: Any, text: str) -> list[int]:
@@ -42,8 +51,12 @@ def encode_prompt(tokenizer: Any, prompt: str, task: Task) -> list[int]:
     return _with_bos(tokenizer, tokens, task.max_prompt_tokens)
 
 
-def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
+def encode_training(
+    tokenizer: Any, example: Example, task: Task, decoder_start: int | None = None
+) -> Encoded:
     """Prompt, answer and EOS, cut to the task's lengths, with the answer marked.
+
+    With ``decoder_start``, for an encoder-decoder model: see ``encode_pair``. Else joined:
 
     ``truncate_prompt == "left"``: prompt and answer are tokenised together and lose their head when
     too long; EOS and BOS are added where there is room. The answer is what differs from the prompt
@@ -53,6 +66,8 @@ def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     ``"right"``: prompt and answer are tokenised apart, and the prompt's tail is cut so that the
     whole answer fits.
     """
+    if decoder_start is not None:
+        return encode_pair(tokenizer, example, task, decoder_start)
     limit = task.max_prompt_tokens + task.max_answer_tokens
     prompt, answer = example.prompt, example.references[0]
     if not prompt[-1:].isspace():
@@ -71,6 +86,41 @@ def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
         num_answer += 1
     tokens = _with_bos(tokenizer, tokens, limit)
     return Encoded(example.id, tuple(tokens), min(num_answer, len(tokens) - 1))
+
+
+def encode_source(tokenizer: Any, prompt: str, task: Task) -> list[int]:
+    """What an encoder reads: the prompt and EOS, ``task.max_prompt_tokens`` at most.
+
+    Where the tail of a long prompt is cut away, the tokens that are kept go through text once more,
+    as in the published collators of SAPT and O-LoRA (Tk-Instruct's): the pieces that come of it may
+    be others than those that were cut.
+    """
+    limit = task.max_prompt_tokens
+    tokens = plain(tokenizer, prompt)
+    if len(tokens) >= limit and task.truncate_prompt == "right":
+        text = tokenizer.decode(
+            tokens[:limit], skip_special_tokens=True, clean_up_tokenization_spaces=True
+        )
+        tokens = plain(tokenizer, text)
+    return [*cut(tokens, limit - 1, task.truncate_prompt), tokenizer.eos_token_id]
+
+
+def encode_pair(tokenizer: Any, example: Example, task: Task, decoder_start: int) -> Encoded:
+    """For an encoder-decoder model: the prompt as its source, and the answer with EOS to learn.
+
+    Args:
+        tokenizer: one that ends a text with EOS and adds no other token, such as T5's.
+        example: its first reference is learned.
+        task: how long both may be, EOS included. Its separator has nothing to stand between.
+        decoder_start: the token that the decoder starts from.
+    """
+    answer = plain(tokenizer, example.references[0])[: task.max_answer_tokens - 1]
+    return Encoded(
+        example.id,
+        (decoder_start, *answer, tokenizer.eos_token_id),
+        num_answer=len(answer) + 1,
+        source=tuple(encode_source(tokenizer, example.prompt, task)),
+    )
 
 
 def _common(first: list[int], second: list[int]) -> int:

@@ -199,7 +199,7 @@ class Trainer:
         place = (self.config.train.seed, i, step.index)
         batch = step.micro_batches[m]
         seeds = [_seed(*place, row) & 0xFFFFFFFF for row in batch.rows]
-        self.method.token_keys.set(seeds, batch.input_ids.shape[1], env.device())
+        self.method.token_keys.set(seeds, batch.lengths, env.device())
         # Dropout of the base itself, which few models have, does depend on the ranks.
         torch.manual_seed(_seed(*place, m, env.rank()))
 
@@ -237,7 +237,7 @@ class Trainer:
 
     def _examples(self, i: int) -> list[Encoded]:
         return [
-            encode_training(self.base.tokenizer, example, task)
+            encode_training(self.base.tokenizer, example, task, self.base.decoder_start)
             for task, example in self.method.training_data(self.benchmark, i)
         ]
 
