@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from moram_dist.files import safe_name, write_atomically
 from moram_dist.metrics import score
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records, text_field, texts_field
@@ -58,3 +62,22 @@ def mean_score(
         )
         for one in predictions
     ) / len(predictions)
+
+
+def predictions_path(
+    run_dir: Path, row: int, column: int, name: str, mode: str | None = None
+) -> Path:
+    """``predictions/after_002/on_000_C-STANCE.jsonl``; row -1 is ``base``.
+
+    ``mode`` is how answers were obtained where that is not the run's first way; it stands before
+    the ending: ``on_000_C-STANCE.labels.jsonl``.
+    """
+    after = f"after_{row:03d}" if row >= 0 else "base"
+    ending = f".{mode}.jsonl" if mode else ".jsonl"
+    return run_dir / "predictions" / after / f"on_{column:03d}_{safe_name(name)}{ending}"
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line, atomically."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomically(path, text)

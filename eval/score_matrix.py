@@ -1,8 +1,13 @@
-"""scores.json: what was measured of each task after each task."""
+"""scores.json: what was measured of each task after each task.
+
+Where answers are obtained in several ways, the first has scores.json and each other, such as
+``labels``, a scores.labels.json of the same form.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.continual import Scores
@@ -20,8 +25,10 @@ class ScoreMatrix:
     Raises InputError where the file is there and is not whole or of other tasks.
     """
 
-    def __init__(self, path: Path, benchmark: Benchmark) -> None:
+    def __init__(self, path: Path, benchmark: Benchmark, *, closed_only: bool = False) -> None:
+        """``closed_only``: tasks without labels are never asked for, and stay null."""
         self.path = path
+        self.asked = [bool(task.labels) or not closed_only for task in benchmark.tasks]
         self.tasks = [task.name for task in benchmark.tasks]
         self.metrics = {task.name: task.metric for task in benchmark.tasks}
         self.rows: dict[int, list[float | None]] = {}
@@ -61,7 +68,7 @@ class ScoreMatrix:
             wanted = range(row, row + 1)
         else:
             wanted = range(last + 1) if eval_rows == "all" else range(row + 1)
-        return [column for column in wanted if self.get(row, column) is None]
+        return [c for c in wanted if self.asked[c] and self.get(row, c) is None]
 
     @property
     def scores(self) -> list[list[float | None]]:
@@ -72,3 +79,25 @@ class ScoreMatrix:
     def base(self) -> list[float | None] | None:
         """The untouched base's row."""
         return self.rows.get(-1)
+
+
+def score_matrices(
+    run_dir: Path, benchmark: Benchmark, modes: Sequence[str]
+) -> dict[str, ScoreMatrix]:
+    """The matrix of each way in which answers are obtained, the first one's first.
+
+    Raises InputError as ``ScoreMatrix`` does.
+    """
+    first, *others = modes
+    return {
+        first: ScoreMatrix(scores_path(run_dir), benchmark),
+        **{
+            mode: ScoreMatrix(scores_path(run_dir, mode), benchmark, closed_only=True)
+            for mode in others
+        },
+    }
+
+
+def scores_path(run_dir: Path, mode: str | None = None) -> Path:
+    """``scores.json``, or ``scores.labels.json`` of a further mode."""
+    return run_dir / (f"scores.{mode}.json" if mode else "scores.json")

@@ -14,7 +14,7 @@ import torch
 
 from eval.harness import Evaluator
 from eval.report import write_report
-from eval.score_matrix import ScoreMatrix
+from eval.score_matrix import score_matrices
 from launch.summary import summary
 from moram_dist import config_io
 from moram_dist.adapters.inject import find_linears
@@ -151,8 +151,9 @@ class Session:
         last = len(self.benchmark.tasks) - 1
         if self.run_dir.finished_tasks() <= last:
             return False
-        matrix = ScoreMatrix(self.run_dir.path / "scores.json", self.benchmark)
-        return not matrix.missing(last, self.config.eval.eval_rows)
+        config = self.config.eval
+        matrices = score_matrices(self.run_dir.path, self.benchmark, config.answer_modes)
+        return not any(m.missing(last, config.eval_rows) for m in matrices.values())
 
     def _manifest(self, method: Method, base: language_model.Base) -> Manifest:
         saved = self.run_dir.memory.manifest()
@@ -269,6 +270,11 @@ def _benchmark(config: RunConfig) -> Benchmark:
         for name in ("max_prompt_tokens", "max_answer_tokens")
         if (value := getattr(config.eval, name)) is not None
     }
+    if config.eval.answers != "generate" and not any(task.labels for task in benchmark.tasks):
+        raise InputError(
+            f"--answers {config.eval.answers} chooses among labels, and no task of "
+            f"{benchmark.name} has any"
+        )
     tasks = tuple(dataclasses.replace(task, **lengths) for task in benchmark.tasks)
     return dataclasses.replace(benchmark, tasks=tasks)
 

@@ -22,6 +22,9 @@ STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP")
 PLACEMENTS = ("auto", "resident", "gathered", "stationary")
 """Where atoms and tokens of a memory meet; see ``ParallelConfig.placement``."""
 
+ANSWERS = ("generate", "constrained", "labels", "labels_mean")
+"""Ways to get an answer from a model; see ``EvalConfig.answers``."""
+
 
 def _positive(section: str, **values: float | None) -> None:
     for name, value in values.items():
@@ -183,6 +186,11 @@ class EvalConfig:
     """seen: tasks learned so far; all: every task and the untouched base; last: the newest task,
     and all of them after the last."""
 
+    answers: str = "generate"
+    """How answers are obtained, joined by commas: generate (freely), constrained (only labels can
+    be generated), labels (the likeliest label), labels_mean (the same, per token). Scores are those
+    of the first; each other has a matrix of its own. Tasks without labels are always generated."""
+
     eval_batch_size: int = 16
     """Prompts that one rank generates for at a time."""
 
@@ -198,10 +206,19 @@ class EvalConfig:
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
         _one_of("eval_rows", self.eval_rows, ("all", "seen", "last"))
+        for mode in self.answer_modes:
+            _one_of("answers", mode, ANSWERS)
+            if self.answer_modes.count(mode) > 1:
+                raise InputError(f"--answers names {mode} twice")
         _one_of("eval_gather", self.eval_gather, ("auto", "true", "false"))
         _positive("eval", eval_batch_size=self.eval_batch_size)
         _positive("eval", max_prompt_tokens=self.max_prompt_tokens)
         _positive("eval", max_answer_tokens=self.max_answer_tokens)
+
+    @property
+    def answer_modes(self) -> tuple[str, ...]:
+        """The names in ``answers``, of which the first is the one that counts."""
+        return tuple(self.answers.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -217,7 +217,7 @@ def _watch_for(note: Callable[[str], object]) -> None:
     around(Forward, "__call__", "a forward pass")
     around(trainer.Trainer, "_log", "the losses' log")
     around(MemoryFiles, "publish", "publishing")
-    around(harness, "generate_batch", "predicting")
+    around(harness, "answer_batch", "predicting")
     around(launch.session, "write_report", "the report")
     for method in {cls for name in METHODS for cls in METHODS[name].__mro__[:-1]}:
         if "before_step" in vars(method):

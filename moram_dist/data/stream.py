@@ -131,7 +131,7 @@ def collate(
 
     ``rows`` says which example of the step each is; default: the step's first ones.
     """
-    input_ids, attention_mask = _padded([example.tokens for example in examples], pad_id)
+    input_ids, attention_mask = pad_right([example.tokens for example in examples], pad_id)
     labels = torch.full_like(input_ids, -100)
     for row, example in enumerate(examples):
         length, learned = len(example.tokens), example.num_answer
@@ -142,11 +142,11 @@ def collate(
         attention_mask,
         labels,
         tuple(rows or range(len(examples))),
-        *(_padded(sources, pad_id) if sources else ()),
+        *(pad_right(sources, pad_id) if sources else ()),
     )
 
 
-def _padded(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Token ids as rows, padded on the right, and their mask."""
     shape = (len(sequences), max(len(sequence) for sequence in sequences))
     ids, mask = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long)

@@ -10,6 +10,8 @@ from moram_dist.config import ModelConfig
 from moram_dist.data.encode import Encoded, encode_source, encode_training
 from moram_dist.data.stream import collate, steps
 from moram_dist.decode import generate_batch
+from moram_dist.decode.constrained import choose_batch
+from moram_dist.decode.labels import score_labels
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Decoding, Example, Task
@@ -23,6 +25,7 @@ ENCODED = [
     Encoded("b", (START, 5, EOS), 2, source=(11, 12, EOS)),
     Encoded("c", (START, EOS), 1, source=(13, 4, 5, 6, 7, 8, EOS)),
 ]
+TEXTS = ("one", "the small red house by the sea", "who are you", "a b c d e f g h i j")
 TASK = Task(name="t", metric="exact", train=(), test=(), max_prompt_tokens=12, max_answer_tokens=6)
 
 
@@ -156,8 +159,7 @@ def test_what_is_kept_of_a_long_prompt_is_read_as_text_once_more():
 
 def test_a_batch_generates_what_its_rows_do(tokenizer):
     model = tiny_t5(seed=3, vocab_size=1024)
-    texts = ("one", "the small red house by the sea", "who are you", "a b c d e f g h i j")
-    examples = [Example(f"e{i}", text, ("",)) for i, text in enumerate(texts)]
+    examples = [Example(f"e{i}", text, ("",)) for i, text in enumerate(TEXTS)]
     together = generate_batch(model, tokenizer, examples, TASK, Decoding())
     alone = [generate_batch(model, tokenizer, [one], TASK, Decoding())[0] for one in examples]
     assert together == alone
@@ -171,6 +173,53 @@ def test_a_batch_generates_what_its_rows_do(tokenizer):
             if said[-1] == tokenizer.eos_token_id:
                 break
         assert tokenizer.decode(said[1:], skip_special_tokens=True) == text
+
+
+LABELS = ("red", "red house", "a very long label by the sea", "x")
+CLOSED = Task(
+    name="t",
+    metric="exact",
+    train=(),
+    test=(),
+    labels=LABELS,
+    max_prompt_tokens=12,
+    max_answer_tokens=2,  # a label is scored whole, whatever generation may say
+)
+
+
+@torch.no_grad()
+def log_likelihood(model, tokenizer, prompt, label):
+    """By the model's own loss, for one prompt and one label without padding."""
+    source = torch.tensor([encode_source(tokenizer, prompt, CLOSED)])
+    answer = torch.tensor([[*ids(tokenizer, label), tokenizer.eos_token_id]])
+    return -model(input_ids=source, labels=answer).loss.item() * answer.numel()
+
+
+def test_labels_are_scored_whole(tokenizer):
+    model = tiny_t5(seed=3, vocab_size=1024)
+    examples = [Example(f"e{i}", text, ("",)) for i, text in enumerate(TEXTS)]
+    for found, text in zip(score_labels(model, tokenizer, examples, CLOSED), TEXTS, strict=True):
+        for label in LABELS:
+            expected = log_likelihood(model, tokenizer, text, label)
+            assert found.sums[label] == pytest.approx(expected, rel=1e-5)
+            length = len(ids(tokenizer, label)) + 1
+            assert found.means[label] == pytest.approx(expected / length, rel=1e-5)
+
+
+def test_constrained_generation_walks_through_the_labels(tokenizer):
+    model = tiny_t5(seed=3, vocab_size=1024)
+    tails = {label: [*ids(tokenizer, label), tokenizer.eos_token_id] for label in LABELS}
+    examples = [Example(f"e{i}", text, ("",)) for i, text in enumerate(TEXTS)]
+    chosen = choose_batch(model, tokenizer, examples, CLOSED)
+    for found, example in zip(chosen, examples, strict=True):
+        source, said = torch.tensor([encode_source(tokenizer, example.prompt, CLOSED)]), []
+        while said not in tails.values():
+            read = torch.tensor([[START, *said]])
+            logits = model(input_ids=source, decoder_input_ids=read).logits[0, -1]
+            n = len(said)
+            following = {tail[n] for tail in tails.values() if tail[:n] == said and len(tail) > n}
+            said.append(max(following, key=lambda token: logits[token].item()))
+        assert tails[found] == said
 
 
 def test_the_configuration_says_what_a_model_is(folder, tmp_path):

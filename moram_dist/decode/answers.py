@@ -1,0 +1,57 @@
+"""The answers of one batch, in each of the ways that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from moram_dist.config import ANSWERS
+from moram_dist.decode.constrained import choose_batch
+from moram_dist.decode.generate import generate_batch
+from moram_dist.decode.labels import best, score_labels
+from moram_dist.tasks.task import Decoding, Example, Task
+
+GENERATE, CONSTRAINED, LABELS, LABELS_MEAN = ANSWERS
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model answered to one prompt."""
+
+    text: str
+    log_likelihoods: dict[str, float] | None = None
+    """Label to its score, where the answer is the label of the largest one."""
+
+
+def answer_batch(
+    modes: Sequence[str],
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    task: Task,
+    decoding: Decoding,
+    *,
+    synced: bool = False,
+) -> dict[str, list[Answered]]:
+    """Mode to the answers in the order of ``examples``; labels are scored once for both modes.
+
+    Whatever the mode, the answers of a task without labels are generated. Other args are those of
+    ``generate_batch``.
+    """
+    found: dict[str, list[Answered]] = {}
+    if GENERATE in modes or not task.labels:
+        texts = generate_batch(model, tokenizer, examples, task, decoding, synced=synced)
+        found[GENERATE] = [Answered(text) for text in texts]
+    if not task.labels:
+        return dict.fromkeys(modes, found[GENERATE])
+    if CONSTRAINED in modes:
+        texts = choose_batch(model, tokenizer, examples, task, synced=synced)
+        found[CONSTRAINED] = [Answered(text) for text in texts]
+    if LABELS in modes or LABELS_MEAN in modes:
+        scores = score_labels(model, tokenizer, examples, task)
+        found[LABELS] = [Answered(best(one.sums), one.sums) for one in scores]
+        found[LABELS_MEAN] = [Answered(best(one.means), one.means) for one in scores]
+    return {mode: found[mode] for mode in modes}

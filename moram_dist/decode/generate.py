@@ -1,0 +1,104 @@
+"""Generate answers in batches: greedy, by a protocol's repetition rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.data.encode import encode_prompt, encode_source
+from moram_dist.data.stream import pad_right
+from moram_dist.tasks.task import Decoding, Example, Task
+
+
+def generate_batch(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    task: Task,
+    decoding: Decoding,
+    *,
+    synced: bool = False,
+) -> list[str]:
+    """Answers to a batch of prompts.
+
+    Args:
+        model: language model in eval mode, with ``generate``.
+        tokenizer: with a pad token.
+        examples: the batch; their prompts are encoded by the task's rules.
+        task: prompt and answer lengths.
+        decoding: repetition rules. As in the published scripts they look at the prompt too, unless
+            an encoder reads it.
+        synced: all ranks generate together, as sharded weights need; they go on until all are done.
+
+    Returns:
+        New text only, special tokens removed, in the order of ``examples``.
+    """
+    encode = encode_prompt if decoder_start(model) is None else encode_source
+    new_BT = greedy(
+        model,
+        tokenizer,
+        [encode(tokenizer, example.prompt, task) for example in examples],
+        max_new_tokens=task.max_answer_tokens,
+        repetition_penalty=decoding.repetition_penalty,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        synced_gpus=synced,
+    )
+    return tokenizer.batch_decode(
+        new_BT, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+
+@torch.no_grad()
+def greedy(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], **rules: Any
+) -> Tensor:
+    """The most likely next token, again and again, until EOS or ``max_new_tokens``.
+
+    Args:
+        model: as for ``generate_batch``.
+        tokenizer: with a pad token.
+        prompts: token ids of each row.
+        rules: further settings of transformers' ``generate``.
+
+    Returns:
+        New tokens only, (B, T); a row that ended early is padded.
+    """
+    device = next(iter(model.parameters())).device
+    pad = pad_left if decoder_start(model) is None else pad_right
+    input_ids, attention_mask = pad(prompts, tokenizer.pad_token_id)
+    sequences = model.generate(  # type: ignore[operator]
+        input_ids=input_ids.to(device),
+        attention_mask=attention_mask.to(device),
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+        **rules,
+    )
+    return sequences[:, num_before(model, prompts) :]
+
+
+def decoder_start(model: Any) -> int | None:
+    """The token that the decoder of an encoder-decoder model starts from; None: a causal model."""
+    config = model.config
+    return config.decoder_start_token_id if config.is_encoder_decoder else None
+
+
+def num_before(model: nn.Module, prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens of a generated row before the new ones: the padded prompt, or a decoder's start."""
+    return max(map(len, prompts)) if decoder_start(model) is None else 1
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of tokens that end together, and their mask of 0 and 1; both (B, P)."""
+    longest = max(len(row) for row in rows)
+    ids_BP = torch.full((len(rows), longest), pad_id)
+    mask_BP = torch.zeros_like(ids_BP)
+    for i, row in enumerate(rows):
+        ids_BP[i, longest - len(row) :] = torch.tensor(row)
+        mask_BP[i, longest - len(row) :] = 1
+    return ids_BP, mask_BP

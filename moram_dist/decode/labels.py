@@ -1,0 +1,209 @@
+"""Score the labels of a closed set by their log-likelihood; nothing is generated.
+
+Shape letters: B examples, L labels, P tokens of the padded prefix, S tokens of all labels together,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.data.candidates import Candidates, encode_candidates
+from moram_dist.data.stream import pad_right
+from moram_dist.decode.generate import decoder_start, pad_left
+from moram_dist.tasks.task import Example, Task
+
+IGNORED = -100
+"""Target where there is nothing to predict."""
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """What a model thinks of each label after one prompt."""
+
+    sums: dict[str, float]
+    """Label to the log-likelihood of its tokens and EOS, in nats."""
+
+    means: dict[str, float]
+    """The same, divided by the number of those tokens: longer labels are not at a disadvantage."""
+
+
+def best(scores: dict[str, float]) -> str:
+    """The label of the largest score; of equal ones the first in the set."""
+    return max(scores, key=lambda label: scores[label])
+
+
+@torch.no_grad()
+def score_labels(
+    model: nn.Module, tokenizer: Any, examples: Sequence[Example], task: Task
+) -> list[LabelScores]:
+    """Log p(label, EOS | prompt) of each of the task's labels, for a batch of prompts.
+
+    Every batch of a task takes the same number of forward passes (one, or one a label), so that
+    ranks that must keep step do.
+
+    Args:
+        model: language model in eval mode.
+        tokenizer: with a pad token.
+        examples: the batch.
+        task: labels and lengths.
+    """
+    start = decoder_start(model)
+    choices = [encode_candidates(tokenizer, example, task, start) for example in examples]
+    longest = task.max_prompt_tokens + max(len(tail) for one in choices for tail in one.tails)
+    passes = _together if can_share_prefix(model, longest) else _one_by_one
+    if start is not None:
+        passes = _after_encoder
+    columns = []
+    for label, (logits_BTV, targets_BT) in zip(
+        task.labels, passes(model, choices, tokenizer.pad_token_id), strict=True
+    ):
+        learned_BT = targets_BT != IGNORED
+        gathered = logits_BTV.float().log_softmax(-1).gather(-1, targets_BT.clamp(min=0)[..., None])
+        sums_B = (gathered[..., 0] * learned_BT).double().sum(1)
+        means_B = sums_B / learned_BT.sum(1)
+        columns.append((label, sums_B.tolist(), means_B.tolist()))
+    return [
+        LabelScores(
+            {label: sums[i] for label, sums, _ in columns},
+            {label: means[i] for label, _, means in columns},
+        )
+        for i in range(len(examples))
+    ]
+
+
+def can_share_prefix(model: nn.Module, longest: int) -> bool:
+    """Whether all labels of a prompt may stand in one row, each blind to the others.
+
+    That takes a mask of who sees whom, and positions of our own. Kernels for flash attention take
+    no such mask; models that know order otherwise (ALiBi, recurrent state) or whose window is
+    shorter than ``longest`` tokens would see something else than a label behind its prompt.
+    """
+    config: Any = model.config
+    config = config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    return (
+        config._attn_implementation in ("eager", "sdpa")
+        and "position_ids" in inspect.signature(type(model).forward).parameters
+        and not getattr(config, "alibi", False)
+        and not getattr(model, "_is_stateful", False)
+        and layers <= {"full_attention", "sliding_attention"}
+        and (window is None or longest <= window)
+    )
+
+
+def _together(
+    model: nn.Module, choices: Sequence[Candidates], pad_id: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and targets of each label, from one pass over rows of a prompt and all its labels.
+
+    A label's tokens see the prompt and each other, and their positions go on from the prompt's, so
+    each label is computed as though it stood alone. The prompt is computed once.
+    """
+    prefix_BP, mask_BP = pad_left([one.prefix for one in choices], pad_id)
+    blocks = [_tails(choices, label, pad_id) for label in range(len(choices[0].tails))]
+    widths = [inputs.shape[1] for inputs, _ in blocks]
+    positions_BP = (mask_BP.cumsum(1) - 1).clamp(min=0)
+    after_S = torch.cat([torch.arange(width) for width in widths])
+    logits = _logits(
+        model,
+        sum(widths) + 1,
+        input_ids=torch.cat([prefix_BP, *(inputs for inputs, _ in blocks)], 1),
+        attention_mask=_who_sees_whom(mask_BP, widths, model.dtype),  # type: ignore[arg-type]
+        position_ids=torch.cat([positions_BP, mask_BP.sum(1, keepdim=True) + after_S], 1),
+    )
+    start = 1
+    for (_, targets), width in zip(blocks, widths, strict=True):
+        yield (
+            torch.cat([logits[:, :1], logits[:, start : start + width]], 1),
+            targets.to(logits.device),
+        )
+        start += width
+
+
+def _one_by_one(
+    model: nn.Module, choices: Sequence[Candidates], pad_id: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and targets of each label, from a pass over whole prompts for each of them."""
+    prefix_BP, mask_BP = pad_left([one.prefix for one in choices], pad_id)
+    for label in range(len(choices[0].tails)):
+        inputs, targets = _tails(choices, label, pad_id)
+        mask = torch.cat([mask_BP, torch.ones_like(inputs)], 1)
+        named = {"input_ids": torch.cat([prefix_BP, inputs], 1), "attention_mask": mask}
+        if "position_ids" in inspect.signature(type(model).forward).parameters:
+            named["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = _logits(model, targets.shape[1], **named)
+        yield logits, targets.to(logits.device)
+
+
+def _after_encoder(
+    model: Any, choices: Sequence[Candidates], pad_id: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and targets of each label: prompts are encoded once, then a decoder pass a label."""
+    device = next(iter(model.parameters())).device
+    ids_BP, mask_BP = (t.to(device) for t in pad_right([one.prefix for one in choices], pad_id))
+    encoded = model.get_encoder()(input_ids=ids_BP, attention_mask=mask_BP)
+    for label in range(len(choices[0].tails)):
+        inputs, targets = _tails(choices, label, pad_id)
+        start_B1 = torch.full((len(choices), 1), model.config.decoder_start_token_id)
+        logits = model(
+            encoder_outputs=encoded,
+            attention_mask=mask_BP,
+            decoder_input_ids=torch.cat([start_B1, inputs], 1).to(device),
+            use_cache=False,
+        ).logits
+        yield logits, targets.to(device)
+
+
+def _logits(model: nn.Module, last: int, **inputs: Tensor) -> Tensor:
+    """Logits at the last so many places, (B, last, V)."""
+    device = next(iter(model.parameters())).device
+    named: dict[str, Any] = {name: tensor.to(device) for name, tensor in inputs.items()}
+    if "logits_to_keep" in inspect.signature(type(model).forward).parameters:
+        named["logits_to_keep"] = last
+    return model(**named, use_cache=False).logits[:, -last:]
+
+
+def _tails(choices: Sequence[Candidates], label: int, pad_id: int) -> tuple[Tensor, Tensor]:
+    """One label of each example, padded on the right.
+
+    Returns:
+        Inputs (B, T), all but the last token, which nothing is predicted from; targets (B, T + 1),
+        ``IGNORED`` in padding.
+    """
+    tails = [one.tails[label] for one in choices]
+    longest = max(len(tail) for tail in tails)
+    inputs = torch.full((len(tails), longest - 1), pad_id)
+    targets = torch.full((len(tails), longest), IGNORED)
+    for i, tail in enumerate(tails):
+        inputs[i, : len(tail) - 1] = torch.tensor(tail[:-1])
+        targets[i, : len(tail)] = torch.tensor(tail)
+    return inputs, targets
+
+
+def _who_sees_whom(mask_BP: Tensor, widths: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, P + S, P + S): 0 where a row's token sees a column's, else the least.
+
+    Everything sees the real prompt before it; a label's tokens see their own label's. Padding sees
+    itself, for a softmax over nothing is no number.
+    """
+    num_prefix = mask_BP.shape[1]
+    owner = torch.cat(
+        [torch.full((width,), i) for i, width in enumerate([num_prefix, *widths])]
+    )  # 0 is the prefix
+    size = len(owner)
+    own = owner[:, None] == owner[None, :]
+    causal = torch.ones(size, size, dtype=torch.bool).tril()
+    real = torch.ones(len(mask_BP), size, dtype=torch.bool)
+    real[:, :num_prefix] = mask_BP.bool()
+    seen = causal & (own | (owner == 0)) & real[:, None, :]
+    seen |= torch.eye(size, dtype=torch.bool)
+    least = torch.finfo(dtype).min
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, least)[:, None]

@@ -1,0 +1,339 @@
+"""Label scoring and constrained generation against one label, one full forward pass at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from moram_dist.config import MethodConfig, ModelConfig
+from moram_dist.data.candidates import encode_candidates
+from moram_dist.data.encode import encode_prompt, encode_training, plain
+from moram_dist.decode import answer_batch
+from moram_dist.decode.constrained import choose_batch
+from moram_dist.decode.labels import best, can_share_prefix, score_labels
+from moram_dist.methods import METHODS
+from moram_dist.models.language_model import load_tokenizer
+from moram_dist.registry import InputError
+from moram_dist.tasks.task import Decoding, Example, Task
+from tests.helpers.tiny import tiny_model
+
+LABELS = ("Sports", "Sports day", "World", "x", "Science or Technology")
+PROMPTS = (
+    "Say what it is about.\nA dog ran home.\nOutput: ",  # its last space merges with a label
+    "Topic:",
+    "The nurse gladly moved the tiny hammer near the harbour at dawn.\nTopic:",
+    "A dog.\nOutput:\n",
+    "Which?\nThe market at noon was full of old people with new hats and red shoes.\nOutput: ",
+)
+EXAMPLES = tuple(Example(f"test-{i}", text, ("x",)) for i, text in enumerate(PROMPTS))
+
+
+def task(**changes) -> Task:
+    rules = {"labels": LABELS, "max_prompt_tokens": 80, "max_answer_tokens": 16, "separator": " "}
+    return Task(name="t", metric="accuracy_prefix", train=(), test=EXAMPLES, **(rules | changes))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(ModelConfig())
+
+
+@pytest.fixture(scope="module", params=["base", "lora", "moram"])
+def model(request, tokenizer):
+    """The tiny model with the demo's vocabulary; adapters as after two tasks."""
+    model = wide_model(len(tokenizer))
+    if request.param == "base":
+        return model
+    name = {"lora": "sequential_lora", "moram": "moram"}[request.param]
+    method = METHODS[name](
+        MethodConfig(method=name, atoms_per_task=4, alpha=40, dropout=0, top_k=5), seed=0
+    )
+    method.build(model)
+    generator = torch.Generator().manual_seed(0)
+    for i in range(2):
+        method.begin_task(i)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        method.end_task(i, lambda: [])
+    return model.eval()
+
+
+def wide_model(vocabulary: int, **changes):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    values = tiny_model().config.to_dict() | {"vocab_size": vocabulary} | changes
+    values["max_position_embeddings"] = 256
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(**values)).eval()
+
+
+@torch.no_grad()
+def brute_force(model, tokens, num_scored) -> float:
+    """Log-likelihood of the last tokens of one sequence: a full pass, token by token."""
+    logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].double()
+    total = 0.0
+    for place in range(len(tokens) - num_scored, len(tokens)):
+        row = logits[place - 1]
+        total += float(row[tokens[place]] - torch.logsumexp(row, 0))
+    return total
+
+
+def expected(model, tokenizer, example, rules) -> dict[str, tuple[float, int]]:
+    """By hand from the tokens that training sees, each label on its own."""
+    learned = {
+        label: encode_training(tokenizer, Example("e", example.prompt, (label,)), rules)
+        for label in rules.labels
+    }
+    start = min(len(one.tokens) - one.num_answer for one in learned.values())
+    out = {}
+    for label, one in learned.items():
+        assert one.tokens[-1] == tokenizer.eos_token_id
+        scored = len(one.tokens) - start
+        out[label] = (brute_force(model, one.tokens, scored), scored)
+    return out
+
+
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("together", [True, False], ids=["together", "one by one"])
+def test_scores_are_those_of_full_passes(model, tokenizer, size, together, monkeypatch):
+    rules = task()
+    assert can_share_prefix(model, 96)
+    if not together:
+        monkeypatch.setattr("moram_dist.decode.labels.can_share_prefix", lambda *_: False)
+    found = [
+        one
+        for k in range(0, len(EXAMPLES), size)
+        for one in score_labels(model, tokenizer, EXAMPLES[k : k + size], rules)
+    ]
+    chosen = set()
+    for one, example in zip(found, EXAMPLES, strict=True):
+        by_hand = expected(model, tokenizer, example, rules)
+        assert len({num for _, num in by_hand.values()}) > 2
+        for label, (total, num) in by_hand.items():
+            assert one.sums[label] == pytest.approx(total, abs=1e-5)
+            assert one.means[label] == pytest.approx(total / num, abs=1e-5)
+        chosen.add(best(one.sums))
+        assert best(one.sums) == max(by_hand, key=lambda label: by_hand[label][0])
+    assert len(found) == len(EXAMPLES)
+
+
+def test_a_label_sees_no_other_label(model, tokenizer):
+    """Whatever stands beside it: alone, in another order, among others."""
+    (all_,) = score_labels(model, tokenizer, EXAMPLES[:1], task())
+    (turned,) = score_labels(model, tokenizer, EXAMPLES[:1], task(labels=LABELS[::-1]))
+    for label in LABELS:
+        assert all_.sums[label] == pytest.approx(turned.sums[label], abs=1e-5)
+
+
+def test_the_first_of_equal_labels_wins():
+    assert best({"b": -1.0, "a": -1.0, "c": -2.0}) == "b"
+
+
+def test_eager_attention_too(tokenizer):
+    model = wide_model(len(tokenizer))
+    model.set_attn_implementation("eager")
+    assert can_share_prefix(model, 96)
+    for one, example in zip(
+        score_labels(model, tokenizer, EXAMPLES, task()), EXAMPLES, strict=True
+    ):
+        for label, (total, _) in expected(model, tokenizer, example, task()).items():
+            assert one.sums[label] == pytest.approx(total, abs=1e-5)
+
+
+def test_bf16_stays_near(tokenizer):
+    model = wide_model(len(tokenizer))
+    exact = score_labels(model, tokenizer, EXAMPLES, task())
+    rounded = score_labels(model.bfloat16(), tokenizer, EXAMPLES, task())
+    for a, b in zip(exact, rounded, strict=True):
+        for label in LABELS:
+            assert a.sums[label] == pytest.approx(b.sums[label], rel=0.01)
+
+
+def test_kernels_that_take_no_such_mask(tokenizer, monkeypatch):
+    model = wide_model(len(tokenizer))
+    for name in ("flash_attention_2", "flex_attention"):
+        monkeypatch.setattr(model.config, "_attn_implementation", name)
+        assert not can_share_prefix(model, 96)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mistral", "bloom"])
+def test_other_architectures(tokenizer, kind):
+    """Learned positions, a window shorter than the prompt, ALiBi: what cannot share does not."""
+    model = other_model(kind, len(tokenizer))
+    assert can_share_prefix(model, 96) == (kind == "gpt2")
+    for one, example in zip(
+        score_labels(model, tokenizer, EXAMPLES, task()), EXAMPLES, strict=True
+    ):
+        for label, (total, _) in expected(model, tokenizer, example, task()).items():
+            assert one.sums[label] == pytest.approx(total, abs=1e-5)
+
+
+def other_model(kind, vocabulary):
+    import transformers as hf
+
+    common = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2}
+    configs = {
+        "gpt2": lambda: hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **common),
+        "mistral": lambda: hf.MistralConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            sliding_window=8,
+            **common,
+        ),
+        "bloom": lambda: hf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **common),
+    }
+    config = configs[kind]()
+    config.initializer_range = 0.2
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return hf.AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_passes_do_not_depend_on_the_batch(tokenizer):
+    """Ranks that keep step make as many passes for one example as for five."""
+    model = wide_model(len(tokenizer))
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    for size in (1, 5):
+        score_labels(model, tokenizer, EXAMPLES[:size], task())
+        assert calls == [1]
+        calls.clear()
+    model = other_model("bloom", len(tokenizer))
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    for size in (1, 5):
+        score_labels(model, tokenizer, EXAMPLES[:size], task())
+        assert calls == [1] * len(LABELS)
+        calls.clear()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.id)
+def test_candidates_are_what_training_sees(tokenizer, example):
+    found = encode_candidates(tokenizer, example, task())
+    for label, tail in zip(LABELS, found.tails, strict=True):
+        learned = encode_training(tokenizer, Example("e", example.prompt, (label,)), task())
+        assert (*found.prefix, *tail) == learned.tokens
+        assert len(tail) >= learned.num_answer
+    prompt = encode_prompt(tokenizer, example.prompt, task())
+    assert [*found.prefix] == prompt[: len(found.prefix)]
+    merges = example.prompt.endswith(" ")
+    assert (len(prompt) - len(found.prefix) == 1) == merges
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_long_prompt_is_cut_as_for_generation_and_labels_stay_whole(tokenizer, side):
+    rules = task(max_prompt_tokens=12, max_answer_tokens=1, truncate_prompt=side)
+    for example in EXAMPLES:
+        found = encode_candidates(tokenizer, example, rules)
+        prompt = encode_prompt(tokenizer, example.prompt, rules)
+        whole = encode_candidates(
+            tokenizer, example, dataclasses.replace(rules, max_prompt_tokens=999)
+        )
+        assert found.tails == whole.tails
+        merged = len(encode_prompt(tokenizer, example.prompt, task(max_prompt_tokens=999))) - len(
+            whole.prefix
+        )
+        assert [*found.prefix] == prompt[: len(prompt) - merged]
+        assert all(tail[-1] == tokenizer.eos_token_id for tail in found.tails)
+
+
+def test_scores_of_cut_prompts(tokenizer):
+    model, rules = wide_model(len(tokenizer)), task(max_prompt_tokens=12)
+    for one, example in zip(score_labels(model, tokenizer, EXAMPLES, rules), EXAMPLES, strict=True):
+        text = encode_candidates(tokenizer, example, rules)
+        assert len(text.prefix) <= 12
+        for label, tail in zip(LABELS, text.tails, strict=True):
+            by_hand = brute_force(model, [*text.prefix, *tail], len(tail))
+            assert one.sums[label] == pytest.approx(by_hand, abs=1e-5)
+
+
+class Pairs:
+    """Two characters a token and no BOS, so that a prompt's last token may merge."""
+
+    bos_token_id, eos_token_id, pad_token_id = None, 2, 0
+
+    def __call__(self, text, *, add_special_tokens):
+        return {"input_ids": [text[k : k + 2] for k in range(0, len(text), 2)]}
+
+
+def test_labels_that_merge_and_labels_that_do_not_begin_at_one_place():
+    rules = task(labels=("x", ""), separator="")
+    found = encode_candidates(Pairs(), Example("e", "abc", ("x",)), rules)
+    assert found.prefix == ("ab",)
+    assert found.tails == (("cx", 2), ("c", 2))
+
+
+@pytest.mark.parametrize("prompt", ["a", "abcde"])
+def test_no_prompt_before_the_labels(prompt):
+    rules = task(labels=("x", "yz"), separator="", max_prompt_tokens=1)
+    with pytest.raises(InputError, match=r"t: nothing of the prompt of e stands before every"):
+        encode_candidates(Pairs(), Example("e", prompt, ("x",)), rules)
+
+
+def walk(model, one) -> tuple[int, ...]:
+    """The most likely allowed token, one full pass after another."""
+    said: tuple[int, ...] = ()
+    while said not in one.tails:
+        allowed = {t[len(said)] for t in one.tails if t[: len(said)] == said}
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*one.prefix, *said]])).logits[0, -1]
+        said = (*said, max(allowed, key=lambda token: float(logits[token])))
+    return said
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_constrained_is_the_greedy_walk_through_the_labels(model, tokenizer, size):
+    found = [
+        label
+        for k in range(0, len(EXAMPLES), size)
+        for label in choose_batch(model, tokenizer, EXAMPLES[k : k + size], task())
+    ]
+    for label, example in zip(found, EXAMPLES, strict=True):
+        one = encode_candidates(tokenizer, example, task())
+        assert label == LABELS[one.tails.index(walk(model, one))]
+
+
+def test_constrained_ignores_repetition_rules_and_length(tokenizer):
+    """Both may forbid a label: one that the prompt repeats, one that is longer than any answer."""
+    model = wide_model(len(tokenizer))
+    rules = task(labels=("Science or Technology",), max_answer_tokens=1)
+    strict = Decoding(repetition_penalty=5.0, no_repeat_ngram_size=1)
+    example = Example("e", "Science or Technology Science or Technology:", ("x",))
+    found = answer_batch(["constrained"], model, tokenizer, [example], rules, strict)
+    assert found["constrained"][0].text == "Science or Technology"
+
+
+def test_modes(model, tokenizer):
+    modes = ["labels_mean", "constrained", "labels", "generate"]
+    calls = []
+    handle = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    both = answer_batch(modes[::2], model, tokenizer, EXAMPLES, task(), Decoding())
+    handle.remove()
+    assert calls == [1]  # scored once for both
+    found = answer_batch(modes, model, tokenizer, EXAMPLES, task(), Decoding())
+    assert list(found) == modes
+    assert {mode: found[mode] for mode in both} == both
+    for mode in ("labels", "labels_mean"):
+        for one in found[mode]:
+            assert list(one.log_likelihoods) == list(LABELS)
+            assert one.text == best(one.log_likelihoods)
+    assert {one.text for one in found["constrained"]} <= {*LABELS}
+    assert all(one.log_likelihoods is None for one in found["generate"] + found["constrained"])
+
+
+def test_without_labels_all_modes_generate(model, tokenizer):
+    open_task = task(labels=())
+    found = answer_batch(["labels"], model, tokenizer, EXAMPLES, open_task, Decoding())
+    freely = answer_batch(["generate"], model, tokenizer, EXAMPLES, open_task, Decoding())
+    assert found == {"labels": freely["generate"]}
+
+
+def test_prompts_are_of_unequal_length(tokenizer):
+    assert len({len(plain(tokenizer, prompt)) for prompt in PROMPTS}) == len(PROMPTS)
