@@ -16,6 +16,9 @@ from tests.helpers.tiny import HIDDEN, VOCABULARY
 START = PAD = 0
 """One and the same token, as in every published T5."""
 
+WIDE = {"vocab_size": 1024}
+"""For ``tiny_t5`` to go with the demo's tokenizer."""
+
 
 def tiny_t5(seed: int = 0, **changes: Any) -> T5ForConditionalGeneration:
     """Two layers a stack of random weights in fp32, and no dropout of its own. In eval mode."""
@@ -42,7 +45,7 @@ def save_tiny_t5(folder: Path, **changes: Any) -> Path:
 
     Its tokenizer is the demo's, made to add what T5's adds: EOS, and no BOS.
     """
-    tiny_t5(vocab_size=1024, **changes).save_pretrained(folder)
+    tiny_t5(**WIDE | changes).save_pretrained(folder)
     shutil.copy(DEMO_BASE / "tokenizer.model", folder)
     settings = json.loads((DEMO_BASE / "tokenizer_config.json").read_text())
     settings |= {"add_bos_token": False, "add_eos_token": True, "pad_token": "<unk>"}
