@@ -22,7 +22,9 @@ from eval.plots import (
     loss_curve,
     svg_text,
 )
+from eval.predictions import predictions_path
 from eval.report_html import page
+from eval.score_matrix import scores_path
 from moram_dist.config_io import read_yaml
 from moram_dist.files import read_json, write_atomically
 from moram_dist.tasks.readers import read_records
@@ -47,6 +49,9 @@ class RunRecord:
     matrix: Scores
     """Tasks in the order of learning, their metrics, and the scores so far."""
 
+    answers: dict[str, Scores]
+    """How answers were obtained -> the matrix of it; ``matrix`` under the first name."""
+
     benchmark: dict[str, Any]
     """benchmark.json: name, order, protocol, notes, tasks; empty where the run has none."""
 
@@ -70,6 +75,9 @@ class Results:
     figures: dict[str, str]
     """Name (matrix, average, forgetting, and loss where there is a curve) to SVG."""
 
+    drift: list[float | None]
+    """Per task, in the last row: score by the likeliest label less score by generation."""
+
 
 def write_report(run_dir: Path) -> Path:
     """Write ``run_dir/report`` and return its ``index.html``.
@@ -86,11 +94,15 @@ def write_report(run_dir: Path) -> Path:
     for name, svg in results.figures.items():
         write_atomically(folder / f"{name}.svg", svg)
     write_atomically(folder / "matrix.csv", _matrix_csv(record.matrix))
-    numbers = {
+    numbers: dict[str, Any] = {
         "metrics": results.sequence,
         "average_so_far": results.average,
         "forgetting": dict(zip(record.matrix.tasks, results.forgetting, strict=False)),
     }
+    if len(record.answers) > 1:
+        numbers["metrics_by_answers"] = {
+            mode: matrix.sequence_metrics() for mode, matrix in record.answers.items()
+        }
     write_atomically(
         folder / "metrics.json", json.dumps(numbers, indent=2, ensure_ascii=False) + "\n"
     )
@@ -100,17 +112,18 @@ def write_report(run_dir: Path) -> Path:
 
 def read_run(run_dir: Path) -> RunRecord:
     """Read a run directory. Raises InputError where a file is missing that every run has."""
-    config = read_yaml(run_dir / "run.yaml")
+    config = flatten(read_yaml(run_dir / "run.yaml"))
     environment = read_json(run_dir / "environment.json")
     matrix = Scores.load(run_dir / "scores.json")
     memory = _read_optional(run_dir / "memory" / "memory.json")
     return RunRecord(
-        config=flatten(config),
+        config=config,
         environment=flatten(environment),
         matrix=matrix,
+        answers=_read_answers(run_dir, str(config.get("eval.answers", "generate")), matrix),
         benchmark=_read_optional(run_dir / "benchmark.json"),
         memory={entry["name"]: entry for entry in memory.get("tasks", [])},
-        predictions=_read_predictions(run_dir / "predictions", matrix),
+        predictions=_read_predictions(run_dir, matrix),
         curve=_read_curve(run_dir / "metrics.jsonl"),
     )
 
@@ -135,7 +148,21 @@ def compute(record: RunRecord) -> Results:
         average=average,
         forgetting=forgetting,
         figures=figures,
+        drift=_drift(record.answers),
     )
+
+
+def _drift(answers: dict[str, Scores]) -> list[float | None]:
+    """For each task; none at all where not both ways ran."""
+    labels = answers.get("labels", answers.get("labels_mean"))
+    generated = answers.get("generate")
+    if labels is None or generated is None or not labels.scores:
+        return []
+    row = len(generated.scores) - 1
+    if len(labels.scores) <= row:  # the run goes on, and this row is not whole yet
+        return []
+    pairs = zip(labels.scores[row], generated.scores[row], strict=True)
+    return [None if a is None or b is None else a - b for a, b in pairs]
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -152,12 +179,19 @@ def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _read_predictions(folder: Path, matrix: Scores) -> dict[str, list[dict[str, Any]]]:
+def _read_answers(run_dir: Path, modes: str, matrix: Scores) -> dict[str, Scores]:
+    first, *others = modes.split(",")
+    paths = {mode: scores_path(run_dir, mode) for mode in others}
+    further = {mode: Scores.load(path) for mode, path in paths.items() if path.exists()}
+    return {first: matrix, **further}
+
+
+def _read_predictions(run_dir: Path, matrix: Scores) -> dict[str, list[dict[str, Any]]]:
     """Examples of the last row, evenly spread over each file, so that the choice is nobody's."""
     chosen = {}
-    last = folder / f"after_{len(matrix.scores) - 1:03d}"
     for column, task in enumerate(matrix.tasks):
-        for path in sorted(last.glob(f"on_{column:03d}_*.jsonl")):
+        path = predictions_path(run_dir, len(matrix.scores) - 1, column, task)
+        if path.exists():
             answers = [record for _, record in read_records(path)]
             stride = max(1, len(answers) // PREDICTIONS_PER_TASK)
             chosen[task] = answers[::stride][:PREDICTIONS_PER_TASK]

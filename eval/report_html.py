@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eval.continual import Scores
     from eval.report import Results, RunRecord
 
 STYLESHEET = Path(__file__).with_name("report.css")
@@ -36,6 +37,12 @@ DEFINITIONS = {
 }
 """One line each; eval/continual.py has the formulas and their sources."""
 
+DRIFT = (
+    "After the last row, score by the likeliest label less score by generation: where labels are "
+    "high and generation is low, the model still knows the answer but no longer says it in the "
+    "form that is asked for (format drift); where both are low, it has forgotten or never learned."
+)
+
 HEADLINES = {
     "ap": "Average performance",
     "bwt_gem": "Backward transfer",
@@ -56,7 +63,8 @@ def page(record: RunRecord, results: Results) -> str:
         "</div>",
         _card("Training loss", results.figures["loss"]) if "loss" in results.figures else "",
         _card("Sequence metrics", _sequence_table(results)),
-        _card("Score matrix", _matrix_table(record)),
+        _card("Score matrix", _matrix_table(record.matrix)),
+        _answers(record, results),
         _card("Tasks", _task_table(record)),
         _notes(record),
         _predictions(record),
@@ -158,21 +166,40 @@ def _sequence_table(results: Results) -> str:
     return _table(("metric", "value", "definition"), rows, numbers=(1,))
 
 
-def _matrix_table(record: RunRecord) -> str:
+def _matrix_table(matrix: Scores) -> str:
     header = [
         "after",
-        *(
-            f"{_text(t)}<small>{_text(record.matrix.metrics.get(t))}</small>"
-            for t in record.matrix.tasks
-        ),
+        *(f"{_text(t)}<small>{_text(matrix.metrics.get(t))}</small>" for t in matrix.tasks),
     ]
     rows = []
-    if record.matrix.base is not None:
-        rows.append(["base model", *map(_number, record.matrix.base)])
-    for i, row in enumerate(record.matrix.scores):
+    if matrix.base is not None:
+        rows.append(["base model", *map(_number, matrix.base)])
+    for i, row in enumerate(matrix.scores):
         cells = [f"<b>{_number(v)}</b>" if j == i else _number(v) for j, v in enumerate(row)]
-        rows.append([_text(record.matrix.tasks[i]), *cells])
+        rows.append([_text(matrix.tasks[i]), *cells])
     return _table(header, rows, numbers=range(1, len(header)))
+
+
+def _answers(record: RunRecord, results: Results) -> str:
+    """What other ways to an answer found; nothing where there is one way only."""
+    first, *others = record.answers
+    if not others:
+        return ""
+    parts = [f"<p>The scores above are of <code>{_text(first)}</code>.</p>"]
+    if results.drift:
+        header = ("task", *(f"<code>{_text(mode)}</code>" for mode in record.answers), "drift")
+        row, unknown = len(record.matrix.scores) - 1, [None] * len(record.matrix.tasks)
+        last = [dict(enumerate(m.scores)).get(row, unknown) for m in record.answers.values()]
+        rows = [
+            (_text(task), *(_number(scores[i]) for scores in last), _number(results.drift[i]))
+            for i, task in enumerate(record.matrix.tasks)
+        ]
+        parts.append(f"<p>{DRIFT}</p>{_table(header, rows, numbers=range(1, len(header)))}")
+    parts += [
+        f"<h3><code>{_text(mode)}</code></h3>{_matrix_table(record.answers[mode])}"
+        for mode in others
+    ]
+    return _card("How answers were obtained", "".join(parts))
 
 
 def _task_table(record: RunRecord) -> str:

@@ -28,7 +28,7 @@ STEPS = 4  # of each task: 32 examples, 8 a step
 SMALL = ("--limit_train", "32", "--limit_eval", "8", "--epochs", "1", "--batch_size", "8")
 SMALL += ("--log_every", "1")
 ZERO3 = ("--ds_config", ROOT / "ds_configs" / "zero3.json")
-FLAGS = (*SMALL, *ZERO3, "--order", ",".join(TASKS))
+FLAGS = (*SMALL, *ZERO3, "--order", ",".join(TASKS), "--answers", "generate,labels")
 UNTRACKED = ("--tracking", "none")
 
 
@@ -52,7 +52,7 @@ def losses(folder: Path) -> list[tuple[str, int, float]]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Everything that is a result of training or evaluation, by name."""
-    paths = [*folder.glob("memory/*"), *folder.glob("predictions/*/*"), folder / "scores.json"]
+    paths = [*folder.glob("memory/*"), *folder.glob("predictions/*/*"), *folder.glob("scores*")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
@@ -79,12 +79,13 @@ def test_files(folder):
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert {name for name in found if not name.startswith("report/")} == {
         *("run.yaml", "ds_config.json", "environment.json", "benchmark.json", "tracking.json"),
-        *("scores.json", "metrics.jsonl", "memory/memory.json", ".lock"),
+        *("scores.json", "scores.labels.json", "metrics.jsonl", "memory/memory.json", ".lock"),
         *(f"memory/{i:03d}_{name}.safetensors" for i, name in enumerate(TASKS)),
         *(
-            f"predictions/after_{i:03d}/on_{j:03d}_{TASKS[j]}.jsonl"
+            f"predictions/after_{i:03d}/on_{j:03d}_{TASKS[j]}{mode}.jsonl"
             for i in range(len(TASKS))
             for j in range(i + 1)
+            for mode in ("", ".labels")
         ),
     }
     assert "report/index.html" in found
@@ -198,6 +199,20 @@ def test_a_plain_model_with_the_memory_answers_the_same(folder):
             answers[after, j] = generate_batch(model, tokenizer, task.test, task, demo.decoding)
             assert answers[after, j] == [line["prediction"] for line in lines(path)]
     assert len(answers) == 1 + len(TASKS)
+
+
+def test_labels_are_chosen_beside_generation(folder):
+    demo = BENCHMARKS["demo"](Source(order=",".join(TASKS), limit_eval=8))
+    saved = json.loads((folder / "scores.labels.json").read_text())
+    for i, row in enumerate(saved["scores"]):
+        for j, task in enumerate(demo.tasks[: i + 1]):
+            found = lines(folder / f"predictions/after_{i:03d}/on_{j:03d}_{task.name}.labels.jsonl")
+            for line in found:
+                assert {*line["log_likelihoods"]} == {*task.labels}
+                best = max(task.labels, key=line["log_likelihoods"].__getitem__)
+                assert line["prediction"] == best
+            assert row[j] == sum(line["score"] for line in found) / len(found)
+    assert "How answers were obtained" in (folder / "report" / "index.html").read_text()
 
 
 def test_the_same_command_again_does_nothing_again(folder):

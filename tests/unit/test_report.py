@@ -14,6 +14,7 @@ import yaml
 
 from eval.continual import sequence_metrics
 from eval.plots import forgetting_per_task
+from eval.predictions import predictions_path
 from eval.report import flatten, write_report
 from eval.report_html import DEFINITIONS, SHOWN_CHARACTERS
 from moram_dist.registry import InputError
@@ -71,8 +72,8 @@ def make_run(
                 )
     last = folder / "predictions" / f"after_{len(scores) - 1:03d}"
     last.mkdir(parents=True)
-    for j, _ in enumerate(tasks[: len(scores)]):
-        with (last / f"on_{j:03d}_any.jsonl").open("w") as file:
+    for j, name in enumerate(tasks[: len(scores)]):
+        with predictions_path(folder, len(scores) - 1, j, name).open("w") as file:
             for k in range(12):
                 line = {
                     "id": f"{j}-{k}",
@@ -220,3 +221,55 @@ def test_flatten():
         "a.c.d": [1, 2],
         "e": None,
     }
+
+
+def with_answers(run_dir: Path, **matrices: list[list[float | None]]) -> Path:
+    """The run as one that obtained answers in further ways too."""
+    config = yaml.safe_load((run_dir / "run.yaml").read_text())
+    config["eval"] = {"answers": ",".join(("generate", *matrices))}
+    (run_dir / "run.yaml").write_text(yaml.safe_dump(config))
+    saved = json.loads((run_dir / "scores.json").read_text())
+    for mode, scores in matrices.items():
+        content = {**saved, "scores": scores, "base": None}
+        (run_dir / f"scores.{mode}.json").write_text(json.dumps(content))
+    return run_dir
+
+
+LABELS = [[70.0, None, None], [65.0, 75.0, None], [68.75, 63.25, None]]
+
+
+def test_further_ways_to_an_answer_have_their_matrix_and_their_gap(run_dir):
+    with_answers(run_dir, constrained=LABELS[::-1], labels=LABELS)
+    path = predictions_path(run_dir, 2, 0, TASKS[0], "labels")
+    path.write_text(json.dumps({"prediction": "of another way"}) + "\n")
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    said = text_of(page)
+    assert "How answers were obtained" in said and "format drift" in said
+    assert "The scores above are of generate" in said
+    minus, unknown = "\N{MINUS SIGN}", "\N{EN DASH}"
+    assert "task generate constrained labels drift" in said
+    assert "C-STANCE 48.50 70.00 68.75 20.25" in said
+    assert f"FOMC 73.25 {unknown} 63.25 {minus}10.00" in said
+    assert f"<b>$Py150$</b> 59.00 {unknown} {unknown} {unknown}" in said
+    assert page.count("<h3>") == 2
+    assert "of another way" not in page
+    saved = json.loads((run_dir / "report" / "metrics.json").read_text())
+    assert saved["metrics"]["ap"] == sequence_metrics(SCORES)["ap"]
+    by_answers = saved["metrics_by_answers"]
+    assert list(by_answers) == ["generate", "constrained", "labels"]
+    assert by_answers["labels"] == sequence_metrics(LABELS, [None] * 3)
+
+
+def test_one_way_needs_no_table_of_ways(run_dir):
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert "How answers were obtained" not in page
+    assert "metrics_by_answers" not in (run_dir / "report" / "metrics.json").read_text()
+
+
+def test_a_gap_waits_for_both_ways(run_dir):
+    with_answers(run_dir, labels=LABELS[:2])
+    said = text_of(write_report(run_dir).read_text(encoding="utf-8"))
+    assert "How answers were obtained" in said and "format drift" not in said
+    (run_dir / "scores.labels.json").unlink()
+    said = text_of(write_report(run_dir).read_text(encoding="utf-8"))
+    assert "How answers were obtained" not in said
