@@ -22,24 +22,34 @@ Row = Sequence[Cell]
 
 
 def sequence_metrics(
-    scores: Sequence[Row], base: Row | None = None, single_task: Row | None = None
+    scores: Sequence[Row],
+    base: Row | None = None,
+    single_task: Row | None = None,
+    multitask: Row | None = None,
 ) -> dict[str, Cell]:
     """Every sequence metric by name, in the unit of the scores.
 
-    ======================  ======================================================================
-    ``ap``                  mean of the last row. Also OP, last average, average accuracy
-    ``all_average``         mean of a[t][i] over i <= t
-    ``mean_diagonal``       mean of a[i][i]: how well each task was learned
-    ``bwt_gem``             sum over i < T-1 of a[T-1][i] - a[i][i], divided by T-1; the usual one
-    ``bwt_sapt``            the same sum divided by T. Also the TRACE paper's
-    ``bwt_clipped``         bwt_sapt with gains counted as 0. MoRAM and TreeLoRA print it positive
-    ``forgetting_max``      mean over i < T-1 of max over i <= t <= T-2 of a[t][i], less a[T-1][i]
-    ``fwt_gem``             mean over i >= 1 of a[i-1][i] - base[i]
-    ``fwt_single``          mean_diagonal less the mean of ``single_task``. SAPT's
-    ``transfer``            mean over i >= 1 of the mean over t < i of a[t][i]
-    ``average``             mean of the whole matrix
-    ``last``                mean of the last row, named so beside the two above
-    ======================  ======================================================================
+    ========================  ====================================================================
+    ``ap``                    mean of the last row. Also OP, last average, average accuracy
+    ``all_average``           mean of a[t][i] over i <= t
+    ``mean_diagonal``         mean of a[i][i]: how well each task was learned
+    ``bwt_gem``               sum over i < T-1 of a[T-1][i] - a[i][i], divided by T-1; the usual one
+    ``bwt_sapt``              the same sum divided by T. Also the TRACE paper's
+    ``bwt_clipped``           bwt_sapt, gains counted as 0. MoRAM and TreeLoRA print it positive
+    ``forgetting_max``        mean over i < T-1 of max over i <= t <= T-2 of a[t][i], less
+                              a[T-1][i]. Also SAPT's forgetting rate, F.Ra
+    ``fwt_gem``               mean over i >= 1 of a[i-1][i] - base[i]: the zero-shot form
+    ``fwt_single``            mean_diagonal less the mean of ``single_task``. SAPT's
+    ``intransigence_single``  mean of ``single_task``, less mean_diagonal: -fwt_single
+    ``intransigence_joint``   mean of ``multitask``, less mean_diagonal
+    ``transfer``              mean over i >= 1 of the mean over t < i of a[t][i]
+    ``average``               mean of the whole matrix
+    ``last``                  mean of the last row, named so beside the two above
+    ========================  ====================================================================
+
+    Intransigence is, for each task, a reference model's score less a[i][i]; here it is the mean
+    over tasks. The paper's reference for task i learns the tasks up to i jointly. ``multitask``
+    has one model in its place, which learned all T jointly.
 
     ``forgetting_max`` looks at scores from the task's own training on. SAPT's script takes the
     maximum over all rows of a table that holds 0 before that, which is the same for scores that are
@@ -50,20 +60,24 @@ def sequence_metrics(
             T is the length of the longest row, and what a shorter row lacks was not measured.
         base: scores before any training, length T.
         single_task: score on each task of a model trained on that task alone, length T.
+        multitask: score on each task of one model trained on all of them at once, length T.
 
     Returns:
         A value for every name above; None where a needed cell is missing, or where T = 1 leaves
         nothing to average.
 
     Raises:
-        ValueError: no row at all, more rows than tasks, or ``base`` or ``single_task`` too short.
+        ValueError: no row at all, more rows than tasks, or ``base``, ``single_task`` or
+            ``multitask`` too short.
 
-    Source: Lopez-Paz and Ranzato 2017, arXiv:1706.08840 (GEM); Wang et al. 2023, arXiv:2310.06762
+    Source: Lopez-Paz and Ranzato 2017, arXiv:1706.08840 (GEM); Chaudhry et al. 2018,
+    arXiv:1801.10112 (forgetting, intransigence); Wang et al. 2023, arXiv:2310.06762
     (TRACE); Zhao et al. 2024, arXiv:2401.08295 (SAPT); Zheng et al. 2023, arXiv:2303.06628
     (transfer, average, last).
     """
-    T = max(len(row) for row in [*scores, base or [], single_task or []])
-    if not T or len(scores) > T or any(row and len(row) != T for row in (base, single_task)):
+    references = [row for row in (base, single_task, multitask) if row]
+    T = max((len(row) for row in [*scores, *references]), default=0)
+    if not T or len(scores) > T or any(len(row) != T for row in references):
         raise ValueError(f"{len(scores)} rows of at most {T} scores are no score matrix")
     a = [[*row, *[None] * (T - len(row))] for row in scores]
     a += [[None] * T for _ in range(T - len(a))]
@@ -83,6 +97,8 @@ def sequence_metrics(
         "forgetting_max": _mean(map(_difference, best_before, last)),
         "fwt_gem": _mean(gains),
         "fwt_single": _difference(_mean(diagonal), _mean(single_task or [])),
+        "intransigence_single": _difference(_mean(single_task or []), _mean(diagonal)),
+        "intransigence_joint": _difference(_mean(multitask or []), _mean(diagonal)),
         "transfer": _mean(zero_shot),
         "average": _mean(cell for row in a for cell in row),
         "last": _mean(last),
@@ -168,9 +184,39 @@ class Scores:
             base=_row(base, len(tasks), f"{path}: base") if base is not None else None,
         )
 
-    def sequence_metrics(self, single_task: Row | None = None) -> dict[str, Cell]:
-        """``sequence_metrics`` of this matrix and base row."""
-        return sequence_metrics(self.scores, self.base or [None] * len(self.tasks), single_task)
+    def sequence_metrics(
+        self, single_task: Scores | None = None, multitask: Scores | None = None
+    ) -> dict[str, Cell]:
+        """``sequence_metrics`` of this matrix and base row.
+
+        Args:
+            single_task: a run that learned each task alone. Its diagonal is compared with.
+            multitask: a run that learned all tasks at once. Its last row is compared with.
+
+        Raises:
+            InputError: one of these lacks a task of this run, or scored it by another metric.
+        """
+        return sequence_metrics(
+            self.scores,
+            self.base or [None] * len(self.tasks),
+            self._reference("single_task", single_task, diagonal=True),
+            self._reference("multitask", multitask, diagonal=False),
+        )
+
+    def _reference(self, kind: str, run: Scores | None, *, diagonal: bool) -> list[Cell]:
+        """The other run's scores on this run's tasks, by name: it may have another order."""
+        if run is None:
+            return [None] * len(self.tasks)
+        for task in self.tasks:
+            if run.metrics.get(task) != self.metrics[task]:
+                found = f"by {run.metrics[task]}" if task in run.tasks else "not at all"
+                raise InputError(
+                    f"--{kind}: task {task!r} is scored by {self.metrics[task]} here, {found} there"
+                )
+        T = len(run.tasks)
+        rows = [*run.scores, *[(None,) * T] * (T - len(run.scores))]
+        cells = {task: rows[i if diagonal else -1][i] for i, task in enumerate(run.tasks)}
+        return [cells[task] for task in self.tasks]
 
 
 def _tasks(value: Any, path: Path) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ from moram_dist.comm.watch import Watch
 from moram_dist.comm.zero3 import is_sharded, without_hooks
 from moram_dist.config import EvalConfig
 from moram_dist.decode import Answered, answer_batch
+from moram_dist.files import write_atomically
+from moram_dist.methods import Method
 from moram_dist.metrics import score
 from moram_dist.models.language_model import Base
 from moram_dist.tasks.task import Benchmark, Task
@@ -35,42 +37,47 @@ class Evaluator:
         *,
         config: EvalConfig,
         benchmark: Benchmark,
+        asked: Benchmark,
+        method: Method,
         engine: Any,
         base: Base,
         run_dir: Path,
         tracker: Tracker,
         progress: Progress,
         watch: Watch,
-        in_step: bool,
     ) -> None:
-        """``in_step``: ranks must make equally many forward passes, whatever ZeRO asks."""
+        """``asked`` is the benchmark with the prompts that the model gets (``Method.asked``)."""
         self.config = config
         self.benchmark = benchmark
+        self.asked = asked
+        self.method = method
         self.engine = engine
         self.tokenizer = base.tokenizer
         self.run_dir = run_dir
         self.tracker = tracker
         self.progress = progress
         self.watch = watch
-        self.in_step = in_step
         self.matrices = score_matrices(run_dir, benchmark, config.answer_modes)
         self.first = config.answer_modes[0]
         """The mode that counts: its scores are logged and make AP and the like."""
 
     def __call__(self, row: int) -> None:
         """Measure what is missing of a row. All ranks call it together."""
-        missing = env.from_main(self._missing(row))
-        if not missing:
+        wanted = env.from_main(self._missing(row))
+        if not wanted:
             return
+        if env.is_main():
+            self._repeat(row)
+        missing = env.from_main(self._missing(row))
         self.engine.eval()
-        if self._fits():
+        if missing and self._fits():
             with without_hooks(self.engine) as model:
                 for column, modes in missing.items():
-                    self._cell(row, column, modes, model, synced=self.in_step)
+                    self._cell(row, column, modes, model, synced=self.method.in_step)
         else:
             for column, modes in missing.items():
                 self._cell(row, column, modes, self.engine.module, synced=True)
-        if env.is_main() and any(self.first in modes for modes in missing.values()):
+        if env.is_main() and any(self.first in modes for modes in wanted.values()):
             self._report(row)
 
     def _missing(self, row: int) -> dict[int, list[str]]:
@@ -81,12 +88,33 @@ class Evaluator:
                 out.setdefault(column, []).append(mode)
         return dict(sorted(out.items()))
 
+    def _repeat(self, row: int) -> None:
+        """Copy cells from earlier rows, as far back as no task was trained on. Main rank only.
+
+        The model is the same there, and greedy decoding makes the same of it.
+        """
+        source = row
+        while source >= 0 and not self.method.training_data(self.benchmark, source):
+            source -= 1
+            for column, modes in self._missing(row).items():
+                for mode in modes:
+                    score = self.matrices[mode].get(source, column)
+                    if score is not None:
+                        measured = self._path(source, column, mode)
+                        write_atomically(self._path(row, column, mode), measured.read_bytes())
+                        self.matrices[mode].set(row, column, score)
+
+    def _path(self, row: int, column: int, mode: str) -> Path:
+        further = None if mode == self.first else mode
+        name = self.benchmark.tasks[column].name
+        return predictions_path(self.run_dir, row, column, name, further)
+
     def _cell(
         self, row: int, column: int, modes: Sequence[str], model: torch.nn.Module, *, synced: bool
     ) -> None:
         task = self.benchmark.tasks[column]
         when = f"after {self.benchmark.tasks[row].name}" if row >= 0 else "before training"
-        share = self._answers(task, modes, when, model, synced=synced)
+        share = self._answers(self.asked.tasks[column], modes, when, model, synced=synced)
         self.watch.at(f"the score of {task.name} {when}")
         answers = {k: v for part in env.gather_objects(share) for k, v in part.items()}
         if not env.is_main():
@@ -103,8 +131,7 @@ class Evaluator:
     def _score(self, row: int, column: int, mode: str, answers: Sequence[Answered]) -> float:
         """Put a cell's predictions of one mode on disk, score them there; their mean."""
         task = self.benchmark.tasks[column]
-        further = None if mode == self.first else mode
-        path = predictions_path(self.run_dir, row, column, task.name, further)
+        path = self._path(row, column, mode)
         lines: list[dict[str, Any]] = [
             {
                 "id": example.id,

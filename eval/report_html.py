@@ -31,6 +31,8 @@ DEFINITIONS = {
     "forgetting_max": "mean over the earlier tasks of best score since learned, less the last",
     "fwt_gem": "mean score just before a task is learned, less that of the untouched base",
     "fwt_single": "mean_diagonal less the mean of models trained on one task alone",
+    "intransigence_single": "mean of models trained on one task alone, less mean_diagonal",
+    "intransigence_joint": "mean of a model trained on all tasks at once, less mean_diagonal",
     "transfer": "mean score on tasks not learned yet, first per task, then over tasks",
     "average": "mean of the whole matrix, tasks not learned yet included",
     "last": "mean of the last row, named so beside transfer and average",

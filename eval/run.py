@@ -2,8 +2,9 @@
 
     python eval/run.py rescore --predictions FILE.jsonl --benchmark trace --task FOMC
     python eval/run.py rescore --predictions FILE.jsonl --metric choice --labels A,B,C
-    python eval/run.py metrics --scores RUN/scores.json
+    python eval/run.py metrics --scores RUN/scores.json [--single_task RUN] [--multitask RUN]
     python eval/run.py report --run RUN
+    python eval/run.py audit --benchmark trace --data_dir DIR [--out FILE.md] [--strict]
 
 Results go to standard output. Bad input is one line on standard error and exit code 2.
 """
@@ -11,6 +12,7 @@ Results go to standard output. Bad input is one line on standard error and exit 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -21,10 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from eval.continual import Scores
 from eval.predictions import mean_score, read_predictions
+from moram_dist.config import ModelConfig
+from moram_dist.files import write_atomically
 from moram_dist.metrics import METRICS
 from moram_dist.registry import InputError, unknown
-from moram_dist.tasks import BENCHMARKS
-from moram_dist.tasks.rules import RULES
+from moram_dist.tasks import BENCHMARKS, Source
+from moram_dist.tasks.rules import RULES, choose_protocol
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,7 +40,8 @@ class _Parser(argparse.ArgumentParser):
 
 def rescore(argv: Sequence[str]) -> None:
     """Print the mean score of a predictions file, computed again from its texts."""
-    args = _parse(rescore, argv, "--predictions", optional="--benchmark --task --metric --labels")
+    flags = "--benchmark --task --protocol --metric --labels"
+    args = _parse(rescore, argv, "--predictions", optional=flags)
     metric, labels = _rules(args)
     predictions = read_predictions(Path(args.predictions))
     mean = mean_score(predictions, metric=metric, labels=labels)
@@ -44,9 +49,15 @@ def rescore(argv: Sequence[str]) -> None:
 
 
 def metrics(argv: Sequence[str]) -> None:
-    """Print every sequence metric of a scores.json; null where it was not measured."""
-    args = _parse(metrics, argv, "--scores")
-    _print_json(Scores.load(Path(args.scores)).sequence_metrics())
+    """Print every sequence metric of a run or its scores.json; null where it was not measured.
+
+    --single_task and --multitask name runs of these methods, for what compares with them.
+    """
+    args = _parse(metrics, argv, "--scores", optional="--single_task --multitask")
+    single_task, multitask = (
+        _scores(path) if path is not None else None for path in (args.single_task, args.multitask)
+    )
+    _print_json(_scores(args.scores).sequence_metrics(single_task, multitask))
 
 
 def report(argv: Sequence[str]) -> None:
@@ -60,10 +71,48 @@ def report(argv: Sequence[str]) -> None:
     print(write_report(run))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+def audit(argv: Sequence[str]) -> int:
+    """Print what is in a benchmark and what is wrong with it, as Markdown.
+
+    --model names the tokenizer, --out a file for it as .md or .json. With --strict, an error among
+    the findings is exit code 1.
+    """
+    args = _parse(
+        audit,
+        argv,
+        "--benchmark",
+        optional="--data_dir --order --protocol --model --out",
+        switches="--strict",
+    )
+    out = Path(args.out) if args.out is not None else None
+    if out is not None and out.suffix not in (".md", ".json"):
+        raise InputError(f"--out {out}: expected a name that ends in .md or .json")
+    # These need torch, which the other commands do without.
+    from eval.audit import audit_benchmark
+    from eval.audit_table import markdown
+    from moram_dist.models.language_model import load_tokenizer
+
+    data_dir = Path(args.data_dir) if args.data_dir is not None else None
+    source = Source(data_dir=data_dir, order=args.order, protocol=args.protocol)
+    model = ModelConfig() if args.model is None else ModelConfig(model=args.model)
+    found = audit_benchmark(
+        BENCHMARKS[args.benchmark](source),
+        load_tokenizer(model),
+        data_dir=data_dir,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    print(markdown(found))
+    if out is not None:
+        as_json = json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False)
+        write_atomically(out, (as_json if out.suffix == ".json" else markdown(found)) + "\n")
+    return 1 if args.strict and found.has_errors else 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "rescore": rescore,
     "metrics": metrics,
     "report": report,
+    "audit": audit,
 }
 
 
@@ -75,27 +124,29 @@ def main(argv: Sequence[str]) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise unknown("command", argv[0], COMMANDS)
-        COMMANDS[argv[0]](argv[1:])
+        return COMMANDS[argv[0]](argv[1:]) or 0
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    return 0
 
 
 def _parse(
-    command: Callable[[Sequence[str]], None],
+    command: Callable[[Sequence[str]], int | None],
     argv: Sequence[str],
     required: str,
     *,
     optional: str = "",
+    switches: str = "",
 ) -> argparse.Namespace:
-    """Read flags that each take one text. Raises InputError for one that does not exist."""
+    """Read flags that each take one text, and switches. Raises InputError for an unknown one."""
     parser = _Parser(
         prog=f"eval/run.py {command.__name__}", description=command.__doc__, allow_abbrev=False
     )
-    flags = [required, *optional.split()]
-    for flag in flags:
+    for flag in (required, *optional.split()):
         parser.add_argument(flag, required=flag == required)
+    for flag in switches.split():
+        parser.add_argument(flag, action="store_true")
+    flags = [required, *optional.split(), *switches.split()]
     for word in argv:
         name = word.split("=")[0]
         if name.startswith("--") and name not in [*flags, "--help"]:
@@ -106,7 +157,7 @@ def _parse(
 def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
     """Metric and labels: a published task's own, or those that were given."""
     if args.metric is not None:
-        if args.benchmark is not None or args.task is not None:
+        if (args.benchmark, args.task, args.protocol) != (None, None, None):
             raise InputError("give --metric, or --benchmark with --task, not both")
         if args.metric not in set(METRICS):
             raise unknown("metric", args.metric, METRICS)
@@ -119,10 +170,16 @@ def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
         if args.benchmark in set(BENCHMARKS):
             raise InputError(f"benchmark {args.benchmark!r} has no fixed rules; give --metric")
         raise unknown("benchmark", args.benchmark, RULES)
-    rules = RULES[args.benchmark]
+    rules = choose_protocol(args.benchmark, args.protocol)[1].tasks
     if args.task not in rules:
         raise unknown(f"task of {args.benchmark}", args.task, rules)
     return rules[args.task].metric, rules[args.task].labels
+
+
+def _scores(path: str) -> Scores:
+    """The score matrix of a file, or of a run's folder."""
+    run = Path(path)
+    return Scores.load(run / "scores.json" if run.is_dir() else run)
 
 
 def _print_json(content: object) -> None:

@@ -60,11 +60,11 @@ class ScoreMatrix:
         return self.rows[row][column] if row in self.rows else None
 
     def missing(self, row: int, eval_rows: str) -> list[int]:
-        """Columns of a row that ``eval_rows`` (seen, all, last) asks for and that are not there."""
+        """Columns of a row that ``EvalConfig.eval_rows`` asks for and that are not there."""
         last = len(self.tasks) - 1
         if row < 0:
             wanted = range(last + 1) if eval_rows == "all" else range(0)
-        elif eval_rows == "last" and row < last:
+        elif eval_rows == "diagonal" or (eval_rows == "last" and row < last):
             wanted = range(row, row + 1)
         else:
             wanted = range(last + 1) if eval_rows == "all" else range(row + 1)

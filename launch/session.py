@@ -7,6 +7,7 @@ import json
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
+from moram_dist.data.encode import fits
 from moram_dist.data.stream import accumulation
 from moram_dist.files import write_atomically
 from moram_dist.methods import METHODS, Method
@@ -61,8 +63,6 @@ class Session:
                 f"all {len(self.benchmark.tasks)} tasks are done: nothing is trained again"
             )
         else:
-            for note in self.benchmark.notes:
-                progress.say(f"note: {note}")
             with self.run_dir.locked() if env.is_main() else nullcontext():
                 self._work(progress)
         if env.is_main():
@@ -90,22 +90,26 @@ class Session:
         method.build(base.model)
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
+        asked = method.asked(self.benchmark, partial(fits, base.tokenizer))
+        for note in asked.notes:
+            progress.say(f"note: {note}")
         engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
         manifest = self._manifest(method, base)
         if env.is_main():
-            self.run_dir.describe(config, self.benchmark, self.ds_config, env.world_size())
+            self.run_dir.describe(config, asked, self.ds_config, env.world_size())
         saved = self._saved(manifest, progress)
         tracker = self.tracker
         evaluator = Evaluator(
             config=config.eval,
             benchmark=self.benchmark,
+            asked=asked,
+            method=method,
             engine=engine,
             base=base,
             run_dir=self.run_dir.path,
             tracker=tracker,
             progress=progress,
             watch=self.watch,
-            in_step=method.in_step,
         )
         trainer = Trainer(
             config=config,
@@ -280,7 +284,8 @@ def _benchmark(config: RunConfig) -> Benchmark:
 
 
 def _settled(config: RunConfig, benchmark: Benchmark) -> RunConfig:
-    """The configuration with what the benchmark decides written into it."""
+    """The configuration with what benchmark and method decide written into it."""
+    eval_rows = METHODS[config.method.method].eval_rows or config.eval.eval_rows
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, order=benchmark.order, protocol=benchmark.protocol),
@@ -289,6 +294,7 @@ def _settled(config: RunConfig, benchmark: Benchmark) -> RunConfig:
             learning_rate=config.train.learning_rate or benchmark.learning_rate,
             batch_size=config.train.batch_size or benchmark.batch_size,
         ),
+        eval=dataclasses.replace(config.eval, eval_rows=eval_rows),
     )
 
 

@@ -67,7 +67,7 @@ class DataConfig:
     """Which tasks, in which order, and how much of them."""
 
     benchmark: str = EMBEDDED
-    """demo (generated), trace, or jsonl (a person's own tasks)."""
+    """demo (generated), trace, superni, long_sequence, standard_cl, or jsonl (a person's own)."""
 
     data_dir: Path | None = None
     """Folder (or, for jsonl, YAML listing) that holds the tasks' files."""
@@ -97,13 +97,14 @@ class MethodConfig:
     """The continual-learning method. Defaults: the published TRACE settings of MoRAM."""
 
     method: str = "moram"
-    """moram, sequential_lora or zero_shot."""
+    """moram, sequential_lora, inc_lora, o_lora, ewc, lwf, replay, moe_lora, multitask, single_task,
+    zero_shot or in_context."""
 
     target_modules: str = "attention"
     """Linears to adapt: attention, all-linear, names joined by commas, or a regex of full names."""
 
     atoms_per_task: int = 8
-    """Atoms that a task adds to each adapted linear; for sequential_lora, the LoRA's inner size."""
+    """Atoms that a task adds to each adapted linear; for methods with a LoRA, its inner size."""
 
     alpha: float = 16.0
     """An active value acts scaled by alpha / atoms_per_task; freezing folds the scale in."""
@@ -120,6 +121,27 @@ class MethodConfig:
     threshold: float = 0.2
     """Relevance under which an atom is silent at inference, in [0, 1]; never used in training."""
 
+    orthogonal_weight: float = 0.5
+    """o_lora: weight of the overlap of new and old subspaces (published: 0.5)."""
+
+    ewc_weight: float = 400.0
+    """ewc: weight of the pull towards what older tasks need (published for TRACE: 400)."""
+
+    distill_weight: float = 1.0
+    """lwf: weight of the distance to the model's answers before the task (published: 1)."""
+
+    distill_temperature: float = 2.0
+    """lwf: temperature of both softmaxes in that distance (published: 2)."""
+
+    top_experts: int = 2
+    """moe_lora: experts that answer a token (published: 2)."""
+
+    replay_budget: int = 200
+    """replay: examples of all earlier tasks together that are trained on again with each task."""
+
+    demonstrations: int = 6
+    """in_context: solved training examples before each question, as far as its prompt has room."""
+
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
         if self.top_k < 1:
@@ -132,7 +154,16 @@ class MethodConfig:
             raise InputError(f"--threshold must be in [0, 1], got {self.threshold}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"--dropout must be in [0, 1), got {self.dropout}")
-        _positive("method", alpha=self.alpha)
+        for name in ("orthogonal_weight", "ewc_weight", "distill_weight"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"--{name} must be >= 0, got {getattr(self, name)}")
+        if self.top_experts < 2:
+            raise InputError(
+                f"--top_experts must be >= 2, got {self.top_experts}: the weight of a single "
+                "expert is always 1, so the router would learn nothing"
+            )
+        _positive("method", alpha=self.alpha, distill_temperature=self.distill_temperature)
+        _positive("method", replay_budget=self.replay_budget, demonstrations=self.demonstrations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +215,7 @@ class EvalConfig:
 
     eval_rows: str = "seen"
     """seen: tasks learned so far; all: every task and the untouched base; last: the newest task,
-    and all of them after the last."""
+    and all of them after the last; diagonal: the newest task only, as always for single_task."""
 
     answers: str = "generate"
     """How answers are obtained, joined by commas: generate (freely), constrained (only labels can
@@ -205,7 +236,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
-        _one_of("eval_rows", self.eval_rows, ("all", "seen", "last"))
+        _one_of("eval_rows", self.eval_rows, ("all", "seen", "last", "diagonal"))
         for mode in self.answer_modes:
             _one_of("answers", mode, ANSWERS)
             if self.answer_modes.count(mode) > 1:

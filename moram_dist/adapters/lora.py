@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import AdaptedLinear
+
+Terms = tuple[Tensor, Tensor]
+"""A (R, in) and B (R, out) of one layer: rows are rank-1 terms."""
 
 
 class LoraLinear(AdaptedLinear):
@@ -18,6 +24,8 @@ class LoraLinear(AdaptedLinear):
         super().__init__(base)
         self.scale = scale
         self.dropout = dropout
+        self.stand_in: Terms | None = None
+        """Used in the place of the parameters, without dropout; see ``standing_in``."""
         like = base.weight
         self.lora_A = nn.Parameter(
             torch.zeros(size, base.in_features, dtype=like.dtype, device=like.device)
@@ -28,4 +36,35 @@ class LoraLinear(AdaptedLinear):
 
     def update(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        return (self.dropout(x) @ self.lora_A.T) @ (self.lora_B * self.scale)
+        A, B = self.stand_in or (self.lora_A, self.lora_B)
+        x = x if self.stand_in else self.dropout(x)
+        return (x @ A.T) @ (B * self.scale)
+
+    def forward(
+        self, x: Tensor | None, measure: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """(..., in) to (..., out), or what ``measured`` asks for."""
+        if measure is not None:
+            return measure(self.lora_A, self.lora_B)
+        assert x is not None
+        return super().forward(x)
+
+    def measured(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """``measure(A, B)``, with gradients, of the whole parameters.
+
+        ZeRO-3 makes a module's own parameters whole while that module is called, in backward too,
+        and at no other time. All ranks call it together.
+        """
+        return self(None, measure)
+
+
+@contextmanager
+def standing_in(layers: Mapping[str, LoraLinear], terms: Mapping[str, Terms]) -> Iterator[None]:
+    """Within it, layers compute with the given A and B, without dropout. Both by full name."""
+    for name, layer in layers.items():
+        layer.stand_in = terms[name]
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            layer.stand_in = None

@@ -31,6 +31,30 @@ def whole(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
     return deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if write else None)
 
 
+def release_leftovers(engine: Any) -> None:
+    """Let go of what a backward pass that was not the engine's has gathered and left."""
+    offload = getattr(engine.optimizer, "parameter_offload", None)
+    if offload is not None:
+        offload.release_backward_leftovers()
+
+
+@contextmanager
+def aside(model: nn.Module) -> Iterator[None]:
+    """For a forward pass without gradient, between another forward pass and its backward.
+
+    ZeRO-3 counts, for each module, inputs whose gradients are to come before it lets go of the
+    module's parameters in backward. A forward pass starts the count anew, and then backward would
+    keep the parameters of all layers until its end.
+    """
+    counts = {m: vars(m).get("ds_grads_remaining") for m in model.modules()}
+    try:
+        yield
+    finally:
+        for module, count in counts.items():
+            if count is not None:
+                module.ds_grads_remaining = count
+
+
 @contextmanager
 def without_hooks(engine: Any) -> Iterator[nn.Module]:
     """The engine's model with whole weights and no ZeRO-3 hooks.

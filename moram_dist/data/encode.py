@@ -1,12 +1,14 @@
 """Text to tokens, by a protocol's rules for truncation, BOS, EOS and the answer's mask.
 
-Source of the rules: the published TRACE and MoRAM collators; prompt and answer
-are joined without a separator, and the loss sees the answer and EOS only.
+The rules are fields of the task. Those of TRACE, the default, come from the published TRACE and
+MoRAM collators, those of SAPT and O-LoRA from theirs (docs/benchmarks.md). Nothing stands between
+prompt and answer but the task's separator, and the loss sees the answer and EOS only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moram_dist.tasks.task import Example, Task
@@ -45,10 +47,25 @@ def cut(tokens: list[int], limit: int, side: str) -> list[int]:
 def encode_prompt(tokenizer: Any, prompt: str, task: Task) -> list[int]:
     """What generation starts from: BOS and the prompt, cut to ``task.max_prompt_tokens``.
 
-    BOS is there only where the prompt left room for it, as in the published collator.
+    Where the task's lengths are shared, BOS is there only if the prompt left room for it, as in the
+    published TRACE collator; else BOS stays and the prompt is cut to what it leaves.
     """
-    tokens = cut(plain(tokenizer, prompt), task.max_prompt_tokens, task.truncate_prompt)
-    return _with_bos(tokenizer, tokens, task.max_prompt_tokens)
+    tokens = plain(tokenizer, prompt)
+    if task.shared_limit:
+        tokens = cut(tokens, task.max_prompt_tokens, task.truncate_prompt)
+        return _with_bos(tokenizer, tokens, task, task.max_prompt_tokens)
+    return _bounded(tokenizer, tokens, prompt, task)
+
+
+def fits(tokenizer: Any, task: Task, prompt: str) -> bool:
+    """Whether ``encode_prompt`` would cut nothing away, and no special token either."""
+    unlimited = replace(task, max_prompt_tokens=sys.maxsize)
+    return len(encode_prompt(tokenizer, prompt, unlimited)) <= task.max_prompt_tokens
+
+
+def answer_text(example: Example, task: Task) -> str:
+    """The answer that is learned, as it stands right after the prompt."""
+    return ("" if example.prompt[-1:].isspace() else task.separator) + example.references[0]
 
 
 def encode_training(
@@ -56,35 +73,42 @@ def encode_training(
 ) -> Encoded:
     """Prompt, answer and EOS, cut to the task's lengths, with the answer marked.
 
-    With ``decoder_start``, for an encoder-decoder model: see ``encode_pair``. Else joined:
+    With ``decoder_start``, for an encoder-decoder model: see ``encode_pair``. Else:
 
-    ``truncate_prompt == "left"``: prompt and answer are tokenised together and lose their head when
-    too long; EOS and BOS are added where there is room. The answer is what differs from the prompt
-    tokenised alone. (The published collator tokenises the answer alone to count it. With
+    ``task.joined``: prompt and answer are tokenised as one text. The answer is what differs from
+    the prompt tokenised alone. (The published collator tokenises the answer alone to count it. With
     SentencePiece that may be one short, and the answer's beginning is not learned, or one too
-    many; docs/log.md has how often.)
-    ``"right"``: prompt and answer are tokenised apart, and the prompt's tail is cut so that the
-    whole answer fits.
+    many; docs/log.md has how often.) Else each is tokenised alone.
+
+    ``task.shared_limit``, with the head cut: prompt, answer and EOS lose their head when too long
+    together; EOS and BOS are added where there is room. With the tail cut: the prompt's tail goes
+    so that the whole answer fits. Without it, the prompt is cut as ``encode_prompt`` does, and
+    answer and EOS to ``task.max_answer_tokens``.
     """
     if decoder_start is not None:
         return encode_pair(tokenizer, example, task, decoder_start)
+    prompt, answer = example.prompt, answer_text(example, task)
+    asked, learned = plain(tokenizer, prompt), plain(tokenizer, answer)
+    if task.joined:
+        tokens = plain(tokenizer, prompt + answer)
+        start = _common(asked, tokens)
+        asked, learned = tokens[:start], tokens[start:]
+    end = tokenizer.eos_token_id
+    if not task.shared_limit:
+        learned = [*learned, end][: task.max_answer_tokens]
+        asked = _bounded(tokenizer, asked, prompt, task)
+        return Encoded(example.id, (*asked, *learned), len(learned))
     limit = task.max_prompt_tokens + task.max_answer_tokens
-    prompt, answer = example.prompt, example.references[0]
-    if not prompt[-1:].isspace():
-        answer = task.separator + answer
     if task.truncate_prompt == "right":
-        room = max(task.max_answer_tokens + 2, 32)
-        learned = [*plain(tokenizer, answer), tokenizer.eos_token_id][:room]
-        asked = cut(plain(tokenizer, prompt), limit - len(learned) - 1, "right")
-        tokens = _with_bos(tokenizer, [*asked, *learned], limit)
+        learned = [*learned, end][: max(task.max_answer_tokens + 2, 32)]
+        asked = cut(asked, limit - len(learned) - 1, "right")
+        tokens = _with_bos(tokenizer, [*asked, *learned], task, limit)
         return Encoded(example.id, tuple(tokens), len(learned))
-    tokens = plain(tokenizer, prompt + answer)
-    num_answer = len(tokens) - _common(plain(tokenizer, prompt), tokens)
-    tokens = cut(tokens, limit, "left")
+    tokens, num_answer = cut([*asked, *learned], limit, "left"), len(learned)
     if len(tokens) < limit:
-        tokens = [*tokens, tokenizer.eos_token_id]
+        tokens = [*tokens, end]
         num_answer += 1
-    tokens = _with_bos(tokenizer, tokens, limit)
+    tokens = _with_bos(tokenizer, tokens, task, limit)
     return Encoded(example.id, tuple(tokens), min(num_answer, len(tokens) - 1))
 
 
@@ -97,12 +121,13 @@ def encode_source(tokenizer: Any, prompt: str, task: Task) -> list[int]:
     """
     limit = task.max_prompt_tokens
     tokens = plain(tokenizer, prompt)
-    if len(tokens) >= limit and task.truncate_prompt == "right":
+    if len(tokens) >= limit and task.truncate_prompt == "right" and not task.cue:
         text = tokenizer.decode(
             tokens[:limit], skip_special_tokens=True, clean_up_tokenization_spaces=True
         )
         tokens = plain(tokenizer, text)
-    return [*cut(tokens, limit - 1, task.truncate_prompt), tokenizer.eos_token_id]
+    room = replace(task, max_prompt_tokens=limit - 1, num_bos=0)
+    return [*_bounded(tokenizer, tokens, prompt, room), tokenizer.eos_token_id]
 
 
 def encode_pair(tokenizer: Any, example: Example, task: Task, decoder_start: int) -> Encoded:
@@ -129,7 +154,22 @@ def _common(first: list[int], second: list[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def _with_bos(tokenizer: Any, tokens: list[int], limit: int) -> list[int]:
-    if tokenizer.bos_token_id is None or len(tokens) >= limit:
-        return tokens
-    return [tokenizer.bos_token_id, *tokens]
+def _bounded(tokenizer: Any, tokens: list[int], prompt: str, task: Task) -> list[int]:
+    """BOS and a prompt's tokens in at most ``task.max_prompt_tokens``, the cue left in place."""
+    bos = _bos(tokenizer, task)
+    room = max(task.max_prompt_tokens - len(bos), 0)
+    if len(tokens) <= room or not task.cue:
+        return [*bos, *cut(tokens, room, task.truncate_prompt)]
+    # Tokenised alone, the cue may be other tokens than at the prompt's end.
+    body = _common(plain(tokenizer, prompt.removesuffix(task.cue)), tokens)
+    kept = cut(tokens[body:], room, "left")
+    return [*bos, *cut(tokens[:body], room - len(kept), task.truncate_prompt), *kept]
+
+
+def _bos(tokenizer: Any, task: Task) -> list[int]:
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id] * task.num_bos
+
+
+def _with_bos(tokenizer: Any, tokens: list[int], task: Task, limit: int) -> list[int]:
+    bos = _bos(tokenizer, task)
+    return [*bos, *tokens] if len(bos) + len(tokens) <= limit else tokens

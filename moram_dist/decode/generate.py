@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from moram_dist.data.answers import read_answers
 from moram_dist.data.encode import encode_prompt, encode_source
 from moram_dist.data.stream import pad_right
 from moram_dist.tasks.task import Decoding, Example, Task
@@ -34,21 +36,23 @@ def generate_batch(
         synced: all ranks generate together, as sharded weights need; they go on until all are done.
 
     Returns:
-        New text only, special tokens removed, in the order of ``examples``.
+        The answers as the task reads them, in the order of ``examples``.
     """
-    encode = encode_prompt if decoder_start(model) is None else encode_source
+    encode = encode_prompt
+    if decoder_start(model) is not None:
+        # A decoder says nothing but the answer, after whatever prompt.
+        encode, task = encode_source, replace(task, answer_after="")
+    prompts = [encode(tokenizer, example.prompt, task) for example in examples]
     new_BT = greedy(
         model,
         tokenizer,
-        [encode(tokenizer, example.prompt, task) for example in examples],
+        prompts,
         max_new_tokens=task.max_answer_tokens,
         repetition_penalty=decoding.repetition_penalty,
         no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         synced_gpus=synced,
     )
-    return tokenizer.batch_decode(
-        new_BT, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    return read_answers(tokenizer, prompts, new_BT.tolist(), task)
 
 
 @torch.no_grad()

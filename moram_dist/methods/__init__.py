@@ -1,6 +1,34 @@
 """Continual-learning methods, one file each; imported by hand so that every name can be found."""
 
-from moram_dist.methods import moram, sequential_lora, zero_shot
+from moram_dist.methods import (
+    ewc,
+    in_context,
+    inc_lora,
+    lwf,
+    moe_lora,
+    moram,
+    multitask,
+    o_lora,
+    replay,
+    sequential_lora,
+    single_task,
+    zero_shot,
+)
 from moram_dist.methods.method import METHODS, Method
 
-__all__ = ["METHODS", "Method", "moram", "sequential_lora", "zero_shot"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "ewc",
+    "in_context",
+    "inc_lora",
+    "lwf",
+    "moe_lora",
+    "moram",
+    "multitask",
+    "o_lora",
+    "replay",
+    "sequential_lora",
+    "single_task",
+    "zero_shot",
+]

@@ -6,7 +6,7 @@
     begin_task(i)             start of task i; values that parameters begin with
     penalty(seen)             added to the loss of each micro-batch
     before_step(engine)       after backward, before the optimizer step
-    end_task(i, batches)      fold in what was learned; what the task's memory file holds
+    end_task(i, look)         fold in what was learned; what the task's memory file holds
 
 The loop has no other way to tell methods apart. ``asked``, ``eval_rows`` and ``in_step`` are for
 the evaluation, ``metrics()`` for the log.
@@ -14,7 +14,7 @@ the evaluation, ``metrics()`` for the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,15 @@ class Seen:
     again: Callable[[], Tensor]
     """The logits once more, without gradient, from the model as it is at the call. All ranks call
     it or none does."""
+
+
+Look = Callable[[int], tuple[int, Iterator[Tensor]]]
+"""Called with a number, it draws so many of a task's training examples by seed, or all if there are
+fewer: how many, over all ranks, and this rank's share of their losses.
+
+A loss is that of one example, -log p(answer | prompt) in nats, with its graph. All ranks take
+gradients of equally many; where a rank lacks an example the loss is 0. Gradients are taken by
+``torch.autograd.grad`` of tensors that are no parameters of the model."""
 
 
 class Method:
@@ -110,7 +119,7 @@ class Method:
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
         """Examples that task i trains on, each with the task by whose rules it is encoded.
 
-        None means that the task is not trained.
+        None means that the task is not trained: the model is the one before it, and so are scores.
         """
         task = benchmark.tasks[i]
         return [(task, example) for example in task.train]
@@ -119,9 +128,16 @@ class Method:
         """Passes over ``training_data``, where the user does not say."""
         return benchmark.tasks[i].epochs
 
-    def asked(self, task: Task) -> Task:
-        """The task as the model is asked it in evaluation: same examples, in the same order."""
-        return task
+    def asked(self, benchmark: Benchmark, fits: Callable[[Task, str], bool]) -> Benchmark:
+        """The benchmark as the model is asked it in evaluation: same test examples, in their order.
+
+        Only prompts may differ. A note that is added to the benchmark's is shown and recorded.
+
+        Args:
+            benchmark: as it is scored, and as predictions show it.
+            fits: whether a prompt of a task would be encoded whole.
+        """
+        return benchmark
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """Values that parameters start task i with, by full name; others keep theirs.
@@ -137,12 +153,12 @@ class Method:
     def before_step(self, engine: Any) -> None:
         """Between the last backward of a step and the step."""
 
-    def end_task(self, i: int, batches: Callable[[], Iterable[Any]]) -> dict[str, Tensor]:
+    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
         """Fold in what was learned; tensors for the task's memory file, whole on every rank.
 
         Args:
             i: the task.
-            batches: makes the task's steps again, for methods that look at the data once more.
+            look: for methods that look at the task's data once more.
         """
         return {}
 
@@ -155,6 +171,12 @@ class Method:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take in a ``state_dict``."""
+
+    def draw(self, benchmark: Benchmark, i: int, count: int) -> list[Example]:
+        """``count`` of task i's training examples, or all; fewer are the first ones of more."""
+        train = benchmark.tasks[i].train
+        order = torch.randperm(len(train), generator=self.generator(i))
+        return [train[k] for k in order[:count].tolist()]
 
     def generator(self, i: int) -> torch.Generator:
         """Random numbers that depend on the seed and the task only, on the CPU."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from moram_dist.atoms import (
     reads_source,
 )
 from moram_dist.comm.zero3 import whole
-from moram_dist.methods.method import METHODS, Method
+from moram_dist.methods.method import METHODS, Look, Method
 from moram_dist.registry import MachineError
 
 
@@ -80,7 +80,7 @@ class Moram(Method):
                 fresh[f"{names[0]}.memory.values_{one}"] = torch.zeros(len(keys), e)
         return fresh
 
-    def end_task(self, i: int, batches: Callable[[], Iterable[Any]]) -> dict[str, Tensor]:
+    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
         """Freeze the active atoms. Outputs of the model stay what they are."""
         self._check_frozen()
         tensors: dict[str, Tensor] = {}

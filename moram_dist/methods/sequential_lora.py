@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moram_dist.adapters.lora import LoraLinear
 from moram_dist.comm.zero3 import whole
-from moram_dist.methods.method import METHODS, Method
+from moram_dist.methods.method import METHODS, Look, Method
 
 
 @METHODS.register("sequential_lora")
@@ -26,24 +26,27 @@ class SequentialLora(Method):
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
         """Put a LoRA on the target linears; its inner size is ``atoms_per_task``."""
-        config = self.config
+        size = self.config.atoms_per_task
 
         def make(name: str, base: nn.Linear) -> LoraLinear:
-            return LoraLinear(
-                base,
-                size=config.atoms_per_task,
-                scale=config.alpha / config.atoms_per_task,
-                dropout=self._dropout(name, base),
+            return self._layer(
+                base, size=size, scale=self.config.alpha / size, dropout=self._dropout(name, base)
             )
 
         self._adapt(model, modules, make)
 
+    def _layer(self, base: nn.Linear, **settings: Any) -> LoraLinear:
+        """What takes the place of a linear; ``settings`` are those of any LoRA."""
+        return LoraLinear(base, **settings)
+
     def begin_task(self, i: int) -> dict[str, Tensor]:
-        """A: Kaiming-uniform, B: zero, before the first task; later tasks go on from there."""
-        fresh: dict[str, Tensor] = {}
-        if i > 0:
-            return fresh
+        """A new LoRA before the first task; later tasks go on from there."""
+        return self._fresh(i) if i == 0 else {}
+
+    def _fresh(self, i: int) -> dict[str, Tensor]:
+        """A: Kaiming-uniform, B: zero, drawn for task i."""
         generator = self.generator(i)
+        fresh: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             A = torch.empty(self.config.atoms_per_task, layer.in_features)
             fresh[f"{name}.lora_A"] = nn.init.kaiming_uniform_(
@@ -52,7 +55,7 @@ class SequentialLora(Method):
             fresh[f"{name}.lora_B"] = torch.zeros(len(A), layer.out_features)
         return fresh
 
-    def end_task(self, i: int, batches: Callable[[], Iterable[Any]]) -> dict[str, Tensor]:
+    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
         """The adapter as it is after task i."""
         tensors: dict[str, Tensor] = {}
         for name, layer in self.layers.items():

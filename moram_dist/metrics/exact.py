@@ -25,6 +25,15 @@ def accuracy_prefix(answer: Answer) -> float:
     return starts_with(answer.prediction, answer.reference)
 
 
+@METRICS.register("exact_match")
+def exact_match(answer: Answer) -> float:
+    """100.0 where both texts are equal to the last character, white space and case included.
+
+    Source: accuracy of the original TRACE code, arXiv:2310.06762.
+    """
+    return 100.0 if answer.prediction == answer.reference else 0.0
+
+
 @METRICS.register("first_character")
 def first_character(answer: Answer) -> float:
     """100.0 where the first characters of prediction and reference, both stripped, are equal.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from typing import Any
 
 from rapidfuzz import fuzz
 
@@ -30,7 +32,22 @@ def rouge_l_set(answer: Answer) -> float:
 
     Source: MeetingBank in TRACE, arXiv:2310.06762; rouge 1.0.1.
     """
-    predicted, reference = _sentences(answer.prediction), _sentences(answer.reference)
+    return _rouge_l_set(answer.prediction, answer.reference)
+
+
+@METRICS.register("rouge_l_set_swapped")
+def rouge_l_set_swapped(answer: Answer) -> float:
+    """``rouge_l_set`` of the reference, as if it were the prediction, against the prediction.
+
+    The union over sentences is not symmetric, so the value differs a little.
+
+    Source: MeetingBank in the original TRACE code, which passes the two in this order.
+    """
+    return _rouge_l_set(answer.reference, answer.prediction)
+
+
+def _rouge_l_set(hypothesis: str, target: str) -> float:
+    predicted, reference = _sentences(hypothesis), _sentences(target)
     if not predicted or not reference:
         return 0.0
     hits: set[str] = set()
@@ -72,6 +89,26 @@ def _common_subsequence(x: list[str], y: list[str]) -> list[str]:
         else:
             j -= 1
     return found
+
+
+@METRICS.register("rouge_l_stemmed")
+def rouge_l_stemmed(answer: Answer) -> float:
+    """ROUGE-L F1 over the whole text, stemmed, 0 to 100.
+
+    Lower case; everything but the letters a to z and digits separates words; words of more than
+    three characters are stemmed (Porter); F1 of the longest common subsequence. A text without such
+    words, as an empty one or one in another script, scores 0.0.
+
+    Source: Lin 2004 (ACL W04-1013), as in the package rouge-score and the SAPT code for SuperNI.
+    """
+    return 100.0 * _stemmed_scorer().score(answer.reference, answer.prediction)["rougeL"].fmeasure
+
+
+@cache
+def _stemmed_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # its stemmer takes seconds to import
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 @METRICS.register("edit_similarity")

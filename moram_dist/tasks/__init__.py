@@ -1,6 +1,6 @@
 """Benchmarks by name, and the plain data that describes one. No torch, no tokenizer."""
 
-from moram_dist.tasks import demo, jsonl, trace
+from moram_dist.tasks import demo, jsonl, long_sequence, standard_cl, superni, trace
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Decoding, Example, Source, Task, digest
 
 __all__ = [
@@ -13,5 +13,8 @@ __all__ = [
     "demo",
     "digest",
     "jsonl",
+    "long_sequence",
+    "standard_cl",
+    "superni",
     "trace",
 ]

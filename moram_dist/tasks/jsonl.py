@@ -17,7 +17,7 @@ files of ``prompt`` and ``answer``. A YAML list gives each task's files and rule
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,7 @@ from moram_dist.metrics import METRICS
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks.orders import choose_order
 from moram_dist.tasks.readers import read_examples
-from moram_dist.tasks.rules import TaskRules
-from moram_dist.tasks.task import BENCHMARKS, Benchmark, Source, Task
+from moram_dist.tasks.task import BENCHMARKS, Benchmark, Source, Task, TaskRules
 
 _LISTING = "tasks.yaml"
 _METRIC = "exact_match_normalised"
@@ -52,7 +51,7 @@ class _Entry:
     def read(self, source: Source) -> Task:
         train = read_examples(self.train, split="train", limit=source.limit_train, **self.fields)
         test = read_examples(self.test, split="test", limit=source.limit_eval, **self.fields)
-        return self.rules.task(self.name, train=train, test=test)
+        return Task(name=self.name, train=train, test=test, **asdict(self.rules))
 
 
 @BENCHMARKS.register("jsonl")

@@ -13,16 +13,19 @@ def choose_order(
     """The order's name and its tasks.
 
     Args:
-        order: a name in ``named``, or task names with commas between them; None is ``default``.
-        named: the benchmark's own orders; holds ``default``.
+        order: a name in ``named``, or task names with commas between them; None is the first of
+            ``named``.
+        named: the benchmark's own orders. A second name of the same tasks is an alias: the first
+            one is returned, so that runs of one order are known as such.
         tasks: every task of the benchmark.
 
     Raises:
         InputError: no order or task of that name, or a task twice.
     """
-    order = "default" if order is None else order
+    order = next(iter(named)) if order is None else order
     if order in named:
-        return order, tuple(named[order])
+        first = next(name for name in named if tuple(named[name]) == tuple(named[order]))
+        return first, tuple(named[order])
     names = tuple(name.strip() for name in order.split(","))
     for name in names:
         if name not in tasks:

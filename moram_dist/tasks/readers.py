@@ -61,23 +61,33 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         InputError: as for ``read_examples``, but an empty file is no error here.
     """
     if path.suffix == ".jsonl":
-        lines = read_text(path).split("\n")
-        records: Iterator[tuple[str, Any]] = (
-            (f"{path}, line {number}", parse_json(line, path, first_line=number))
-            for number, line in enumerate(lines, start=1)
-            if line.strip()
-        )
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield where, _object(parse_json(line, path, first_line=number), where)
     elif path.suffix == ".json":
-        content = read_json(path)
-        if not isinstance(content, list):
-            raise InputError(f"{path}: expected a list of objects, got {kind_of(content)}")
-        records = ((f"{path}, record {index}", record) for index, record in enumerate(content))
+        yield from check_records(path, read_json(path))
     else:
         raise InputError(f"{path}: expected a name that ends in .json or .jsonl")
-    for where, record in records:
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: expected an object, got {kind_of(record)}")
-        yield where, record
+
+
+def check_records(path: Path, content: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a list that a ``.json`` file holds, each with words for where it stands.
+
+    Raises:
+        InputError: no list, or something else than an object in it.
+    """
+    if not isinstance(content, list):
+        raise InputError(f"{path}: expected a list of objects, got {kind_of(content)}")
+    for index, record in enumerate(content):
+        where = f"{path}, record {index}"
+        yield where, _object(record, where)
+
+
+def _object(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: expected an object, got {kind_of(record)}")
+    return record
 
 
 def text_field(record: dict[str, Any], field: str, where: str, *, empty: bool = False) -> str:
@@ -85,15 +95,18 @@ def text_field(record: dict[str, Any], field: str, where: str, *, empty: bool = 
     return _checked_text(_field(record, field, where), repr(field), where, empty=empty)
 
 
-def texts_field(record: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
+def texts_field(
+    record: dict[str, Any], field: str, where: str, *, empty: bool = False
+) -> tuple[str, ...]:
     """A record's text, or list of at least one. Raises InputError as ``text_field`` does."""
     value = _field(record, field, where)
     if not isinstance(value, list):
-        return (_checked_text(value, repr(field), where),)
+        return (_checked_text(value, repr(field), where, empty=empty),)
     if not value:
         raise InputError(f"{where}: {field!r} is an empty list")
     return tuple(
-        _checked_text(text, f"{field!r}[{index}]", where) for index, text in enumerate(value)
+        _checked_text(text, f"{field!r}[{index}]", where, empty=empty)
+        for index, text in enumerate(value)
     )
 
 

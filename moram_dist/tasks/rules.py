@@ -1,34 +1,54 @@
-"""How one task of a benchmark is run and scored, apart from its examples.
+"""How the tasks of a published benchmark are run and scored, apart from their examples.
 
-A benchmark whose tasks are known beforehand registers its table here, so that predictions can be
-scored again where the data are not at hand.
+A benchmark whose tasks are known beforehand registers its protocols here, so that predictions can
+be scored again where the data are not at hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from moram_dist.registry import Registry
-from moram_dist.tasks.task import Example, Task
+from moram_dist.registry import Registry, unknown
+from moram_dist.tasks.samples import Sample
+from moram_dist.tasks.task import Decoding, TaskRules
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskRules:
-    """The fields of ``Task`` other than its name and examples, with the same meaning."""
+class Protocol:
+    """One way to run a benchmark's tasks."""
 
-    metric: str
-    labels: tuple[str, ...] = ()
-    epochs: int = 1
-    max_prompt_tokens: int = 1024
-    max_answer_tokens: int = 512
-    separator: str = ""
-    truncate_prompt: str = "left"
+    tasks: Mapping[str, TaskRules]
+    """By task name."""
 
-    def task(self, name: str, *, train: tuple[Example, ...], test: tuple[Example, ...]) -> Task:
-        """The task that these rules make of examples."""
-        return Task(name=name, train=train, test=test, **asdict(self))
+    ask: Callable[[str, Sample], tuple[str, tuple[str, ...]]]
+    """From a task's name and a record of its files to the prompt and the accepted answers. Raises
+    InputError for a record of a shape that this protocol has no template for."""
+
+    first_reference: bool = False
+    """Of several accepted answers only the first counts, in place of the best."""
+
+    drop_silent: bool = False
+    """Answers without a letter or a digit, such as ``-`` for unlabelled, do not count. An example
+    that has no other is left out, and a note says so."""
+
+    decoding: Decoding = field(default_factory=Decoding)
+    learning_rate: float = 5e-4
+    """Default and that of the batch size: MoRAM's on TRACE (runner script)."""
+
+    batch_size: int = 32
+    notes: tuple[str, ...] = ()
+    """What differs from the published code."""
 
 
-RULES: Registry[Mapping[str, TaskRules]] = Registry("benchmark with fixed rules")
-"""Per benchmark, each task's rules by task name."""
+RULES: Registry[Mapping[str, Protocol]] = Registry("benchmark with fixed rules")
+"""Per benchmark, its protocols by name; the first is the default."""
+
+
+def choose_protocol(benchmark: str, name: str | None) -> tuple[str, Protocol]:
+    """A protocol and its name; None is the default. Raises InputError for an unknown one."""
+    protocols = RULES[benchmark]
+    name = next(iter(protocols)) if name is None else name
+    if name not in protocols:
+        raise unknown(f"protocol of {benchmark}", name, protocols)
+    return name, protocols[name]

@@ -32,21 +32,19 @@ def digest(examples: Iterable[Example]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One task of a sequence."""
+class TaskRules:
+    """How a task is asked, trained and scored: all of a task but its name and examples.
 
-    name: str
+    Lengths are in tokens. How the fields become tokens: ``moram_dist.data.encode``.
+    """
+
     metric: str
     """A name in ``moram_dist.metrics.METRICS``."""
-
-    train: tuple[Example, ...]
-    test: tuple[Example, ...]
-    """The examples that the score matrix is measured on."""
 
     labels: tuple[str, ...] = ()
     """The closed answer set, where there is one."""
 
-    epochs: int = 1
+    epochs: float = 1
     max_prompt_tokens: int = 1024
     max_answer_tokens: int = 512
     """Also the most new tokens that evaluation generates."""
@@ -57,6 +55,34 @@ class Task:
 
     truncate_prompt: str = "left"
     """Which end of a prompt that is too long is cut away: ``left`` keeps its tail."""
+
+    cue: str = ""
+    """How every prompt ends, where truncation must leave that end in place."""
+
+    joined: bool = True
+    """Training tokenises prompt and answer as one text; else each alone, and the prompt's tokens
+    are those of evaluation."""
+
+    shared_limit: bool = True
+    """Training cuts prompt and answer to the sum of both lengths, and BOS and EOS are there only
+    where that leaves room; else each is cut to its own length, with BOS and EOS within."""
+
+    num_bos: int = 1
+    """BOS tokens before a prompt, where the tokenizer has one."""
+
+    answer_after: str = ""
+    """A prediction is what follows the last of this in prompt and generated text together,
+    stripped, and empty where truncation has cut it from the prompt. Default: all that is new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(TaskRules):
+    """One task of a sequence."""
+
+    name: str
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    """The examples that the score matrix is measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moram_dist.comm import env
+from moram_dist.comm.zero3 import aside
 from moram_dist.data.stream import MicroBatch
 from moram_dist.methods.method import Seen
 
@@ -37,11 +38,15 @@ class Forward:
                 return self.engine(**inputs, use_cache=False, logits_to_keep=places).logits
             return self.engine(**inputs, use_cache=False).logits[:, places]
 
+        def again() -> Tensor:
+            with torch.no_grad(), aside(self.engine):
+                return logits()
+
         return Seen(
             logits_BPV=logits(),
             targets_BP=targets.to(device)[:, places],
             weight=weight,
-            again=torch.no_grad()(logits),
+            again=again,
         )
 
 

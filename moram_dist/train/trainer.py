@@ -15,9 +15,10 @@ from torch import Tensor
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
 from moram_dist.comm.watch import Watch
+from moram_dist.comm.zero3 import release_leftovers
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import Encoded, encode_training
-from moram_dist.data.stream import Step, num_steps, steps
+from moram_dist.data.stream import Step, collate, num_steps, order, steps
 from moram_dist.files import read_json
 from moram_dist.methods.method import Method
 from moram_dist.models.language_model import Base
@@ -227,13 +228,30 @@ class Trainer:
         """Freeze what task i learned and put it on disk, whole or not at all."""
         task = self.benchmark.tasks[i]
         self.watch.at(f"the end of task {task.name}")
-        tensors = self.method.end_task(i, lambda: self._steps(i, self._examples(i)))
+        tensors = self.method.end_task(i, lambda limit: self._look(i, limit))
         self.watch.at(f"the memory file of task {task.name}")
         if env.is_main():
             self.manifest = self.run_dir.memory.publish(self.manifest, task.name, tensors)
             self.run_dir.progress.clear()
         self.manifest = env.from_main(self.manifest)
         self.tracker.end_task()
+
+    def _look(self, i: int, limit: int) -> tuple[int, Iterator[Tensor]]:
+        """What ``methods.method.Look`` says: the first examples in the order of the first epoch."""
+        examples = self._examples(i)
+        first = order(len(examples), seed=self.config.train.seed, task=i, epoch=0)[:limit]
+        chosen = [examples[k] for k in first]
+
+        def losses() -> Iterator[Tensor]:
+            # The engine's own forward pass expects its own backward pass.
+            forward = Forward(self.engine.module, self.base.model)
+            for start in range(0, len(chosen), env.world_size()):
+                self.watch.at(f"a second look at task {self.benchmark.tasks[i].name}")
+                mine = chosen[start + env.rank() : start + env.rank() + 1]
+                yield answer_loss(forward(collate(mine, self.base.tokenizer.pad_token_id)))
+                release_leftovers(self.engine)
+
+        return len(chosen), losses()
 
     def _examples(self, i: int) -> list[Encoded]:
         return [

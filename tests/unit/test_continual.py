@@ -32,11 +32,14 @@ def test_a_published_run():
     }
     for name, value in expected.items():
         assert found.pop(name) == pytest.approx(value, abs=6e-5), name  # four printed digits
-    assert found == dict.fromkeys(["fwt_gem", "fwt_single", "transfer", "average"])
+    needs_more = ["fwt_gem", "fwt_single", "transfer", "average"]
+    needs_more += ["intransigence_single", "intransigence_joint"]
+    assert found == dict.fromkeys(needs_more)
 
 
 def test_a_full_matrix_by_hand():
-    found = sequence_metrics(FULL, base=[5.0, 8.0, 10.0], single_task=[60.0, 60.0, 90.0])
+    base, single_task, multitask = [5.0, 8.0, 10.0], [60.0, 60.0, 93.0], [55.0, 70.0, 95.5]
+    found = sequence_metrics(FULL, base, single_task, multitask)
     assert found == pytest.approx(
         {
             "ap": 200 / 3,
@@ -47,7 +50,9 @@ def test_a_full_matrix_by_hand():
             "bwt_clipped": -20 / 3,
             "forgetting_max": (30 - 10) / 2,  # task 0 was best after task 1
             "fwt_gem": (2 + 30) / 2,
-            "fwt_single": 0,
+            "fwt_single": 70 - 71,
+            "intransigence_single": 71 - 70,
+            "intransigence_joint": 73.5 - 70,
             "transfer": (10 + 30) / 2,
             "average": 450 / 9,
             "last": 200 / 3,
@@ -73,7 +78,8 @@ def test_a_missing_cell_is_none_and_never_0(missing):
     row, column = missing
     a = [list(cells) for cells in FULL]
     a[row][column] = None
-    found = sequence_metrics(a, base=[5.0, 8.0, 10.0], single_task=[60.0, 60.0, 90.0])
+    reference = [60.0, 60.0, 90.0]
+    found = sequence_metrics(a, [5.0, 8.0, 10.0], single_task=reference, multitask=reference)
     needs = {
         "ap": row == 2,
         "last": row == 2,
@@ -81,6 +87,8 @@ def test_a_missing_cell_is_none_and_never_0(missing):
         "all_average": column <= row,
         "mean_diagonal": row == column,
         "fwt_single": row == column,
+        "intransigence_single": row == column,
+        "intransigence_joint": row == column,
         "bwt_gem": missing in {(2, 1), (1, 1)},
         "bwt_sapt": row in (2, column),
         "bwt_clipped": row in (2, column),
@@ -101,7 +109,7 @@ def test_a_run_that_is_going_on():
 
 
 def test_one_task():
-    found = sequence_metrics([[40.0]], base=[10.0], single_task=[30.0])
+    found = sequence_metrics([[40.0]], base=[10.0], single_task=[30.0], multitask=[35.0])
     one = ["ap", "all_average", "mean_diagonal", "average", "last"]
     nothing = ["bwt_gem", "forgetting_max", "fwt_gem", "transfer"]
     assert found == {
@@ -110,7 +118,41 @@ def test_one_task():
         "bwt_sapt": 0.0,
         "bwt_clipped": 0.0,
         "fwt_single": 10.0,
+        "intransigence_single": -10.0,
+        "intransigence_joint": -5.0,
     }
+
+
+def run_of(*tasks, scores):
+    return Scores(tasks=tasks, metrics=dict.fromkeys(tasks, "sari"), scores=scores)
+
+
+def test_reference_runs_are_matched_by_task():
+    run = run_of("a", "b", scores=((50.0, None), (40.0, 60.0)))
+    alone = run_of(
+        "b", "c", "a", scores=((66.0, None, None), (None, 1.0, None), (None, None, 54.0))
+    )
+    joint = run_of("b", "a", scores=((2.0, None), (70.0, 58.0)))
+    found = run.sequence_metrics(single_task=alone, multitask=joint)
+    assert found["fwt_single"] == 55 - 60
+    assert found["intransigence_single"] == 60 - 55
+    assert found["intransigence_joint"] == 64 - 55
+    half = run_of("b", "a", scores=((66.0, None),))  # a and the end are still to come
+    found = run.sequence_metrics(single_task=half, multitask=half)
+    blocked = ("fwt_single", "intransigence_single", "intransigence_joint")
+    assert [found[name] for name in blocked] == [None] * 3
+    assert found["ap"] == 50
+
+
+def test_a_reference_run_that_does_not_fit():
+    run = run_of("a", "b", scores=((50.0, None), (40.0, 60.0)))
+    with pytest.raises(
+        InputError, match="--single_task: task 'b' is scored by sari here, not at all"
+    ):
+        run.sequence_metrics(single_task=run_of("a", scores=((1.0,),)))
+    other = Scores(tasks=("a", "b"), metrics={"a": "sari", "b": "choice"}, scores=())
+    with pytest.raises(InputError, match="--multitask: task 'b' is scored by sari here, by choice"):
+        run.sequence_metrics(multitask=other)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +161,8 @@ def test_one_task():
 def test_what_is_no_matrix(scores, base):
     with pytest.raises(ValueError, match="no score matrix"):
         sequence_metrics(scores, base)
+    with pytest.raises(ValueError, match="no score matrix"):
+        sequence_metrics(scores, multitask=base)
 
 
 def test_average_so_far():

@@ -43,6 +43,7 @@ def task(max_prompt=6, max_answer=4, side="left", separator=""):
         max_prompt_tokens=max_prompt,
         max_answer_tokens=max_answer,
         truncate_prompt=side,
+        joined=side == "left",
         separator=separator,
     )
 

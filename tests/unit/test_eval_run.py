@@ -45,6 +45,50 @@ def test_metrics(tmp_path, capsys):
     assert (found["ap"], found["bwt_gem"], found["transfer"]) == (50, -10, None)
 
 
+def test_metrics_of_a_published_run(tmp_path, capsys):
+    """O-LoRA's log of the standard benchmark, order 1: each convention to four decimals."""
+    tasks = ["dbpedia", "amazon", "yahoo", "agnews"]
+    scores = [
+        [98.7105],
+        [98.5526, 57.7632],
+        [97.4079, 57.4079, 71.9079],
+        [97.7368, 56.0658, 71.0395, 88.6184],
+    ]
+    metrics = dict.fromkeys(tasks, "exact_match_normalised")
+    content = {"tasks": tasks, "metrics": metrics, "scores": scores}
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    assert main(["metrics", "--scores", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = {
+        "ap": 78.3651,
+        "last": 78.3651,
+        "all_average": 79.5211,
+        "mean_diagonal": 79.2500,
+        "bwt_gem": -1.1798,
+        "bwt_sapt": -0.8849,
+        "bwt_clipped": -0.8849,
+        "forgetting_max": 1.1798,
+    }
+    assert {k: v if v is None else round(v, 4) for k, v in found.items()} == {
+        **dict.fromkeys(found),
+        **expected,
+    }
+
+
+def test_metrics_beside_reference_runs(tmp_path, capsys):
+    runs = {"run": [[50], [40, 60]], "alone": [[52], [None, 64]], "joint": [[None], [55, 65]]}
+    for name, scores in runs.items():
+        (tmp_path / name).mkdir()
+        content = {"tasks": ["a", "b"], "metrics": {"a": "sari", "b": "sari"}, "scores": scores}
+        (tmp_path / name / "scores.json").write_text(json.dumps(content))
+    run, alone, joint = (str(tmp_path / name) for name in runs)
+    assert main(["metrics", "--scores", run, "--single_task", alone, "--multitask", joint]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fwt_single"] == -3
+    assert found["intransigence_single"] == 3
+    assert found["intransigence_joint"] == 5
+
+
 def test_report(tmp_path, capsys, monkeypatch):
     module = type(sys)("eval.report")
     module.write_report = lambda run: run / "report" / "index.html"
@@ -84,8 +128,14 @@ BAD_COMMANDS = [
     ([*RESCORE, "--benchmark", "trace", "--task", "FOMCC"], "did you mean 'FOMC'?"),
     (["rescore", "--predictions", "none.jsonl", *FOMC], "none.jsonl: no such file"),
     (["metrics", "--scores", "none.json"], "none.json: no such file"),
+    (["metrics", "--scores", "SCORES", "--multitask", "none"], "none: no such file"),
     (["metrics", "--run", "x"], "unknown flag '--run'"),
     (["report", "--run", "none"], "--run: no such folder: none"),
+    (["audit"], "the following arguments are required: --benchmark"),
+    (["audit", "--benchmark", "demo", "--out", "a.txt"], "--out a.txt: expected a name that ends"),
+    (["audit", "--benchmark", "tarce"], "unknown benchmark 'tarce'; did you mean 'trace'?"),
+    (["audit", "--benchmark", "jsonl"], "jsonl needs --data_dir"),
+    (["audit", "--benchmark", "demo", "--strickt"], "unknown flag '--strickt'; did you mean"),
 ]
 
 
@@ -102,7 +152,10 @@ def complaint_of(command, capsys):
 
 @pytest.mark.parametrize(("command", "complaint"), BAD_COMMANDS)
 def test_bad_commands(predictions, capsys, command, complaint):
-    command = [predictions if word == "FILE" else word for word in command]
+    scores = Path(predictions).with_name("scores.json")
+    scores.write_text('{"tasks": ["a"], "metrics": {"a": "sari"}, "scores": [[1]]}')
+    files = {"FILE": predictions, "SCORES": str(scores)}
+    command = [files.get(word, word) for word in command]
     assert complaint in complaint_of(command, capsys)
 
 

@@ -26,10 +26,13 @@ def test_every_metric_is_registered():
         "accuracy_prefix",
         "choice",
         "edit_similarity",
+        "exact_match",
         "exact_match_normalised",
         "first_character",
         "math_answer",
         "rouge_l_set",
+        "rouge_l_set_swapped",
+        "rouge_l_stemmed",
         "sari",
     ]
 

@@ -1,0 +1,233 @@
+"""Audit a benchmark before anybody trains on it: sizes, lengths, truncation, scores, findings.
+
+Lengths and truncation are those of the protocol, through the encoding that training and
+generation use; scores are the task's own metric on the gold answers and on empty ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.audit_checks import ERROR, NOTE, WARNING, Finding, check_texts
+from eval.audit_files import check_files
+from moram_dist.data.encode import encode_prompt, encode_training, plain
+from moram_dist.metrics import score
+from moram_dist.tasks.task import Benchmark, Example, Task
+
+END_CHARACTERS = 8
+"""A prompt that no longer ends in these has lost its cue to answer; as many as ``Summary:`` has."""
+
+FULL = 99.99
+"""A score from here is 100 but for rounding: ROUGE's F has a guard against 0 / 0 in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """In tokens, without BOS and EOS."""
+
+    median: float
+    longest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The figures of one split of one task."""
+
+    task: str
+    split: str
+    examples: int
+    prompt: Lengths
+    answer: Lengths
+    """First references."""
+
+    truncated: float
+    """Percent of prompts that generation does not see whole."""
+
+    lost_cue: float
+    """Percent of prompts whose end is cut away."""
+
+    oracle: float | None = None
+    """Mean score of the first references, 0 to 100; test only."""
+
+    empty: float | None = None
+    """Mean score of empty predictions; test only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What was found in a benchmark."""
+
+    benchmark: str
+    order: str
+    protocol: str
+    tokenizer: str
+    splits: tuple[Split, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether a score on this benchmark does not mean what it says."""
+        return any(finding.severity == ERROR for finding in self.findings)
+
+
+def audit_benchmark(
+    benchmark: Benchmark,
+    tokenizer: Any,
+    *,
+    data_dir: Path | None,
+    say: Callable[[str], None],
+) -> Audit:
+    """Audit all tasks.
+
+    Args:
+        benchmark: with the rules of the protocol in question.
+        tokenizer: lengths are in its tokens.
+        data_dir: where the benchmark's files are, None where it has none.
+        say: is told of each task as it is done.
+    """
+    tokenizer.model_max_length = sys.maxsize  # longer texts are what is looked for: no warning
+    splits: list[Split] = []
+    findings = [
+        Finding(severity=NOTE, where="protocol", kind="note", text=note) for note in benchmark.notes
+    ]
+    for number, task in enumerate(benchmark.tasks, start=1):
+        of_task = check_texts(task)
+        for split in ("train", "test"):
+            figures, more = _measure(task, split, tokenizer)
+            splits.append(figures)
+            of_task += more
+        findings += of_task
+        say(f"{number}/{len(benchmark.tasks)} {task.name}: findings: {len(of_task)}")
+    findings += check_files(data_dir, [task.name for task in benchmark.tasks])
+    return Audit(
+        benchmark=benchmark.name,
+        order=benchmark.order,
+        protocol=benchmark.protocol,
+        tokenizer=Path(tokenizer.name_or_path).name,
+        splits=tuple(splits),
+        findings=tuple(sorted(findings, key=lambda f: [ERROR, WARNING, NOTE].index(f.severity))),
+    )
+
+
+def _measure(task: Task, split: str, tokenizer: Any) -> tuple[Split, list[Finding]]:
+    """A split's figures and what they say."""
+    examples = task.train if split == "train" else task.test
+    roomy = dataclasses.replace(task, max_prompt_tokens=sys.maxsize)
+    prompts, answers = [], []
+    truncated: list[Example] = []
+    lost: list[Example] = []
+    endless: list[Example] = []
+    long: list[Example] = []
+    for example in examples:
+        whole = _text(tokenizer, encode_prompt(tokenizer, example.prompt, roomy))
+        answer = len(plain(tokenizer, example.references[0]))
+        prompts.append(len(whole))
+        answers.append(answer)
+        if _surely_fits(task, len(whole), answer):
+            continue
+        kept = _text(tokenizer, encode_prompt(tokenizer, example.prompt, task))
+        if kept != whole:
+            truncated.append(example)
+            end = tokenizer.decode(whole)[-(len(task.cue) or END_CHARACTERS) :]
+            if not tokenizer.decode(kept).endswith(end):
+                lost.append(example)
+        if split == "train":
+            if encode_training(tokenizer, example, task).tokens[-1] != tokenizer.eos_token_id:
+                endless.append(example)
+        elif answer > task.max_answer_tokens:
+            long.append(example)
+    figures = Split(
+        task=task.name,
+        split=split,
+        examples=len(examples),
+        prompt=_lengths(prompts),
+        answer=_lengths(answers),
+        truncated=100 * len(truncated) / len(examples),
+        lost_cue=100 * len(lost) / len(examples),
+    )
+    found = _Finder(f"{task.name} {split}", len(examples))
+    found.add(WARNING, "truncated", f"prompts cut to {task.max_prompt_tokens} tokens", truncated)
+    severity = ERROR if split == "test" else WARNING
+    text = "prompts that lose their end, and with it the cue to answer"
+    found.add(severity, "lost_cue", text, lost)
+    found.add(WARNING, "no_end", "answers whose end is not learned, for want of room", endless)
+    text = f"answers longer than the {task.max_answer_tokens} tokens that are generated"
+    found.add(WARNING, "long_answer", text, long)
+    if split == "test":
+        oracle, empty = _scores(task, examples, found)
+        figures = dataclasses.replace(figures, oracle=oracle, empty=empty)
+    return figures, found.findings
+
+
+def _surely_fits(task: Task, prompt: int, answer: int) -> bool:
+    """Whether lengths are so far from the limits that no rule cuts anything."""
+    spare = 8  # BOS twice, EOS, a separator, and what joining prompt and answer may add
+    return (
+        prompt + answer + spare <= task.max_prompt_tokens
+        and answer + spare <= task.max_answer_tokens
+    )
+
+
+class _Finder:
+    """Collects findings about a split, each with the examples that it is true of."""
+
+    def __init__(self, where: str, number: int) -> None:
+        self.where = where
+        self.number = number
+        self.findings: list[Finding] = []
+
+    def add(self, severity: str, kind: str, text: str, examples: Sequence[Example]) -> None:
+        """Note ``text`` where there are any examples of it."""
+        if examples:
+            self.findings.append(
+                Finding(
+                    severity=severity,
+                    where=self.where,
+                    kind=kind,
+                    text=f"{text}: {len(examples)} of {self.number}",
+                    examples=tuple(example.id for example in examples),
+                )
+            )
+
+
+def _scores(task: Task, examples: Sequence[Example], found: _Finder) -> tuple[float, float]:
+    """Mean scores of the gold answers and of empty predictions."""
+    gold = [_score(task, example, example.references[0]) for example in examples]
+    empty = [_score(task, example, "") for example in examples]
+    wrong = [e for e, value in zip(examples, gold, strict=True) if value < 50]
+    short = [e for e, value in zip(examples, gold, strict=True) if 50 <= value < FULL]
+    free = [e for e, value in zip(examples, empty, strict=True) if value > 0]
+    found.add(ERROR, "gold_is_wrong", f"gold answers that score under 50 by {task.metric}", wrong)
+    found.add(
+        WARNING, "gold_below_100", f"gold answers that score under 100 by {task.metric}", short
+    )
+    found.add(
+        WARNING, "empty_scores", f"empty predictions that score above 0 by {task.metric}", free
+    )
+    return statistics.fmean(gold), statistics.fmean(empty)
+
+
+def _score(task: Task, example: Example, prediction: str) -> float:
+    return score(
+        task.metric,
+        prompt=example.prompt,
+        prediction=prediction,
+        references=example.references,
+        labels=task.labels,
+    )
+
+
+def _text(tokenizer: Any, tokens: list[int]) -> list[int]:
+    """The tokens of a prompt's text: what stands behind BOS."""
+    return list(itertools.dropwhile(lambda token: token == tokenizer.bos_token_id, tokens))
+
+
+def _lengths(values: Sequence[int]) -> Lengths:
+    return Lengths(median=statistics.median(values), longest=max(values))

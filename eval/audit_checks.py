@@ -1,0 +1,167 @@
+"""Findings in a task's texts: answers, repeats, contradictions, leaks. Needs no tokenizer.
+
+What is counted is exact: two prompts are equal where every character is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from moram_dist.tasks.task import Example, Task
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+"""A score does not mean what it says; it is blurred or costs something; good to know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that somebody who reads scores on this benchmark should know."""
+
+    severity: str
+    """One of the three above."""
+
+    where: str
+    """Task and split, as in ``mnli test``, or what else it is about."""
+
+    kind: str
+    """A name for scripts, such as ``outside_labels``."""
+
+    text: str
+    examples: tuple[str, ...] = ()
+    """Ids of all the examples that it is about."""
+
+
+def check_texts(task: Task) -> list[Finding]:
+    """All findings in a task's prompts and answers."""
+    findings = []
+    for split, examples in (("train", task.train), ("test", task.test)):
+        where = f"{task.name} {split}"
+        findings += _answers(where, examples, task.labels)
+        findings += _repeats(where, examples)
+        findings += _contradictions(
+            where, examples, ERROR if split == "test" and task.labels else WARNING
+        )
+        findings += _references(where, examples)
+    return [*findings, *_unseen_labels(task), *_leaks(task)]
+
+
+def listed(counts: Counter[str], most: int = 3) -> str:
+    """Texts with how often they come, the most frequent first: ``'-' (33), 'x' (1), 4 more``."""
+    shown = [f"{text!r} ({count})" for text, count in counts.most_common(most)]
+    if len(counts) > most:
+        shown.append(f"{len(counts) - most} more")
+    return ", ".join(shown)
+
+
+def _ids(examples: Iterable[Example]) -> tuple[str, ...]:
+    return tuple(example.id for example in examples)
+
+
+def _answers(where: str, examples: Sequence[Example], labels: Sequence[str]) -> list[Finding]:
+    """Answers outside of a closed set; in an open task, answers that say nothing."""
+    if labels:
+        found = [e for e in examples if not set(e.references) <= set(labels)]
+        kind, text = "outside_labels", "answers outside of its label set"
+    else:
+        found = [e for e in examples if not any(map(_says_something, e.references))]
+        kind, text = "no_answer", "answers without a letter or a digit"
+    if not found:
+        return []
+    outside = Counter(text for e in found for text in e.references if text not in labels)
+    return [
+        Finding(
+            severity=ERROR if labels else WARNING,
+            where=where,
+            kind=kind,
+            text=f"{text}: {len(found)} of {len(examples)}: {listed(outside)}",
+            examples=_ids(found),
+        )
+    ]
+
+
+def _says_something(text: str) -> bool:
+    return any(character.isalnum() for character in text)
+
+
+def _repeats(where: str, examples: Sequence[Example]) -> list[Finding]:
+    first: dict[tuple[str, tuple[str, ...]], str] = {}
+    found = [e for e in examples if first.setdefault((e.prompt, e.references), e.id) != e.id]
+    if not found:
+        return []
+    text = f"repeats of an earlier example, prompt and answer: {len(found)} of {len(examples)}"
+    return [
+        Finding(severity=WARNING, where=where, kind="repeated", text=text, examples=_ids(found))
+    ]
+
+
+def _contradictions(where: str, examples: Sequence[Example], severity: str) -> list[Finding]:
+    """Prompts that stand more than once, with no answer that is accepted each time."""
+    by_prompt: dict[str, list[Example]] = {}
+    for example in examples:
+        by_prompt.setdefault(example.prompt, []).append(example)
+    groups = [
+        group
+        for group in by_prompt.values()
+        if not set.intersection(*(set(example.references) for example in group))
+    ]
+    if not groups:
+        return []
+    return [
+        Finding(
+            severity=severity,
+            where=where,
+            kind="contradictory",
+            text=f"prompts that stand more than once with different answers: {len(groups)}",
+            examples=_ids(example for group in groups for example in group),
+        )
+    ]
+
+
+def _references(where: str, examples: Sequence[Example]) -> list[Finding]:
+    several = [e for e in examples if len(e.references) > 1]
+    if not several:
+        return []
+    most = max(len(e.references) for e in several)
+    text = (
+        f"several references, up to {most}: {len(several)} of {len(examples)}; "
+        "the first is trained on, a score is the best over all"
+    )
+    return [
+        Finding(
+            severity=NOTE, where=where, kind="several_references", text=text, examples=_ids(several)
+        )
+    ]
+
+
+def _unseen_labels(task: Task) -> list[Finding]:
+    trained = {text for example in task.train for text in example.references}
+    unseen = [label for label in task.labels if label not in trained]
+    if not unseen:
+        return []
+    text = f"labels that no example has: {', '.join(map(repr, unseen))}"
+    return [Finding(severity=WARNING, where=f"{task.name} train", kind="unseen_label", text=text)]
+
+
+def _leaks(task: Task) -> list[Finding]:
+    """Test prompts that were trained on."""
+    trained: dict[str, set[str]] = {}
+    for example in task.train:
+        trained.setdefault(example.prompt, set()).update(example.references)
+    found = [e for e in task.test if e.prompt in trained]
+    if not found:
+        return []
+    same = sum(not trained[e.prompt].isdisjoint(e.references) for e in found)
+    text = (
+        f"prompts that stand in train too: {len(found)} of {len(task.test)}, {same} with the answer"
+    )
+    return [
+        Finding(
+            severity=ERROR,
+            where=f"{task.name} test",
+            kind="leak",
+            text=text,
+            examples=_ids(found),
+        )
+    ]

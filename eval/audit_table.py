@@ -1,0 +1,79 @@
+"""An audit as Markdown: the figures of each split, then a line a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.audit import Audit, Split
+from eval.audit_checks import ERROR, NOTE, WARNING, Finding
+
+_HEADER = (
+    "task",
+    "split",
+    "examples",
+    "prompt median",
+    "prompt max",
+    "cut %",
+    "cue lost %",
+    "answer median",
+    "answer max",
+    "oracle",
+    "empty",
+)
+_TEXT_COLUMNS = 2
+_SHOWN = 3
+
+
+def markdown(audit: Audit) -> str:
+    """The whole audit as text, readable as it is."""
+    counts = ", ".join(
+        f"{sum(f.severity == severity for f in audit.findings)} {severity}s"
+        for severity in (ERROR, WARNING, NOTE)
+    )
+    return "\n".join(
+        [
+            f"# {audit.benchmark}, order {audit.order}, protocol {audit.protocol}",
+            "",
+            f"Lengths in tokens of {audit.tokenizer}. Oracle: the mean score of the gold answers; "
+            "empty: of no answer.",
+            "",
+            *_table([_HEADER, *map(_cells, audit.splits)]),
+            "",
+            f"## Findings: {counts}",
+            "",
+            *map(_line, audit.findings),
+        ]
+    )
+
+
+def _cells(split: Split) -> tuple[str, ...]:
+    return (
+        split.task,
+        split.split,
+        str(split.examples),
+        f"{split.prompt.median:.0f}",
+        str(split.prompt.longest),
+        f"{split.truncated:.1f}",
+        f"{split.lost_cue:.1f}",
+        f"{split.answer.median:.0f}",
+        str(split.answer.longest),
+        "" if split.oracle is None else f"{split.oracle:.2f}",
+        "" if split.empty is None else f"{split.empty:.2f}",
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a Markdown table, the first its header, padded to stand in line; numbers right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    sides = ["<" if k < _TEXT_COLUMNS else ">" for k in range(len(widths))]
+    cells = [[f"{row[k]:{sides[k]}{widths[k]}}" for k in range(len(widths))] for row in rows]
+    rule = [
+        "-" * (w + 1) + ("-" if side == "<" else ":") for w, side in zip(widths, sides, strict=True)
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return [lines[0], "|" + "|".join(rule) + "|", *lines[1:]]
+
+
+def _line(finding: Finding) -> str:
+    ids = ", ".join(finding.examples[:_SHOWN]) + (", ..." if len(finding.examples) > _SHOWN else "")
+    return f"- {finding.severity}: {finding.where}: {finding.text}" + (f" ({ids})" if ids else "")

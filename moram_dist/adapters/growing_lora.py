@@ -1,0 +1,51 @@
+"""A LoRA a task: those of older tasks are frozen, and all act together.
+
+Shape letters: N rank-1 terms of older tasks, R of the task that is learned.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.adapters.lora import LoraLinear, Terms
+
+
+class GrowingLora(LoraLinear):
+    """``base(x) + dropout(x) [A_old; A]^T [B_old; scale B]``.
+
+    Frozen terms are buffers, which can grow under ZeRO-3; the scale is folded into them. They are
+    multiplied together with the active ones, so that freezing changes no bit of the output.
+    """
+
+    older_A: Tensor
+    older_B: Tensor
+
+    def __init__(self, base: nn.Linear, *, size: int, scale: float, dropout: nn.Module) -> None:
+        super().__init__(base, size=size, scale=scale, dropout=dropout)
+        self.learning = False
+        """Whether the active terms take part. They do from a task's beginning to its end."""
+        for name in ("A", "B"):
+            empty = getattr(self, f"lora_{name}").detach()[:0].clone()
+            self.register_buffer(f"older_{name}", empty, persistent=False)
+
+    def stored(self) -> Terms:
+        """Active terms as they act and are frozen: the scale folded in."""
+        return self.lora_A, self.lora_B * self.scale
+
+    def grow(self, A: Tensor, B: Tensor) -> None:
+        """Freeze ``stored`` terms; they take on dtype and device. RuntimeError: another size."""
+        self.older_A = torch.cat([self.older_A, A.to(self.older_A)])
+        self.older_B = torch.cat([self.older_B, B.to(self.older_B)])
+
+    def terms(self) -> Terms:
+        """All that act: (N + R, in) and (N + R, out)."""
+        if not self.learning:
+            return self.older_A, self.older_B
+        A, B = self.stored()
+        return torch.cat([self.older_A, A]), torch.cat([self.older_B, B])
+
+    def update(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        A, B = self.terms()
+        return (self.dropout(x) @ A.T) @ B

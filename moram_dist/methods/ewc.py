@@ -1,0 +1,109 @@
+"""One LoRA for all tasks, held where older tasks need it: elastic weight consolidation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.adapters.lora import Terms, standing_in
+from moram_dist.comm import env
+from moram_dist.methods.method import METHODS, Look, Seen
+from moram_dist.methods.sequential_lora import SequentialLora
+
+FISHER_EXAMPLES = 64
+"""Of a task, for its Fisher information. Each costs a pass by itself, since it is the gradients of
+single examples that are squared."""
+
+
+@METHODS.register("ewc")
+class Ewc(SequentialLora):
+    """``sequential_lora`` with ``ewc_weight / 2 * sum_i F_i (theta_i - anchor_i)^2``.
+
+    F is the diagonal of the empirical Fisher information of the adapter: the mean over examples of
+    the squared gradient of log p(answer | prompt), taken at the end of each task, and summed over
+    tasks. The anchor is the adapter after the last task. (The paper has one quadratic for each
+    task, with an anchor of its own; that one anchor suffices is in Huszar 2018, arXiv:1712.03847.)
+
+    Source: Kirkpatrick et al. 2017, arXiv:1612.00796. Weight: TRACE's published EWC.
+    """
+
+    def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
+        """As ``sequential_lora``; nothing is held during the first task."""
+        super().build(model, modules)
+        self.fisher: dict[str, Terms] = {}
+        """Summed over tasks, for A and B of each layer by its full name, in float32."""
+        self.anchor: dict[str, Terms] = {}
+
+    def penalty(self, seen: Seen) -> Tensor | float:
+        """The pull towards the anchor; 0 during the first task."""
+        total: Tensor | float = 0.0
+        for name, fisher in self.fisher.items():
+            anchor = self.anchor[name]
+
+            def pull(
+                A: Tensor, B: Tensor, fisher: Terms = fisher, anchor: Terms = anchor
+            ) -> Tensor:
+                return quadratic((A, B), fisher, anchor)
+
+            total = total + self.layers[name].measured(pull)
+        return self.config.ewc_weight / 2 * total
+
+    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+        """The adapter as it is after task i, and the task's own Fisher information."""
+        tensors = super().end_task(i, look)
+        terms = {
+            name: (tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]) for name in self.layers
+        }
+        for name, (A, B) in self._fisher(terms, look).items():
+            tensors[f"{name}.fisher_A"], tensors[f"{name}.fisher_B"] = A, B
+        self._hold(i, tensors)
+        return tensors
+
+    def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the adapter by the one after task i, and hold it there."""
+        super().load_task(i, tensors)
+        self._hold(i, tensors)
+
+    def _fisher(self, terms: Mapping[str, Terms], look: Look) -> dict[str, Terms]:
+        """Mean squared gradient of single examples' log-likelihood, in float32."""
+        # Parameters are sharded, and their gradients are summed over ranks, so over examples.
+        # Whole copies of the adapter stand in for them: their gradients are this rank's own.
+        leaves = {
+            name: (A.clone().requires_grad_(), B.clone().requires_grad_())
+            for name, (A, B) in terms.items()
+        }
+        flat = [leaf for pair in leaves.values() for leaf in pair]
+        sums = [torch.zeros_like(leaf, dtype=torch.float32, requires_grad=False) for leaf in flat]
+        count, losses = look(FISHER_EXAMPLES)
+        with standing_in(self.layers, leaves):
+            for loss in losses:
+                for total, gradient in zip(sums, torch.autograd.grad(loss, flat), strict=True):
+                    total += gradient.float() ** 2
+        for total in sums:
+            env.sum_(total)
+            total /= count
+        return dict(zip(leaves, zip(sums[::2], sums[1::2], strict=True), strict=True))
+
+    def _hold(self, i: int, tensors: Mapping[str, Tensor]) -> None:
+        """Take task i's adapter for the anchor, and add its Fisher information."""
+        for name, layer in self.layers.items():
+            like = layer.lora_A
+            fisher_A, fisher_B = (tensors[f"{name}.fisher_{k}"].to(like.device) for k in "AB")
+            if i > 0:
+                fisher_A, fisher_B = (
+                    fisher_A + self.fisher[name][0],
+                    fisher_B + self.fisher[name][1],
+                )
+            self.fisher[name] = fisher_A, fisher_B
+            self.anchor[name] = (
+                tensors[f"{name}.lora_A"].to(like),
+                tensors[f"{name}.lora_B"].to(like),
+            )
+
+
+def quadratic(now: Terms, fisher: Terms, anchor: Terms) -> Tensor:
+    """``sum_i F_i (theta_i - anchor_i)^2`` in float32, over A and B."""
+    parts = zip(now, fisher, anchor, strict=True)
+    return torch.stack([(F * (x.float() - x0.float()) ** 2).sum() for x, F, x0 in parts]).sum()

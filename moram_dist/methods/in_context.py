@@ -1,0 +1,61 @@
+"""The base model as it is, asked with some solved examples of the task before each question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from moram_dist.data.encode import answer_text
+from moram_dist.methods.method import METHODS
+from moram_dist.methods.zero_shot import ZeroShot
+from moram_dist.tasks.task import Benchmark, Example, Task
+
+BETWEEN = "\n\n"
+
+
+@METHODS.register("in_context")
+class InContext(ZeroShot):
+    """Trains on nothing; the task is shown in the prompt.
+
+    ``demonstrations`` training examples are drawn for each task, the same for all its questions,
+    and written as in training, prompt and answer. A question is asked with as many of them as its
+    task's ``max_prompt_tokens`` have room for beside it, so none displaces any of the question.
+
+    Source: Brown et al. 2020, arXiv:2005.14165. As many as in the baseline of TRACE, Wang et al.
+    2023, arXiv:2310.06762, whose script states the instruction once and takes them from the test
+    set.
+    """
+
+    def asked(self, benchmark: Benchmark, fits: Callable[[Task, str], bool]) -> Benchmark:
+        """Demonstrations before each test prompt; a note for each task that lacks room for all."""
+        tasks: list[Task] = []
+        notes: list[str] = []
+        for i, task in enumerate(benchmark.tasks):
+            drawn = self.draw(benchmark, i, self.config.demonstrations)
+            shown = [f"{one.prompt}{answer_text(one, task)}" for one in drawn]
+            chosen = [_that_fit(shown, example, task, fits) for example in task.test]
+            test = (
+                replace(example, prompt=BETWEEN.join([*fitting, example.prompt]))
+                for example, fitting in zip(task.test, chosen, strict=True)
+            )
+            tasks.append(replace(task, test=tuple(test)))
+            mean = sum(map(len, chosen)) / len(chosen)
+            if mean < len(drawn):
+                notes.append(
+                    f"{task.name} is asked with {mean:.1f} of {len(drawn)} demonstrations on "
+                    f"average: {task.max_prompt_tokens} prompt tokens have no room for more"
+                )
+        return replace(benchmark, tasks=tuple(tasks), notes=(*benchmark.notes, *notes))
+
+
+def _that_fit(
+    shown: Sequence[str], example: Example, task: Task, fits: Callable[[Task, str], bool]
+) -> list[str]:
+    """Demonstrations for one question, in order; one that is too long is passed over."""
+    if fits(task, BETWEEN.join([*shown, example.prompt])):  # most questions: asked once, not often
+        return [*shown]
+    chosen: list[str] = []
+    for demonstration in shown:
+        if fits(task, BETWEEN.join([*chosen, demonstration, example.prompt])):
+            chosen.append(demonstration)
+    return chosen

@@ -1,0 +1,49 @@
+"""A new LoRA for each task; older ones are frozen, and all are summed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from moram_dist.adapters.growing_lora import GrowingLora
+from moram_dist.comm.zero3 import whole
+from moram_dist.methods.method import METHODS, Look
+from moram_dist.methods.sequential_lora import SequentialLora
+
+
+@METHODS.register("inc_lora")
+class IncLora(SequentialLora):
+    """Nothing that was learned is overwritten, but nothing keeps a new task from undoing it.
+
+    Source: IncLoRA in Wang et al. 2023, arXiv:2310.14152.
+    """
+
+    layers: dict[str, GrowingLora]  # type: ignore[assignment]
+
+    def _layer(self, base: nn.Linear, **settings: Any) -> GrowingLora:
+        return GrowingLora(base, **settings)
+
+    def begin_task(self, i: int) -> dict[str, Tensor]:
+        """New terms, which join the frozen ones."""
+        for layer in self.layers.values():
+            layer.learning = True
+        return self._fresh(i)
+
+    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+        """Freeze the task's terms; B is stored with the scale. Outputs stay what they are."""
+        tensors: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            with whole([layer.lora_A, layer.lora_B]):
+                A, B = layer.stored()
+                tensors[f"{name}.lora_A"] = A.detach().clone()
+                tensors[f"{name}.lora_B"] = B.detach()
+        IncLora.load_task(self, i, tensors)
+        return tensors
+
+    def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
+        """Append task i's terms to the frozen ones."""
+        for name, layer in self.layers.items():
+            layer.grow(tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"])
+            layer.learning = False

@@ -1,0 +1,71 @@
+"""One LoRA for all tasks that keeps answering as before: learning without forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moram_dist.adapters.lora import Terms, standing_in
+from moram_dist.methods.method import METHODS, Look, Seen
+from moram_dist.methods.sequential_lora import SequentialLora
+
+
+@METHODS.register("lwf")
+class Lwf(SequentialLora):
+    """``sequential_lora`` with ``distill_weight`` times the divergence from the model before.
+
+    The model before is the adapter at the end of the last task, asked without dropout, on the
+    current task's prompts and answers: the mean over answer tokens of KL(before || now), both at
+    ``distill_temperature``. Gradients are those of the source's cross-entropy with the old
+    outputs, which differs by a constant; as there, they are not scaled by the temperature squared.
+
+    Source: Li and Hoiem 2016, arXiv:1606.09282.
+    """
+
+    def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
+        """As ``sequential_lora``; before the first task there is nothing to keep to."""
+        super().build(model, modules)
+        self.before: dict[str, Terms] = {}
+        """The adapter at the end of the last task, by full name of the layer."""
+
+    def penalty(self, seen: Seen) -> Tensor | float:
+        """The divergence at the places of answers; 0 during the first task. One pass more."""
+        if not self.before:
+            return 0.0
+        with standing_in(self.layers, self.before):
+            before_BPV = seen.again()
+        answers = seen.targets_BP != -100
+        total = divergence(
+            before_BPV[answers], seen.logits_BPV[answers], self.config.distill_temperature
+        )
+        return self.config.distill_weight * seen.weight * total
+
+    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+        """The adapter as it is after task i, which the next task is held to."""
+        tensors = super().end_task(i, look)
+        self._keep(tensors)
+        return tensors
+
+    def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the adapter by the one after task i, which the next task is held to."""
+        super().load_task(i, tensors)
+        self._keep(tensors)
+
+    def _keep(self, tensors: Mapping[str, Tensor]) -> None:
+        self.before = {
+            name: (
+                tensors[f"{name}.lora_A"].to(layer.lora_A),
+                tensors[f"{name}.lora_B"].to(layer.lora_B),
+            )
+            for name, layer in self.layers.items()
+        }
+
+
+def divergence(before_NV: Tensor, now_NV: Tensor, temperature: float) -> Tensor:
+    """``sum_n KL(softmax(before / T) || softmax(now / T))`` in nats, from logits, in float32."""
+    before, now = (
+        F.log_softmax(logits.float() / temperature, dim=-1) for logits in (before_NV, now_NV)
+    )
+    return F.kl_div(now, before, reduction="sum", log_target=True)

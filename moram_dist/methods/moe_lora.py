@@ -1,0 +1,57 @@
+"""A LoRA expert for each task and a learned router: what MoRAM argues against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.adapters.lora_experts import LoraExperts
+from moram_dist.comm.zero3 import whole
+from moram_dist.methods.inc_lora import IncLora
+from moram_dist.methods.method import METHODS, Look
+
+
+@METHODS.register("moe_lora")
+class MoeLora(IncLora):
+    """Each task adds an expert and freezes the older ones; the router goes on learning.
+
+    A router at each adapted linear gives ``top_experts`` of the experts so far a share in every
+    token. All its rows train on every task, and what older tasks' tokens are sent to changes.
+
+    Source: the incremental mixture of LoRA experts of Yu et al. 2024, arXiv:2403.11549: a
+    bias-free router that starts at 0, softmax over the two largest logits, frozen experts. Theirs
+    has a router a task, chosen by an auto-encoder, on one token of each image, noise in training,
+    and a fixed set of experts of which the most used are frozen. Here there is one router for
+    all tasks, it routes each token, without noise, and an expert belongs to a task.
+    """
+
+    layers: dict[str, LoraExperts]  # type: ignore[assignment]
+
+    def _layer(self, base: nn.Linear, **settings: Any) -> LoraExperts:
+        return LoraExperts(base, **settings, num_tasks=self.num_tasks, top=self.config.top_experts)
+
+    def begin_task(self, i: int) -> dict[str, Tensor]:
+        """A new expert. Its row of the router is 0, as it has been since the first task."""
+        fresh = super().begin_task(i)
+        if i == 0:
+            for name, layer in self.layers.items():
+                fresh[f"{name}.router"] = torch.zeros(self.num_tasks, layer.in_features)
+        return fresh
+
+    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+        """Freeze the task's expert. The router as it is after task i: rows of experts so far."""
+        tensors = super().end_task(i, look)
+        for name, layer in self.layers.items():
+            with whole([layer.router]):
+                tensors[f"{name}.router"] = layer.router[: i + 1].detach().clone()
+        return tensors
+
+    def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
+        """Append task i's expert, and set the router to what it was after task i."""
+        super().load_task(i, tensors)
+        for name, layer in self.layers.items():
+            with whole([layer.router], write=True), torch.no_grad():
+                layer.router[: i + 1].copy_(tensors[f"{name}.router"])

@@ -1,0 +1,36 @@
+"""One LoRA, trained on all tasks at once: the upper bound that learning in sequence is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from moram_dist.methods.method import METHODS
+from moram_dist.methods.sequential_lora import SequentialLora
+from moram_dist.tasks.task import Benchmark, Example, Task
+
+
+@METHODS.register("multitask")
+class Multitask(SequentialLora):
+    """Everything is learned in the place of task 0; later tasks change nothing.
+
+    Only the last row of its score matrix compares with a method that learns in sequence.
+
+    Source: Caruana 1997, Machine Learning 28:41-75; MTL in Wang et al. 2023, arXiv:2310.14152.
+    """
+
+    def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
+        """All tasks' examples at task 0, none afterwards."""
+        if i > 0:
+            return ()
+        return [
+            (task, replace(example, id=f"{task.name}/{example.id}"))
+            for task in benchmark.tasks
+            for example in task.train
+        ]
+
+    def epochs(self, benchmark: Benchmark, i: int) -> float:
+        """Mean over examples of their task's epochs: as many are seen as by tasks in sequence."""
+        counts = [len(task.train) for task in benchmark.tasks]
+        seen = sum(n * task.epochs for n, task in zip(counts, benchmark.tasks, strict=True))
+        return seen / sum(counts)

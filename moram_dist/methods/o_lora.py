@@ -1,0 +1,37 @@
+"""A LoRA a task whose inputs are kept orthogonal to those of older tasks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from moram_dist.methods.inc_lora import IncLora
+from moram_dist.methods.method import METHODS, Seen
+
+
+@METHODS.register("o_lora")
+class OLora(IncLora):
+    """``inc_lora`` with ``orthogonal_weight * sum |A_old A^T|`` added to the loss.
+
+    The sum is over all entries and layers, as in the authors' code (lambda_1 = 0.5 there); the
+    paper's equation has squares. Their optional L2 term (lambda_2) is 0 in most of their settings
+    and not here.
+
+    Source: Wang et al. 2023, arXiv:2310.14152.
+    """
+
+    def penalty(self, seen: Seen) -> Tensor | float:
+        """How far what is learned looks where older tasks look; 0 during the first task."""
+        total: Tensor | float = 0.0
+        for layer in self.layers.values():
+            if len(layer.older_A):
+
+                def measure(A: Tensor, B: Tensor, old: Tensor = layer.older_A) -> Tensor:
+                    return overlap(old, A)
+
+                total = total + layer.measured(measure)
+        return self.config.orthogonal_weight * total
+
+
+def overlap(old: Tensor, new: Tensor) -> Tensor:
+    """``sum |old new^T|`` in float32, for rows (N, D) and (R, D)."""
+    return (old.float() @ new.float().T).abs().sum()

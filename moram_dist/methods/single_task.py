@@ -1,0 +1,23 @@
+"""A LoRA of its own for each task: how well the task is learned where nothing came before it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from moram_dist.methods.method import METHODS
+from moram_dist.methods.sequential_lora import SequentialLora
+
+
+@METHODS.register("single_task")
+class SingleTask(SequentialLora):
+    """What forward transfer and intransigence are measured against; no continual learner.
+
+    Source: Chaudhry et al. 2018, arXiv:1801.10112 (intransigence); Zhao et al. 2024,
+    arXiv:2401.08295 (forward transfer against tasks learned by themselves).
+    """
+
+    eval_rows = "diagonal"
+
+    def begin_task(self, i: int) -> dict[str, Tensor]:
+        """A new LoRA: what was learned before is gone."""
+        return self._fresh(i)
