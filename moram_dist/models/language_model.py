@@ -27,12 +27,12 @@ class Base:
 
     model: nn.Module
     tokenizer: Any
-    decoder_start: int | None
-    """The token that a decoder starts from; None: a causal model, which has no encoder."""
-
     identity: dict[str, Any]
     keep_alive: Any
     """transformers' handle on the DeepSpeed configuration; it holds it by weak reference only."""
+
+    decoder_start: int | None = None
+    """The token that a decoder starts from; None: a causal model, which has no encoder."""
 
 
 def resolve_dtype(config: ModelConfig) -> torch.dtype:
@@ -189,9 +189,9 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
     return Base(
         model,
         load_tokenizer(config),
-        decoder_start(config, architecture),
         identity(config, model.config),
         keep_alive,
+        decoder_start(config, architecture),
     )
 
 

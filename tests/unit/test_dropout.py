@@ -80,6 +80,16 @@ def test_evaluation_and_no_dropout_return_the_tensor_itself():
     assert not TokenDropout(1.0, keys, name="layer", size=8)(x).any()
 
 
+def test_an_encoder_and_a_decoder_that_read_other_lengths():
+    """Each gets the mask that it would get by itself; other lengths are nobody's."""
+    keys = TokenKeys()
+    keys.set(SEEDS, [5, 9], CPU)
+    dropout = TokenDropout(0.3, keys, name="layer", size=65)
+    for length in (5, 9):
+        assert torch.equal(dropout(torch.ones(3, length, 65)) != 0, mask(SEEDS, length))
+    assert keys.of(3 * 7) is None
+
+
 def test_without_keys_it_is_torch_s_own():
     dropout, x = TokenDropout(0.5, TokenKeys(), name="layer", size=8), torch.randn(3, 5, 8)
     torch.manual_seed(1)

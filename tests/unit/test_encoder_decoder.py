@@ -130,6 +130,7 @@ def test_what_is_kept_of_a_long_prompt_is_read_as_text_once_more():
     """As the published collators do: decoded with its spaces cleaned up, and tokenised again."""
 
     class Words:
+        bos_token_id = None
         eos_token_id = EOS
 
         def __call__(self, text, *, add_special_tokens):
