@@ -92,7 +92,7 @@ def audit(argv: Sequence[str]) -> int:
     # These need torch, which the other commands do without.
     from eval.audit import audit_benchmark
     from eval.audit_table import markdown
-    from moram_dist.models.causal_lm import load_tokenizer
+    from moram_dist.models.language_model import load_tokenizer
 
     data_dir = Path(args.data_dir) if args.data_dir is not None else None
     source = Source(data_dir=data_dir, order=args.order, protocol=args.protocol)

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moram_dist.data.encode import encode_prompt, encode_training
+from moram_dist.data.encode import encode_pair, encode_prompt, encode_training
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example, Task
 
@@ -19,14 +19,19 @@ class Candidates:
 
     prefix: tuple[int, ...]
     """What all labels follow: the prompt as generation sees it, less tokens that merge with a label
-    when both are tokenised together, such as the white space that a prompt ends in."""
+    when both are tokenised together, such as the white space that a prompt ends in. For an
+    encoder-decoder model what the encoder reads."""
 
     tails: tuple[tuple[int, ...], ...]
     """What follows, for each of the task's labels in their order; each ends in EOS."""
 
 
-def encode_candidates(tokenizer: Any, example: Example, task: Task) -> Candidates:
+def encode_candidates(
+    tokenizer: Any, example: Example, task: Task, decoder_start: int | None = None
+) -> Candidates:
     """The labels of a task after one prompt, as training would tokenise them.
+
+    ``decoder_start`` as for ``encode_training``. Of a causal model:
 
     Prefix and tail are together what ``encode_training`` makes of the label wherever the prompt
     leaves room for BOS. A longer prompt is cut as for generation, so that both answer the same
@@ -39,6 +44,11 @@ def encode_candidates(tokenizer: Any, example: Example, task: Task) -> Candidate
     Raises:
         InputError: nothing of the prompt is left before the labels.
     """
+    if decoder_start is not None:
+        uncut = replace(task, max_answer_tokens=_NO_LIMIT)
+        asked = (Example(example.id, example.prompt, (label,)) for label in task.labels)
+        pairs = [encode_pair(tokenizer, one, uncut, decoder_start) for one in asked]
+        return Candidates(pairs[0].source or (), tuple(pair.tokens[1:] for pair in pairs))
     uncut = replace(task, max_prompt_tokens=_NO_LIMIT)
     prompt = encode_prompt(tokenizer, example.prompt, task)
     whole = encode_prompt(tokenizer, example.prompt, uncut)

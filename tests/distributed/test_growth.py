@@ -27,7 +27,7 @@ from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import Step, accumulation, collate, steps
 from moram_dist.methods import METHODS, Method
 from moram_dist.methods.restore import load_memory
-from moram_dist.models import causal_lm
+from moram_dist.models import language_model
 from moram_dist.train import ds_config
 from moram_dist.train.engine import BETAS, inner_optimizer, make_engine, start_fresh
 from moram_dist.train.stop import StopSignals
@@ -104,7 +104,7 @@ class Life:
     def __init__(self, model: Path, setting: Setting, world_size: int) -> None:
         self.setting = setting
         config = setting.resolve(world_size)
-        self.base = causal_lm.load(ModelConfig(model=str(model), dtype=setting.dtype), config)
+        self.base = language_model.load(ModelConfig(model=str(model), dtype=setting.dtype), config)
         self.method: Method = METHODS["moram"](
             METHOD, 3, Placer(make_atom_group("world"), setting.placement)
         )

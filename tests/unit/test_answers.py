@@ -8,7 +8,7 @@ import torch
 from moram_dist.config import ModelConfig
 from moram_dist.data.answers import read_answers
 from moram_dist.data.encode import plain
-from moram_dist.models.causal_lm import load_tokenizer
+from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks.task import Task
 
 
