@@ -101,13 +101,21 @@ SETTINGS = {
 class Life:
     """A method on the tiny model in an engine, trained by the trainer's own step."""
 
-    def __init__(self, model: Path, setting: Setting, world_size: int) -> None:
+    def __init__(
+        self,
+        model: Path,
+        setting: Setting,
+        world_size: int,
+        method: MethodConfig = METHOD,
+        **model_settings: Any,
+    ) -> None:
         self.setting = setting
         config = setting.resolve(world_size)
-        self.base = language_model.load(ModelConfig(model=str(model), dtype=setting.dtype), config)
-        self.method: Method = METHODS["moram"](
-            METHOD, 3, Placer(make_atom_group("world"), setting.placement)
+        self.base = language_model.load(
+            ModelConfig(model=str(model), dtype=setting.dtype, **model_settings), config
         )
+        placer = Placer(make_atom_group("world"), setting.placement)
+        self.method: Method = METHODS[method.method](method, 3, placer, num_tasks=NUM_TASKS)
         self.method.build(self.base.model)
         self.engine = make_engine(self.base.model, config, weight_decay=TRAIN.weight_decay)
         self.trainer = Trainer(
