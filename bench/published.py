@@ -1,4 +1,4 @@
-"""The update of one layer as it is usually written, from the formula: what ours is measured against.
+"""The update of one layer as it is usually written: what ours is measured against.
 
 Old and new atoms are put end to end, scored, normalised, cut to the top k, spread out again, and
 multiplied with all values. Autograd then makes gradients for every atom, frozen ones too.

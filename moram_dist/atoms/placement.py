@@ -14,7 +14,8 @@ tokens a rank, K = min(top_k, N / P) candidates, e bytes a number:
                  backward   (P - 1) T E e + (P - 1) P T 8 + (P - 1) T (D e + 4 R / P)
 
 (float32 routing; R active atoms, rounded up to a multiple of P; no D e goes back where the input
-wants no gradient, and an input that linears share goes out once.) Source: the byte counts of gather-atoms and dispatch-tokens by hand.
+wants no gradient, and an input that linears share goes out once.) Source: the byte counts of
+gather-atoms and dispatch-tokens by hand.
 """
 
 from __future__ import annotations

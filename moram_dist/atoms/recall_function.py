@@ -66,9 +66,7 @@ class Call:
     def shares(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], *, forward: bool
     ) -> dict[int, list[Atoms]]:
-        """Share to the atoms of the linears that are asked: frozen ones, then the active ones that
-        will be frozen into it.
-        """
+        """Share to the atoms of the linears that are asked, frozen ones before active ones."""
         found = self.placement.atoms(self.bank, forward=forward)
         return {
             share: [

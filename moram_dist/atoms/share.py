@@ -1,4 +1,4 @@
-"""What one share of the atoms does for the tokens of one home: the work on many atoms, in few passes.
+"""What one share of the atoms does for the tokens of one home, in as few passes as possible.
 
 Chosen atoms are given as their rows in the share. Where a share has many more rows than a token
 chooses, only the chosen rows are touched; where it has few, a matrix product over all of them is
