@@ -101,7 +101,7 @@ def load(num_tasks: int) -> tuple[nn.Module, Any]:
             with torch.no_grad():
                 for name, value in fresh.items():
                     base.model.get_parameter(name).copy_(value + 0.01 * torch.randn_like(value))
-            method.end_task(i, lambda limit: (0, iter(())))
+            method.end_task(i, lambda _: (0, iter(())))
     return base.model.eval(), base.tokenizer
 
 

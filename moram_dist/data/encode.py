@@ -50,7 +50,11 @@ def encode_prompt(tokenizer: Any, prompt: str, task: Task) -> list[int]:
     Where the task's lengths are shared, BOS is there only if the prompt left room for it, as in the
     published TRACE collator; else BOS stays and the prompt is cut to what it leaves.
     """
-    tokens = plain(tokenizer, prompt)
+    return cut_prompt(tokenizer, plain(tokenizer, prompt), prompt, task)
+
+
+def cut_prompt(tokenizer: Any, tokens: list[int], prompt: str, task: Task) -> list[int]:
+    """BOS and the tokens of a prompt, or of its beginning, as ``encode_prompt`` cuts them."""
     if task.shared_limit:
         tokens = cut(tokens, task.max_prompt_tokens, task.truncate_prompt)
         return _with_bos(tokenizer, tokens, task, task.max_prompt_tokens)
