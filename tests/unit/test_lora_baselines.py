@@ -277,6 +277,12 @@ def test_experts_by_hand():
     assert layer.lora_A.grad.item() == 0
 
 
+@pytest.mark.parametrize("name", ["inc_lora", "moe_lora"])
+def test_before_the_first_task_it_is_the_base(name):
+    _, model = built(name, d_in=2, d_out=3)
+    assert torch.equal(model(torch.ones(4, 5, 2)), torch.zeros(4, 5, 3))
+
+
 def test_experts_to_come_take_no_part():
     method, model = built("moe_lora")
     x = torch.ones(1, 1)
