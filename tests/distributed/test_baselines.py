@@ -241,7 +241,7 @@ def check(model: Path, folder: Path, name: str, setting: Setting, **model_settin
             assert_close(fisher, plain_fisher(memory, i), 1e-5)
         if env.is_main():
             manifest = published.publish(manifest, f"task {i}", memory)
-    if name == "lwf" and not model_settings:
+    if name == "lwf" and setting is FP32 and not model_settings:
         assert kept(life) == 0
     life.engine.destroy()
     if env.is_main():
@@ -252,8 +252,11 @@ KINDS: dict[str, tuple[Setting, dict[str, Any]]] = {
     "fp32": (FP32, {}),
     "checkpointed": (FP32, {"gradient_checkpointing": True}),
     "bf16": (BF16, {}),
+    "stage 2": (Bare("zero2.json", 2, "fp32"), {}),
+    "stage 0": (Bare("zero2.json", 0, "fp32"), {}),
 }
-LIVES = [(name, kind) for name in NAMES for kind in KINDS if name != "inc_lora" or kind == "fp32"]
+LIVES = [(name, kind) for name in NAMES for kind in ("fp32", "checkpointed", "bf16")]
+LIVES += [("ewc", "stage 2"), ("ewc", "stage 0")]
 
 
 def live(rank: int, world_size: int, model: Path, folder: Path) -> None:
