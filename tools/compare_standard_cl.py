@@ -49,6 +49,9 @@ TRAIN, EPOCHS, BATCH = 320, 3, 8
 """Examples of a task that are learned, passes over them, and examples in a step: 120 steps a task.
 Small batches, because this base needs about 60 steps to find a task at all."""
 
+PROMPT_TOKENS = 160
+"""A longer prompt loses the end of its text: a fifth of the tokens, and most of the padding."""
+
 TEST, HELD_OUT = 200, 100
 """Examples of a task that are tested, and that choose the rate."""
 
@@ -158,6 +161,7 @@ class Study:
             "limit_eval": HELD_OUT if splits else TEST,
             "eval_rows": "last" if splits else "seen",
             "epochs": EPOCHS,
+            "max_prompt_tokens": PROMPT_TOKENS,
             "batch_size": BATCH,
             "micro_batch_size": BATCH,
             "learning_rate": job.rate,
