@@ -23,7 +23,7 @@ from moram_dist.decode import Answered, answer_batch
 from moram_dist.files import write_atomically
 from moram_dist.methods import Method
 from moram_dist.metrics import score
-from moram_dist.models.causal_lm import Base
+from moram_dist.models.language_model import Base
 from moram_dist.tasks.task import Benchmark, Task
 from moram_dist.tracking import Tracker
 from moram_dist.train.progress import Progress

@@ -50,7 +50,7 @@ HALF_WIDTH, FULL_WIDTH = 5.0, 10.4
 
 
 @contextmanager
-def _canvas(width: float, height: float) -> Iterator[Figure]:
+def canvas(width: float, height: float) -> Iterator[Figure]:
     """A figure of so many inches, with our style while it is drawn."""
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
@@ -82,7 +82,7 @@ def heat_map(
         labels.insert(0, "base model")
         rows.insert(0, base)
     grid = [[math.nan if value is None else value for value in row] for row in rows]
-    with _canvas(FULL_WIDTH, 1.0 + 0.38 * max(len(grid), 1)) as figure:
+    with canvas(FULL_WIDTH, 1.0 + 0.38 * max(len(grid), 1)) as figure:
         axes = figure.subplots()
         if grid:
             axes.pcolormesh(grid, cmap=AMOUNTS, vmin=0, vmax=100, edgecolors="white", linewidth=1.5)
@@ -102,7 +102,7 @@ def heat_map(
 
 def average_curve(averages: Sequence[float | None]) -> Figure:
     """Mean score over the tasks learned so far, against their number; a gap where it is unknown."""
-    with _canvas(HALF_WIDTH, 2.7) as figure:
+    with canvas(HALF_WIDTH, 2.7) as figure:
         axes = figure.subplots()
         learned = range(1, len(averages) + 1)
         known = [math.nan if value is None else value for value in averages]
@@ -139,7 +139,7 @@ def forgetting_per_task(scores: Scores) -> list[float | None]:
 def forgetting_bars(tasks: Sequence[str], drops: Sequence[float | None]) -> Figure:
     """How many points each task lost since it was best; tasks without a number are left out."""
     known = [(name, drop) for name, drop in zip(tasks, drops, strict=False) if drop is not None]
-    with _canvas(HALF_WIDTH, max(2.7, 0.8 + 0.26 * len(known))) as figure:
+    with canvas(HALF_WIDTH, max(2.7, 0.8 + 0.26 * len(known))) as figure:
         axes = figure.subplots()
         values = [drop for _, drop in known]
         colours = [LOSS if value > 0 else AMOUNT for value in values]
@@ -166,7 +166,7 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], tasks: Sequence[st
         losses: one per step; infinite ones and NaN leave a gap.
         tasks: the name of the task of each step.
     """
-    with _canvas(FULL_WIDTH, 2.3) as figure:
+    with canvas(FULL_WIDTH, 2.3) as figure:
         axes = figure.subplots()
         finite = [loss if math.isfinite(loss) else math.nan for loss in losses]
         axes.plot(steps, finite, color=AMOUNT, linewidth=1.2)

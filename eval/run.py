@@ -5,6 +5,8 @@
     python eval/run.py metrics --scores RUN/scores.json [--single_task RUN] [--multitask RUN]
     python eval/run.py report --run RUN
     python eval/run.py audit --benchmark trace --data_dir DIR [--out FILE.md] [--strict]
+    python eval/run.py compare RUN... --out DIR
+    python eval/run.py compare --experiment NAME --tracking_uri sqlite:///RUNS/mlflow.db
 
 Results go to standard output. Bad input is one line on standard error and exit code 2.
 """
@@ -90,7 +92,7 @@ def audit(argv: Sequence[str]) -> int:
     # These need torch, which the other commands do without.
     from eval.audit import audit_benchmark
     from eval.audit_table import markdown
-    from moram_dist.models.causal_lm import load_tokenizer
+    from moram_dist.models.language_model import load_tokenizer
 
     data_dir = Path(args.data_dir) if args.data_dir is not None else None
     source = Source(data_dir=data_dir, order=args.order, protocol=args.protocol)
@@ -108,11 +110,34 @@ def audit(argv: Sequence[str]) -> int:
     return 1 if args.strict and found.has_errors else 0
 
 
+def compare(argv: Sequence[str]) -> None:
+    """Compare runs by method over orders and seeds: print the tables, write them to --out."""
+    args = _parse(
+        compare,
+        argv,
+        optional="--experiment --tracking_uri --answers --out --resamples",
+        words="RUN",
+    )
+    from eval.compare_command import compare_runs, write_comparison  # numpy is only needed here
+
+    text, comparison = compare_runs(
+        [Path(word) for word in args.RUN],
+        experiment=args.experiment,
+        tracking_uri=args.tracking_uri,
+        answers=args.answers,
+        resamples=args.resamples,
+    )
+    if args.out is not None:
+        write_comparison(Path(args.out), text, comparison)
+    print(text, end="")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "rescore": rescore,
     "metrics": metrics,
     "report": report,
     "audit": audit,
+    "compare": compare,
 }
 
 
@@ -133,25 +158,31 @@ def main(argv: Sequence[str]) -> int:
 def _parse(
     command: Callable[[Sequence[str]], int | None],
     argv: Sequence[str],
-    required: str,
+    required: str = "",
     *,
     optional: str = "",
     switches: str = "",
+    words: str = "",
 ) -> argparse.Namespace:
-    """Read flags that each take one text, and switches. Raises InputError for an unknown one."""
+    """Read flags that each take one text, switches, and words where they have a name.
+
+    Raises InputError for a flag that does not exist.
+    """
     parser = _Parser(
         prog=f"eval/run.py {command.__name__}", description=command.__doc__, allow_abbrev=False
     )
-    for flag in (required, *optional.split()):
-        parser.add_argument(flag, required=flag == required)
+    for flag in (*required.split(), *optional.split()):
+        parser.add_argument(flag, required=flag in required.split())
     for flag in switches.split():
         parser.add_argument(flag, action="store_true")
-    flags = [required, *optional.split(), *switches.split()]
+    if words:
+        parser.add_argument(words, nargs="*")
+    flags = [*required.split(), *optional.split(), *switches.split()]
     for word in argv:
         name = word.split("=")[0]
         if name.startswith("--") and name not in [*flags, "--help"]:
             raise unknown("flag", name, flags)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:

@@ -29,7 +29,7 @@ from moram_dist.data.encode import fits
 from moram_dist.data.stream import accumulation
 from moram_dist.files import write_atomically
 from moram_dist.methods import METHODS, Method
-from moram_dist.models import causal_lm
+from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
 from moram_dist.tracking import IDS_FILE, DatasetRecord, RunDescription, Tracker, open_tracker
@@ -82,7 +82,7 @@ class Session:
 
     def _train(self, progress: Progress, stop: StopSignals) -> None:
         config = self.config
-        base = causal_lm.load(config.model, self.ds_config)
+        base = language_model.load(config.model, self.ds_config)
         placer = self._placer()
         method = METHODS[config.method.method](
             config.method, config.train.seed, placer, num_tasks=len(self.benchmark.tasks)
@@ -159,7 +159,7 @@ class Session:
         matrices = score_matrices(self.run_dir.path, self.benchmark, config.answer_modes)
         return not any(m.missing(last, config.eval_rows) for m in matrices.values())
 
-    def _manifest(self, method: Method, base: causal_lm.Base) -> Manifest:
+    def _manifest(self, method: Method, base: language_model.Base) -> Manifest:
         saved = self.run_dir.memory.manifest()
         if saved is None:
             return Manifest(
@@ -244,10 +244,10 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         ),
         world_size=env.world_size(),
         clip=train.clip,
-        bf16=causal_lm.resolve_dtype(config.model) == torch.bfloat16,
+        bf16=language_model.resolve_dtype(config.model) == torch.bfloat16,
     )
-    find_linears(causal_lm.skeleton(config.model), config.method.target_modules)
-    causal_lm.load_tokenizer(config.model)
+    find_linears(language_model.skeleton(config.model), config.method.target_modules)
+    language_model.load_tokenizer(config.model)
     ds.check_zero(ds_config, path=ds_path)
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)

@@ -42,7 +42,7 @@ class ModelConfig:
     """The frozen base model."""
 
     model: str = EMBEDDED
-    """Folder or Hugging Face id of a causal language model; `demo` is the tiny one that ships."""
+    """Folder or Hugging Face id of a causal language model or a T5; `demo` is the tiny one here."""
 
     dtype: str = "auto"
     """Parameters and compute: fp32, bf16, or auto (bf16 on an accelerator, fp32 on a CPU)."""

@@ -28,7 +28,7 @@ from moram_dist.config import MethodConfig, ModelConfig
 from moram_dist.data.encode import encode_training
 from moram_dist.decode import answer_batch
 from moram_dist.methods import METHODS
-from moram_dist.models import causal_lm
+from moram_dist.models import language_model
 from moram_dist.tasks.task import Decoding, Example, Task
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -90,7 +90,7 @@ def agnews(max_answer_tokens: int = 50) -> Task:
 
 def load(num_tasks: int) -> tuple[nn.Module, Any]:
     """The base, with a memory of so many tasks whose atoms are drawn at random."""
-    base = causal_lm.load(
+    base = language_model.load(
         ModelConfig(model=str(MODEL), dtype="fp32"), {"zero_optimization": {"stage": 0}}
     )
     if num_tasks:

@@ -121,7 +121,7 @@ def bytes_table(group: AtomGroup) -> list[list[Any]]:
     formulas = {
         "resident": 0,
         "gathered": 2 * (P - 1) * total // P,
-        "stationary": (P - 1) * (2 * each_way + num_tokens * (P * (4 + 8 * kept) + (P + 1) * 8)),
+        "stationary": (P - 1) * (2 * each_way + num_tokens * P * (4 + 8 * kept + 8)),
     }
     x = torch.randn(num_tokens, WIDTH, requires_grad=True)
     for name, placement in placements.items():

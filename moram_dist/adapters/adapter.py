@@ -29,6 +29,11 @@ class AdaptedLinear(nn.Module, ABC):
         """Size of the output."""
         return self.base.out_features
 
+    @property
+    def weight(self) -> Tensor:
+        """Of the base: T5 asks its feed-forward's for the dtype."""
+        return self.base.weight
+
     @abstractmethod
     def update(self, x: Tensor) -> Tensor:
         """What is added to the output, (..., out_features), for x (..., in_features)."""

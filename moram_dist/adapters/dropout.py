@@ -24,20 +24,25 @@ class TokenKeys:
     """Who the tokens of the current micro-batch are; the layers of a model share one."""
 
     def __init__(self) -> None:
-        self.keys_BT: Tensor | None = None
-        """int32, well mixed; None where nobody said."""
+        self._of: dict[int, Tensor] = {}
 
-    def set(self, row_seeds: Sequence[int], length: int, device: torch.device) -> None:
+    def set(self, row_seeds: Sequence[int], lengths: Sequence[int], device: torch.device) -> None:
         """Key the tokens of the micro-batch that comes next, by row and position.
 
         Args:
             row_seeds: a number in [0, 2^32) that is the row's own.
-            length: tokens in a row.
+            lengths: tokens in a row; several where an encoder and a decoder read other texts. Their
+                tokens at one position share a key, and no layer sees both.
             device: where the model computes.
         """
         rows_B1 = _int32(torch.tensor(row_seeds, dtype=torch.int64)).unsqueeze(1)
-        places_T = _mix(torch.arange(length, dtype=torch.int32))
-        self.keys_BT = _mix(rows_B1 ^ places_T).to(device)
+        places_T = _mix(torch.arange(max(lengths), dtype=torch.int32))
+        keys_BT = _mix(rows_B1 ^ places_T).to(device)
+        self._of = {len(row_seeds) * length: keys_BT[:, :length] for length in lengths}
+
+    def of(self, num_tokens: int) -> Tensor | None:
+        """(B, T) int32, well mixed; None where nobody said who so many tokens are."""
+        return self._of.get(num_tokens)
 
 
 class TokenDropout(nn.Module):
@@ -63,10 +68,10 @@ class TokenDropout(nn.Module):
         """(B, T, D) or (B * T, D) to the same."""
         if not self.training or self.p == 0:
             return x
-        keys = self.keys.keys_BT
-        if keys is None or x.numel() != keys.numel() * x.shape[-1] or self.p == 1:
+        keys_BT = self.keys.of(x.numel() // x.shape[-1])
+        if keys_BT is None or self.p == 1:
             return F.dropout(x, self.p)
-        hashes = _mix(keys.view(*x.shape[:-1], 1) ^ self.salts)
+        hashes = _mix(keys_BT.reshape(*x.shape[:-1], 1) ^ self.salts)
         # Each hash decides about two elements. Its halves are uniform over all of int16.
         threshold = round(self.p * 2**BITS) - 2 ** (BITS - 1)
         dropped = hashes.view(torch.int16)[..., : x.shape[-1]] < threshold

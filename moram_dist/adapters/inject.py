@@ -10,15 +10,15 @@ from torch import nn
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.registry import InputError
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-"""Names in LLaMA, Mistral, Qwen and Gemma models, and most that follow them."""
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "q", "k", "v", "o")
+"""Names in LLaMA, Mistral, Qwen and Gemma models, and most that follow them; and in T5."""
 
 
 def find_linears(model: nn.Module, target_modules: str) -> list[str]:
     """Full names of the linears that ``target_modules`` means, in the model's order.
 
     Args:
-        model: any Hugging Face causal language model.
+        model: any Hugging Face language model.
         target_modules: ``attention`` (q, k, v, o), ``all-linear`` (all but the output head), last
             names joined by commas, or a regular expression that a full name must match whole.
 

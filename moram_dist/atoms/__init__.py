@@ -1,6 +1,12 @@
 """The memory of rank-1 atoms: its arithmetic, the layers that have one, its files."""
 
-from moram_dist.atoms.layer import Memory, MemoryLinear, MemorySettings, give_memory
+from moram_dist.atoms.layer import (
+    Memory,
+    MemoryLinear,
+    MemorySettings,
+    give_memory,
+    reads_source,
+)
 from moram_dist.atoms.placer import Placer
 from moram_dist.atoms.recall import recall
 from moram_dist.atoms.routing import Routing
@@ -12,5 +18,6 @@ __all__ = [
     "Placer",
     "Routing",
     "give_memory",
+    "reads_source",
     "recall",
 ]

@@ -21,8 +21,16 @@ from moram_dist.atoms.placer import Placer
 from moram_dist.atoms.recall import recall_together
 from moram_dist.atoms.routing import Routing
 
-SHARE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+SHARE_INPUT = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("q", "k", "v"),  # of T5, as the next
+    ("wi_0", "wi_1"),
+)
 """Last names of linears that most models call with one and the same tensor."""
+
+CROSS_ATTENTION = "EncDecAttention"
+"""Of a T5 decoder: k and v see what its encoder made, q does not."""
 
 
 class MemoryLinear(AdaptedLinear):
@@ -68,6 +76,8 @@ class Memory(nn.Module):
         self.placer = placer
         self.learning = False
         """Whether active atoms take part. They do from a task's beginning to its end."""
+        self.reads_source = False
+        """Whether the tokens are an encoder's in a model whose decoder has others."""
         self.dropouts = tuple(layer.dropout for layer in layers)  # children of their layers only
         shapes = [(layer.in_features, layer.out_features) for layer in layers]
         like = layers[0].base.weight
@@ -101,7 +111,7 @@ class Memory(nn.Module):
         return tuple(
             recall_together(
                 self.bank,
-                self.placer.now,
+                self.placer.of_source if self.reads_source else self.placer.now,
                 replace(routing, threshold=0.0) if self.training else routing,
                 [self._dropped(i, x) for i in members],
                 keys,
@@ -165,9 +175,21 @@ def share_inputs(names: Iterable[str]) -> list[list[str]]:
 
     def key(name: str) -> tuple[str, object]:
         parent, _, last = name.rpartition(".")
+        if last == "q" and _is_cross(parent):
+            return parent, last
         return parent, next((group for group in SHARE_INPUT if last in group), last)
 
     return [list(group) for _, group in groupby(names, key)]
+
+
+def reads_source(name: str) -> bool:
+    """Whether a linear of T5, by its full name, sees the tokens that the encoder reads."""
+    parent, _, last = name.rpartition(".")
+    return name.startswith("encoder.") or (_is_cross(parent) and last in ("k", "v"))
+
+
+def _is_cross(attention: str) -> bool:
+    return attention.rpartition(".")[2] == CROSS_ATTENTION
 
 
 def give_memory(

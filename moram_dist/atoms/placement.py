@@ -11,10 +11,11 @@ tokens a rank, K = min(top_k, N / P) candidates, e bytes a number:
 
     gathered     forward    (P - 1) / P N (D + E) e          backward   the same
     stationary   forward    (P - 1) T D e + (P - 1) P T (4 + 8 K) + (P - 1) T E e
-                 backward   (P - 1) T E e + (P - 1) (P + 1) T 8 + (P - 1) T D e
+                 backward   (P - 1) T E e + (P - 1) P T 8 + (P - 1) T (D e + 4 R / P)
 
-(float32 routing; nothing goes back where the input wants no gradient, and an input that linears
-share goes out once.) Source: the byte counts of gather-atoms and dispatch-tokens by hand.
+(float32 routing; R active atoms, rounded up to a multiple of P; no D e goes back where the input
+wants no gradient, and an input that linears share goes out once.) Source: the byte counts of
+gather-atoms and dispatch-tokens by hand.
 """
 
 from __future__ import annotations
@@ -55,10 +56,8 @@ class Placement(ABC):
         """Home to each linear's candidates from all shares, in the order of shares."""
 
     @abstractmethod
-    def sums(
-        self, parts: Mapping[Pair, Sequence[Tensor]], own: Sequence[Tensor]
-    ) -> dict[int, list[list[Tensor]]]:
-        """Home to each linear's terms: one (T, 2) a share in their order, then the home's own."""
+    def sums(self, parts: Mapping[Pair, Sequence[Tensor]]) -> dict[int, list[list[Tensor]]]:
+        """Home to each linear's terms, (T, 2) each, in the order of shares."""
 
     @abstractmethod
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
@@ -78,12 +77,9 @@ class _Local(Placement):
         """What its shares offered."""
         return {self.group.rank: _by_linear(offered)}
 
-    def sums(
-        self, parts: Mapping[Pair, Sequence[Tensor]], own: Sequence[Tensor]
-    ) -> dict[int, list[list[Tensor]]]:
+    def sums(self, parts: Mapping[Pair, Sequence[Tensor]]) -> dict[int, list[list[Tensor]]]:
         """Terms that are all here."""
-        shares = _by_linear(parts)
-        return {self.group.rank: [[*s, mine] for s, mine in zip(shares, own, strict=True)]}
+        return {self.group.rank: _by_linear(parts)}
 
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
         """Parts that are all here."""
@@ -186,18 +182,16 @@ class Stationary(Placement):
                     linear.append(Candidates(*fields))
         return out
 
-    def sums(
-        self, parts: Mapping[Pair, Sequence[Tensor]], own: Sequence[Tensor]
-    ) -> dict[int, list[list[Tensor]]]:
-        """Every share's and every home's: one message."""
+    def sums(self, parts: Mapping[Pair, Sequence[Tensor]]) -> dict[int, list[list[Tensor]]]:
+        """Every share's, for every home: one message."""
         mine, homes = self.group.rank, range(self.group.size)
-        blocks = [parts[h, mine] for h in homes] + [own]
-        message = torch.stack([self._padded(torch.cat([*block], -1)) for block in blocks])
-        gathered = self.group.all_gather(message, "sums")  # [share or home, home or own]
+        message = torch.stack([self._padded(torch.cat([*parts[h, mine]], -1)) for h in homes])
+        gathered = self.group.all_gather(message, "sums")  # [share, home]
         out = {}
         for h in homes:
-            terms = [*gathered[:, h], gathered[h, -1]]
-            linears = zip(*(t[: self.num_tokens[h]].split(2, -1) for t in terms), strict=True)
+            linears = zip(
+                *(t[: self.num_tokens[h]].split(2, -1) for t in gathered[:, h]), strict=True
+            )
             out[h] = [list(linear) for linear in linears]
         return out
 

@@ -49,6 +49,8 @@ class Placer:
         self._gathered = Gathered(self.group)
         self.now: Placement = self._resident
         """Of the pass that goes on."""
+        self.of_source: Placement = self._resident
+        """Of the pass that goes on, for tokens that an encoder reads: a decoder has others."""
 
     def plan(self, banks: Sequence[Bank], bytes_per_task: int) -> None:
         """Settle what is settled once.
@@ -79,12 +81,22 @@ class Placer:
         """Whether a pass is a collective, so that all ranks must make equally many."""
         return self.choice != RESIDENT
 
-    def begin(self, num_tokens: int) -> None:
-        """Choose for a pass in which this rank has so many tokens. All ranks call together."""
+    def begin(self, num_tokens: int, *, source: bool = False) -> None:
+        """Choose for a pass in which this rank has so many tokens. All ranks call together.
+
+        ``source``: they are those of an encoder.
+        """
+        placement = self._choose(num_tokens)
+        if source:
+            self.of_source = placement
+        else:
+            self.now = placement
+
+    def _choose(self, num_tokens: int) -> Placement:
+        if self.choice == RESIDENT:
+            return self._resident
         if self.choice == GATHERED:
-            self.now = self._gathered
-        if self.choice in (RESIDENT, GATHERED):
-            return
+            return self._gathered
         banks = self._gathered.banks
         device = banks[0].share_F.device
         mine = torch.tensor([num_tokens], device=device)
@@ -96,7 +108,7 @@ class Placer:
             atom_bytes=sum(bank.atom_bytes for bank in banks) / len(banks),
             call_bytes=CALL_BYTES[device.type],
         )
-        self.now = Stationary(self.group, counts) if moved else self._gathered
+        return Stationary(self.group, counts) if moved else self._gathered
 
     def growing(self) -> None:
         """To be called before banks grow."""

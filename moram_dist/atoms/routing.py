@@ -50,39 +50,43 @@ class Mixture(NamedTuple):
     """The atoms that answer each token, in ascending order, and what the backward pass needs."""
 
     index_TK: Tensor
-    """int64."""
+    """int32."""
 
     score_TK: Tensor
-    weight_TK: Tensor
-    """Softmax weights before silencing; 0 for a token whose scores are all 0."""
-
-    speaks_TK: Tensor
-    """False where relevance is under the threshold."""
-
     norm_T1: Tensor
     """||scores|| over all atoms; infinite where it is 0, so that relevance and gradient are 0."""
 
-    @property
-    def relevance_TK(self) -> Tensor:
-        """Scores over their norm, in [-1, 1]."""
-        return self.score_TK / self.norm_T1
+    relevance_TK: Tensor
+    """Scores over their norm, in [-1, 1]."""
 
-    @property
-    def spoken_TK(self) -> Tensor:
-        """Weights, 0 for silent atoms."""
-        return self.weight_TK * self.speaks_TK
+    weight_TK: Tensor
+    """Softmax weights before silencing; 0 for a token whose scores are all 0."""
+
+    spoken_TK: Tensor
+    """Weights, 0 for atoms whose relevance is under the threshold."""
 
 
 def best(score_TN: Tensor, num_kept: int) -> Tensor:
     """Indices of the ``num_kept`` largest of each row, (T, K) ascending; ties go to the lower one.
 
-    torch.topk leaves the order among ties open and its backends differ in it, so it only supplies
-    the k-th value here. num_kept must be at most N.
+    torch.topk leaves the order among ties open and its backends differ in it. On a CPU, where
+    looking costs nothing, its answer is taken when no row has a tie at the k-th place; otherwise it
+    only supplies the k-th value. num_kept must be at most N.
     """
     num_tokens, num_atoms = score_TN.shape
-    everything = torch.arange(num_atoms, device=score_TN.device)
     if num_kept >= num_atoms:
+        everything = torch.arange(num_atoms, device=score_TN.device)
         return everything.expand(num_tokens, num_atoms)
+    if score_TN.device.type == "cpu":
+        found = score_TN.topk(num_kept + 1, dim=-1)
+        if bool((found.values[:, -2] > found.values[:, -1]).all()):
+            return found.indices[:, :-1].sort(-1).values
+    return _best_among_ties(score_TN, num_kept)
+
+
+def _best_among_ties(score_TN: Tensor, num_kept: int) -> Tensor:
+    """``best`` without a look at what the scores are."""
+    num_tokens, num_atoms = score_TN.shape
     last_kept_T1 = score_TN.topk(num_kept, dim=-1).values[:, -1:]
     above = score_TN > last_kept_T1
     tied = score_TN == last_kept_T1
@@ -92,7 +96,8 @@ def best(score_TN: Tensor, num_kept: int) -> Tensor:
     # NaN keep nothing, and their places stay 0, a valid index.
     place = torch.where(keep, keep.cumsum(-1) - 1, num_kept)
     index = torch.zeros(num_tokens, num_kept + 1, dtype=torch.long, device=score_TN.device)
-    return index.scatter_(1, place, everything.expand(num_tokens, num_atoms))[:, :num_kept]
+    everything = torch.arange(num_atoms, device=score_TN.device).expand(num_tokens, num_atoms)
+    return index.scatter_(1, place, everything)[:, :num_kept]
 
 
 def candidates(
@@ -110,7 +115,7 @@ def candidates(
     local = best(score_TN, min(num_kept, score_TN.shape[1]))
     lacking = (0, num_kept - local.shape[1])
     return Candidates(
-        score_TN.square().sum(-1, keepdim=True),
+        torch.linalg.vector_norm(score_TN, dim=-1, keepdim=True).square(),
         torch.nn.functional.pad(score_TN.gather(1, local), lacking, value=-torch.inf),
         torch.nn.functional.pad(local * num_shares + share, lacking, value=num_atoms).int(),
     )
@@ -134,21 +139,27 @@ def mixture(shares: Sequence[Candidates], *, num_atoms: int, routing: Routing) -
     Source: Lu et al. 2026, arXiv:2506.21035 (self-activation, top-k, temperature, threshold).
     """
     norm_T1 = in_order([share.squares_T1 for share in shares]).sqrt()
-    silent_T1 = norm_T1 == 0
-    norm_T1 = norm_T1.masked_fill(silent_T1, torch.inf)
+    norm_T1 = norm_T1.masked_fill(norm_T1 == 0, torch.inf)
+    if len(shares) == 1:
+        _, score_TC, index_TC = shares[0]
+        return weigh(index_TC, score_TC, norm_T1, routing)
     index_TC = torch.cat([share.index_TC for share in shares], -1)
     score_TC = torch.cat([share.score_TC for share in shares], -1)
-    if len(shares) > 1:
-        order = index_TC.argsort(-1)  # so that among ties the lower atom comes first
-        index_TC, score_TC = index_TC.gather(1, order), score_TC.gather(1, order)
-        kept = best(score_TC, min(routing.top_k, num_atoms))
-        index_TC, score_TC = index_TC.gather(1, kept), score_TC.gather(1, kept)
-    relevance_TK = score_TC / norm_T1
-    weight_TK = torch.softmax(relevance_TK / routing.temperature, -1).masked_fill(silent_T1, 0.0)
-    speaks_TK = torch.ones_like(relevance_TK, dtype=torch.bool)
+    order = index_TC.argsort(-1)  # so that among ties the lower atom comes first
+    index_TC, score_TC = index_TC.gather(1, order), score_TC.gather(1, order)
+    kept = best(score_TC, min(routing.top_k, num_atoms))
+    return weigh(index_TC.gather(1, kept), score_TC.gather(1, kept), norm_T1, routing)
+
+
+def weigh(index_TK: Tensor, score_TK: Tensor, norm_T1: Tensor, routing: Routing) -> Mixture:
+    """The mixture of the atoms that were chosen; the same bits whenever it is asked again."""
+    relevance_TK = score_TK / norm_T1
+    weight_TK = torch.softmax(relevance_TK / routing.temperature, -1)
+    weight_TK = weight_TK.masked_fill(norm_T1.isinf(), 0.0)
+    spoken_TK = weight_TK
     if routing.threshold > 0:
-        speaks_TK = relevance_TK >= routing.threshold
-    return Mixture(index_TC.long(), score_TC, weight_TK, speaks_TK, norm_T1)
+        spoken_TK = weight_TK * (relevance_TK >= routing.threshold)
+    return Mixture(index_TK, score_TK, norm_T1, relevance_TK, weight_TK, spoken_TK)
 
 
 def in_order(terms: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,16 @@ class Encoded:
 
     id: str
     tokens: tuple[int, ...]
+    """Prompt and answer; for an encoder-decoder model the decoder's: its start, and the answer."""
+
     num_answer: int
+    source: tuple[int, ...] | None = None
+    """What an encoder reads; None for a causal model."""
+
+    @property
+    def num_tokens(self) -> int:
+        """That a model reads."""
+        return len(self.tokens) + len(self.source or ())
 
 
 def plain(tokenizer: Any, text: str) -> list[int]:
@@ -63,8 +72,12 @@ def answer_text(example: Example, task: Task) -> str:
     return ("" if example.prompt[-1:].isspace() else task.separator) + example.references[0]
 
 
-def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
+def encode_training(
+    tokenizer: Any, example: Example, task: Task, decoder_start: int | None = None
+) -> Encoded:
     """Prompt, answer and EOS, cut to the task's lengths, with the answer marked.
+
+    With ``decoder_start``, for an encoder-decoder model: see ``encode_pair``. Else:
 
     ``task.joined``: prompt and answer are tokenised as one text. The answer is what differs from
     the prompt tokenised alone. (The published collator tokenises the answer alone to count it. With
@@ -76,6 +89,8 @@ def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     so that the whole answer fits. Without it, the prompt is cut as ``encode_prompt`` does, and
     answer and EOS to ``task.max_answer_tokens``.
     """
+    if decoder_start is not None:
+        return encode_pair(tokenizer, example, task, decoder_start)
     prompt, answer = example.prompt, answer_text(example, task)
     asked, learned = plain(tokenizer, prompt), plain(tokenizer, answer)
     if task.joined:
@@ -99,6 +114,42 @@ def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
         num_answer += 1
     tokens = _with_bos(tokenizer, tokens, task, limit)
     return Encoded(example.id, tuple(tokens), min(num_answer, len(tokens) - 1))
+
+
+def encode_source(tokenizer: Any, prompt: str, task: Task) -> list[int]:
+    """What an encoder reads: the prompt and EOS, ``task.max_prompt_tokens`` at most.
+
+    Where the tail of a long prompt is cut away, the tokens that are kept go through text once more,
+    as in the published collators of SAPT and O-LoRA (Tk-Instruct's): the pieces that come of it may
+    be others than those that were cut.
+    """
+    limit = task.max_prompt_tokens
+    tokens = plain(tokenizer, prompt)
+    if len(tokens) >= limit and task.truncate_prompt == "right" and not task.cue:
+        text = tokenizer.decode(
+            tokens[:limit], skip_special_tokens=True, clean_up_tokenization_spaces=True
+        )
+        tokens = plain(tokenizer, text)
+    room = replace(task, max_prompt_tokens=limit - 1, num_bos=0)
+    return [*_bounded(tokenizer, tokens, prompt, room), tokenizer.eos_token_id]
+
+
+def encode_pair(tokenizer: Any, example: Example, task: Task, decoder_start: int) -> Encoded:
+    """For an encoder-decoder model: the prompt as its source, and the answer with EOS to learn.
+
+    Args:
+        tokenizer: one that ends a text with EOS and adds no other token, such as T5's.
+        example: its first reference is learned.
+        task: how long both may be, EOS included. Its separator has nothing to stand between.
+        decoder_start: the token that the decoder starts from.
+    """
+    answer = plain(tokenizer, example.references[0])[: task.max_answer_tokens - 1]
+    return Encoded(
+        example.id,
+        (decoder_start, *answer, tokenizer.eos_token_id),
+        num_answer=len(answer) + 1,
+        source=tuple(encode_source(tokenizer, example.prompt, task)),
+    )
 
 
 def _common(first: list[int], second: list[int]) -> int:

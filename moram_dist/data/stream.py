@@ -22,10 +22,31 @@ class MicroBatch:
     """One forward pass of one rank. Labels are -100 where nothing is learned."""
 
     input_ids: Tensor
+    """Of a causal model, or of a decoder."""
+
     attention_mask: Tensor
     labels: Tensor
     rows: tuple[int, ...]
     """Which example of the step each row is: its place in ``Step.ids``."""
+
+    source_ids: Tensor | None = None
+    """What an encoder reads; None for a causal model."""
+
+    source_mask: Tensor | None = None
+
+    def inputs(self) -> dict[str, Tensor]:
+        """By the names that models of transformers give to what they read."""
+        own = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.source_ids is None or self.source_mask is None:
+            return own
+        decoder = {f"decoder_{name}": tensor for name, tensor in own.items()}
+        return decoder | {"input_ids": self.source_ids, "attention_mask": self.source_mask}
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens in a row: of ``input_ids``, and of the source where there is one."""
+        both = (self.input_ids, self.source_ids)
+        return tuple(ids.shape[1] for ids in both if ids is not None)
 
 
 @dataclass(frozen=True)
@@ -83,37 +104,53 @@ def steps(
             shuffled = order(len(examples), seed=seed, task=task, epoch=epoch)
         batch = [examples[i] for i in shuffled[within * batch_size : (within + 1) * batch_size]]
         # Examples of like length share a forward pass: less padding, and the step is the same sum.
-        mine = sorted(range(rank, len(batch), world_size), key=lambda row: len(batch[row].tokens))
+        mine = sorted(range(rank, len(batch), world_size), key=lambda row: batch[row].num_tokens)
         parts = [mine[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(passes)]
         yield Step(
             index=index,
             ids=tuple(example.id for example in batch),
             num_answer_tokens=sum(example.num_answer for example in batch),
-            num_tokens=sum(len(example.tokens) for example in batch),
+            num_tokens=sum(example.num_tokens for example in batch),
             micro_batches=tuple(
-                collate([batch[row] for row in part], pad_id, part) for part in parts
+                collate([batch[row] for row in part] or [_blank(batch[0], pad_id)], pad_id, part)
+                for part in parts
             ),
         )
+
+
+def _blank(like: Encoded, pad_id: int) -> Encoded:
+    """An example that weighs nothing, for a model that reads examples ``like`` this one."""
+    source = None if like.source is None else (pad_id, pad_id)
+    return Encoded("", (pad_id, pad_id), num_answer=0, source=source)
 
 
 def collate(
     examples: Sequence[Encoded], pad_id: int, rows: Sequence[int] | None = None
 ) -> MicroBatch:
-    """Rows padded on the right to the longest; with no examples, one row that weighs nothing.
+    """Rows padded on the right to the longest.
 
     ``rows`` says which example of the step each is; default: the step's first ones.
     """
-    if not examples:
-        one = torch.full((1, 2), pad_id)
-        return MicroBatch(one, torch.ones_like(one), torch.full_like(one, -100), rows=(0,))
-    shape = (len(examples), max(len(example.tokens) for example in examples))
-    input_ids = torch.full(shape, pad_id)
-    labels = torch.full(shape, -100)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
+    input_ids, attention_mask = pad_right([example.tokens for example in examples], pad_id)
+    labels = torch.full_like(input_ids, -100)
     for row, example in enumerate(examples):
         length, learned = len(example.tokens), example.num_answer
-        input_ids[row, :length] = torch.tensor(example.tokens)
-        attention_mask[row, :length] = 1
         labels[row, length - learned : length] = input_ids[row, length - learned : length]
-    rows = range(len(examples)) if rows is None else rows
-    return MicroBatch(input_ids, attention_mask, labels, tuple(rows))
+    sources = [example.source for example in examples if example.source is not None]
+    return MicroBatch(
+        input_ids,
+        attention_mask,
+        labels,
+        tuple(rows or range(len(examples))),
+        *(pad_right(sources, pad_id) if sources else ()),
+    )
+
+
+def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids as rows, padded on the right, and their mask."""
+    shape = (len(sequences), max(len(sequence) for sequence in sequences))
+    ids, mask = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return ids, mask

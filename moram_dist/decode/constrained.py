@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from moram_dist.data.candidates import Candidates, encode_candidates
-from moram_dist.decode.generate import greedy
+from moram_dist.decode.generate import decoder_start, greedy, num_before
 from moram_dist.tasks.task import Example, Task
 
 
@@ -28,17 +28,19 @@ def choose_batch(
 
     Args are those of ``generate_batch``.
     """
-    choices = [encode_candidates(tokenizer, example, task) for example in examples]
-    longest = max(len(one.prefix) for one in choices)
+    start = decoder_start(model)
+    choices = [encode_candidates(tokenizer, example, task, start) for example in examples]
+    prompts = [one.prefix for one in choices]
+    before = num_before(model, prompts)
 
     def allowed(row: int, ids: Tensor) -> list[int]:
-        following = _following(choices[row], ids[longest:].tolist())
+        following = _following(choices[row], ids[before:].tolist())
         return following or [tokenizer.pad_token_id]  # the row has ended, others go on
 
     new_BT = greedy(
         model,
         tokenizer,
-        [one.prefix for one in choices],
+        prompts,
         max_new_tokens=max(len(tail) for one in choices for tail in one.tails),
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,

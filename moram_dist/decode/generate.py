@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moram_dist.data.answers import read_answers
-from moram_dist.data.encode import encode_prompt
+from moram_dist.data.encode import encode_prompt, encode_source
+from moram_dist.data.stream import pad_right
 from moram_dist.tasks.task import Decoding, Example, Task
 
 
@@ -25,17 +27,22 @@ def generate_batch(
     """Answers to a batch of prompts.
 
     Args:
-        model: causal language model in eval mode, with ``generate``.
+        model: language model in eval mode, with ``generate``.
         tokenizer: with a pad token.
-        examples: the batch; their prompts are encoded by the task's rules and padded on the left.
+        examples: the batch; their prompts are encoded by the task's rules.
         task: prompt and answer lengths.
-        decoding: repetition rules. As in the published scripts they look at the prompt too.
+        decoding: repetition rules. As in the published scripts they look at the prompt too, unless
+            an encoder reads it.
         synced: all ranks generate together, as sharded weights need; they go on until all are done.
 
     Returns:
         The answers as the task reads them, in the order of ``examples``.
     """
-    prompts = [encode_prompt(tokenizer, example.prompt, task) for example in examples]
+    encode = encode_prompt
+    if decoder_start(model) is not None:
+        # A decoder says nothing but the answer, after whatever prompt.
+        encode, task = encode_source, replace(task, answer_after="")
+    prompts = [encode(tokenizer, example.prompt, task) for example in examples]
     new_BT = greedy(
         model,
         tokenizer,
@@ -64,7 +71,8 @@ def greedy(
         New tokens only, (B, T); a row that ended early is padded.
     """
     device = next(iter(model.parameters())).device
-    input_ids, attention_mask = pad_left(prompts, tokenizer.pad_token_id)
+    pad = pad_left if decoder_start(model) is None else pad_right
+    input_ids, attention_mask = pad(prompts, tokenizer.pad_token_id)
     sequences = model.generate(  # type: ignore[operator]
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
@@ -75,7 +83,18 @@ def greedy(
         use_cache=True,
         **rules,
     )
-    return sequences[:, input_ids.shape[1] :]
+    return sequences[:, num_before(model, prompts) :]
+
+
+def decoder_start(model: Any) -> int | None:
+    """The token that the decoder of an encoder-decoder model starts from; None: a causal model."""
+    config = model.config
+    return config.decoder_start_token_id if config.is_encoder_decoder else None
+
+
+def num_before(model: nn.Module, prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens of a generated row before the new ones: the padded prompt, or a decoder's start."""
+    return max(map(len, prompts)) if decoder_start(model) is None else 1
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.data.candidates import Candidates, encode_candidates
-from moram_dist.decode.generate import pad_left
+from moram_dist.data.stream import pad_right
+from moram_dist.decode.generate import decoder_start, pad_left
 from moram_dist.tasks.task import Example, Task
 
 IGNORED = -100
@@ -48,14 +49,17 @@ def score_labels(
     ranks that must keep step do.
 
     Args:
-        model: causal language model in eval mode.
+        model: language model in eval mode.
         tokenizer: with a pad token.
         examples: the batch.
         task: labels and lengths.
     """
-    choices = [encode_candidates(tokenizer, example, task) for example in examples]
+    start = decoder_start(model)
+    choices = [encode_candidates(tokenizer, example, task, start) for example in examples]
     longest = task.max_prompt_tokens + max(len(tail) for one in choices for tail in one.tails)
     passes = _together if can_share_prefix(model, longest) else _one_by_one
+    if start is not None:
+        passes = _after_encoder
     columns = []
     for label, (logits_BTV, targets_BT) in zip(
         task.labels, passes(model, choices, tokenizer.pad_token_id), strict=True
@@ -140,6 +144,25 @@ def _one_by_one(
             named["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         logits = _logits(model, targets.shape[1], **named)
         yield logits, targets.to(logits.device)
+
+
+def _after_encoder(
+    model: Any, choices: Sequence[Candidates], pad_id: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and targets of each label: prompts are encoded once, then a decoder pass a label."""
+    device = next(iter(model.parameters())).device
+    ids_BP, mask_BP = (t.to(device) for t in pad_right([one.prefix for one in choices], pad_id))
+    encoded = model.get_encoder()(input_ids=ids_BP, attention_mask=mask_BP)
+    for label in range(len(choices[0].tails)):
+        inputs, targets = _tails(choices, label, pad_id)
+        start_B1 = torch.full((len(choices), 1), model.config.decoder_start_token_id)
+        logits = model(
+            encoder_outputs=encoded,
+            attention_mask=mask_BP,
+            decoder_input_ids=torch.cat([start_B1, inputs], 1).to(device),
+            use_cache=False,
+        ).logits
+        yield logits, targets.to(device)
 
 
 def _logits(model: nn.Module, last: int, **inputs: Tensor) -> Tensor:

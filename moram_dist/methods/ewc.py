@@ -58,13 +58,13 @@ class Ewc(SequentialLora):
         }
         for name, (A, B) in self._fisher(terms, look).items():
             tensors[f"{name}.fisher_A"], tensors[f"{name}.fisher_B"] = A, B
-        self._hold(i, tensors)
+        self._hold(tensors)
         return tensors
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace the adapter by the one after task i, and hold it there."""
         super().load_task(i, tensors)
-        self._hold(i, tensors)
+        self._hold(tensors)
 
     def _fisher(self, terms: Mapping[str, Terms], look: Look) -> dict[str, Terms]:
         """Mean squared gradient of single examples' log-likelihood, in float32."""
@@ -86,21 +86,15 @@ class Ewc(SequentialLora):
             total /= count
         return dict(zip(leaves, zip(sums[::2], sums[1::2], strict=True), strict=True))
 
-    def _hold(self, i: int, tensors: Mapping[str, Tensor]) -> None:
-        """Take task i's adapter for the anchor, and add its Fisher information."""
+    def _hold(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take a task's adapter for the anchor, and add its Fisher information."""
         for name, layer in self.layers.items():
-            like = layer.lora_A
-            fisher_A, fisher_B = (tensors[f"{name}.fisher_{k}"].to(like.device) for k in "AB")
-            if i > 0:
-                fisher_A, fisher_B = (
-                    fisher_A + self.fisher[name][0],
-                    fisher_B + self.fisher[name][1],
-                )
-            self.fisher[name] = fisher_A, fisher_B
-            self.anchor[name] = (
-                tensors[f"{name}.lora_A"].to(like),
-                tensors[f"{name}.lora_B"].to(like),
-            )
+            A, B = (tensors[f"{name}.fisher_{k}"].to(layer.lora_A.device) for k in "AB")
+            if name in self.fisher:
+                A, B = A + self.fisher[name][0], B + self.fisher[name][1]
+            self.fisher[name] = A, B
+            A, B = (tensors[f"{name}.lora_{k}"].to(layer.lora_A) for k in "AB")
+            self.anchor[name] = A, B
 
 
 def quadratic(now: Terms, fisher: Terms, anchor: Terms) -> Tensor:

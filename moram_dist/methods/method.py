@@ -90,7 +90,7 @@ class Method:
         """Put the method's layers into ``model``.
 
         Args:
-            model: any Hugging Face causal language model, frozen.
+            model: any Hugging Face language model, frozen.
             modules: full names to adapt; default: what the configuration's target modules match.
         """
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moram_dist.atoms import Memory, MemoryLinear, MemorySettings, Routing, give_memory
+from moram_dist.atoms import (
+    Memory,
+    MemoryLinear,
+    MemorySettings,
+    Routing,
+    give_memory,
+    reads_source,
+)
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.method import METHODS, Look, Method
 from moram_dist.registry import MachineError
@@ -43,7 +51,7 @@ class Moram(Method):
         )
         self.memories = give_memory(self.layers, settings, self.placer)
         if self.in_step:
-            model.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
+            self._announce_passes(model)
 
     @property
     def in_step(self) -> bool:
@@ -101,9 +109,21 @@ class Moram(Method):
                     "frozen; what is published is whole: the same command goes on from there"
                 )
 
-    def _begin_pass(self, model: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+    def _announce_passes(self, model: Any) -> None:
         """Before each forward pass of the model: choose where atoms and tokens meet."""
+        if not model.config.is_encoder_decoder:
+            model.register_forward_pre_hook(partial(self._begin_pass, False), with_kwargs=True)
+            return
+        # Its two halves have tokens of their own, and generation calls the encoder by itself.
+        for names, memory in self.memories.items():
+            memory.reads_source = reads_source(names[0])
+        for half, source in ((model.get_encoder(), True), (model.get_decoder(), False)):
+            half.register_forward_pre_hook(partial(self._begin_pass, source), with_kwargs=True)
+
+    def _begin_pass(
+        self, source: bool, model: nn.Module, arguments: Any, named: dict[str, Any]
+    ) -> None:
         ids = named.get("input_ids", arguments[0] if arguments else None)
         if ids is None:
             ids = named["inputs_embeds"][..., 0]
-        self.placer.begin(ids.numel())
+        self.placer.begin(ids.numel(), source=source)

@@ -16,7 +16,7 @@ def load_memory(model: nn.Module, path: str | Path, upto: int | None = None) -> 
     """Adapt ``model`` in place with what a run has learned, and return it in eval mode.
 
     Args:
-        model: the Hugging Face causal language model that the run started from, on any device and
+        model: the Hugging Face language model that the run started from, on any device and
             in any dtype; the memory takes on both.
         path: ``RUN/memory``, or RUN itself.
         upto: only the first so many tasks; default all.

@@ -5,6 +5,7 @@ The only home of mlflow, which takes seconds to import and is imported when a ru
 
 from moram_dist.registry import unknown
 from moram_dist.tracking.mlflow import IDS_FILE, MlflowTracker
+from moram_dist.tracking.runs import run_directories
 from moram_dist.tracking.tracker import (
     DatasetRecord,
     MetricsFile,
@@ -24,6 +25,7 @@ __all__ = [
     "Tracker",
     "open_tracker",
     "read_metrics",
+    "run_directories",
 ]
 
 

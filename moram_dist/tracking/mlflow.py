@@ -30,6 +30,9 @@ from moram_dist.tracking.tracker import RunDescription, Status, Tracker
 logger = logging.getLogger(__name__)
 
 IDS_FILE = "tracking.json"
+RUN_DIRECTORY = "run_directory"
+"""The parent's tag that says where the run is recorded."""
+
 STATUS: dict[Status, str] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 # MLflow refuses longer ones. The limits on a batch (100 parameters, 1000 metrics) are its client's.
@@ -260,7 +263,7 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Param, RunTag
 
         before = self._client.get_run(run_id).data.params
-        params, tags = [], []
+        params, tags = [], [RunTag(RUN_DIRECTORY, str(self._run.run_dir.resolve()))]
         for name, value in self._run.parameters.items():
             key, text = allowed_name(name), cut(without_password(str(value)), MAX_PARAMETER)
             if key not in before:

@@ -31,16 +31,12 @@ class Forward:
         places = (targets != -100).any(0).nonzero().flatten()
         places = places if len(places) else torch.zeros(1, dtype=torch.long)
         places = places.to(device)
-        inputs = {
-            "input_ids": batch.input_ids.to(device),
-            "attention_mask": batch.attention_mask.to(device),
-            "use_cache": False,
-        }
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs().items()}
 
         def logits() -> Tensor:
             if self.keeps_logits:
-                return self.engine(**inputs, logits_to_keep=places).logits
-            return self.engine(**inputs).logits[:, places]
+                return self.engine(**inputs, use_cache=False, logits_to_keep=places).logits
+            return self.engine(**inputs, use_cache=False).logits[:, places]
 
         def again() -> Tensor:
             with torch.no_grad(), aside(self.engine):

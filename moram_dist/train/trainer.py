@@ -21,7 +21,7 @@ from moram_dist.data.encode import Encoded, encode_training
 from moram_dist.data.stream import Step, collate, num_steps, order, steps
 from moram_dist.files import read_json
 from moram_dist.methods.method import Method
-from moram_dist.models.causal_lm import Base
+from moram_dist.models.language_model import Base
 from moram_dist.tasks.task import Benchmark
 from moram_dist.tracking import IDS_FILE, Tracker
 from moram_dist.train.checkpoint import Place, SaveTimer
@@ -200,7 +200,7 @@ class Trainer:
         place = (self.config.train.seed, i, step.index)
         batch = step.micro_batches[m]
         seeds = [_seed(*place, row) & 0xFFFFFFFF for row in batch.rows]
-        self.method.token_keys.set(seeds, batch.input_ids.shape[1], env.device())
+        self.method.token_keys.set(seeds, batch.lengths, env.device())
         # Dropout of the base itself, which few models have, does depend on the ranks.
         torch.manual_seed(_seed(*place, m, env.rank()))
 
@@ -255,7 +255,7 @@ class Trainer:
 
     def _examples(self, i: int) -> list[Encoded]:
         return [
-            encode_training(self.base.tokenizer, example, task)
+            encode_training(self.base.tokenizer, example, task, self.base.decoder_start)
             for task, example in self.method.training_data(self.benchmark, i)
         ]
 

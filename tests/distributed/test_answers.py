@@ -14,7 +14,7 @@ from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.watch import Watch
 from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
 from moram_dist.methods import METHODS
-from moram_dist.models import causal_lm
+from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tracking import Tracker
 from moram_dist.train import ds_config
@@ -41,7 +41,7 @@ def evaluate(rank: int, world_size: int, tmp_path: Path) -> None:
             clip=1.0,
             bf16=False,
         )
-        base = causal_lm.load(model, file)
+        base = language_model.load(model, file)
         method = METHODS["moram"](
             MethodConfig(atoms_per_task=4, alpha=40),
             seed=0,

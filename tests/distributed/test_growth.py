@@ -27,7 +27,7 @@ from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import Step, accumulation, collate, steps
 from moram_dist.methods import METHODS, Method
 from moram_dist.methods.restore import load_memory
-from moram_dist.models import causal_lm
+from moram_dist.models import language_model
 from moram_dist.train import ds_config
 from moram_dist.train.engine import BETAS, inner_optimizer, make_engine, start_fresh
 from moram_dist.train.stop import StopSignals
@@ -101,13 +101,21 @@ SETTINGS = {
 class Life:
     """A method on the tiny model in an engine, trained by the trainer's own step."""
 
-    def __init__(self, model: Path, setting: Setting, world_size: int) -> None:
+    def __init__(
+        self,
+        model: Path,
+        setting: Setting,
+        world_size: int,
+        method: MethodConfig = METHOD,
+        **model_settings: Any,
+    ) -> None:
         self.setting = setting
         config = setting.resolve(world_size)
-        self.base = causal_lm.load(ModelConfig(model=str(model), dtype=setting.dtype), config)
-        self.method: Method = METHODS["moram"](
-            METHOD, 3, Placer(make_atom_group("world"), setting.placement)
+        self.base = language_model.load(
+            ModelConfig(model=str(model), dtype=setting.dtype, **model_settings), config
         )
+        placer = Placer(make_atom_group("world"), setting.placement)
+        self.method: Method = METHODS[method.method](method, 3, placer, num_tasks=NUM_TASKS)
         self.method.build(self.base.model)
         self.engine = make_engine(self.base.model, config, weight_decay=TRAIN.weight_decay)
         self.trainer = Trainer(

@@ -205,7 +205,7 @@ def check_bytes(group: AtomGroup) -> None:
     gathered.banks = [bank]
     K = min(K, largest_share(N, P))
     forward = {"tokens": D * e, "candidates": P * (4 + 8 * K), "outputs": E * e}
-    backward = {"gradients": E * e, "sums": (P + 1) * 8, "input gradients": D * e}
+    backward = {"gradients": E * e, "sums": P * 8, "input gradients": D * e}
     expected = {
         gathered: ({"atoms": N * (D + E) * e // P}, {"atoms": N * (D + E) * e // P}),
         stationary: tuple({name: T * n for name, n in d.items()} for d in (forward, backward)),

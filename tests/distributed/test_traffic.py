@@ -31,10 +31,11 @@ def received(life: Life, i: int) -> dict[str, int]:
                 "candidates": P * T * (4 + 8 * kept) * linears,
                 "outputs": T * E * 4,
                 "gradients": T * E * 4,
-                "sums": (P + 1) * T * 8 * linears,
+                "sums": P * T * 8 * linears,
+                "input gradients": T * linears * -(-R // P) * 4,  # of the active atoms' scores
             }
             if "layers.0" not in names[0] or linears == 1:  # the embedding wants no gradient
-                stationary["input gradients"] = T * linears * D * 4
+                stationary["input gradients"] += T * linears * D * 4
             moved = {"gathered": gathered, "stationary": stationary}
             for name, size in moved.get(life.setting.placement, {}).items():
                 expected[name] = expected.get(name, 0) + (P - 1) * size

@@ -34,7 +34,7 @@ def test_dropout_is_that_of_the_cpu():
     kept = []
     for device in (torch.device("cpu"), torch.device("cuda")):
         keys = TokenKeys()
-        keys.set([11, 2**32 - 1, 7], 33, device)
+        keys.set([11, 2**32 - 1, 7], [33], device)
         dropout = TokenDropout(0.3, keys, name="layer", size=131).to(device)
         kept.append(dropout(torch.ones(3, 33, 131, device=device)).cpu())
     assert torch.equal(*kept)

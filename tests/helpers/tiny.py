@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moram_dist.models.causal_lm import DEMO_BASE
+from moram_dist.models.language_model import DEMO_BASE
 
 VOCABULARY = 64
 HIDDEN = 32
@@ -35,7 +35,7 @@ def tiny_model(seed: int = 0) -> LlamaForCausalLM:
 
 
 def save_tiny_model(folder: Path) -> Path:
-    """The tiny model as a folder that ``models.causal_lm.load`` takes, with a tokenizer in it."""
+    """The tiny model as a folder that ``language_model.load`` takes, with a tokenizer in it."""
     tiny_model().save_pretrained(folder)
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(DEMO_BASE / name, folder)

@@ -17,7 +17,7 @@ import yaml
 import launch.train
 from launch.session import Session
 from moram_dist import config_io
-from moram_dist.models.causal_lm import DEMO_BASE
+from moram_dist.models.language_model import DEMO_BASE
 from tests.integration.launching import TRAIN, launcher, run
 
 pytestmark = pytest.mark.integration

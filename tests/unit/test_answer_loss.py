@@ -25,7 +25,7 @@ class AllLogits(nn.Module):
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, AllLogits])
-@pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES[:1], []])
+@pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES[:1], [Encoded("", (0, 0), 0)]])
 def test_answer_loss(wrap, examples):
     model = tiny_model().eval()
     forward = Forward(wrap(model), wrap(model))
@@ -34,7 +34,7 @@ def test_answer_loss(wrap, examples):
     for example in examples:
         logits = model(input_ids=torch.tensor([example.tokens])).logits[0]
         start = len(example.tokens) - example.num_answer
-        targets = torch.tensor(example.tokens[start:])
+        targets = torch.tensor(example.tokens[start:], dtype=torch.long)
         expected += F.cross_entropy(logits[start - 1 : -1], targets, reduction="sum").item()
     found = answer_loss(forward(collate(examples, pad_id=0))).item()
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)

@@ -13,7 +13,7 @@ from eval.score_matrix import score_matrices
 from moram_dist.comm.watch import Watch
 from moram_dist.config import EvalConfig, ModelConfig
 from moram_dist.decode import answer_batch, generate_batch
-from moram_dist.models.causal_lm import Base, load_tokenizer
+from moram_dist.models.language_model import Base, load_tokenizer
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark, Example, Task
 from moram_dist.tracking import Tracker

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from moram_dist.config import ModelConfig
 from moram_dist.data.answers import read_answers
 from moram_dist.data.encode import plain
-from moram_dist.models.causal_lm import load_tokenizer
+from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks.task import Task
 
 
 def answers(*pairs, after=""):
-    """Of (prompt, new text) pairs, padded on the left as generation does."""
+    """Of (prompt, new text) pairs; new tokens are padded on the right as in generation."""
     tokenizer = load_tokenizer(ModelConfig())
     prompts = [plain(tokenizer, prompt) for prompt, _ in pairs]
     news = [[*plain(tokenizer, new), tokenizer.eos_token_id] for _, new in pairs]
-    longest, end = (max(map(len, texts)) for texts in (prompts, news))
-    rows = [
-        [tokenizer.pad_token_id] * (longest - len(prompt))
-        + prompt
-        + new
-        + [tokenizer.pad_token_id] * (end - len(new))
-        for prompt, new in zip(prompts, news, strict=True)
-    ]
+    longest = max(map(len, news))
+    padded = [new + [tokenizer.pad_token_id] * (longest - len(new)) for new in news]
     task = Task(name="t", metric="exact_match", train=(), test=(), answer_after=after)
-    return read_answers(tokenizer, torch.tensor(rows), longest, task)
+    return read_answers(tokenizer, prompts, padded, task)
 
 
 def test_all_that_is_new():

@@ -7,7 +7,7 @@ import pytest
 from eval.audit import audit_benchmark
 from eval.audit_checks import check_texts
 from moram_dist.config import ModelConfig
-from moram_dist.models.causal_lm import load_tokenizer
+from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks import Benchmark, Example, Task
 
 GOOD_TRAIN = [("Is snow white?", "yes"), ("Is grass red?", "no"), ("Is coal black?", "yes")]

@@ -18,7 +18,7 @@ SEEDS = [11, 2**32 - 1, 7]
 def mask(seeds, length, *, p=0.3, name="layer", size=65, dtype=torch.float32):
     """What is kept, (B, T, D)."""
     keys = TokenKeys()
-    keys.set(seeds, length, CPU)
+    keys.set(seeds, [length], CPU)
     dropout = TokenDropout(p, keys, name=name, size=size)
     return dropout(torch.ones(len(seeds), length, size, dtype=dtype)) != 0
 
@@ -60,7 +60,7 @@ def test_tokens_and_elements_are_uncorrelated():
 
 def test_what_is_kept_is_scaled_and_gets_the_gradient():
     keys = TokenKeys()
-    keys.set(SEEDS, 5, CPU)
+    keys.set(SEEDS, [5], CPU)
     dropout = TokenDropout(0.25, keys, name="layer", size=8)
     x = torch.randn(3, 5, 8, requires_grad=True)
     y = dropout(x)
@@ -73,11 +73,21 @@ def test_what_is_kept_is_scaled_and_gets_the_gradient():
 
 def test_evaluation_and_no_dropout_return_the_tensor_itself():
     keys = TokenKeys()
-    keys.set(SEEDS, 5, CPU)
+    keys.set(SEEDS, [5], CPU)
     x = torch.randn(3, 5, 8)
     assert TokenDropout(0.5, keys, name="layer", size=8).eval()(x) is x
     assert TokenDropout(0.0, keys, name="layer", size=8).train()(x) is x
     assert not TokenDropout(1.0, keys, name="layer", size=8)(x).any()
+
+
+def test_an_encoder_and_a_decoder_that_read_other_lengths():
+    """Each gets the mask that it would get by itself; other lengths are nobody's."""
+    keys = TokenKeys()
+    keys.set(SEEDS, [5, 9], CPU)
+    dropout = TokenDropout(0.3, keys, name="layer", size=65)
+    for length in (5, 9):
+        assert torch.equal(dropout(torch.ones(3, length, 65)) != 0, mask(SEEDS, length))
+    assert keys.of(3 * 7) is None
 
 
 def test_without_keys_it_is_torch_s_own():
@@ -92,7 +102,7 @@ def test_checkpointed_layers_drop_the_same_again():
     gradients = []
     for checkpointing in (False, True):
         model, keys = tiny_model(), TokenKeys()
-        keys.set([3, 4], 7, CPU)
+        keys.set([3, 4], [7], CPU)
         for name in ("0.self_attn.q_proj", "1.mlp.up_proj"):
             linear = model.get_submodule(f"model.layers.{name}")
             dropout = TokenDropout(0.5, keys, name=name, size=linear.in_features)

@@ -8,7 +8,7 @@ import pytest
 
 from moram_dist.config import ModelConfig
 from moram_dist.data.encode import cut, encode_prompt, encode_training, plain
-from moram_dist.models.causal_lm import load_tokenizer
+from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks.rules import RULES
 from moram_dist.tasks.task import Example, Task
 

@@ -10,6 +10,7 @@ from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.inject import adapt, find_linears
 from moram_dist.registry import InputError
 from tests.helpers.tiny import tiny_model, tokens
+from tests.helpers.tiny_t5 import tiny_t5
 
 LAYER = "model.layers.{}."
 ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
@@ -18,6 +19,20 @@ MLP = [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 
 def in_both_layers(names):
     return [LAYER.format(i) + name for i in range(2) for name in names]
+
+
+def test_attention_of_a_t5_is_of_all_three_kinds():
+    found = find_linears(tiny_t5(), "attention")
+    kinds = (
+        ("encoder", "SelfAttention"),
+        ("decoder", "SelfAttention"),
+        ("decoder", "EncDecAttention"),
+    )
+    assert len(found) == 2 * 3 * 4
+    for stack, attention in kinds:
+        of_kind = [n for n in found if n.startswith(stack) and n.split(".")[-2] == attention]
+        assert [n[-1] for n in of_kind] == [*"qkvo"] * 2
+    assert not any("lm_head" in name for name in find_linears(tiny_t5(), "all-linear"))
 
 
 class PlusOne(AdaptedLinear):

@@ -14,7 +14,7 @@ from moram_dist.decode import answer_batch
 from moram_dist.decode.constrained import choose_batch
 from moram_dist.decode.labels import best, can_share_prefix, score_labels
 from moram_dist.methods import METHODS
-from moram_dist.models.causal_lm import load_tokenizer
+from moram_dist.models.language_model import load_tokenizer
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Decoding, Example, Task
 from tests.helpers.tiny import tiny_model

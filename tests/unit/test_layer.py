@@ -238,7 +238,7 @@ def test_checkpointed_layers_ask_again():
         model = tiny_model()
         method = METHODS["moram"](MethodConfig(atoms_per_task=4, dropout=0.3), seed=0)
         method.build(model)
-        method.token_keys.set([3, 4], 7, torch.device("cpu"))
+        method.token_keys.set([3, 4], [7], torch.device("cpu"))
         for i in range(2):
             with torch.no_grad():
                 for name, value in method.begin_task(i).items():

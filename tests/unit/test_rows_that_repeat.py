@@ -12,7 +12,7 @@ from eval.score_matrix import ScoreMatrix
 from moram_dist.comm.watch import Watch
 from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
 from moram_dist.methods import METHODS, Method
-from moram_dist.models import causal_lm
+from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tracking import Tracker
 from moram_dist.train.progress import Progress
@@ -33,7 +33,7 @@ class Sometimes(Method):
 
 @pytest.fixture(scope="module")
 def base():
-    return causal_lm.load(ModelConfig(), {"zero_optimization": {"stage": 0}})
+    return language_model.load(ModelConfig(), {"zero_optimization": {"stage": 0}})
 
 
 @pytest.fixture

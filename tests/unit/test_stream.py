@@ -112,7 +112,9 @@ def test_collate_learns_the_answer_only():
 
 
 def test_an_empty_micro_batch_weighs_nothing():
-    batch = collate([], PAD)
+    (step,) = stream(1, world_size=2, rank=1)
+    batch = step.micro_batches[-1]
+    assert batch.rows == (0,) and batch.source_ids is None
     assert batch.input_ids.shape == batch.labels.shape == batch.attention_mask.shape
     assert len(batch.input_ids) == 1 and batch.attention_mask.all()
     assert (batch.labels == -100).all()

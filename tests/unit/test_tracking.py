@@ -17,12 +17,21 @@ from pathlib import Path
 
 import pytest
 
+from eval.compare_command import compare_runs
 from moram_dist.registry import InputError
-from moram_dist.tracking import DatasetRecord, MetricsFile, RunDescription, Together, open_tracker
+from moram_dist.tracking import (
+    DatasetRecord,
+    MetricsFile,
+    RunDescription,
+    Together,
+    open_tracker,
+    run_directories,
+)
 from moram_dist.tracking.entities import MAX_DIGEST
 from moram_dist.tracking.mlflow import MAX_PARAMETER, MlflowTracker
 from moram_dist.tracking.names import allowed_name, without_password
 from moram_dist.tracking.tracker import read_metrics
+from tests.helpers.made_up_runs import make_run
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -192,6 +201,36 @@ def test_runs_deleted_by_the_user_are_made_anew(runs):
     tracker.close("finished")
     assert not tracker.lost
     assert json.loads((runs / "a" / "tracking.json").read_text())["parent"] != old
+
+
+def test_finished_runs_of_an_experiment_are_found_and_compared(runs, tmp_path, monkeypatch):
+    for name, method, status in (
+        ("a", "moram", "finished"),
+        ("b", "replay", "finished"),
+        ("c", "moram", "failed"),
+    ):
+        make_run(runs / name, {(0, 0): [100.0, 0.0, 100.0]}, tasks=["topic"], method=method)
+        tracker = MlflowTracker()
+        tracker.open(describe(runs / name))
+        tracker.begin_task(0, "topic")
+        tracker.end_task()
+        tracker.close(status)
+        assert not tracker.lost
+    uri = f"sqlite:///{runs / 'mlflow.db'}"
+    assert run_directories("demo", uri) == [runs / "a", runs / "b"]
+    assert run_directories("demo") == [runs / "a", runs / "b"]  # ``runs`` is the usual place
+    text, comparison = compare_runs([], experiment="demo", tracking_uri=uri)
+    assert [group.label for group in comparison.groups] == ["moram", "replay"]
+    assert "| moram \N{MINUS SIGN} replay | 1 | 0.0 |" in text
+
+    with pytest.raises(InputError, match=r"unknown experiment 'dem'; did you mean 'demo'\?"):
+        run_directories("dem", uri)
+    with pytest.raises(InputError, match="no such file"):
+        run_directories("demo", f"sqlite:///{tmp_path}/none.db")
+    assert not (tmp_path / "none.db").exists()
+    shutil.move(runs / "b", tmp_path / "b")
+    with pytest.raises(InputError, match=r"run b of 'demo': its directory is not at .*/b any more"):
+        run_directories("demo", uri)
 
 
 def test_a_server_that_is_away_costs_one_warning(tmp_path, monkeypatch, caplog):

@@ -1,4 +1,7 @@
-"""Load the frozen base model and its tokenizer, sharded from the start under ZeRO-3."""
+"""Load the frozen base model and its tokenizer, sharded from the start under ZeRO-3.
+
+Which kind of language model it is, causal or encoder-decoder, its own configuration says.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,16 @@ DEMO_BASE = Path(__file__).parent / "demo_base"
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen causal language model, its tokenizer, and who it is."""
+    """A frozen language model, its tokenizer, and who it is."""
 
     model: nn.Module
     tokenizer: Any
     identity: dict[str, Any]
     keep_alive: Any
     """transformers' handle on the DeepSpeed configuration; it holds it by weak reference only."""
+
+    decoder_start: int | None = None
+    """The token that a decoder starts from; None: a causal model, which has no encoder."""
 
 
 def resolve_dtype(config: ModelConfig) -> torch.dtype:
@@ -36,7 +42,7 @@ def resolve_dtype(config: ModelConfig) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.dtype]
 
 
-def resolve_attention(config: ModelConfig) -> str:
+def resolve_attention(config: ModelConfig, architecture: Any) -> str:
     """The attention kernel: flash-attn on CUDA in bf16 where it imports, else torch's own.
 
     Raises:
@@ -45,11 +51,14 @@ def resolve_attention(config: ModelConfig) -> str:
     installed = importlib.util.find_spec("flash_attn") is not None
     half = resolve_dtype(config) == torch.bfloat16
     flash = torch.cuda.is_available() and installed and half
+    if flash and architecture.is_encoder_decoder:
+        flash = False  # T5 adds a bias to attention scores, and flash-attn has no place for it
     if config.attention == "auto":
         return "flash_attention_2" if flash else "sdpa"
     if config.attention == "flash_attention_2" and not flash:
         raise InputError(
-            "--attention flash_attention_2 needs CUDA, --dtype bf16 and the package flash-attn"
+            "--attention flash_attention_2 needs CUDA, --dtype bf16, the package flash-attn and a "
+            "causal model"
         )
     return config.attention
 
@@ -87,20 +96,44 @@ def check(config: ModelConfig) -> Any:
         raise InputError(f"--model {config.model}: cannot be loaded: {reason}") from None
 
 
+def _auto_class(architecture: Any) -> Any:
+    """What transformers makes such a model with."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
+
+
+def decoder_start(config: ModelConfig, architecture: Any) -> int | None:
+    """``Base.decoder_start``.
+
+    Raises:
+        InputError: an encoder-decoder model that does not say.
+    """
+    if not architecture.is_encoder_decoder:
+        return None
+    start = getattr(architecture, "decoder_start_token_id", None)
+    if start is None:
+        raise InputError(
+            f"--model {config.model}: its config.json lacks decoder_start_token_id, from which "
+            "its decoder starts; T5's is 0"
+        )
+    return start
+
+
 def skeleton(config: ModelConfig) -> nn.Module:
     """The model's modules without any weights: to look at names before work starts."""
-    from transformers import AutoModelForCausalLM
-
-    resolve_attention(config)
     architecture = check(config)
+    resolve_attention(config, architecture)
+    decoder_start(config, architecture)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
+            return _auto_class(architecture).from_config(
                 architecture, trust_remote_code=config.trust_remote_code
             )
     except ValueError as error:
+        kind = "text-to-text" if architecture.is_encoder_decoder else "causal"
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--model {config.model} is no causal language model: {reason}") from None
+        raise InputError(f"--model {config.model} is no {kind} language model: {reason}") from None
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -116,6 +149,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
         raise InputError(f"--model {config.model}: no tokenizer: {reason}") from None
     if tokenizer.eos_token_id is None:
         raise InputError(f"--model {config.model}: its tokenizer has no end-of-sequence token")
+    if check(config).is_encoder_decoder and tokenizer("")["input_ids"] != [tokenizer.eos_token_id]:
+        raise InputError(
+            f"--model {config.model}: its tokenizer does not end a text with its end-of-sequence "
+            "token and add no other; of encoder-decoder models only those that do, such as T5, "
+            "are supported"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
@@ -128,16 +167,16 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
         config: which model, in which precision.
         ds_config: resolved DeepSpeed configuration; its stage decides about sharding.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
     keep_alive = None
     if ds_config["zero_optimization"]["stage"] == 3:
         keep_alive = HfDeepSpeedConfig(ds_config)
-    model = AutoModelForCausalLM.from_pretrained(
+    architecture = check(config)
+    model = _auto_class(architecture).from_pretrained(
         source(config),
         dtype=resolve_dtype(config),
-        attn_implementation=resolve_attention(config),
+        attn_implementation=resolve_attention(config, architecture),
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
     )
@@ -147,7 +186,13 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
         # follows the input's, would cut the graph.
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.config.use_cache = False
-    return Base(model, load_tokenizer(config), identity(config, model.config), keep_alive)
+    return Base(
+        model,
+        load_tokenizer(config),
+        identity(config, model.config),
+        keep_alive,
+        decoder_start(config, architecture),
+    )
 
 
 def identity(config: ModelConfig, architecture: Any) -> dict[str, Any]:

@@ -1,0 +1,267 @@
+"""Compare methods over orders and seeds: means, intervals, and which differences are resolved.
+
+Methods are compared where both have a run: on the same orders and seeds, and the same items. Each
+run counts once, so an order with more seeds weighs more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from eval import bootstrap
+from eval.bootstrap import Array
+from eval.compare_groups import Group, Place, check_comparable, group_runs
+from eval.compare_runs import Run, unpack
+from eval.continual import Cell, sequence_metrics
+from moram_dist.registry import InputError
+
+METRICS = {"AP": "ap", "BWT": "bwt_gem", "learned": "mean_diagonal"}
+"""What is compared: the name in tables, and the name in ``sequence_metrics``."""
+
+PAIRED = ("AP", "BWT")
+"""Those of which differences are tested."""
+
+RESAMPLES, SEED = 10_000, 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over runs, in points."""
+
+    value: float
+    runs: int
+    spread: float | None
+    """Standard deviation over runs; None of a single one."""
+
+    items: tuple[float, float]
+    """95 % interval for other items and the same runs."""
+
+    both: tuple[float, float]
+    """95 % interval for other items and other runs. Of a single run, the same as ``items``."""
+
+    error: float
+    """Standard error over items, of the mean over these runs."""
+
+    p: float
+    """Of being 0, over items and runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """First less second, over the orders and seeds that both have."""
+
+    metric: str
+    first: str
+    second: str
+    estimate: Estimate
+    p_holm: float
+    """p after Holm's correction for all differences of the metric."""
+
+    @property
+    def resolved(self) -> bool:
+        """Whether it is there at 5 %, of all differences together."""
+        return self.p_holm < 1 - bootstrap.LEVEL
+
+    @property
+    def detectable(self) -> float:
+        """The smallest difference that these items find with a chance of 80 %, runs being fixed."""
+        return bootstrap.detectable(self.estimate.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that the tables and figures show."""
+
+    groups: tuple[Group, ...]
+    estimates: dict[tuple[str, str], Estimate]
+    """Of a group's label and a metric; absent where it was not measured."""
+
+    by_order: dict[tuple[str, str], Estimate]
+    """AP of a group's label and an order."""
+
+    differences: tuple[Difference, ...]
+    one_run_error: tuple[float, float]
+    """Smallest and largest standard error over items of a single run's AP."""
+
+    @property
+    def any_run(self) -> Run:
+        """For what all runs have in common."""
+        return next(iter(self.groups[0].runs.values()))
+
+    @property
+    def orders(self) -> list[str]:
+        """Every order, in alphabetical order."""
+        return sorted({order for group in self.groups for order, _ in group.runs})
+
+
+def compare(runs: Sequence[Run], *, resamples: int | None = None) -> Comparison:
+    """Compare runs by method.
+
+    Args:
+        runs: of any methods, orders and seeds.
+        resamples: of the bootstrap; None is 10,000, and more for very many groups.
+
+    Raises:
+        InputError: there is no run, runs that cannot stand in one table, or too few resamples.
+    """
+    check_comparable(runs)
+    groups = group_runs(runs)
+    # The smallest p of B resamples is 2 / B, and Holm multiplies it by the number of differences.
+    fewest = max(1000, 80 * math.comb(len(groups), 2))
+    if resamples is not None and resamples < fewest:
+        raise InputError(
+            f"--resamples {resamples} could resolve nothing among {len(groups)} groups; give at "
+            f"least {fewest}"
+        )
+    resamples = resamples or max(RESAMPLES, fewest)
+    estimates: dict[tuple[str, str], Estimate] = {}
+    by_order: dict[tuple[str, str], Estimate] = {}
+    differences: list[Difference] = []
+    errors = [0.0]
+    for metric in METRICS:
+        table = _Table.of(groups, metric, resamples)
+        for group in groups:
+            measured = [(group.label, place) for place in group.runs]
+            measured = [key for key in measured if key in table.column]
+            if not measured:
+                continue
+            estimates[group.label, metric] = table.estimate(measured)
+            if metric == "AP":
+                for order in sorted({order for _, (order, _) in measured}):
+                    of_order = [key for key in measured if key[1][0] == order]
+                    by_order[group.label, order] = table.estimate(of_order)
+                errors += [table.estimate([key]).error for key in measured]
+        if metric in PAIRED:
+            differences += _differences(groups, metric, table)
+    return Comparison(
+        groups=groups,
+        estimates=estimates,
+        by_order=by_order,
+        differences=tuple(differences),
+        one_run_error=(min(errors[1:], default=0.0), max(errors)),
+    )
+
+
+def contributions(run: Run, metric: str) -> dict[str, Array] | None:
+    """What each item adds to a metric, by task: the sum over tasks of the means is the metric.
+
+    None where the run did not measure it.
+    """
+    t = len(run.tasks)
+    last = [unpack(items) for items in run.last]
+    learned = [unpack(items) for items in run.learned]
+    parts: list[Array | None]
+    if metric == "BWT":
+        if t == 1:
+            return None
+        parts = [
+            None if a is None or b is None else (a - b) / (t - 1)
+            for a, b in zip(last, learned, strict=True)
+        ]
+    else:
+        source = last if metric == "AP" else learned
+        parts = [None if items is None else items / t for items in source]
+    known = [part for part in parts if part is not None]
+    return dict(zip(run.tasks, known, strict=True)) if len(known) == t else None
+
+
+def forgetting_curve(group: Group) -> list[Cell]:
+    """Mean over runs of what was lost, after each task, of the tasks before it, in points.
+
+    Against the score right after learning: minus BWT of the tasks so far. None where a run lacks a
+    cell of it; the first is 0.
+    """
+    curve: list[Cell] = [0.0]
+    tasks = len(next(iter(group.runs.values())).tasks)
+    for end in range(2, tasks + 1):
+        changes = [
+            sequence_metrics([row[:end] for row in run.scores[:end]])["bwt_gem"]
+            for run in group.runs.values()
+        ]
+        known = [-change for change in changes if change is not None]
+        curve.append(statistics.fmean(known) if len(known) == len(changes) else None)
+    return curve
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One metric of all runs: a column each."""
+
+    column: dict[tuple[str, Place], int]
+    tasks_NR: list[Array]
+    values_R: Array
+    draws_BR: Array
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], metric: str, resamples: int) -> _Table:
+        columns: dict[tuple[str, Place], dict[str, Array]] = {}
+        for group in groups:
+            for place, run in group.runs.items():
+                parts = contributions(run, metric)
+                if parts is not None:
+                    columns[group.label, place] = parts
+        if not columns:
+            return cls({}, [], np.zeros(0), np.zeros((resamples, 0)))
+        tasks = sorted(next(iter(columns.values())))
+        tasks_NR = [np.stack([parts[task] for parts in columns.values()], 1) for task in tasks]
+        return cls(
+            column={key: k for k, key in enumerate(columns)},
+            tasks_NR=tasks_NR,
+            values_R=np.sum([task_NR.mean(axis=0) for task_NR in tasks_NR], axis=0),
+            draws_BR=bootstrap.item_resamples(tasks_NR, resamples=resamples, seed=SEED),
+        )
+
+    def estimate(
+        self,
+        first: Sequence[tuple[str, Place]],
+        second: Sequence[tuple[str, Place]] = (),
+    ) -> Estimate:
+        """The mean over runs ``first``, or of the first less the second, pair by pair."""
+        weigh = np.zeros((len(self.column), len(first)))
+        for r, key in enumerate(first):
+            weigh[self.column[key], r] += 1
+        for r, key in enumerate(second):
+            weigh[self.column[key], r] -= 1
+        values_R = self.values_R @ weigh
+        items_B = (self.draws_BR @ weigh).mean(axis=1)
+        both_B = items_B + bootstrap.run_resamples(values_R, resamples=len(items_B), seed=SEED)
+        return Estimate(
+            value=float(values_R.mean()),
+            runs=len(values_R),
+            spread=float(values_R.std(ddof=1)) if len(values_R) > 1 else None,
+            items=bootstrap.interval(items_B),
+            both=bootstrap.interval(both_B),
+            error=bootstrap.standard_error([(x @ weigh).mean(axis=1) for x in self.tasks_NR]),
+            p=bootstrap.p_value(both_B),
+        )
+
+
+def _differences(groups: Sequence[Group], metric: str, table: _Table) -> list[Difference]:
+    found = []
+    for one, other in itertools.combinations(groups, 2):
+        shared = [
+            place
+            for place in one.runs
+            if (one.label, place) in table.column and (other.label, place) in table.column
+        ]
+        if shared:
+            estimate = table.estimate(
+                [(one.label, place) for place in shared], [(other.label, place) for place in shared]
+            )
+            found.append(
+                Difference(
+                    metric=metric,
+                    first=one.label,
+                    second=other.label,
+                    estimate=estimate,
+                    p_holm=estimate.p,
+                )
+            )
+    adjusted = bootstrap.holm([one.p_holm for one in found])
+    return [replace(one, p_holm=p) for one, p in zip(found, adjusted, strict=True)]

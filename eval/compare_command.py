@@ -1,0 +1,58 @@
+"""The ``compare`` command: from run directories or an MLflow experiment to tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.compare import Comparison, compare
+from eval.compare_runs import read_runs
+from eval.compare_tables import latex, markdown, to_csv
+from eval.references import read_references
+from moram_dist.config_io import coerce
+from moram_dist.files import write_atomically
+from moram_dist.registry import InputError
+from moram_dist.tracking import run_directories
+
+
+def compare_runs(
+    paths: Sequence[Path],
+    *,
+    experiment: str | None = None,
+    tracking_uri: str | None = None,
+    answers: str | None = None,
+    resamples: str | None = None,
+) -> tuple[str, Comparison]:
+    """The tables as Markdown, and the comparison.
+
+    Args:
+        paths: run directories and ``.jsonl`` files of runs.
+        experiment: an MLflow experiment whose finished runs are compared too.
+        tracking_uri: its store; None is explained at ``run_directories``.
+        answers: which way of answering to compare, where runs have several.
+        resamples: of the bootstrap, as typed; None is explained at ``compare``.
+
+    Raises:
+        InputError: nothing to compare, a run that cannot be read, or runs that do not fit together.
+    """
+    count = coerce("resamples", resamples, int | None)
+    if tracking_uri is not None and experiment is None:
+        raise InputError("--tracking_uri goes with --experiment")
+    if experiment is not None:
+        paths = [*paths, *run_directories(experiment, tracking_uri)]
+    if not paths:
+        raise InputError("compare needs run directories, or --experiment")
+    comparison = compare(read_runs(paths, answers), resamples=count)
+    return markdown(comparison, read_references()), comparison
+
+
+def write_comparison(folder: Path, text: str, comparison: Comparison) -> None:
+    """Write compare.md, compare.csv, compare.tex and the figures."""
+    from eval.compare_plots import figures  # slow to import, and only needed for files
+    from eval.plots import svg_text
+
+    write_atomically(folder / "compare.md", text)
+    write_atomically(folder / "compare.csv", to_csv(comparison))
+    write_atomically(folder / "compare.tex", latex(comparison))
+    for name, figure in figures(comparison).items():
+        write_atomically(folder / f"{name}.svg", svg_text(figure))

@@ -1,0 +1,101 @@
+"""Which runs stand in one table, and in which row: by method and the settings that differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from eval.compare_runs import Run
+from moram_dist.registry import InputError
+
+Place = tuple[str, int]
+"""A run's order and seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that differ in order and seed only."""
+
+    label: str
+    """The method, and what tells its groups apart where there are several."""
+
+    settings: str
+    """Every setting in which groups of the table differ."""
+
+    runs: dict[Place, Run]
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Raise InputError, in one line, where runs cannot stand in one table.
+
+    Of one seed, all runs must answer the same questions. Another seed may have its own, as in a
+    generated benchmark, but as many.
+    """
+    if not runs:
+        raise InputError("there is no run to compare")
+    for what, of in {
+        "benchmarks": lambda run: run.benchmark,
+        "protocols": lambda run: run.protocol,
+        "base models": lambda run: run.base,
+        "ways of answering": lambda run: run.answers,
+        "tasks": lambda run: sorted(run.tasks),
+        "sizes of test sets": _sizes,
+    }.items():
+        _all_equal(runs, what, of)
+    for seed in sorted({run.seed for run in runs}):
+        same_seed = [run for run in runs if run.seed == seed]
+        _all_equal(same_seed, "test sets", lambda run: dict(zip(run.tasks, run.tests, strict=True)))
+
+
+def _sizes(run: Run) -> dict[str, int]:
+    measured = zip(run.tasks, run.last, run.learned, strict=True)
+    return {task: len(last or learned or "") for task, last, learned in measured}
+
+
+def _all_equal(runs: Sequence[Run], what: str, of: Callable[[Run], object]) -> None:
+    first = of(runs[0])
+    for run in runs:
+        if of(run) != first:
+            raise InputError(
+                f"runs of other {what} do not stand in one table: {runs[0].name} has {first}, "
+                f"{run.name} has {of(run)}"
+            )
+
+
+def group_runs(runs: Iterable[Run]) -> tuple[Group, ...]:
+    """Runs by method and settings, in the order in which they came.
+
+    Raises InputError where two runs are of one group, order and seed.
+    """
+    found: dict[tuple[str, str], dict[Place, Run]] = {}
+    for run in runs:
+        key = (run.method, json.dumps(run.settings, sort_keys=True))
+        group = found.setdefault(key, {})
+        twin = group.setdefault((run.order, run.seed), run)
+        if twin is not run:
+            raise InputError(
+                f"{twin.name} and {run.name} are the same run: {run.method}, order {run.order}, "
+                f"seed {run.seed}"
+            )
+    members = [next(iter(group.values())) for group in found.values()]
+    return tuple(
+        Group(label=_label(one, members), settings=_differing(one, members), runs=group)
+        for one, group in zip(members, found.values(), strict=True)
+    )
+
+
+def _label(one: Run, members: Sequence[Run]) -> str:
+    same = [other for other in members if other.method == one.method]
+    return one.method if len(same) == 1 else f"{one.method}, {_differing(one, same)}"
+
+
+def _differing(one: Run, members: Sequence[Run]) -> str:
+    """Settings of a run in which some others differ; a method's own, only from its other groups."""
+    shown = []
+    for name, value in one.settings.items():
+        own = name.startswith("method.")
+        others = [other for other in members if not own or other.method == one.method]
+        if any(other.settings.get(name) != value for other in others):
+            shown.append(f"{name.split('.')[-1]} {value}")
+    return ", ".join(shown)

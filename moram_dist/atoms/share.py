@@ -1,0 +1,82 @@
+"""What one share of the atoms does for the tokens of one home, in as few passes as possible.
+
+Chosen atoms are given as their rows in the share. Where a share has many more rows than a token
+chooses, only the chosen rows are touched; where it has few, a matrix product over all of them is
+faster. The choice depends on sizes alone, so it is the same wherever the atoms are.
+
+Shape letters: T tokens, N rows of the share, D inputs, E outputs, K atoms chosen per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MIX_ALL = {"cpu": 2, "cuda": 100}
+"""Up to so many rows for each chosen one, all rows are mixed: what fetching a row costs, over its
+part in a matrix product. Measured on a CPU; for CUDA from data sheets."""
+
+MULTIPLY_ALL = {"cpu": 5, "cuda": 100}
+"""The same for products with tokens."""
+
+
+class Chosen(NamedTuple):
+    """The rows of a share that tokens have chosen."""
+
+    row_TK: Tensor
+    """int32; any valid row where the atom is in another share."""
+
+    here_TK: Tensor | None
+    """Whether the atom is in this share; None where all are."""
+
+    def masked(self, numbers_TK: Tensor) -> Tensor:
+        """With 0 for atoms of other shares."""
+        return numbers_TK if self.here_TK is None else numbers_TK * self.here_TK
+
+
+def mixed(chosen: Chosen, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
+    """Sum of each token's chosen rows by their strengths, (T, F)."""
+    strength_TK = chosen.masked(strength_TK).to(rows_NF.dtype)
+    if _few(rows_NF, chosen, MIX_ALL):
+        return spread(chosen, strength_TK, len(rows_NF)) @ rows_NF
+    return F.embedding_bag(
+        chosen.row_TK, rows_NF, mode="sum", per_sample_weights=strength_TK.contiguous()
+    )
+
+
+def spread(chosen: Chosen, numbers_TK: Tensor, num_rows: int) -> Tensor:
+    """Each number at its row, 0 elsewhere, (T, num_rows)."""
+    out_TN = numbers_TK.new_zeros(len(numbers_TK), num_rows)
+    return out_TN.scatter_add_(1, chosen.row_TK.long(), numbers_TK) if num_rows else out_TN
+
+
+def products(tokens_TF: Tensor, rows_NF: Tensor, chosen: Chosen, precise: torch.dtype) -> Tensor:
+    """Each token times its chosen rows, (T, K)."""
+    tokens_TF = tokens_TF.to(rows_NF.dtype)
+    if not len(rows_NF):
+        return tokens_TF.new_zeros(chosen.row_TK.shape, dtype=precise)
+    if _few(rows_NF, chosen, MULTIPLY_ALL) or tokens_TF.device.type != "cpu":
+        found_TK = (tokens_TF @ rows_NF.T).gather(1, chosen.row_TK.long())
+    else:
+        found_TK = _products_of_rows(tokens_TF.contiguous(), rows_NF, chosen.row_TK)
+    return chosen.masked(found_TK.to(precise))
+
+
+def _products_of_rows(tokens_TF: Tensor, rows_NF: Tensor, row_TK: Tensor) -> Tensor:
+    """The same without the other rows: what autograd of embedding_bag does for its weights."""
+    num_tokens, num_chosen = row_TK.shape
+    offsets = torch.arange(0, num_tokens * num_chosen, num_chosen, dtype=row_TK.dtype)
+    bag = torch.arange(num_tokens, dtype=row_TK.dtype).repeat_interleave(num_chosen)
+    flat = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        tokens_TF, rows_NF, row_TK.reshape(-1), offsets, bag, 0
+    )
+    return flat.view(num_tokens, num_chosen)
+
+
+def _few(rows_NF: Tensor, chosen: Chosen, per_chosen: Mapping[str, int]) -> bool:
+    limit = per_chosen.get(rows_NF.device.type, 1)
+    return len(rows_NF) <= limit * chosen.row_TK.shape[1]
