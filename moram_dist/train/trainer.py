@@ -229,6 +229,14 @@ class Trainer:
         task = self.benchmark.tasks[i]
         self.watch.at(f"the end of task {task.name}")
         tensors = self.method.end_task(i, lambda limit: self._look(i, limit))
+        # What a method adds to the loss is not in the losses that are looked at.
+        broken = next((n for n, t in tensors.items() if not t.isfinite().all()), None)
+        if broken:
+            raise NonFiniteLossError(
+                f"{broken} is not finite after task {task.name}; nothing of this task was "
+                "published. A lower --learning_rate, or a smaller weight of the method's penalty, "
+                "usually helps"
+            )
         self.watch.at(f"the memory file of task {task.name}")
         if env.is_main():
             self.manifest = self.run_dir.memory.publish(self.manifest, task.name, tensors)
