@@ -50,7 +50,7 @@ TRAIN, EPOCHS, BATCH = 400, 3, 8
 Small batches, because this base needs about 60 steps to find a task at all."""
 
 PROMPT = 128
-"""Tokens of the longest prompt: half of the prompts are cut, and over a quarter of the time saved."""
+"""Tokens of the longest prompt: half of the prompts are cut, a quarter of the time is saved."""
 
 TEST, HELD_OUT = 200, 100
 """Examples of a task that are tested, and that choose the rate."""
