@@ -59,13 +59,14 @@ def evaluate(rank: int, world_size: int, tmp_path: Path) -> None:
             Evaluator(
                 config=EvalConfig(answers=",".join(MODES), eval_gather=gather, eval_batch_size=4),
                 benchmark=BENCHMARK,
+                asked=BENCHMARK,
                 engine=engine,
                 base=base,
                 run_dir=tmp_path / f"{placement}-{gather}",
                 tracker=Tracker(),
                 progress=Progress(enabled=False),
                 watch=Watch(300.0),
-                in_step=method.in_step,
+                method=method,
             )(1)
         engine.destroy()
 
