@@ -17,9 +17,11 @@ import numpy as np
 
 from eval.bootstrap import Array
 from eval.continual import Cell, Scores
+from eval.predictions import predictions_path
+from eval.score_matrix import scores_path
 from moram_dist import config_io
 from moram_dist.config import RunConfig
-from moram_dist.files import read_json, safe_name
+from moram_dist.files import read_json
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records
 
@@ -122,17 +124,17 @@ def read_run_directory(folder: Path, answers: str | None = None) -> Run:
     way = ways[0] if answers is None else answers
     if way not in ways:
         raise InputError(f"{folder} holds answers by {', '.join(ways)}, not by {way!r}")
-    mark = "" if way == ways[0] else f".{way}"
+    further = None if way == ways[0] else way
     benchmark = _fields(folder / "benchmark.json", "name", "protocol", "order")
     base = _fields(folder / "memory" / "memory.json", "base")["base"]
-    matrix = Scores.load(folder / f"scores{mark}.json")
+    matrix = Scores.load(scores_path(folder, further))
     end = len(matrix.tasks) - 1
     if len(matrix.scores) <= end:
         raise InputError(f"{folder}: not finished: {len(matrix.scores)} of {end + 1} tasks")
     last, learned, tests = [], [], []
     for i, task in enumerate(matrix.tasks):
         cells = [
-            _read_cell(_predictions(folder, row, i, task, mark), matrix.scores[row][i])
+            _read_cell(predictions_path(folder, row, i, task, further), matrix.scores[row][i])
             for row in (end, i)
         ]
         last.append(cells[0][0])
@@ -180,11 +182,6 @@ def _fields(path: Path, *names: str) -> dict[str, Any]:
         if not isinstance(content, dict) or name not in content:
             raise InputError(f"{path}: {name} is missing")
     return dict(content)
-
-
-def _predictions(folder: Path, row: int, column: int, task: str, mark: str) -> Path:
-    name = f"on_{column:03d}_{safe_name(task)}{mark}.jsonl"
-    return folder / "predictions" / f"after_{row:03d}" / name
 
 
 def _read_cell(path: Path, mean: Cell) -> tuple[Items, str]:

@@ -112,13 +112,13 @@ def steps(
             num_answer_tokens=sum(example.num_answer for example in batch),
             num_tokens=sum(example.num_tokens for example in batch),
             micro_batches=tuple(
-                collate([batch[row] for row in part] or [_blank(batch[0], pad_id)], pad_id, part)
+                collate([batch[row] for row in part] or [blank(batch[0], pad_id)], pad_id, part)
                 for part in parts
             ),
         )
 
 
-def _blank(like: Encoded, pad_id: int) -> Encoded:
+def blank(like: Encoded, pad_id: int) -> Encoded:
     """An example that weighs nothing, for a model that reads examples ``like`` this one."""
     source = None if like.source is None else (pad_id, pad_id)
     return Encoded("", (pad_id, pad_id), num_answer=0, source=source)

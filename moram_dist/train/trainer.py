@@ -18,7 +18,7 @@ from moram_dist.comm.watch import Watch
 from moram_dist.comm.zero3 import release_leftovers
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import Encoded, encode_training
-from moram_dist.data.stream import Step, collate, num_steps, order, steps
+from moram_dist.data.stream import Step, blank, collate, num_steps, order, steps
 from moram_dist.files import read_json
 from moram_dist.methods.method import Method
 from moram_dist.models.language_model import Base
@@ -253,10 +253,12 @@ class Trainer:
         def losses() -> Iterator[Tensor]:
             # The engine's own forward pass expects its own backward pass.
             forward = Forward(self.engine.module, self.base.model)
+            pad_id = self.base.tokenizer.pad_token_id
             for start in range(0, len(chosen), env.world_size()):
                 self.watch.at(f"a second look at task {self.benchmark.tasks[i].name}")
                 mine = chosen[start + env.rank() : start + env.rank() + 1]
-                yield answer_loss(forward(collate(mine, self.base.tokenizer.pad_token_id)))
+                mine = mine or [blank(chosen[0], pad_id)]
+                yield answer_loss(forward(collate(mine, pad_id)))
                 release_leftovers(self.engine)
 
         return len(chosen), losses()
