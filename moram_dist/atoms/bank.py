@@ -49,6 +49,7 @@ class Bank(nn.Module):
         self.register_buffer("share_F", empty, persistent=False)
         self.register_buffer("copy_PF", empty.view(group.size, 0), persistent=False)
         self._sealed: list[str] | None = None
+        self._grams: dict[int, Tensor] = {}
 
     @property
     def atom_bytes(self) -> int:
@@ -73,6 +74,20 @@ class Bank(nn.Module):
             (next(parts).view(room, d)[:rows], next(parts).view(room, e)[:rows])
             for d, e in self.shapes
         ]
+
+    def gram(self, linear: int) -> Tensor:
+        """K^T K of all frozen atoms of a linear, (D, D) in float32 or more; kept until it grows.
+
+        Only where this rank has all of them.
+        """
+        if linear not in self._grams:
+            flat_PF = self.copy_PF if self.group.size > 1 else self.share_F[None]
+            keys = [self.views(flat_F, share)[linear][0] for share, flat_F in enumerate(flat_PF)]
+            precise = torch.promote_types(self.share_F.dtype, torch.float32)
+            self._grams[linear] = torch.stack([k.to(precise).T @ k.to(precise) for k in keys]).sum(
+                0
+            )
+        return self._grams[linear]
 
     def grow(self, atoms: Sequence[Atoms]) -> None:
         """Append frozen atoms, whole and the same on all ranks of the group, one pair a linear.
@@ -101,6 +116,7 @@ class Bank(nn.Module):
         if self.copied:
             self.copy_PF = self.group.all_gather(self.share_F, "copies")
         self._sealed = None
+        self._grams.clear()
 
     def intact(self) -> bool:
         """Whether every atom here, copies too, is what it was when this was asked first.

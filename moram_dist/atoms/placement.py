@@ -49,6 +49,10 @@ class Placement(ABC):
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, list[Atoms]]:
         """Share to its frozen atoms for each linear, for every share this rank works on."""
 
+    def gram(self, bank: Bank, linear: int, num_atoms: int) -> Tensor | None:
+        """K^T K of a linear's frozen atoms, where the rank has it and it is the smaller matrix."""
+        return None
+
     @abstractmethod
     def candidates(
         self, offered: Mapping[Pair, Sequence[Candidates]]
@@ -93,6 +97,12 @@ class Resident(_Local):
         """All shares, from the copy."""
         flat_PF = bank.copy_PF if self.group.size > 1 else bank.share_F[None]
         return {share: bank.views(flat_F, share) for share, flat_F in enumerate(flat_PF)}
+
+    def gram(self, bank: Bank, linear: int, num_atoms: int) -> Tensor | None:
+        """From the copy, once a task, where there are more atoms than inputs."""
+        if num_atoms != bank.num_atoms or num_atoms <= bank.shapes[linear][0]:
+            return None
+        return bank.gram(linear)
 
 
 class Gathered(_Local):

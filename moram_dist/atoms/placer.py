@@ -61,6 +61,9 @@ class Placer:
         """
         self._gathered.banks = list(banks)
         final_bytes = bytes_per_task * self._num_tasks
+        final_atoms = final_bytes / sum(bank.atom_bytes for bank in banks)
+        # Beyond so many, a copy comes with K^T K of each linear, in float32.
+        final_bytes += sum(4 * d * d for bank in banks for d, _ in bank.shapes if final_atoms > d)
         self.reason = f"{self.choice}, as asked"
         size = f"the memory's {final_bytes / 2**20:,.1f} MB after the last task"
         if self.group.size == 1:

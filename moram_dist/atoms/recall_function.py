@@ -19,6 +19,10 @@ ones, g the gradient of y, tau the temperature:
     dp_i = [i in S] (m_i w_i u_i + w_i (q_i - A) / (tau n)) - gam / n^2 p_i
     dx   = sum_i dp_i k_i       dk_i = dp_i x       dv_i = m_i w_i p_i g
 
+The last term of dp reaches every atom, but dx only through sum_i p_i k_i = K^T K x. Where a rank
+has K^T K of the frozen atoms, and they are more than D, that product takes the place of those with
+all of them, and no score is saved but those of active atoms.
+
 Shape letters: T tokens, N atoms, R active atoms, D inputs, E outputs, K atoms kept per token.
 """
 
@@ -93,9 +97,16 @@ class Call:
         here_TK = (index_TK % self.num_shares == share) & (row_TK < num_rows)
         return Chosen(row_TK.clamp(max=max(num_rows - 1, 0)), here_TK)
 
-    def packed(self, number_TN: Tensor, share: int) -> Tensor:
-        """Of a share's columns the active ones, as many for every share."""
-        active_TR = number_TN[:, share_size(self.num_frozen, share, self.num_shares) :]
+    def grams(self) -> list[Tensor | None]:
+        """K^T K of the frozen atoms of each linear that is asked, (D, D), where it is at hand."""
+        return [self.placement.gram(self.bank, i, self.num_frozen) for i in self.members]
+
+    def first_active(self, share: int) -> int:
+        """The row of a share from which its atoms are active."""
+        return share_size(self.num_frozen, share, self.num_shares)
+
+    def packed(self, active_TR: Tensor) -> Tensor:
+        """Columns of a share's active atoms, as many for every share."""
         room = largest_share(self.num_active, self.num_shares)
         return F.pad(active_TR, (0, room - active_TR.shape[1])).contiguous()
 
@@ -169,7 +180,12 @@ class Recall(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             ctx.call, ctx.homes = call, list(tokens)
             # Atoms of the bank are not saved: they are had again from the placement.
-            kept = [score for found in scores.values() for score in found]
+            grams = call.grams()
+            kept = [
+                score if gram is None else score[:, call.first_active(share) :].contiguous()
+                for (_, share), found in scores.items()
+                for score, gram in zip(found, grams, strict=True)
+            ]
             ctx.num_scores = len(kept)
             flat = [
                 t
@@ -233,32 +249,47 @@ class Recall(torch.autograd.Function):
 
         # What goes home: for each linear the input's gradient, then the active scores' gradients.
         wanted = any(ctx.needs_input_grad[1 : 1 + len(linears)])
+        grams = call.grams()
         partial: dict[Any, list[Tensor]] = {}
+        through_norm: dict[int, list[Tensor]] = {home: [] for home in gradients}
         for home, share in pairs:
             gone: list[Tensor] = []
             active: list[Tensor] = []
+            first = call.first_active(share)
             for one in linears:
-                k, pair = shares[share][one][0], (home, share)
-                dp_TN = _score_gradient(
+                k, pair = shares[share][one][0].to(precise), (home, share)
+                direct_TK, each_T1 = _score_gradient(
                     mixtures[home][one],
                     u[pair][one],
                     totals[home][one],
                     call.routing.temperature,
-                    scores[pair][one],
-                    chosen[pair][one],
                 )
+                through_norm[home].append(each_T1)
+                dp_TN = scores[pair][one] * each_T1  # of the share's atoms, or its active ones
+                here, k_N = chosen[pair][one], k
+                if grams[one] is not None:
+                    here, k_N = here.since(first), k[first:]
+                if len(k_N):
+                    dp_TN.scatter_add_(1, here.row_TK.long(), here.masked(direct_TK))
                 if wanted:
-                    gone.append((dp_TN @ k.to(precise)).to(dtype))
-                active.append(call.packed(dp_TN, share).view(dtype))
+                    part = dp_TN @ k_N
+                    if grams[one] is not None:
+                        part += mixed(chosen[pair][one].before(first), direct_TK, k)
+                    gone.append(part.to(dtype))
+                active_TR = dp_TN if grams[one] is not None else dp_TN[:, first:]
+                active.append(call.packed(active_TR).view(dtype))
             partial[home, share] = gone + active
         collected = place.collect(partial, "input gradients")
 
         dx: list[Tensor | None] = [None] * len(linears)
         if wanted:
-            dx = [
-                in_order([part.to(precise) for part in parts]).to(dtype)
-                for parts in collected[: len(linears)]
-            ]
+            for one in linears:
+                terms = [part.to(precise) for part in collected[one]]
+                gram = grams[one]
+                if gram is not None:
+                    each_T1 = through_norm[place.group.rank][one]
+                    terms.append((inputs[one].to(precise) @ gram.to(precise)) * each_T1)
+                dx[one] = in_order(terms).to(dtype)
         own = mixtures[place.group.rank]
         dk, dv = [], []
         for one, (x, k, v, mix) in enumerate(zip(inputs, keys, values, own, strict=True)):
@@ -277,21 +308,17 @@ def _sums(mix: Mixture, u_TK: Tensor) -> Tensor:
 
 
 def _score_gradient(
-    mix: Mixture,
-    u_TK: Tensor,
-    totals_T2: Tensor,
-    tau: float,
-    score_TN: Tensor,
-    chosen: Chosen,
-) -> Tensor:
-    """Gradient of the scores of a share, (T, N), from u of its own, and A and B over all atoms."""
+    mix: Mixture, u_TK: Tensor, totals_T2: Tensor, tau: float
+) -> tuple[Tensor, Tensor]:
+    """Gradient of scores, from u of the atoms that are asked, and A and B over all atoms.
+
+    Returns:
+        What chosen atoms get, (T, K), of those that u belongs to; and what every score is
+        multiplied by for its gradient through the norm, (T, 1).
+    """
     A_T1, B_T1 = totals_T2.split(1, -1)
     speaks_TK = mix.spoken_TK == mix.weight_TK
     through_weights = mix.weight_TK * (speaks_TK * mix.score_TK * u_TK - A_T1)
     through_weights = through_weights / (tau * mix.norm_T1)
     gam_T1 = (B_T1 - A_T1 * (mix.weight_TK * mix.relevance_TK).sum(-1, keepdim=True)) / tau
-    dp_TN = score_TN * (-gam_T1 / mix.norm_T1.square())
-    if score_TN.shape[1]:
-        direct_TK = chosen.masked(mix.spoken_TK * u_TK + through_weights)
-        dp_TN.scatter_add_(1, chosen.row_TK.long(), direct_TK)
-    return dp_TN
+    return mix.spoken_TK * u_TK + through_weights, -gam_T1 / mix.norm_T1.square()

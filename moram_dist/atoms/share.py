@@ -33,6 +33,18 @@ class Chosen(NamedTuple):
     here_TK: Tensor | None
     """Whether the atom is in this share; None where all are."""
 
+    def since(self, first: int) -> Chosen:
+        """Those among the rows from ``first`` on, as rows of these."""
+        row_TK = self.row_TK - first
+        return Chosen(row_TK.clamp(min=0), self._only(row_TK >= 0))
+
+    def before(self, first: int) -> Chosen:
+        """Those among the rows before ``first``."""
+        return Chosen(self.row_TK, self._only(self.row_TK < first))
+
+    def _only(self, these_TK: Tensor) -> Tensor:
+        return these_TK if self.here_TK is None else these_TK & self.here_TK
+
     def masked(self, numbers_TK: Tensor) -> Tensor:
         """With 0 for atoms of other shares."""
         return numbers_TK if self.here_TK is None else numbers_TK * self.here_TK

@@ -46,6 +46,13 @@ def test_one_rank_holds_all(choice):
     assert placer.reason == "resident: one rank holds all atoms"
 
 
+@pytest.mark.parametrize(("room", "in_step"), [(224, False), (223, True)])
+def test_a_copy_of_many_atoms_needs_more_room(room, in_step):
+    """Five atoms of 32 bytes are more than 4 inputs: 4 x 4 float32 of K^T K come with them."""
+    placer, _ = planned("auto", room=room, per_task=32, num_tasks=5)
+    assert placer.in_step == in_step
+
+
 def test_what_moves():
     """By hand: 1,000-byte atoms, 4 ranks, calls that cost 10,000 bytes each."""
 

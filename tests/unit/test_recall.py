@@ -7,6 +7,11 @@ import torch
 from torch.autograd import gradcheck
 
 from moram_dist.atoms import recall
+from moram_dist.atoms.bank import Bank
+from moram_dist.atoms.placement import Resident
+from moram_dist.atoms.recall import recall_together
+from moram_dist.atoms.routing import Routing
+from moram_dist.comm.collectives import AtomGroup
 from tests.helpers import oracle
 
 D, E = 5, 4
@@ -165,3 +170,22 @@ def test_bad_routing(routing, num_atoms):
     inputs = (torch.ones(3, D), torch.ones(num_atoms, D), torch.ones(num_atoms, E))
     with pytest.raises(ValueError, match="need top_k >= 1 and temperature > 0"):
         recall(*inputs, **({"top_k": 1, "temperature": 1.0} | routing))
+
+
+@pytest.mark.parametrize("num_atoms", [16, 600])
+def test_what_is_kept_for_backward(num_atoms):
+    """Beyond D atoms no score of a frozen one: some hundred bytes a token, however many atoms."""
+    width, num_tokens, top_k = 16, 50, 4
+    generator = torch.Generator().manual_seed(0)
+    bank = Bank([(width, width)], AtomGroup(), like=torch.zeros(1))
+    bank.grow([(torch.randn(num_atoms, width, generator=generator),) * 2])
+    x = torch.randn(num_tokens, width, generator=generator).requires_grad_()
+    active = [torch.randn(2, width, generator=generator).requires_grad_() for _ in range(2)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        routing = Routing(top_k=top_k, temperature=0.1)
+        recall_together(bank, Resident(bank.group), routing, [x], active[:1], active[1:])
+    own = {t.data_ptr() for t in (x, *active)}
+    scores = num_tokens * 4 * (2 if num_atoms > width else 2 + num_atoms)
+    chosen = num_tokens * (top_k * (4 + 4) + 4)  # indices, scores and the norm
+    assert sum(t.nbytes for t in kept if t.data_ptr() not in own) == scores + chosen
