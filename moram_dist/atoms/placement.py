@@ -5,7 +5,8 @@
     Stationary   tokens come to the shares                  tokens, candidates, partial sums
 
 All three compute the same products of a home's tokens and a share's atoms (``atoms.recall``) and
-bring together the same parts in the same order: results are the same bits. What they move, in
+bring together the same parts in the same order: results are the same bits, unless a copy of more
+atoms than inputs is at hand and K^T K serves in backward. What they move, in
 bytes received per rank for one linear, with P ranks, N atoms (rounded up to a multiple of P), T
 tokens a rank, K = min(top_k, N / P) candidates, e bytes a number:
 

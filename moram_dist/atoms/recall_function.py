@@ -4,7 +4,7 @@ One computation for every placement of the atoms. A memory is split into shares,
 rank, and everything is computed for pairs of a home and a share: scores, candidates, partial sums.
 A placement says which pairs this rank works on and brings together what belongs to a token. Sums
 over shares are taken in the order of shares. So a pair is the same product of the same matrices on
-whichever rank, and placements agree to the last bit.
+whichever rank, and placements agree to the last bit (but for K^T K, below).
 
 Active atoms come after the frozen ones of the share that they will be frozen into, so freezing
 leaves these products, and with them the outputs, as they are. The gradients of their scores go to
