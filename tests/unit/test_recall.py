@@ -10,7 +10,7 @@ from moram_dist.atoms import recall
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Resident
 from moram_dist.atoms.recall import recall_together
-from moram_dist.atoms.routing import Routing
+from moram_dist.atoms.routing import Routing, best
 from moram_dist.comm.collectives import AtomGroup
 from tests.helpers import oracle
 
@@ -189,3 +189,17 @@ def test_what_is_kept_for_backward(num_atoms):
     scores = num_tokens * 4 * (2 if num_atoms > width else 2 + num_atoms)
     chosen = num_tokens * (top_k * (4 + 4) + 4)  # indices, scores and the norm
     assert sum(t.nbytes for t in kept if t.data_ptr() not in own) == scores + chosen
+
+
+@pytest.mark.parametrize("num_atoms", [63, 64, 128, 191, 192, 500])
+@pytest.mark.parametrize("tied", [False, True])
+def test_best_of_many(num_atoms, tied):
+    """At sizes where torch goes other ways; ties between distant places as well."""
+    generator = torch.Generator().manual_seed(num_atoms)
+    scores = torch.randn(40, num_atoms, generator=generator)
+    if tied:
+        scores = scores.mul(4).round()
+    expected = torch.stack(
+        [row.sort(descending=True, stable=True).indices[:2].sort().values for row in scores]
+    )
+    assert torch.equal(best(scores, 2), expected)
