@@ -161,6 +161,8 @@ def forgetting_bars(tasks: Sequence[str], drops: Sequence[float | None]) -> Figu
 def loss_curve(steps: Sequence[int], losses: Sequence[float], tasks: Sequence[str]) -> Figure:
     """Training loss over global steps, with a line and the name where each task begins.
 
+    Many long names would leave no room for the curve; tasks are numbered then.
+
     Args:
         steps: global optimizer steps, rising.
         losses: one per step; infinite ones and NaN leave a gap.
@@ -172,17 +174,18 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], tasks: Sequence[st
         axes.plot(steps, finite, color=AMOUNT, linewidth=1.2)
         begins = [k for k in range(len(tasks)) if k == 0 or tasks[k] != tasks[k - 1]]
         crowded = len(begins) > 8
-        for k in begins:
+        numbered = crowded and max(map(len, tasks)) > 16
+        for number, k in enumerate(begins, start=1):
             axes.axvline(steps[k], color=QUIET, linewidth=0.6, linestyle=(0, (3, 3)))
             axes.annotate(
-                tasks[k],
+                f"{number}" if numbered else tasks[k],
                 (steps[k], 1.0),
                 (3, 2),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
                 color=QUIET,
                 fontsize=8,
-                rotation=30 if crowded else 0,
+                rotation=30 if crowded and not numbered else 0,
             )
         axes.set_ylim(bottom=0)
         axes.margins(x=0.01)

@@ -11,18 +11,26 @@ from moram_dist.config import RunConfig
 HEADLINE = {"ap": "AP", "bwt_gem": "BWT", "forgetting_max": "forgetting"}
 
 
+WIDEST = 160
+"""Characters of columns; where names need more, columns are numbered."""
+
+
 def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
     """Several lines of text."""
     saved = Scores.load(run_dir / "scores.json")
     tasks, scores = saved.tasks, saved.scores
-    width = max(len("after"), *(len(name) for name in tasks))
-    cells = [max(6, len(name)) for name in tasks]
+    heads, rows = list(tasks), list(tasks)
+    if sum(max(6, len(name)) + 2 for name in tasks) > WIDEST:
+        heads = [f"{i + 1}" for i in range(len(tasks))]
+        rows = [f"{i + 1:2} {name}" for i, name in enumerate(tasks)]
+    width = max(len("after"), *(len(row) for row in rows))
+    cells = [max(6, len(head)) for head in heads]
     lines = [
         "",
         "score on each task (columns) after each task (rows)",
-        f"{'after':{width}}  " + "  ".join(f"{n:>{c}}" for n, c in zip(tasks, cells, strict=True)),
+        f"{'after':{width}}  " + "  ".join(f"{h:>{c}}" for h, c in zip(heads, cells, strict=True)),
     ]
-    for name, row in zip(tasks, scores, strict=False):
+    for name, row in zip(rows, scores, strict=False):
         shown = ("" if value is None else f"{value:.2f}" for value in row)
         lines.append(
             f"{name:{width}}  " + "  ".join(f"{s:>{c}}" for s, c in zip(shown, cells, strict=True))

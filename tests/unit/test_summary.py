@@ -1,0 +1,36 @@
+"""The matrix that a finished run prints."""
+
+import json
+
+import pytest
+
+from launch.summary import summary
+from moram_dist.config import RecordConfig, RunConfig
+
+SILENT = RunConfig(record=RecordConfig(tracking="none"))
+
+
+def matrix(tmp_path, tasks):
+    scores = [[100.0 / (i + 1) if i <= t else None for i in range(len(tasks))] for t in range(2)]
+    content = {"tasks": tasks, "metrics": dict.fromkeys(tasks, "m"), "scores": scores}
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    lines = summary(tmp_path, tmp_path / "report.html", SILENT).split("\n")
+    return [line.rstrip() for line in lines[2:5]]
+
+
+def test_short_names_head_their_columns(tmp_path):
+    assert matrix(tmp_path, ["topic", "mood"]) == [
+        "after   topic    mood",
+        "topic  100.00",
+        "mood   100.00   50.00",
+    ]
+
+
+@pytest.mark.parametrize("count", [4, 15])
+def test_long_names_stand_in_rows_only(tmp_path, count):
+    names = [f"task{1000 + i}_with_a_name_of_more_than_forty_characters" for i in range(count)]
+    head, first, second = matrix(tmp_path, names)
+    assert head.split() == ["after", *(str(i + 1) for i in range(count))]
+    assert first.split() == ["1", names[0], "100.00"]
+    assert second.split() == ["2", names[1], "100.00", "50.00"]
+    assert len(head) < 180
