@@ -65,7 +65,7 @@ def training():
 def study(tmp_path, training):
     for task in TASKS:
         (tmp_path / "data" / task).mkdir(parents=True)
-        records = [{"input": f"{task} {k}", "output": "A"} for k in range(1000)]
+        records = [{"input": f"{task} {k}", "output": "A"} for k in range(1200)]
         content = {"Definition": [], "Instances": records}
         (tmp_path / "data" / task / "train.json").write_text(json.dumps(content))
     return Study(
@@ -89,13 +89,16 @@ def test_the_plan(study, training):
     held_out = json.loads(compare_standard_cl.Path(splits["yahoo"]["test"]).read_text())
     learned = compare_standard_cl.TRAIN
     first, *_, last = held_out["Instances"]
-    assert first["input"] == f"yahoo {learned}" and training.seen[0]["limit_train"] == str(learned)
+    assert first["input"] == f"yahoo {learned}"
+    grid_train = str(compare_standard_cl.GRID_TRAIN)
+    assert {flags["limit_train"] for flags in training.seen} == {grid_train}
     assert last["input"] == f"yahoo {learned + compare_standard_cl.HELD_OUT - 1}"
 
     training.seen.clear()
     jobs = study.run(rates, [0])
     assert len(jobs) == len(training.seen) == 8 * len(ORDERS)
     assert all("splits" not in flags for flags in training.seen)
+    assert {flags["limit_train"] for flags in training.seen} == {str(learned)}
     study.run(study.choose_rates(METHODS), [0])
     assert len(training.seen) == len(jobs)  # all are there
 
