@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from moram_dist.tasks.samples import is_silent
 from moram_dist.tasks.task import Example, Task
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -65,7 +66,7 @@ def _answers(where: str, examples: Sequence[Example], labels: Sequence[str]) -> 
         found = [e for e in examples if not set(e.references) <= set(labels)]
         kind, text = "outside_labels", "answers outside of its label set"
     else:
-        found = [e for e in examples if not any(map(_says_something, e.references))]
+        found = [e for e in examples if all(map(is_silent, e.references))]
         kind, text = "no_answer", "answers without a letter or a digit"
     if not found:
         return []
@@ -79,10 +80,6 @@ def _answers(where: str, examples: Sequence[Example], labels: Sequence[str]) -> 
             examples=_ids(found),
         )
     ]
-
-
-def _says_something(text: str) -> bool:
-    return any(character.isalnum() for character in text)
 
 
 def _repeats(where: str, examples: Sequence[Example]) -> list[Finding]:

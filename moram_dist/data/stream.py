@@ -16,10 +16,13 @@ from torch import Tensor
 
 from moram_dist.data.encode import Encoded
 
+IGNORED = -100
+"""Label where nothing is learned; what cross-entropy skips by default."""
+
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass of one rank. Labels are -100 where nothing is learned."""
+    """One forward pass of one rank. Labels are ``IGNORED`` where nothing is learned."""
 
     input_ids: Tensor
     """Of a causal model, or of a decoder."""
@@ -132,7 +135,7 @@ def collate(
     ``rows`` says which example of the step each is; default: the step's first ones.
     """
     input_ids, attention_mask = pad_right([example.tokens for example in examples], pad_id)
-    labels = torch.full_like(input_ids, -100)
+    labels = torch.full_like(input_ids, IGNORED)
     for row, example in enumerate(examples):
         length, learned = len(example.tokens), example.num_answer
         labels[row, length - learned : length] = input_ids[row, length - learned : length]

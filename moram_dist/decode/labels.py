@@ -15,12 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.data.candidates import Candidates, encode_candidates
-from moram_dist.data.stream import pad_right
+from moram_dist.data.stream import IGNORED, pad_right
 from moram_dist.decode.generate import decoder_start, pad_left
 from moram_dist.tasks.task import Example, Task
-
-IGNORED = -100
-"""Target where there is nothing to predict."""
 
 
 @dataclass(frozen=True)

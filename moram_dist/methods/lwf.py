@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moram_dist.adapters.lora import Terms, standing_in
+from moram_dist.data.stream import IGNORED
 from moram_dist.methods.method import METHODS, Look, Seen
 from moram_dist.methods.sequential_lora import SequentialLora
 
@@ -36,7 +37,7 @@ class Lwf(SequentialLora):
             return 0.0
         with standing_in(self.layers, self.before):
             before_BPV = seen.again()
-        answers = seen.targets_BP != -100
+        answers = seen.targets_BP != IGNORED
         total = divergence(
             before_BPV[answers], seen.logits_BPV[answers], self.config.distill_temperature
         )

@@ -40,7 +40,7 @@ class Seen:
 
     logits_BPV: Tensor
     targets_BP: Tensor
-    """-100 where a row has no answer token."""
+    """``data.stream.IGNORED`` where a row has no answer token."""
 
     weight: float
     """A sum over the micro-batch's answer tokens, times this, makes a penalty that is the mean over

@@ -14,7 +14,7 @@ from pathlib import Path
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks.orders import choose_order
 from moram_dist.tasks.rules import Protocol, choose_protocol
-from moram_dist.tasks.samples import Sample, read_samples
+from moram_dist.tasks.samples import Sample, is_silent, read_samples
 from moram_dist.tasks.task import Benchmark, Example, Source, Task
 
 _USED = ("train", "test")
@@ -34,7 +34,8 @@ class Published:
     """The third split beside train and test, never read unless ``Source.splits`` asks for it."""
 
     spare_train: bool = False
-    """A task without train.json trains on ``held_out``, which shares no example with test."""
+    """A task without train.json trains on ``held_out``, and a note says so. (The audit counts what
+    of it stands in test.)"""
 
     folders: Mapping[str, tuple[str, ...]] | None = None
     """Per task, folders that may hold its files, the first that exists; default: its name."""
@@ -135,7 +136,7 @@ def _taken(
         prompt, answers = protocol.ask(task, sample)
         references = answers[:1] if protocol.first_reference else answers
         if protocol.drop_silent:
-            references = tuple(text for text in references if any(map(str.isalnum, text)))
+            references = tuple(text for text in references if not is_silent(text))
         if references:
             yield Example(f"{split}-{index}", prompt, references)
         else:

@@ -47,6 +47,11 @@ class Sample:
             )
 
 
+def is_silent(text: str) -> bool:
+    """Whether an answer has neither a letter nor a digit, such as ``-`` for unlabelled."""
+    return not any(map(str.isalnum, text))
+
+
 _SHAPES = {
     "instance": "record of 'Definition' and 'Instances'",
     "sentence": "record of 'sentence' and 'label'",

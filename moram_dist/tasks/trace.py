@@ -1,7 +1,8 @@
 """TRACE: eight tasks from stance detection to code, 500 training examples each.
 
 Files are ``<data_dir>/<task>/{train,eval,test}.json``, each one list of ``prompt`` and ``answer``.
-The prompt is complete; nothing is added to it. eval and test share no example.
+The prompt is complete; nothing is added to it. eval and test share no example but in FOMC, where
+16 of the 100 of eval stand in test (docs/data_audit.md).
 
 Source: Wang et al. 2023, arXiv:2310.06762, whose code is protocol ``original``; protocol ``moram``
 is the code of Lu et al. 2026, arXiv:2506.21035. docs/benchmarks.md has both in a table.

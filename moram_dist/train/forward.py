@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import aside
-from moram_dist.data.stream import MicroBatch
+from moram_dist.data.stream import IGNORED, MicroBatch
 from moram_dist.methods.method import Seen
 
 
@@ -28,7 +28,7 @@ class Forward:
         device = env.device()
         targets = batch.labels[:, 1:]
         # Logits only where some row has a target: most positions are prompt, and the head is wide.
-        places = (targets != -100).any(0).nonzero().flatten()
+        places = (targets != IGNORED).any(0).nonzero().flatten()
         places = places if len(places) else torch.zeros(1, dtype=torch.long)
         places = places.to(device)
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs().items()}
@@ -55,6 +55,6 @@ def answer_loss(seen: Seen) -> Tensor:
     return F.cross_entropy(
         seen.logits_BPV.flatten(0, 1).float(),
         seen.targets_BP.flatten(),
-        ignore_index=-100,
+        ignore_index=IGNORED,
         reduction="sum",
     )
