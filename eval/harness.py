@@ -1,12 +1,14 @@
 """Fill the score matrices: get answers, put predictions on disk, then score them.
 
 A cell is one task's test set after one more task was learned. Its examples are dealt to the ranks
-in small batches of like length, so no rank waits long; the main rank gathers, writes and scores.
+by length, so no rank waits long; the main rank gathers, writes and scores. Where ranks need not
+keep step, one stream of prompts runs through all cells of a row: the next cell's begin while the
+last answers of this one are still being generated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,25 @@ from moram_dist.comm import env
 from moram_dist.comm.watch import Watch
 from moram_dist.comm.zero3 import is_sharded, without_hooks
 from moram_dist.config import EvalConfig
-from moram_dist.decode import Answered, answer_batch
+from moram_dist.decode import (
+    Answered,
+    Room,
+    answer_batch,
+    can_take_turns,
+    generate_stream,
+    is_generated,
+)
 from moram_dist.files import write_atomically
 from moram_dist.methods import Method
 from moram_dist.metrics import score
 from moram_dist.models.language_model import Base
-from moram_dist.tasks.task import Benchmark, Task
+from moram_dist.tasks.task import Benchmark
 from moram_dist.tracking import Tracker
 from moram_dist.train.progress import Progress
+
+BATCH_TOKENS = 2**16
+"""Of the prompts and answers that go on together: keys and values of so many tokens are kept, half
+a megabyte each in a model of 7 B."""
 
 
 class Evaluator:
@@ -72,11 +85,9 @@ class Evaluator:
         self.engine.eval()
         if missing and self._fits():
             with without_hooks(self.engine) as model:
-                for column, modes in missing.items():
-                    self._cell(row, column, modes, model, synced=self.method.in_step)
+                self._row(row, missing, model, synced=self.method.in_step)
         else:
-            for column, modes in missing.items():
-                self._cell(row, column, modes, self.engine.module, synced=True)
+            self._row(row, missing, self.engine.module, synced=True)
         if env.is_main() and any(self.first in modes for modes in wanted.values()):
             self._report(row)
 
@@ -109,12 +120,28 @@ class Evaluator:
         name = self.benchmark.tasks[column].name
         return predictions_path(self.run_dir, row, column, name, further)
 
-    def _cell(
-        self, row: int, column: int, modes: Sequence[str], model: torch.nn.Module, *, synced: bool
+    def _row(
+        self, row: int, missing: dict[int, list[str]], model: torch.nn.Module, *, synced: bool
     ) -> None:
-        task = self.benchmark.tasks[column]
         when = f"after {self.benchmark.tasks[row].name}" if row >= 0 else "before training"
-        share = self._answers(self.asked.tasks[column], modes, when, model, synced=synced)
+        generated = [j for j, modes in missing.items() if is_generated(modes, self.asked.tasks[j])]
+        streams = not synced and can_take_turns(model)
+        stream = self._stream(generated if streams else [], model, when)
+        for column, modes in missing.items():
+            texts = next(stream) if streams and column in generated else None
+            share = self._answers(column, modes, when, model, texts, synced=synced)
+            self._cell(row, column, modes, share, when)
+
+    def _cell(
+        self,
+        row: int,
+        column: int,
+        modes: Sequence[str],
+        share: dict[int, dict[str, Answered]],
+        when: str,
+    ) -> None:
+        """From this rank's share of the answers to a cell's scores. All ranks call it together."""
+        task = self.benchmark.tasks[column]
         self.watch.at(f"the score of {task.name} {when}")
         answers = {k: v for part in env.gather_objects(share) for k, v in part.items()}
         if not env.is_main():
@@ -159,36 +186,68 @@ class Evaluator:
         self.matrices[mode].set(row, column, value)
         return value
 
+    def _stream(
+        self, columns: Sequence[int], model: torch.nn.Module, when: str
+    ) -> Iterator[dict[int, str]]:
+        """For one column after the other, this rank's texts by their index in the test set."""
+        shares = {j: self._share(j) for j in columns}
+        keys = [(j, i) for j in columns for i in shares[j]]
+        tasks = self.asked.tasks
+        asked = ((key, tasks[j], tasks[j].test[i]) for key, (j, i) in enumerate(keys))
+        room = Room(rows=self.config.eval_batch_size, tokens=BATCH_TOKENS)
+        found: dict[int, dict[int, str]] = {j: {} for j in columns}
+        texts = generate_stream(model, self.tokenizer, asked, self.benchmark.decoding, room)
+        for j in columns:
+            self.watch.at(f"predictions of {tasks[j].name} {when}")
+            while len(found[j]) < len(shares[j]):
+                key, text = next(texts)
+                at, i = keys[key]
+                found[at][i] = text
+                self.watch.at(f"predictions of {tasks[j].name} {when}")
+            yield found.pop(j)
+
+    def _share(self, column: int) -> list[int]:
+        """Which of a column's examples this rank answers, the shortest first."""
+        test = self.asked.tasks[column].test
+        by_length = sorted(range(len(test)), key=lambda i: (len(test[i].prompt), i))
+        return by_length[env.rank() :: env.world_size()]
+
     def _answers(
-        self, task: Task, modes: Sequence[str], when: str, model: torch.nn.Module, *, synced: bool
+        self,
+        column: int,
+        modes: Sequence[str],
+        when: str,
+        model: torch.nn.Module,
+        texts: dict[int, str] | None,
+        *,
+        synced: bool,
     ) -> dict[int, dict[str, Answered]]:
         """This rank's share of a cell: index in the test set to mode to answer."""
-        # Small test sets are cut finer, so that no rank is without work.
-        size = min(self.config.eval_batch_size, -(-len(task.test) // env.world_size()))
-        by_length = sorted(range(len(task.test)), key=lambda i: (len(task.test[i].prompt), i))
-        batches = [by_length[k : k + size] for k in range(0, len(by_length), size)]
-        # Every rank must make the same number of calls when weights are sharded: the batches that a
-        # rank lacks are made up by the first one again, and not kept.
-        rounds = -(-len(batches) // env.world_size())
+        task, mine = self.asked.tasks[column], self._share(column)
+        longest = max(min(len(e.prompt), task.max_prompt_tokens) for e in task.test)
+        size = BATCH_TOKENS // (longest + task.max_answer_tokens)
+        size = max(1, min(size, self.config.eval_batch_size))
+        # Every rank must make the same number of calls when weights are sharded: those that a rank
+        # lacks are made up by an example again, and not kept.
+        largest = -(-len(task.test) // env.world_size())
         out: dict[int, dict[str, Answered]] = {}
-        for turn in range(rounds):
-            index = turn * env.world_size() + env.rank()
-            if index >= len(batches) and not synced:
+        for start in range(0, largest, size):
+            indices = mine[start : start + size]
+            if not indices and not synced:
                 break
             self.watch.at(f"predictions of {task.name} {when}")
-            indices = batches[index] if index < len(batches) else batches[0]
             found = answer_batch(
                 modes,
                 model,
                 self.tokenizer,
-                [task.test[i] for i in indices],
+                [task.test[i] for i in indices or [0]],
                 task,
                 self.benchmark.decoding,
                 synced=synced,
+                texts=None if texts is None else [texts[i] for i in indices],
             )
-            if index < len(batches):
-                for k, i in enumerate(indices):
-                    out[i] = {mode: answers[k] for mode, answers in found.items()}
+            for k, i in enumerate(indices):
+                out[i] = {mode: answers[k] for mode, answers in found.items()}
         return out
 
     def _fits(self) -> bool:

@@ -222,8 +222,8 @@ class EvalConfig:
     be generated), labels (the likeliest label), labels_mean (the same, per token). Scores are those
     of the first; each other has a matrix of its own. Tasks without labels are always generated."""
 
-    eval_batch_size: int = 16
-    """Prompts that one rank generates for at a time."""
+    eval_batch_size: int = 128
+    """Prompts that one rank generates for at a time; fewer where they are long."""
 
     eval_gather: str = "auto"
     """Generate on whole weights: true, auto (if they fit), or false (sharded: slow, in step)."""

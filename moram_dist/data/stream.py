@@ -157,3 +157,14 @@ def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, 
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
     return ids, mask
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of tokens that end together, and their mask of 0 and 1; both (B, P)."""
+    longest = max(len(row) for row in rows)
+    ids_BP = torch.full((len(rows), longest), pad_id)
+    mask_BP = torch.zeros_like(ids_BP)
+    for i, row in enumerate(rows):
+        ids_BP[i, longest - len(row) :] = torch.tensor(row)
+        mask_BP[i, longest - len(row) :] = 1
+    return ids_BP, mask_BP

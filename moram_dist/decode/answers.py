@@ -26,6 +26,11 @@ class Answered:
     """Label to its score, where the answer is the label of the largest one."""
 
 
+def is_generated(modes: Sequence[str], task: Task) -> bool:
+    """Whether some answers are generated freely: those of a task without labels are in any mode."""
+    return GENERATE in modes or not task.labels
+
+
 def answer_batch(
     modes: Sequence[str],
     model: nn.Module,
@@ -35,15 +40,17 @@ def answer_batch(
     decoding: Decoding,
     *,
     synced: bool = False,
+    texts: Sequence[str] | None = None,
 ) -> dict[str, list[Answered]]:
     """Mode to the answers in the order of ``examples``; labels are scored once for both modes.
 
-    Whatever the mode, the answers of a task without labels are generated. Other args are those of
-    ``generate_batch``.
+    ``texts`` are those that were generated, where ``is_generated``, or None for still to be. Other
+    args are those of ``generate_batch``.
     """
     found: dict[str, list[Answered]] = {}
-    if GENERATE in modes or not task.labels:
-        texts = generate_batch(model, tokenizer, examples, task, decoding, synced=synced)
+    if is_generated(modes, task):
+        if texts is None:
+            texts = generate_batch(model, tokenizer, examples, task, decoding, synced=synced)
         found[GENERATE] = [Answered(text) for text in texts]
     if not task.labels:
         return dict.fromkeys(modes, found[GENERATE])

@@ -1,9 +1,10 @@
-"""Generate answers in batches: greedy, by a protocol's repetition rules."""
+"""Generate answers: greedy, by a protocol's repetition rules."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from moram_dist.data.answers import read_answers
 from moram_dist.data.encode import encode_prompt, encode_source
-from moram_dist.data.stream import pad_right
+from moram_dist.data.stream import pad_left, pad_right
+from moram_dist.decode.turns import Room, Row, Turns, can_take_turns
 from moram_dist.tasks.task import Decoding, Example, Task
 
 
@@ -38,6 +40,11 @@ def generate_batch(
     Returns:
         The answers as the task reads them, in the order of ``examples``.
     """
+    if not synced and can_take_turns(model):
+        asked = [(i, task, example) for i, example in enumerate(examples)]
+        room = Room(rows=max(1, len(asked)), tokens=sys.maxsize)
+        texts = dict(generate_stream(model, tokenizer, asked, decoding, room))
+        return [texts[i] for i in range(len(examples))]
     encode = encode_prompt
     if decoder_start(model) is not None:
         # A decoder says nothing but the answer, after whatever prompt.
@@ -48,11 +55,39 @@ def generate_batch(
         tokenizer,
         prompts,
         max_new_tokens=task.max_answer_tokens,
-        repetition_penalty=decoding.repetition_penalty,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         synced_gpus=synced,
+        **asdict(decoding),
     )
     return read_answers(tokenizer, prompts, new_BT.tolist(), task)
+
+
+def generate_stream(
+    model: nn.Module,
+    tokenizer: Any,
+    asked: Iterable[tuple[int, Task, Example]],
+    decoding: Decoding,
+    room: Room,
+) -> Iterator[tuple[int, str]]:
+    """Answers as they end: what ``generate_batch`` makes of each prompt alone, to rounding.
+
+    Args:
+        model: one that ``can_take_turns``, with whole weights.
+        tokenizer: as for ``generate_batch``.
+        asked: a key of the caller's, and what is asked by which task's rules.
+        decoding: as for ``generate_batch``.
+        room: how many go on together.
+    """
+    tasks: dict[int, Task] = {}
+
+    def rows() -> Iterator[Row]:
+        for key, task, example in asked:
+            tasks[key] = task
+            yield Row(key, encode_prompt(tokenizer, example.prompt, task), task.max_answer_tokens)
+
+    turns = Turns(model, room, **_settings(tokenizer), **asdict(decoding))
+    for row in turns(rows()):
+        task = tasks.pop(row.key)
+        yield row.key, read_answers(tokenizer, [row.prompt], [row.said], task)[0]
 
 
 @torch.no_grad()
@@ -76,14 +111,21 @@ def greedy(
     sequences = model.generate(  # type: ignore[operator]
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,
+        **_settings(tokenizer),
         **rules,
     )
     return sequences[:, num_before(model, prompts) :]
+
+
+def _settings(tokenizer: Any) -> dict[str, Any]:
+    """Of transformers' ``generate``, for greedy decoding."""
+    return {
+        "do_sample": False,
+        "num_beams": 1,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "use_cache": True,
+    }
 
 
 def decoder_start(model: Any) -> int | None:
@@ -95,14 +137,3 @@ def decoder_start(model: Any) -> int | None:
 def num_before(model: nn.Module, prompts: Sequence[Sequence[int]]) -> int:
     """Tokens of a generated row before the new ones: the padded prompt, or a decoder's start."""
     return max(map(len, prompts)) if decoder_start(model) is None else 1
-
-
-def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of tokens that end together, and their mask of 0 and 1; both (B, P)."""
-    longest = max(len(row) for row in rows)
-    ids_BP = torch.full((len(rows), longest), pad_id)
-    mask_BP = torch.zeros_like(ids_BP)
-    for i, row in enumerate(rows):
-        ids_BP[i, longest - len(row) :] = torch.tensor(row)
-        mask_BP[i, longest - len(row) :] = 1
-    return ids_BP, mask_BP

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.data.candidates import Candidates, encode_candidates
-from moram_dist.data.stream import IGNORED, pad_right
-from moram_dist.decode.generate import decoder_start, pad_left
+from moram_dist.data.stream import IGNORED, pad_left, pad_right
+from moram_dist.decode.generate import decoder_start
 from moram_dist.tasks.task import Example, Task
 
 

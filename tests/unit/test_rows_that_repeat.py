@@ -57,9 +57,10 @@ def evaluator(base, tmp_path, monkeypatch):
     make.generated = []
     generate = base.model.generate
 
-    def spy(*, input_ids, **settings):
-        make.generated += base.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        return generate(input_ids=input_ids, **settings)
+    def spy(*, input_ids, past_key_values, **settings):
+        if past_key_values.get_seq_length() == 0:  # what goes on was a prompt before
+            make.generated += base.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+        return generate(input_ids=input_ids, past_key_values=past_key_values, **settings)
 
     monkeypatch.setattr(base.model, "generate", spy)
     return make

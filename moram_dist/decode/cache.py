@@ -1,0 +1,99 @@
+"""Keys and values of tokens that were seen, with room for those to come.
+
+transformers' own cache is copied whole for every new token, which on long prompts takes longer than
+the token itself. Rows here can also be joined, and leave.
+
+Shape letters: B rows, H heads, L tokens, A numbers of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 4
+"""A tensor that is full is made anew, longer by one part in so many."""
+
+
+class RoomyLayer(DynamicLayer):
+    """``keys`` and ``values``, (B, H, L, A), are the fronts of longer tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._room: dict[str, Tensor] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append (B, H, new, A). Returns all of them."""
+        if not self.is_initialized:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.is_initialized = True
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        assert self.keys is not None and self.values is not None
+        self.keys = self._appended("keys", self.keys, key_states)
+        self.values = self._appended("values", self.values, value_states)
+        return self.keys, self.values
+
+    def select(self, rows: Tensor, length: int) -> None:
+        """Keep these rows alone, and of them the last ``length`` tokens."""
+        assert self.keys is not None and self.values is not None
+        self.keys = self.keys[rows, :, -length:]
+        self.values = self.values[rows, :, -length:]
+
+    def _appended(self, kind: str, old_BHLA: Tensor, new_BHLA: Tensor) -> Tensor:
+        used, total = old_BHLA.shape[2], old_BHLA.shape[2] + new_BHLA.shape[2]
+        room = self._room.get(kind)
+        if room is None or room.data_ptr() != old_BHLA.data_ptr() or room.shape[2] < total:
+            batch, heads, _, numbers = old_BHLA.shape
+            room = old_BHLA.new_empty(batch, heads, total + max(32, total // ROOM), numbers)
+            room[:, :, :used] = old_BHLA
+            self._room[kind] = room
+        room[:, :, used:total] = new_BHLA
+        return room[:, :, :total]
+
+
+class RoomyCache(DynamicCache):
+    """A cache with a ``RoomyLayer`` for each layer of a model."""
+
+    def __init__(self, layers: Sequence[RoomyLayer]) -> None:
+        super().__init__()
+        self.layers = [*layers]
+        self.roomy = tuple(layers)
+
+    @classmethod
+    def of(cls, model: Any) -> RoomyCache | None:
+        """An empty one; None for a model that keeps anything but all keys and values."""
+        layers = DynamicCache(config=model.config).layers
+        if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+            return None
+        return cls([RoomyLayer() for _ in layers])
+
+    def select(self, rows: Tensor, length: int) -> None:
+        """Keep these rows alone, and of them the last ``length`` tokens."""
+        for layer in self.roomy:
+            layer.select(rows, length)
+
+
+def joined(caches: Sequence[RoomyCache]) -> RoomyCache:
+    """One cache with the rows of all; what shorter ones lack on the left is zeros."""
+    if len(caches) == 1:
+        return caches[0]
+    layers = []
+    for parts in zip(*(cache.roomy for cache in caches), strict=True):
+        layer = RoomyLayer()
+        layer.update(_stacked([p.keys for p in parts]), _stacked([p.values for p in parts]))
+        layers.append(layer)
+    return RoomyCache(layers)
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor:
+    whole = [part for part in parts if part is not None]
+    longest = max(part.shape[2] for part in whole)
+    return torch.cat([F.pad(part, (0, 0, longest - part.shape[2], 0)) for part in whole])

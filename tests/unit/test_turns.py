@@ -1,0 +1,130 @@
+"""Rows that go on together, leave and come in say what each would alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from moram_dist.config import ModelConfig
+from moram_dist.decode.generate import generate_batch, generate_stream, greedy
+from moram_dist.decode.turns import READ_TOGETHER, TURN, Room, Row, Turns, can_take_turns
+from moram_dist.models.language_model import load_tokenizer
+from moram_dist.tasks.task import Decoding, Example, Task
+from tests.helpers.tiny import VOCABULARY, tiny_model, tokens
+from tests.helpers.tiny_t5 import tiny_t5
+
+EOS, PAD = 2, 0
+RULES = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}
+SETTINGS = {"do_sample": False, "eos_token_id": EOS, "pad_token_id": PAD, **RULES}
+
+
+class Tokenizer:
+    """As much of one as ``greedy`` needs."""
+
+    eos_token_id, pad_token_id = EOS, PAD
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Says EOS now and then."""
+    model = tiny_model().double()
+    with torch.no_grad():
+        model.lm_head.weight[EOS] *= 2.0
+    return model
+
+
+def prompts():
+    """Of 3 to 20 tokens."""
+    return [tokens(3 + 7 * i % 18, seed=i).tolist() for i in range(12)]
+
+
+def alone(model, prompt, limit):
+    said = greedy(model, Tokenizer(), [prompt], max_new_tokens=limit, **RULES)[0].tolist()
+    return said[: said.index(EOS) + 1] if EOS in said else said
+
+
+@pytest.mark.parametrize(
+    "room", [Room(100, 10**6), Room(1, 10**6), Room(3, 10**6), Room(100, 120), Room(100, 1)]
+)
+def test_each_row_says_what_it_says_alone(model, room):
+    limits = [(1, 2, TURN, TURN + 1, 3 * TURN)[i % 5] for i in range(12)]
+    asked = [Row(i, p, n) for i, (p, n) in enumerate(zip(prompts(), limits, strict=True))]
+    ended = list(Turns(model, room, **SETTINGS)(asked))
+    assert sorted(row.key for row in ended) == [*range(12)]
+    expected = [alone(model, row.prompt, row.max_new_tokens) for row in asked]
+    assert [row.said for row in asked] == expected
+    assert {len(said) < n for said, n in zip(expected, limits, strict=True)} == {True, False}
+
+
+def test_prompts_are_taken_when_there_is_room(model):
+    taken = []
+
+    def rows():
+        for i, prompt in enumerate(prompts()):
+            taken.append(i)
+            yield Row(i, prompt, 2 * TURN)
+
+    turns = Turns(model, Room(3, 10**6), **SETTINGS)(rows())
+    ended = 0
+    for _ in turns:
+        ended += 1
+        assert len(taken) <= ended + 3 + 1  # those that go on, and one that waits
+    assert ended == len(taken) == 12
+
+
+def test_room_counts_what_rows_may_become():
+    rows = [Row(0, [5] * 10, 20), Row(1, [5] * 40, 10)]
+    assert Room(3, 120).for_one_more(rows[:1], Row(2, [5] * 30, 30))
+    assert not Room(3, 119).for_one_more(rows[:1], Row(2, [5] * 30, 30))
+    assert not Room(2, 10**6).for_one_more(rows, Row(2, [5], 1))
+    assert Room(1, 1).for_one_more([], rows[0])
+
+
+def test_long_prompts_are_read_by_themselves(model, monkeypatch):
+    long, short = tokens(READ_TOGETHER).tolist(), tokens(4).tolist()
+    shapes = []
+
+    def generate(input_ids, attention_mask, past_key_values, max_new_tokens, **settings):
+        shapes.append((tuple(input_ids.shape), bool(attention_mask.all())))
+        seen = torch.zeros(len(input_ids), 1, input_ids.shape[1], 1)
+        for layer in range(len(past_key_values.layers)):
+            past_key_values.update(seen, seen, layer)
+        return torch.cat([input_ids, torch.full((len(input_ids), 1), EOS)], 1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    turns = Turns(model, Room(100, 10**6), **SETTINGS)
+    assert len([*turns(Row(i, p, 5) for i, p in enumerate([long, short, long, short]))]) == 4
+    whole = ((1, READ_TOGETHER), True)
+    assert shapes == [((2, 4), True), whole, whole]
+
+
+def test_which_models_cannot():
+    window = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+    )
+    assert can_take_turns(tiny_model())
+    assert not can_take_turns(MistralForCausalLM(window))
+    assert not can_take_turns(tiny_t5())
+
+
+def test_a_stream_reads_each_text_by_its_own_task():
+    """Keys tell whose a text is; the limits are those of its task."""
+    tasks = [
+        Task(name="short", metric="exact_match", train=(), test=(), max_answer_tokens=2),
+        Task(name="long", metric="exact_match", train=(), test=(), max_answer_tokens=30),
+    ]
+    examples = [Example(id=str(i), prompt="say " * i + "it", references=("x",)) for i in (1, 5, 9)]
+    decoding = Decoding(repetition_penalty=1.2, no_repeat_ngram_size=3)
+    tokenizer, model = load_tokenizer(ModelConfig()), tiny_model()
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    asked = [(7 * i + j, tasks[j], examples[i]) for i in range(3) for j in range(2)]
+    found = dict(generate_stream(model, tokenizer, asked, decoding, Room(rows=2, tokens=10**6)))
+    for key, task, example in asked:
+        assert [found[key]] == generate_batch(model, tokenizer, [example], task, decoding)
