@@ -57,10 +57,11 @@ def evaluator(base, tmp_path, monkeypatch):
     make.generated = []
     generate = base.model.generate
 
-    def spy(*, input_ids, past_key_values, **settings):
-        if past_key_values.get_seq_length() == 0:  # what goes on was a prompt before
+    def spy(*, input_ids, **settings):
+        cache = settings.get("past_key_values")
+        if not cache or not cache.get_seq_length():  # else it was a prompt before, and goes on
             make.generated += base.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        return generate(input_ids=input_ids, past_key_values=past_key_values, **settings)
+        return generate(input_ids=input_ids, **settings)
 
     monkeypatch.setattr(base.model, "generate", spy)
     return make
