@@ -26,7 +26,6 @@ from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import fits
-from moram_dist.data.stream import accumulation
 from moram_dist.files import write_atomically
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
@@ -238,10 +237,7 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     ds_config = ds.resolve(
         ds.read(ds_path),
         path=ds_path,
-        micro_batch_size=train.micro_batch_size,
-        accumulation=accumulation(
-            train.batch_size or benchmark.batch_size, train.micro_batch_size, env.world_size()
-        ),
+        batch_size=train.batch_size or benchmark.batch_size,
         world_size=env.world_size(),
         clip=train.clip,
         bf16=language_model.resolve_dtype(config.model) == torch.bfloat16,

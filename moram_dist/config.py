@@ -185,8 +185,12 @@ class TrainConfig:
     batch_size: int | None = None
     """Examples in an optimizer step, over all ranks together; default: the protocol's."""
 
-    micro_batch_size: int = 4
-    """Examples in one forward pass of one rank; the rest of the step is accumulated."""
+    micro_batch_tokens: int = 4096
+    """Tokens in one forward pass of one rank, padding counted, if not one example has more; the
+    rest of the step is accumulated. Fewer take less memory, and change the results by rounding."""
+
+    micro_batch_size: int | None = None
+    """Examples in one forward pass; default: as many as ``micro_batch_tokens`` allows."""
 
     epochs: float | None = None
     """Passes over each task's examples; default: what the benchmark's protocol says per task."""
@@ -202,6 +206,7 @@ class TrainConfig:
         _one_of("schedule", self.schedule, ("constant", "linear", "cosine"))
         _positive("train", learning_rate=self.learning_rate, epochs=self.epochs)
         _positive("train", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
+        _positive("train", micro_batch_tokens=self.micro_batch_tokens)
         if not 0 <= self.warmup_ratio <= 1:
             raise InputError(f"--warmup_ratio must be in [0, 1], got {self.warmup_ratio}")
         for name in ("seed", "weight_decay", "clip"):

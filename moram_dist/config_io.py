@@ -29,6 +29,7 @@ MAY_CHANGE = frozenset(
         "data.data_dir",
         "model.attention",
         "train.micro_batch_size",
+        "train.micro_batch_tokens",
         "parallel.atom_group",
         "parallel.placement",
         "parallel.resident_fraction",

@@ -27,7 +27,6 @@ class MicroBatch:
     input_ids: Tensor
     """Of a causal model, or of a decoder."""
 
-    attention_mask: Tensor
     labels: Tensor
     rows: tuple[int, ...]
     """Which example of the step each row is: its place in ``Step.ids``."""
@@ -38,12 +37,15 @@ class MicroBatch:
     source_mask: Tensor | None = None
 
     def inputs(self) -> dict[str, Tensor]:
-        """By the names that models of transformers give to what they read."""
-        own = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        """By the names that models of transformers give to what they read.
+
+        Padding is on the right, where no token of a causal model or of a decoder sees it: a mask
+        would change nothing but the time of attention, which doubles on long rows.
+        """
         if self.source_ids is None or self.source_mask is None:
-            return own
-        decoder = {f"decoder_{name}": tensor for name, tensor in own.items()}
-        return decoder | {"input_ids": self.source_ids, "attention_mask": self.source_mask}
+            return {"input_ids": self.input_ids}
+        source = {"input_ids": self.source_ids, "attention_mask": self.source_mask}
+        return source | {"decoder_input_ids": self.input_ids}
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -67,11 +69,6 @@ class Step:
     micro_batches: tuple[MicroBatch, ...]
 
 
-def accumulation(batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Forward passes of each rank in one step."""
-    return math.ceil(math.ceil(batch_size / world_size) / micro_batch_size)
-
-
 def num_steps(num_examples: int, batch_size: int, epochs: float) -> int:
     """Optimizer steps of a task; a last, smaller batch of an epoch counts."""
     return round(math.ceil(num_examples / batch_size) * epochs)
@@ -86,7 +83,8 @@ def steps(
     examples: Sequence[Encoded],
     *,
     batch_size: int,
-    micro_batch_size: int,
+    micro_batch_size: int | None,
+    micro_batch_tokens: int,
     epochs: float,
     seed: int,
     task: int,
@@ -97,18 +95,25 @@ def steps(
 ) -> Iterator[Step]:
     """The steps of one task from ``first`` on, as this rank sees them.
 
-    Every rank gets equally many micro-batches.
+    Every rank gets equally many micro-batches of at most ``micro_batch_size`` examples and
+    ``micro_batch_tokens`` tokens, padding counted, but for an example that is longer.
     """
-    passes = accumulation(batch_size, micro_batch_size, world_size)
     per_epoch = math.ceil(len(examples) / batch_size)
     for index in range(first, num_steps(len(examples), batch_size, epochs)):
         epoch, within = divmod(index, per_epoch)
         if within == 0 or index == first:
             shuffled = order(len(examples), seed=seed, task=task, epoch=epoch)
         batch = [examples[i] for i in shuffled[within * batch_size : (within + 1) * batch_size]]
-        # Examples of like length share a forward pass: less padding, and the step is the same sum.
-        mine = sorted(range(rank, len(batch), world_size), key=lambda row: batch[row].num_tokens)
-        parts = [mine[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(passes)]
+        lengths = [example.num_tokens for example in batch]
+        # By length, so that ranks have about as much to do as each other, and passes little
+        # padding. The step is the same sum however it is cut.
+        by_length = sorted(range(len(batch)), key=lambda row: lengths[row])
+        parts_of_ranks = [
+            _parts(by_length[other::world_size], lengths, micro_batch_size, micro_batch_tokens)
+            for other in range(world_size)
+        ]
+        parts = parts_of_ranks[rank]
+        lacking = max(map(len, parts_of_ranks)) - len(parts)
         yield Step(
             index=index,
             ids=tuple(example.id for example in batch),
@@ -116,9 +121,23 @@ def steps(
             num_tokens=sum(example.num_tokens for example in batch),
             micro_batches=tuple(
                 collate([batch[row] for row in part] or [blank(batch[0], pad_id)], pad_id, part)
-                for part in parts
+                for part in [*parts, *[[]] * lacking]
             ),
         )
+
+
+def _parts(
+    rows: Sequence[int], lengths: Sequence[int], most_rows: int | None, most_tokens: int
+) -> list[list[int]]:
+    """Rows, which come by length, in groups that one forward pass takes."""
+    parts: list[list[int]] = []
+    for row in rows:
+        count = len(parts[-1]) + 1 if parts else 0
+        full = count > (most_rows or count) or count * lengths[row] > most_tokens
+        if not parts or full:
+            parts.append([])
+        parts[-1].append(row)
+    return parts
 
 
 def blank(like: Encoded, pad_id: int) -> Encoded:
@@ -134,7 +153,7 @@ def collate(
 
     ``rows`` says which example of the step each is; default: the step's first ones.
     """
-    input_ids, attention_mask = pad_right([example.tokens for example in examples], pad_id)
+    input_ids, _ = pad_right([example.tokens for example in examples], pad_id)
     labels = torch.full_like(input_ids, IGNORED)
     for row, example in enumerate(examples):
         length, learned = len(example.tokens), example.num_answer
@@ -142,7 +161,6 @@ def collate(
     sources = [example.source for example in examples if example.source is not None]
     return MicroBatch(
         input_ids,
-        attention_mask,
         labels,
         tuple(rows or range(len(examples))),
         *(pad_right(sources, pad_id) if sources else ()),

@@ -7,6 +7,7 @@ stands in both places must be the same number.
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ def resolve(
     file: dict[str, Any],
     *,
     path: Path,
-    micro_batch_size: int,
-    accumulation: int,
+    batch_size: int,
     world_size: int,
     clip: float,
     bf16: bool,
@@ -44,8 +44,7 @@ def resolve(
     Args:
         file: what ``read`` gave.
         path: where it came from, for messages.
-        micro_batch_size: examples in a forward pass of one rank.
-        accumulation: forward passes of a rank in a step.
+        batch_size: examples in a step.
         world_size: ranks.
         clip: largest gradient norm, 0 for none.
         bf16: whether the model is in bfloat16.
@@ -58,10 +57,13 @@ def resolve(
         section = out.get(key)
         if section and (not isinstance(section, dict) or section.get("enabled", True)):
             raise InputError(f"{path}: remove {key!r}; it is set by {flag}")
+    # How many examples a forward pass takes depends on their lengths, and the trainer says which
+    # is a step's last. DeepSpeed is told the most that there could be: one for each example.
+    passes = math.ceil(batch_size / world_size)
     wanted: dict[str, float] = {
-        "train_batch_size": micro_batch_size * accumulation * world_size,
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": passes * world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": passes,
         "gradient_clipping": clip,
     }
     for key, value in wanted.items():
@@ -69,7 +71,7 @@ def resolve(
         if found not in ("auto", value):
             raise InputError(
                 f"{path}: {key} is {found}, but the run's batch sizes and clipping make it "
-                f'{value}; write "auto" there, or change --batch_size, --micro_batch_size or --clip'
+                f'{value}; write "auto" there, or change --batch_size or --clip'
             )
         out[key] = value
     for key in ("bf16", "zero_optimization"):

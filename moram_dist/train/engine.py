@@ -31,6 +31,7 @@ def make_engine(model: nn.Module, ds_config: dict[str, Any], *, weight_decay: fl
         config["zero_optimization"] = {"stage": 0}
         config.pop("data_types", None)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    engine.set_gradient_accumulation_boundary(True)  # from here on whoever trains says where it is
     return engine
 
 
@@ -69,7 +70,7 @@ def start_fresh(engine: Any, values: Mapping[str, Tensor]) -> None:
     trainable = trainable_parameters(engine)
     if not trainable:
         return
-    if engine.micro_steps % engine.gradient_accumulation_steps():
+    if not engine.is_gradient_accumulation_boundary():
         raise RuntimeError("a task cannot begin in the middle of an accumulated step")
     for name, value in values.items():
         parameter = trainable[name]

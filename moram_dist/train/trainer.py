@@ -175,6 +175,8 @@ class Trainer:
         for m, batch in enumerate(step.micro_batches):
             self.stop.check()
             self._seed_dropout(i, step, m)
+            last = m + 1 == len(step.micro_batches)
+            self.engine.set_gradient_accumulation_boundary(last)
             weight = env.world_size() * len(step.micro_batches) / step.num_answer_tokens
             seen = self.forward(batch, weight)
             loss = answer_loss(seen) / step.num_answer_tokens
@@ -182,7 +184,7 @@ class Trainer:
             # DeepSpeed averages gradients over ranks; what we want is their sum.
             penalty = self.method.penalty(seen) / len(step.micro_batches)
             self.engine.backward(loss * env.world_size() + penalty, scale_wrt_gas=False)
-            if m + 1 == len(step.micro_batches):
+            if last:
                 rate = learning_rate(
                     step.index,
                     total,
@@ -274,6 +276,7 @@ class Trainer:
             examples,
             batch_size=self.batch_size,
             micro_batch_size=self.config.train.micro_batch_size,
+            micro_batch_tokens=self.config.train.micro_batch_tokens,
             epochs=self._epochs(i),
             seed=self.config.train.seed,
             task=i,

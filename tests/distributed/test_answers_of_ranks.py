@@ -35,8 +35,7 @@ def evaluate(rank: int, world_size: int, tmp_path: Path) -> None:
         file = ds_config.resolve(
             ds_config.read(ZERO3),
             path=ZERO3,
-            micro_batch_size=1,
-            accumulation=1,
+            batch_size=world_size,
             world_size=world_size,
             clip=1.0,
             bf16=False,

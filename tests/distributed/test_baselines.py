@@ -205,7 +205,9 @@ def kept(life: Life) -> int:
     layers = life.engine.module.model.layers
     handles = [layer.register_forward_hook(after_forward) for layer in layers]
     life.engine.train()
-    for batch in task_steps(2, env.rank(), env.world_size())[0].micro_batches:
+    *before, last = task_steps(2, env.rank(), env.world_size())[0].micro_batches
+    for batch in (*before, last):
+        life.engine.set_gradient_accumulation_boundary(batch is last)
         seen = life.trainer.forward(batch)
         life.engine.backward(answer_loss(seen) + life.method.penalty(seen))
         life.engine.step()

@@ -24,7 +24,7 @@ from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.zero3 import without_hooks
 from moram_dist.config import MethodConfig, ModelConfig, RunConfig, TrainConfig
 from moram_dist.data.encode import encode_training
-from moram_dist.data.stream import Step, accumulation, steps
+from moram_dist.data.stream import Step, steps
 from moram_dist.decode import generate_batch
 from moram_dist.decode.labels import score_labels
 from moram_dist.methods import METHODS, Method
@@ -96,6 +96,7 @@ def task_steps(tokenizer: Any, i: int, rank: int, world_size: int, micro: int) -
             [encode_training(tokenizer, example, TASK, START) for example in EXAMPLES],
             batch_size=TRAIN.batch_size,
             micro_batch_size=micro,
+            micro_batch_tokens=TRAIN.micro_batch_tokens,
             epochs=NUM_STEPS,
             seed=TRAIN.seed,
             task=i,
@@ -155,8 +156,7 @@ def check(setting: Setting, folder: Path, out: Path) -> None:
     resolved = ds_config.resolve(
         file,
         path=DS_CONFIG,
-        micro_batch_size=TRAIN.micro_batch_size,
-        accumulation=accumulation(TRAIN.batch_size, TRAIN.micro_batch_size, WORLD_SIZE),
+        batch_size=TRAIN.batch_size or 0,
         world_size=WORLD_SIZE,
         clip=0.0,
         bf16=False,

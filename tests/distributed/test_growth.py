@@ -24,7 +24,7 @@ from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.zero3 import whole, without_hooks
 from moram_dist.config import MethodConfig, ModelConfig, RunConfig, TrainConfig
 from moram_dist.data.encode import Encoded
-from moram_dist.data.stream import Step, accumulation, collate, steps
+from moram_dist.data.stream import Step, collate, steps
 from moram_dist.methods import METHODS, Method
 from moram_dist.methods.restore import load_memory
 from moram_dist.models import language_model
@@ -71,8 +71,7 @@ class Setting:
         return ds_config.resolve(
             file,
             path=path,
-            micro_batch_size=TRAIN.micro_batch_size,
-            accumulation=accumulation(TRAIN.batch_size, TRAIN.micro_batch_size, world_size),
+            batch_size=TRAIN.batch_size or 0,
             world_size=world_size,
             clip=TRAIN.clip,
             bf16=self.dtype == "bf16",
@@ -183,6 +182,7 @@ def task_steps(i: int, rank: int, world_size: int) -> list[Step]:
             examples(i),
             batch_size=TRAIN.batch_size,
             micro_batch_size=TRAIN.micro_batch_size,
+            micro_batch_tokens=TRAIN.micro_batch_tokens,
             epochs=2,
             seed=TRAIN.seed,
             task=i,
@@ -332,7 +332,7 @@ def check_against_plain_training(life: Life) -> None:
     life.begin(0)
     for number, step in enumerate(task_steps(0, rank=0, world_size=1)):
         batch = collate([known[name] for name in step.ids], pad_id=0)
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        logits = model(input_ids=batch.input_ids).logits
         loss = F.cross_entropy(
             logits[:, :-1].reshape(-1, VOCABULARY), batch.labels[:, 1:].flatten()
         )

@@ -78,6 +78,7 @@ def check_same_number_of_ranks(
     # Half a step more: what is accumulated is neither read nor brought along.
     batch = task_steps(1, env.rank(), world_size)[0].micro_batches[0]
     first.engine.train()
+    first.engine.set_gradient_accumulation_boundary(False)
     first.engine.backward(answer_loss(first.trainer.forward(batch)))
     assert digest(read_state(first.engine)[0]) == expected[2]
     first.engine.destroy()

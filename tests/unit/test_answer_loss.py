@@ -20,8 +20,8 @@ class AllLogits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids, attention_mask, use_cache):
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+    def forward(self, input_ids, use_cache):
+        return self.model(input_ids=input_ids, use_cache=use_cache)
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, AllLogits])

@@ -87,7 +87,7 @@ def test_the_plan(study, training):
     splits = json.loads(training.seen[0]["splits"])
     assert sorted(splits) == sorted(TASKS)
     held_out = json.loads(compare_standard_cl.Path(splits["yahoo"]["test"]).read_text())
-    learned = compare_standard_cl.TRAIN
+    learned = compare_standard_cl.NEVER_LEARNED
     first, *_, last = held_out["Instances"]
     assert first["input"] == f"yahoo {learned}"
     grid_train = str(compare_standard_cl.GRID_TRAIN)

@@ -113,6 +113,7 @@ def test_values_of_another_type(name, value, wanted):
     [
         *((name, "0", "must be > 0") for name in ("alpha", "learning_rate", "epochs")),
         *((name, "0", "must be > 0") for name in ("batch_size", "micro_batch_size", "log_every")),
+        ("micro_batch_tokens", "0", "must be > 0"),
         *((name, "-1", "must be > 0") for name in ("limit_train", "limit_eval")),
         *((name, "0", "must be > 0") for name in ("max_prompt_tokens", "max_answer_tokens")),
         ("eval_batch_size", "0", "must be > 0"),

@@ -14,16 +14,15 @@ from moram_dist.train.ds_config import read, resolve
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 RUN = {
     "path": Path("zero.json"),
-    "micro_batch_size": 2,
-    "accumulation": 3,
+    "batch_size": 22,
     "world_size": 4,
     "clip": 0.5,
     "bf16": True,
 }
 SIZES = {
     "train_batch_size": 24,
-    "train_micro_batch_size_per_gpu": 2,
-    "gradient_accumulation_steps": 3,
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": 6,
     "gradient_clipping": 0.5,
 }
 

@@ -55,7 +55,6 @@ def test_collate_learns_the_answer_and_pads_both_texts_on_the_right():
         ],
         "attention_mask": [[1] * 5 + [0] * 2, [1] * 3 + [0] * 4, [1] * 7],
         "decoder_input_ids": [[START, 5, 6, 7, EOS], [START, 5, EOS, 0, 0], [START, EOS, 0, 0, 0]],
-        "decoder_attention_mask": [[1] * 5, [1] * 3 + [0] * 2, [1] * 2 + [0] * 3],
     }
     assert batch.lengths == (5, 7)
 
@@ -65,6 +64,7 @@ def test_a_rank_without_an_example_reads_two_blank_texts():
         ENCODED[:1],
         batch_size=2,
         micro_batch_size=1,
+        micro_batch_tokens=100,
         epochs=1,
         seed=0,
         task=0,

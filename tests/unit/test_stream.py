@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moram_dist.data.encode import Encoded
-from moram_dist.data.stream import accumulation, collate, num_steps, order, steps
+from moram_dist.data.stream import collate, num_steps, order, steps
 
 PAD = 0
 
@@ -20,6 +20,7 @@ def stream(count, **changes):
     settings = {
         "batch_size": 4,
         "micro_batch_size": 2,
+        "micro_batch_tokens": 100,
         "epochs": 1,
         "seed": 5,
         "task": 0,
@@ -79,12 +80,12 @@ def test_ranks_share_the_same_steps(world_size, batch_size, count):
         stream(count, batch_size=batch_size, world_size=world_size, rank=rank)
         for rank in range(world_size)
     ]
-    passes = accumulation(batch_size, 2, world_size)
     for one, *parts in zip(alone, *ranks, strict=True):
         assert {part.ids for part in parts} == {one.ids}
         seen = sorted(token for part in parts for token in firsts(part))
         assert seen == sorted(firsts(one)) == sorted(100 + int(name[1:]) for name in one.ids)
-        assert {len(part.micro_batches) for part in parts} == {passes}
+        passes = -(-len(one.ids) // world_size)
+        assert {len(part.micro_batches) for part in parts} == {-(-passes // 2)}
         assert all(len(b.input_ids) <= 2 for part in parts for b in part.micro_batches)
 
         learned = sum(int((b.labels != -100).sum()) for p in parts for b in p.micro_batches)
@@ -93,11 +94,35 @@ def test_ranks_share_the_same_steps(world_size, batch_size, count):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "micro_batch_size", "world_size", "passes"),
-    [(32, 4, 1, 8), (32, 4, 2, 4), (32, 4, 3, 3), (5, 2, 2, 2), (1, 4, 8, 1)],
+    ("size", "tokens", "shapes"),
+    [
+        # Ten examples of 3, 3, 3, 4, 4, 4, 5, 5, 6, 6 tokens.
+        (None, 100, [(10, 6)]),
+        (None, 24, [(6, 4), (4, 6)]),
+        (None, 12, [(3, 3), (3, 4), (2, 5), (2, 6)]),
+        (2, 12, [(2, 3), (2, 4), (2, 4), (2, 5), (2, 6)]),
+        (1, 12, [(1, n) for n in (3, 3, 3, 4, 4, 4, 5, 5, 6, 6)]),
+        (None, 1, [(1, n) for n in (3, 3, 3, 4, 4, 4, 5, 5, 6, 6)]),  # an example is never cut
+    ],
 )
-def test_accumulation(batch_size, micro_batch_size, world_size, passes):
-    assert accumulation(batch_size, micro_batch_size, world_size) == passes
+def test_passes_are_as_large_as_they_may_be(size, tokens, shapes):
+    (step,) = stream(10, batch_size=10, micro_batch_size=size, micro_batch_tokens=tokens)
+    assert [tuple(batch.input_ids.shape) for batch in step.micro_batches] == shapes
+    assert sorted(row for batch in step.micro_batches for row in batch.rows) == [*range(10)]
+
+
+def test_ranks_have_like_work_and_equally_many_passes():
+    """Of ten tokens at most, padding counted; one rank has 3, 3, 4, 5, 6, the other 3, 4, 4, 5, 6."""
+    ranks = [
+        stream(
+            10, batch_size=10, micro_batch_size=None, micro_batch_tokens=10, world_size=2, rank=r
+        )
+        for r in range(2)
+    ]
+    shapes = [[tuple(b.input_ids.shape) for b in step.micro_batches] for (step,) in ranks]
+    assert [len(firsts(step)) for (step,) in ranks] == [5, 5]
+    assert shapes[0] == [(2, 3), (2, 5), (1, 6)]
+    assert shapes[1] == [(2, 4), (2, 5), (1, 6)]
 
 
 def test_no_examples_no_steps():
@@ -107,7 +132,6 @@ def test_no_examples_no_steps():
 def test_collate_learns_the_answer_only():
     batch = collate([Encoded("a", (7, 8, 9), 1), Encoded("b", (1, 2, 3, 4, 5), 4)], PAD)
     assert batch.input_ids.tolist() == [[7, 8, 9, PAD, PAD], [1, 2, 3, 4, 5]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch.labels.tolist() == [[-100, -100, 9, -100, -100], [-100, 2, 3, 4, 5]]
 
 
@@ -115,6 +139,5 @@ def test_an_empty_micro_batch_weighs_nothing():
     (step,) = stream(1, world_size=2, rank=1)
     batch = step.micro_batches[-1]
     assert batch.rows == (0,) and batch.source_ids is None
-    assert batch.input_ids.shape == batch.labels.shape == batch.attention_mask.shape
-    assert len(batch.input_ids) == 1 and batch.attention_mask.all()
+    assert batch.input_ids.shape == batch.labels.shape == (1, 2)
     assert (batch.labels == -100).all()
