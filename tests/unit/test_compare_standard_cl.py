@@ -87,18 +87,19 @@ def test_the_plan(study, training):
     splits = json.loads(training.seen[0]["splits"])
     assert sorted(splits) == sorted(TASKS)
     held_out = json.loads(compare_standard_cl.Path(splits["yahoo"]["test"]).read_text())
-    learned = compare_standard_cl.NEVER_LEARNED
+    beginning = compare_standard_cl.NEVER_LEARNED
+    assert beginning >= compare_standard_cl.TRAIN
     first, *_, last = held_out["Instances"]
-    assert first["input"] == f"yahoo {learned}"
+    assert first["input"] == f"yahoo {beginning}"
     grid_train = str(compare_standard_cl.GRID_TRAIN)
     assert {flags["limit_train"] for flags in training.seen} == {grid_train}
-    assert last["input"] == f"yahoo {learned + compare_standard_cl.HELD_OUT - 1}"
+    assert last["input"] == f"yahoo {beginning + compare_standard_cl.HELD_OUT - 1}"
 
     training.seen.clear()
     jobs = study.run(rates, [0])
     assert len(jobs) == len(training.seen) == 8 * len(ORDERS)
     assert all("splits" not in flags for flags in training.seen)
-    assert {flags["limit_train"] for flags in training.seen} == {str(learned)}
+    assert {flags["limit_train"] for flags in training.seen} == {str(compare_standard_cl.TRAIN)}
     study.run(study.choose_rates(METHODS), [0])
     assert len(training.seen) == len(jobs)  # all are there
 

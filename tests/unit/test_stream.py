@@ -112,7 +112,7 @@ def test_passes_are_as_large_as_they_may_be(size, tokens, shapes):
 
 
 def test_ranks_have_like_work_and_equally_many_passes():
-    """Of ten tokens at most, padding counted; one rank has 3, 3, 4, 5, 6, the other 3, 4, 4, 5, 6."""
+    """Of ten tokens at most; one rank has examples of 3, 3, 4, 5, 6, the other of 3, 4, 4, 5, 6."""
     ranks = [
         stream(
             10, batch_size=10, micro_batch_size=None, micro_batch_tokens=10, world_size=2, rank=r
