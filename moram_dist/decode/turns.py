@@ -54,10 +54,11 @@ class Room:
     """Of all rows, each as long as the longest may become. One row goes on whatever its length."""
 
     def for_one_more(self, rows: Sequence[Row], new: Row) -> bool:
-        """Whether there is."""
-        longest = max(row.room for row in (*rows, new))
-        count = len(rows) + 1
-        return count == 1 or (count <= self.rows and count * longest <= self.tokens)
+        """Whether there is, and no more than a third would be padding: it takes time too."""
+        rooms = [row.room for row in (*rows, new)]
+        padded = len(rooms) * max(rooms)
+        fits = len(rooms) <= self.rows and padded <= self.tokens
+        return len(rooms) == 1 or (fits and 2 * padded <= 3 * sum(rooms))
 
 
 def can_take_turns(model: Any) -> bool:

@@ -74,15 +74,22 @@ def test_prompts_are_taken_when_there_is_room(model):
 
 
 def test_room_counts_what_rows_may_become():
-    rows = [Row(0, [5] * 10, 20), Row(1, [5] * 40, 10)]
+    rows = [Row(0, [5] * 30, 20), Row(1, [5] * 40, 10)]
     assert Room(3, 120).for_one_more(rows[:1], Row(2, [5] * 30, 30))
     assert not Room(3, 119).for_one_more(rows[:1], Row(2, [5] * 30, 30))
-    assert not Room(2, 10**6).for_one_more(rows, Row(2, [5], 1))
+    assert not Room(2, 10**6).for_one_more(rows, Row(2, [5] * 30, 20))
     assert Room(1, 1).for_one_more([], rows[0])
 
 
+def test_lengths_that_differ_much_do_not_go_on_together():
+    """Of 3 * 150 tokens at least 300 must be some row's."""
+    rows = [Row(0, [5] * 90, 10), Row(1, [5] * 50, 0)]
+    assert Room(9, 10**6).for_one_more(rows, Row(2, [5] * 140, 10))
+    assert not Room(9, 10**6).for_one_more(rows, Row(2, [5] * 141, 10))
+
+
 def test_long_prompts_are_read_by_themselves(model, monkeypatch):
-    long, short = tokens(READ_TOGETHER).tolist(), tokens(4).tolist()
+    long, short = tokens(READ_TOGETHER).tolist(), tokens(READ_TOGETHER // 2).tolist()
     shapes = []
 
     def generate(input_ids, attention_mask, past_key_values, max_new_tokens, **settings):
@@ -96,7 +103,7 @@ def test_long_prompts_are_read_by_themselves(model, monkeypatch):
     turns = Turns(model, Room(100, 10**6), **SETTINGS)
     assert len([*turns(Row(i, p, 5) for i, p in enumerate([long, short, long, short]))]) == 4
     whole = ((1, READ_TOGETHER), True)
-    assert shapes == [((2, 4), True), whole, whole]
+    assert shapes == [((2, READ_TOGETHER // 2), True), whole, whole]
 
 
 def test_which_models_cannot():
