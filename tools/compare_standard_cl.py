@@ -45,7 +45,7 @@ METHODS = (
 RATES = ("1e-3", "3e-3", "6e-3")
 ORDERS = ("1", "2", "3")
 HELD_OUT_ORDER = "agnews,yahoo,amazon,dbpedia"
-TRAIN, GRID_TRAIN, EPOCHS, BATCH = 600, 400, 3, 8
+TRAIN, GRID_TRAIN, EPOCHS, BATCH = 500, 400, 3, 8
 """Examples of a task that are learned, for the table and for the choice of rates; passes over them;
 and examples in a step. Small batches, because this base needs about 60 steps to find a task."""
 
