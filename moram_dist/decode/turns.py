@@ -40,6 +40,11 @@ class Row:
         return [*self.prompt, *self.said]
 
     @property
+    def length(self) -> int:
+        """How many there are."""
+        return len(self.prompt) + len(self.said)
+
+    @property
     def room(self) -> int:
         """How many there may be."""
         return len(self.prompt) + self.max_new_tokens
@@ -55,10 +60,12 @@ class Room:
 
     def for_one_more(self, rows: Sequence[Row], new: Row) -> bool:
         """Whether there is, and no more than a third would be padding: it takes time too."""
-        rooms = [row.room for row in (*rows, new)]
-        padded = len(rooms) * max(rooms)
-        fits = len(rooms) <= self.rows and padded <= self.tokens
-        return len(rooms) == 1 or (fits and 2 * padded <= 3 * sum(rooms))
+        if not rows:
+            return True
+        together = [*rows, new]
+        count, lengths = len(together), [row.length for row in together]
+        fits = count <= self.rows and count * max(row.room for row in together) <= self.tokens
+        return fits and 2 * count * max(lengths) <= 3 * sum(lengths)
 
 
 def can_take_turns(model: Any) -> bool:
@@ -106,7 +113,7 @@ class Turns:
                 keep = [k for k, row in enumerate(active) if row not in ended]
                 active = [active[k] for k in keep]
                 if active:
-                    longest = max(len(row.tokens) for row in active)
+                    longest = max(row.length for row in active)
                     cache.select(torch.tensor(keep, device=self.device), longest - 1)
             caches = [cache] if active else []
             if active:

@@ -74,7 +74,7 @@ def test_prompts_are_taken_when_there_is_room(model):
 
 
 def test_room_counts_what_rows_may_become():
-    rows = [Row(0, [5] * 30, 20), Row(1, [5] * 40, 10)]
+    rows = [Row(0, [5] * 30, 20), Row(1, [5] * 30, 10)]
     assert Room(3, 120).for_one_more(rows[:1], Row(2, [5] * 30, 30))
     assert not Room(3, 119).for_one_more(rows[:1], Row(2, [5] * 30, 30))
     assert not Room(2, 10**6).for_one_more(rows, Row(2, [5] * 30, 20))
@@ -83,9 +83,10 @@ def test_room_counts_what_rows_may_become():
 
 def test_lengths_that_differ_much_do_not_go_on_together():
     """Of 3 * 150 tokens at least 300 must be some row's."""
-    rows = [Row(0, [5] * 90, 10), Row(1, [5] * 50, 0)]
-    assert Room(9, 10**6).for_one_more(rows, Row(2, [5] * 140, 10))
-    assert not Room(9, 10**6).for_one_more(rows, Row(2, [5] * 141, 10))
+    rows = [Row(0, [5] * 90, 60), Row(1, [5] * 50, 100)]
+    rows[0].said = [5] * 10
+    assert Room(9, 10**6).for_one_more(rows, Row(2, [5] * 150, 10))
+    assert not Room(9, 10**6).for_one_more(rows, Row(2, [5] * 151, 10))
 
 
 def test_long_prompts_are_read_by_themselves(model, monkeypatch):
