@@ -43,7 +43,7 @@ def test_in_the_interpreter():
     of times.
     """
     words = [sys.executable, "-m", "pytest", "-p", "tests.helpers.kernels_on_cpu", "-rs"]
-    words += ["tests/unit/kernels_interpreted.py", "tests/unit/test_recall.py"]
+    words += ["tests/unit/kernel_parity.py", "tests/unit/test_recall.py"]
     words += ["-k", "not bfloat16_routes and not gradcheck", "-p", "no:cacheprovider"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -1,14 +1,17 @@
-"""Each Triton kernel against the torch code that it stands in for, in Triton's interpreter.
+"""Each Triton kernel against the torch code that it stands in for.
 
-Run by test_kernels.py in a process of its own, with ``-p tests.helpers.kernels_on_cpu``.
+In Triton's interpreter: run by test_kernels.py in a process of its own, with
+``-p tests.helpers.kernels_on_cpu``. On a GPU: tests/gpu/test_gpu_kernels.py.
 
 The interpreter cuts float32 to bfloat16 instead of rounding it, so such outputs may be one step of
-bfloat16 off here; test_kernels.py sees that the GPU's instruction rounds.
+bfloat16 off there; test_kernels.py sees that the GPU's instruction rounds.
 
 Shape letters: T tokens, N atoms or rows, F features, C candidates, K atoms kept per token.
 """
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
@@ -22,6 +25,14 @@ from tests.unit.test_recall import case
 
 SIZES = [(0, 3), (1, 1), (5, 8), (8, 8), (9, 8), (100, 16), (240, 8), (1000, 64), (4096, 16)]
 DTYPES = [torch.float32, torch.float64]
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
+@pytest.fixture(autouse=True)
+def few_rows_are_few(monkeypatch):
+    """So that small cases fetch rows, as only large ones do on a GPU."""
+    monkeypatch.setitem(share.MIX_ALL, DEVICE, 2)
+    monkeypatch.setitem(share.MULTIPLY_ALL, DEVICE, 5)
 
 
 @pytest.fixture
@@ -54,12 +65,13 @@ def generator(seed=0):
 
 
 def random(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+    numbers = torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+    return numbers.to(DEVICE, dtype)
 
 
 def few_numbers(*shape, dtype=torch.float32, seed=0):
     """Scores that are often equal, some of them 0 and -0."""
-    whole = torch.randint(-3, 4, shape, generator=generator(seed)).to(dtype)
+    whole = torch.randint(-3, 4, shape, generator=generator(seed)).to(DEVICE, dtype)
     return whole * torch.where(random(*shape, seed=seed + 1) > 0, 1, -1)
 
 
@@ -145,7 +157,7 @@ def test_nan_gives_valid_atoms(nans, block, monkeypatch):
 
 
 def test_infinite_scores_come_first_and_last():
-    score_TN = torch.tensor([[-torch.inf, 1.0, torch.inf, -2.0, -torch.inf, 0.0]])
+    score_TN = torch.tensor([[-torch.inf, 1.0, torch.inf, -2.0, -torch.inf, 0.0]], device=DEVICE)
     for num_kept, expected in ((1, [2]), (2, [1, 2]), (4, [1, 2, 3, 5]), (5, [0, 1, 2, 3, 5])):
         found = routing.candidates(score_TN, num_kept=num_kept, share=0, num_shares=1, num_atoms=6)
         assert found.index_TC.tolist() == [expected]
@@ -181,7 +193,8 @@ def mixture(num_tokens, num_kept, dtype):
     score_TK[1] = 0
     norm_T1 = 2 * score_TK.square().sum(-1, keepdim=True).sqrt()
     norm_T1[1] = torch.inf
-    index_TK = torch.arange(num_kept, dtype=torch.int32).expand(num_tokens, num_kept)
+    index_TK = torch.arange(num_kept, dtype=torch.int32, device=DEVICE)
+    index_TK = index_TK.expand(num_tokens, num_kept)
     asked = Routing(top_k=num_kept, temperature=0.03, threshold=0.05)
     return index_TK, score_TK, norm_T1, asked
 
@@ -217,7 +230,7 @@ def choice(num_tokens, num_rows, num_chosen, *, shared):
     scores = torch.rand(num_tokens, num_rows, generator=generator(2))
     row_TK = scores.topk(num_chosen).indices.sort().values.int()
     here_TK = torch.rand(num_tokens, num_chosen, generator=generator(3)) < 0.5
-    return Chosen(row_TK, here_TK if shared else None)
+    return Chosen(row_TK.to(DEVICE), here_TK.to(DEVICE) if shared else None)
 
 
 ROWS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -241,7 +254,7 @@ def test_rows(num_rows, num_chosen, num_features, dtype, shared, in_torch, launc
     assert (mixed.dtype, found.dtype) == (dtype, precise)
 
     picked_TKF = rows_NF.double()[chosen.row_TK.long()]
-    here_TK = torch.ones(4, num_chosen) if chosen.here_TK is None else chosen.here_TK
+    here_TK = torch.ones_like(strength_TK) if chosen.here_TK is None else chosen.here_TK
     expected = torch.einsum("tk,tkf->tf", strength_TK.double() * here_TK, picked_TKF)
     step = {torch.bfloat16: 2**-7, torch.float16: 2**-10}
     near = {"rtol": step.get(dtype, 1e-5), "atol": 1e-5}
@@ -260,16 +273,15 @@ def test_rows_of_other_shares_are_not_read():
     assert chosen.here_TK is not None and 0 < chosen.here_TK.sum() < 8
     rows_NF = random(80, 30)
     rows_NF[chosen.row_TK[~chosen.here_TK].long()] = torch.nan
-    assert share.mixed(chosen, torch.ones(1, 8), rows_NF).isfinite().all()
-    assert share.products(torch.ones(1, 30), rows_NF, chosen, torch.float32).isfinite().all()
+    assert share.mixed(chosen, random(1, 8), rows_NF).isfinite().all()
+    assert share.products(random(1, 30), rows_NF, chosen, torch.float32).isfinite().all()
 
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("num_rows", "num_chosen"), [(5, 5), (30, 16), (300, 64)])
-def test_few_rows(num_rows, num_chosen, dtype, shared, monkeypatch, in_torch, launched):
+def test_few_rows(num_rows, num_chosen, dtype, shared, in_torch, launched):
     """Where a product with all rows is faster, kernels spread numbers and pick products."""
-    monkeypatch.setitem(share.MULTIPLY_ALL, "cpu", 5)
     chosen = choice(70, num_rows, num_chosen, shared=shared)
     rows_NF, token_TF = random(num_rows, 12, dtype=dtype), random(70, 12, dtype=dtype, seed=1)
     given = (token_TF, rows_NF, chosen, dtype)
@@ -285,10 +297,16 @@ def test_few_rows(num_rows, num_chosen, dtype, shared, monkeypatch, in_torch, la
         share.add(chosen, number_TK, random(num_rows, 70, dtype=dtype).T)
 
 
+def asked(num_atoms, num_tokens):
+    """x, keys and values that want gradients."""
+    inputs = case(num_atoms, num_tokens, seed=num_atoms)
+    return tuple(tensor.detach().to(DEVICE).requires_grad_() for tensor in inputs)
+
+
 def test_a_whole_recall_runs_every_kernel(launched):
     """With few rows for each that is chosen, and with many."""
     for num_atoms in (8, 240):
-        inputs = case(num_atoms, 3, seed=num_atoms)
+        inputs = asked(num_atoms, 3)
         found = recall(*inputs, top_k=4, temperature=0.1, threshold=0.1)
         expected = oracle.recall(*inputs, top_k=4, temperature=0.1, threshold=0.1)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -300,6 +318,6 @@ def test_a_whole_recall_runs_every_kernel(launched):
 def test_no_tokens_launch_nothing(monkeypatch):
     """A GPU refuses a grid of none."""
     monkeypatch.setattr(launch.routing, "route", "not a kernel")
-    assert recall(*case(240, 0), top_k=4, temperature=0.1).shape == (0, 4)
+    assert recall(*asked(240, 0), top_k=4, temperature=0.1).shape == (0, 4)
     with pytest.raises(TypeError):
-        recall(*case(240, 1), top_k=4, temperature=0.1)
+        recall(*asked(240, 1), top_k=4, temperature=0.1)
