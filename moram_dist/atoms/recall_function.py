@@ -41,7 +41,7 @@ from moram_dist.atoms import kernels
 from moram_dist.atoms.bank import Atoms, Bank
 from moram_dist.atoms.placement import Placement
 from moram_dist.atoms.routing import Mixture, Routing, candidates, in_order, mixture, weigh
-from moram_dist.atoms.share import Chosen, add, mixed, products, spread
+from moram_dist.atoms.share import Chosen, add, mixed, products, scored, spread
 from moram_dist.comm.partition import largest_share, new_rows, share_size
 
 
@@ -143,7 +143,7 @@ class Recall(torch.autograd.Function):
         tokens = place.tokens(inputs, "tokens")
         shares = call.shares(keys, values, forward=True)
         scores = {
-            (home, share): [rows[one].to(precise) @ atoms[one][0].to(precise).T for one in linears]
+            (home, share): [scored(rows[one], atoms[one][0], precise) for one in linears]
             for home, rows in tokens.items()
             for share, atoms in shares.items()
         }

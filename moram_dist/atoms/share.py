@@ -26,6 +26,9 @@ MULTIPLY_ALL = {"cpu": 5, "cuda": 100}
 """The same for products with tokens."""
 
 
+HALVES = (torch.bfloat16, torch.float16)
+
+
 class Chosen(NamedTuple):
     """The rows of a share that tokens have chosen."""
 
@@ -50,6 +53,18 @@ class Chosen(NamedTuple):
     def masked(self, numbers_TK: Tensor) -> Tensor:
         """With 0 for atoms of other shares."""
         return numbers_TK if self.here_TK is None else numbers_TK * self.here_TK
+
+
+def scored(tokens_TD: Tensor, keys_ND: Tensor, precise: torch.dtype) -> Tensor:
+    """Each token times each key, (T, N), summed and returned in float32 or more.
+
+    Products of two bf16 or fp16 numbers are exact in float32, so on CUDA their own matrix product,
+    asked for a float32 result, is as precise as that of float32 copies. CPUs have no such product.
+    """
+    halves = tokens_TD.dtype in HALVES and keys_ND.dtype == tokens_TD.dtype
+    if tokens_TD.is_cuda and halves and tokens_TD.numel() and keys_ND.numel():
+        return torch.mm(tokens_TD, keys_ND.T, out_dtype=precise)
+    return tokens_TD.to(precise) @ keys_ND.to(precise).T
 
 
 def mixed(chosen: Chosen, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:

@@ -206,7 +206,8 @@ def operations(num_frozen, monkeypatch, *, served):
         for rows, size in ((32, 64), (8, 64), (8, 48))
     )
     with monkeypatch.context() as patch, _Operations() as seen:
-        patch.setattr(kernels, "serve", lambda tensor: served)
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        patch.setattr(kernels, "THERE", served)
         patch.setitem(share.MIX_ALL, "meta", share.MIX_ALL["cuda"])
         patch.setitem(share.MULTIPLY_ALL, "meta", share.MULTIPLY_ALL["cuda"])
         patch.setattr(
@@ -234,7 +235,7 @@ def test_a_pass_never_looks_at_the_device_and_launches_half(num_frozen, most, ra
     found = operations(num_frozen, monkeypatch, served=True)
     assert found.keys() - plain.keys() == {f"ours {name}" for name in ran.split()}
     assert found.total() <= most
-    assert plain.total() >= 1.9 * found.total()
+    assert plain.total() >= 2 * found.total()
 
 
 def test_a_look_would_be_seen():
