@@ -225,8 +225,8 @@ def operations(num_frozen, monkeypatch, *, served):
     ("num_frozen", "most", "ran"),
     [
         (40, 42, "route weigh sums score_gradient pick add"),
-        (232, 58, "route weigh sums score_gradient pick add"),
-        (4992, 56, "route weigh sums score_gradient mix products add"),
+        (232, 55, "route weigh sums score_gradient pick add"),
+        (4992, 52, "route weigh sums score_gradient mix products add"),
     ],
 )
 def test_a_pass_never_looks_at_the_device_and_launches_half(num_frozen, most, ran, monkeypatch):
