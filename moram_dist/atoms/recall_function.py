@@ -37,10 +37,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from moram_dist.atoms import kernels
 from moram_dist.atoms.bank import Atoms, Bank
 from moram_dist.atoms.placement import Placement
 from moram_dist.atoms.routing import Mixture, Routing, candidates, in_order, mixture, weigh
-from moram_dist.atoms.share import Chosen, mixed, products, spread
+from moram_dist.atoms.share import Chosen, add, mixed, products, scored, spread
 from moram_dist.comm.partition import largest_share, new_rows, share_size
 
 
@@ -124,7 +125,8 @@ class Call:
         """How strongly each active atom answers each token, (T, R)."""
         row_TK = mix.index_TK - self.num_frozen
         active = Chosen(row_TK.clamp(min=0), row_TK >= 0)
-        return spread(active, active.masked(mix.spoken_TK * mix.score_TK), self.num_active)
+        strength_TK = mix.spoken_TK * mix.score_TK
+        return spread(active, strength_TK, self.num_active, strength_TK.dtype)
 
 
 class Recall(torch.autograd.Function):
@@ -141,7 +143,7 @@ class Recall(torch.autograd.Function):
         tokens = place.tokens(inputs, "tokens")
         shares = call.shares(keys, values, forward=True)
         scores = {
-            (home, share): [rows[one].to(precise) @ atoms[one][0].to(precise).T for one in linears]
+            (home, share): [scored(rows[one], atoms[one][0], precise) for one in linears]
             for home, rows in tokens.items()
             for share, atoms in shares.items()
         }
@@ -269,8 +271,7 @@ class Recall(torch.autograd.Function):
                 here, k_N = chosen[pair][one], k
                 if grams[one] is not None:
                     here, k_N = here.since(first), k[first:]
-                if len(k_N):
-                    dp_TN.scatter_add_(1, here.row_TK.long(), here.masked(direct_TK))
+                add(here, direct_TK, dp_TN)
                 if wanted:
                     part = dp_TN @ k_N
                     if grams[one] is not None:
@@ -303,6 +304,8 @@ class Recall(torch.autograd.Function):
 
 def _sums(mix: Mixture, u_TK: Tensor) -> Tensor:
     """A and B of the atoms that u belongs to, (T, 2)."""
+    if kernels.serve(u_TK):
+        return kernels.sums(mix.score_TK, mix.relevance_TK, mix.spoken_TK, u_TK)
     wq_TK = mix.spoken_TK * mix.score_TK * u_TK
     return torch.stack([wq_TK.sum(-1), (wq_TK * mix.relevance_TK).sum(-1)], -1)
 
@@ -316,6 +319,8 @@ def _score_gradient(
         What chosen atoms get, (T, K), of those that u belongs to; and what every score is
         multiplied by for its gradient through the norm, (T, 1).
     """
+    if kernels.serve(u_TK):
+        return kernels.score_gradient(*mix[1:], u_TK, totals_T2, tau)
     A_T1, B_T1 = totals_T2.split(1, -1)
     speaks_TK = mix.spoken_TK == mix.weight_TK
     through_weights = mix.weight_TK * (speaks_TK * mix.score_TK * u_TK - A_T1)

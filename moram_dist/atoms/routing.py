@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moram_dist.atoms import kernels
+
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
@@ -120,6 +122,11 @@ def candidates(
         num_shares: into how many the memory is split.
         num_atoms: of the whole memory.
     """
+    if kernels.serve(score_TN) and kernels.routes(score_TN.shape[1], num_kept):
+        found = kernels.route(
+            score_TN, num_kept, share=share, num_shares=num_shares, num_atoms=num_atoms
+        )
+        return Candidates(*found)
     local = best(score_TN, min(num_kept, score_TN.shape[1]))
     lacking = (0, num_kept - local.shape[1])
     return Candidates(
@@ -155,12 +162,21 @@ def mixture(shares: Sequence[Candidates], *, num_atoms: int, routing: Routing) -
     score_TC = torch.cat([share.score_TC for share in shares], -1)
     order = index_TC.argsort(-1)  # so that among ties the lower atom comes first
     index_TC, score_TC = index_TC.gather(1, order), score_TC.gather(1, order)
-    kept = best(score_TC, min(routing.top_k, num_atoms))
+    num_kept = min(routing.top_k, num_atoms)
+    if kernels.serve(score_TC) and kernels.routes(score_TC.shape[1], num_kept):
+        _, score_TK, index_TK = kernels.route(
+            score_TC, num_kept, num_atoms=num_atoms, listed_TN=index_TC
+        )
+        return weigh(index_TK, score_TK, norm_T1, routing)
+    kept = best(score_TC, num_kept)
     return weigh(index_TC.gather(1, kept), score_TC.gather(1, kept), norm_T1, routing)
 
 
 def weigh(index_TK: Tensor, score_TK: Tensor, norm_T1: Tensor, routing: Routing) -> Mixture:
     """The mixture of the atoms that were chosen; the same bits whenever it is asked again."""
+    if kernels.serve(score_TK):
+        found = kernels.weigh(score_TK, norm_T1, routing.temperature, routing.threshold)
+        return Mixture(index_TK, score_TK, norm_T1, *found)
     relevance_TK = score_TK / norm_T1
     weight_TK = torch.softmax(relevance_TK / routing.temperature, -1)
     weight_TK = weight_TK.masked_fill(norm_T1.isinf(), 0.0)

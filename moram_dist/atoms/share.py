@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moram_dist.atoms import kernels
+
 MIX_ALL = {"cpu": 2, "cuda": 100}
 """Up to so many rows for each chosen one, all rows are mixed: what fetching a row costs, over its
 part in a matrix product. Measured on a CPU; for CUDA from data sheets."""
 
 MULTIPLY_ALL = {"cpu": 5, "cuda": 100}
 """The same for products with tokens."""
+
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class Chosen(NamedTuple):
@@ -50,20 +55,44 @@ class Chosen(NamedTuple):
         return numbers_TK if self.here_TK is None else numbers_TK * self.here_TK
 
 
+def scored(tokens_TD: Tensor, keys_ND: Tensor, precise: torch.dtype) -> Tensor:
+    """Each token times each key, (T, N), summed and returned in float32 or more.
+
+    Products of two bf16 or fp16 numbers are exact in float32, so on CUDA their own matrix product,
+    asked for a float32 result, is as precise as that of float32 copies. CPUs have no such product.
+    """
+    halves = tokens_TD.dtype in HALVES and keys_ND.dtype == tokens_TD.dtype
+    if tokens_TD.is_cuda and halves and tokens_TD.numel() and keys_ND.numel():
+        return torch.mm(tokens_TD, keys_ND.T, out_dtype=precise)
+    return tokens_TD.to(precise) @ keys_ND.to(precise).T
+
+
 def mixed(chosen: Chosen, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
     """Sum of each token's chosen rows by their strengths, (T, F)."""
-    strength_TK = chosen.masked(strength_TK).to(rows_NF.dtype)
     if _few(rows_NF, chosen, MIX_ALL):
-        return spread(chosen, strength_TK, len(rows_NF)) @ rows_NF
+        return spread(chosen, strength_TK, len(rows_NF), rows_NF.dtype) @ rows_NF
+    if kernels.serve(rows_NF):
+        return kernels.mix(*chosen, strength_TK, rows_NF)
+    strength_TK = chosen.masked(strength_TK).to(rows_NF.dtype)
     return F.embedding_bag(
         chosen.row_TK, rows_NF, mode="sum", per_sample_weights=strength_TK.contiguous()
     )
 
 
-def spread(chosen: Chosen, numbers_TK: Tensor, num_rows: int) -> Tensor:
+def spread(chosen: Chosen, numbers_TK: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
     """Each number at its row, 0 elsewhere, (T, num_rows)."""
-    out_TN = numbers_TK.new_zeros(len(numbers_TK), num_rows)
-    return out_TN.scatter_add_(1, chosen.row_TK.long(), numbers_TK) if num_rows else out_TN
+    return add(chosen, numbers_TK, numbers_TK.new_zeros(len(numbers_TK), num_rows, dtype=dtype))
+
+
+def add(chosen: Chosen, numbers_TK: Tensor, to_TN: Tensor) -> Tensor:
+    """Add each number at its row, in place; those of other shares are left out."""
+    if not to_TN.shape[1]:
+        return to_TN
+    if kernels.serve(to_TN):
+        kernels.add(*chosen, numbers_TK, to_TN)
+        return to_TN
+    numbers_TK = chosen.masked(numbers_TK).to(to_TN.dtype)
+    return to_TN.scatter_add_(1, chosen.row_TK.long(), numbers_TK)
 
 
 def products(tokens_TF: Tensor, rows_NF: Tensor, chosen: Chosen, precise: torch.dtype) -> Tensor:
@@ -71,7 +100,14 @@ def products(tokens_TF: Tensor, rows_NF: Tensor, chosen: Chosen, precise: torch.
     tokens_TF = tokens_TF.to(rows_NF.dtype)
     if not len(rows_NF):
         return tokens_TF.new_zeros(chosen.row_TK.shape, dtype=precise)
-    if _few(rows_NF, chosen, MULTIPLY_ALL) or tokens_TF.device.type != "cpu":
+    if _few(rows_NF, chosen, MULTIPLY_ALL):
+        found_TN = tokens_TF @ rows_NF.T
+        if kernels.serve(found_TN):
+            return kernels.pick(found_TN, *chosen, precise)
+        found_TK = found_TN.gather(1, chosen.row_TK.long())
+    elif kernels.serve(rows_NF):
+        return kernels.products(tokens_TF, *chosen, rows_NF, precise)
+    elif rows_NF.device.type != "cpu":  # there the op below is slow, and has no bf16
         found_TK = (tokens_TF @ rows_NF.T).gather(1, chosen.row_TK.long())
     else:
         found_TK = _products_of_rows(tokens_TF.contiguous(), rows_NF, chosen.row_TK)

@@ -15,19 +15,53 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("num_atoms", [1, 8, 240])
-def test_recall_is_that_of_the_cpu(num_atoms):
+# Thresholds at which some of the atoms that are kept speak and some do not.
+MEMORIES = [(8, 0.1), (240, 0.14), (5000, 0.045)]
+
+
+@pytest.mark.parametrize(("num_atoms", "threshold"), [(1, 0.1), *MEMORIES])
+def test_recall_is_that_of_the_cpu(num_atoms, threshold):
     generator = torch.Generator().manual_seed(num_atoms)
     shapes = ((64, 96), (num_atoms, 96), (num_atoms, 48))
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     found = []
     for device in ("cpu", "cuda"):
         here = [tensor.to(device).requires_grad_() for tensor in inputs]
-        out = recall(*here, top_k=8, temperature=0.03, threshold=0.1)
+        out = recall(*here, top_k=8, temperature=0.03, threshold=threshold)
         out.square().sum().backward()
         found.append([out.detach().cpu(), *(tensor.grad.cpu() for tensor in here)])
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)]
+)
+@pytest.mark.parametrize(("num_atoms", "threshold"), MEMORIES)
+def test_recall_is_near_that_in_float64(num_atoms, threshold, dtype, near):
+    """Scores are whole numbers, exact in every type and often equal. No pass waits for the GPU."""
+    generator = torch.Generator().manual_seed(num_atoms)
+    x, keys = (
+        torch.randint(-2, 3, (rows, 96), generator=generator).double() for rows in (64, num_atoms)
+    )
+    values = torch.randn(num_atoms, 48, generator=generator, dtype=torch.float64).to(dtype).double()
+    inputs = (x, keys, values)
+    expected = with_gradients([t.requires_grad_() for t in inputs], threshold)
+    here = [t.detach().to("cuda", dtype).requires_grad_() for t in inputs]
+    with_gradients(here, threshold)  # the first pass compiles, and may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = with_gradients(here, threshold)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for wanted, got in zip(expected, found, strict=True):
+        assert wanted.norm() > 0
+        assert (got.cpu().double() - wanted).norm() <= near * wanted.norm()
+
+
+def with_gradients(inputs, threshold):
+    out = recall(*inputs, top_k=8, temperature=0.03, threshold=threshold)
+    return [out.detach(), *torch.autograd.grad(out.sum(), inputs)]
 
 
 def test_dropout_is_that_of_the_cpu():

@@ -37,6 +37,7 @@ ONE_HOME = {  # module -> the only packages that import it, those inside functio
     "torch.distributed": {"comm"},
     "transformers.integrations": {"models"},
     "mlflow": {"tracking"},
+    "triton": {"atoms"},
     "fire": {"launch", "eval"},
 }
 

@@ -1,0 +1,50 @@
+"""Triton kernels for a recall on a GPU, and when they run.
+
+    routing.py    the best atoms of each token, of one share or of all
+    mixture.py    the small arithmetic on the chosen atoms' numbers, forward and backward
+    rows.py       chosen rows: mixed, multiplied, picked, added to
+    launch.py     the same as functions of tensors: shapes, grids, limits
+
+The torch code in ``atoms.routing``, ``atoms.share`` and ``atoms.recall_function`` is the reference.
+It hands over where ``serve`` says so, and tests hold each kernel against it.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from torch import Tensor
+
+if THERE := find_spec("triton") is not None:
+    from moram_dist.atoms.kernels.launch import (
+        add,
+        mix,
+        pick,
+        products,
+        route,
+        routes,
+        score_gradient,
+        sums,
+        weigh,
+    )
+
+__all__ = [
+    "add",
+    "mix",
+    "pick",
+    "products",
+    "route",
+    "routes",
+    "score_gradient",
+    "serve",
+    "sums",
+    "weigh",
+]
+
+
+def serve(tensor: Tensor) -> bool:
+    """Whether kernels do the work on a tensor: it is on a CUDA device, and Triton is installed.
+
+    CUDA wheels of torch bring Triton with them.
+    """
+    return THERE and tensor.is_cuda

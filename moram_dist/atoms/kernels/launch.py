@@ -1,0 +1,213 @@
+"""Each kernel as a function of tensors: shapes, grids, limits.
+
+Kernels take contiguous tensors of numbers in float32 or float64, and rows in any floating type.
+What they compute for a token does not depend on the other tokens. It may depend on whether rows
+start at multiples of 16 bytes, as a matrix product's does.
+
+Shape letters: T tokens, N atoms or rows of a share, F features, B blocks, C candidates, K atoms
+kept per token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from moram_dist.atoms.kernels import mixture, routing, rows
+
+BLOCK = 4096
+"""As many scores a program looks at; a longer row is several blocks, and then their candidates."""
+
+
+def routes(num_scores: int, num_kept: int) -> bool:
+    """Whether ``route`` can: the candidates of all blocks must fit one block."""
+    num_blocks = triton.cdiv(num_scores, BLOCK)
+    return max(num_kept, num_blocks * num_kept if num_blocks > 1 else 0) <= BLOCK
+
+
+def route(
+    score_TN: Tensor,
+    num_kept: int,
+    *,
+    share: int = 0,
+    num_shares: int = 1,
+    num_atoms: int,
+    listed_TN: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``routing.candidates``, or the best of what is listed.
+
+    Args:
+        score_TN: float32 or float64.
+        num_kept: how many; ``routes`` must allow it. Places that cannot be filled get score -inf
+            and index ``num_atoms``.
+        share: as for ``routing.candidates``, like the next two.
+        num_shares: not used where atoms are listed.
+        num_atoms: of the whole memory.
+        listed_TN: which atoms the scores are of, int32, ascending.
+
+    Returns:
+        Sum of the squared scores (T, 1), scores (T, num_kept), and atoms (T, num_kept) in int32,
+        ascending. A row of NaN gets valid atoms, which differ.
+    """
+    num_tokens, num_scores = score_TN.shape
+    num_blocks = max(1, triton.cdiv(num_scores, BLOCK))
+    width = BLOCK if num_blocks > 1 else max(16, triton.next_power_of_2(num_scores))
+    squares_TB = score_TN.new_empty(num_tokens, num_blocks)
+    best_TC = score_TN.new_empty(num_tokens, num_blocks * num_kept)
+    index_TC = torch.empty_like(best_TC, dtype=torch.int32)
+    _launch(
+        routing.route,
+        (num_tokens, num_blocks),
+        score_TN.contiguous(),
+        listed_TN,
+        squares_TB,
+        best_TC,
+        index_TC,
+        num_scores,
+        num_kept,
+        share,
+        num_shares,
+        num_atoms,
+        BLOCK=width,
+        PLACES=triton.next_power_of_2(num_kept),
+        num_warps=max(1, width // 512),  # 16 scores a thread
+    )
+    if num_blocks == 1:
+        return squares_TB, best_TC, index_TC
+    # Blocks are in the order of atoms, so are their candidates, and lacking ones come last.
+    _, best_TK, index_TK = route(best_TC, num_kept, num_atoms=num_atoms, listed_TN=index_TC)
+    return squares_TB.sum(-1, keepdim=True), best_TK, index_TK
+
+
+def weigh(
+    score_TK: Tensor, norm_T1: Tensor, temperature: float, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Relevance, weight, and weight if spoken, (T, K) each, as ``routing.weigh``."""
+    relevance_TK, weight_TK, spoken_TK = (score_TK.new_empty(score_TK.shape) for _ in range(3))
+    out = relevance_TK, weight_TK, spoken_TK
+    constants = {"TEMPERATURE": temperature, "THRESHOLD": threshold}
+    _launch_tiles(mixture.weigh, score_TK, (score_TK, norm_T1, *out), **constants)
+    return out
+
+
+def sums(score_TK: Tensor, relevance_TK: Tensor, spoken_TK: Tensor, u_TK: Tensor) -> Tensor:
+    """A and B of ``recall_function``, (T, 2)."""
+    out_T2 = score_TK.new_empty(len(score_TK), 2)
+    _launch_tiles(mixture.sums, score_TK, (score_TK, relevance_TK, spoken_TK, u_TK, out_T2))
+    return out_T2
+
+
+def score_gradient(
+    score_TK: Tensor,
+    norm_T1: Tensor,
+    relevance_TK: Tensor,
+    weight_TK: Tensor,
+    spoken_TK: Tensor,
+    u_TK: Tensor,
+    totals_T2: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """What chosen atoms get (T, K), and the factor of every score (T, 1), by the same formulas."""
+    given = (score_TK, norm_T1, relevance_TK, weight_TK, spoken_TK, u_TK, totals_T2)
+    out = score_TK.new_empty(score_TK.shape), norm_T1.new_empty(norm_T1.shape)
+    _launch_tiles(mixture.score_gradient, score_TK, given + out, TEMPERATURE=temperature)
+    return out
+
+
+def mix(row_TK: Tensor, here_TK: Tensor | None, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
+    """Sum of each token's rows by their strengths, (T, F) in the rows' type, as ``share.mixed``."""
+    (num_tokens, num_chosen), num_features = row_TK.shape, rows_NF.shape[1]
+    out_TF = rows_NF.new_empty(num_tokens, num_features)
+    width = min(1024, triton.next_power_of_2(num_features))
+    _launch(
+        rows.mix,
+        (num_tokens, triton.cdiv(num_features, width)),
+        row_TK.contiguous(),
+        here_TK,
+        strength_TK.to(torch.promote_types(strength_TK.dtype, rows_NF.dtype)).contiguous(),
+        rows_NF.contiguous(),
+        out_TF,
+        num_features,
+        K=num_chosen,
+        BLOCK=width,
+        num_warps=4,
+    )
+    return out_TF
+
+
+def products(
+    tokens_TF: Tensor,
+    row_TK: Tensor,
+    here_TK: Tensor | None,
+    rows_NF: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Each token times its rows, (T, K), as ``share.products``; 0 for rows of other shares."""
+    num_tokens, num_chosen = row_TK.shape
+    out_TK = torch.empty(num_tokens, num_chosen, dtype=dtype, device=rows_NF.device)
+    places = min(16, triton.next_power_of_2(num_chosen))
+    _launch(
+        rows.products,
+        (num_tokens, triton.cdiv(num_chosen, places)),
+        tokens_TF.contiguous(),
+        row_TK.contiguous(),
+        here_TK,
+        rows_NF.contiguous(),
+        out_TK,
+        rows_NF.shape[1],
+        K=num_chosen,
+        PLACES=places,
+        BLOCK=256,
+        num_warps=4,
+    )
+    return out_TK
+
+
+def pick(number_TN: Tensor, row_TK: Tensor, here_TK: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The numbers at each token's rows, (T, K); 0 for rows of other shares."""
+    out_TK = torch.empty(row_TK.shape, dtype=dtype, device=row_TK.device)
+    given = (number_TN, row_TK, here_TK, out_TK)
+    _launch_tiles(rows.pick, row_TK, given, number_TN.shape[1])
+    return out_TK
+
+
+def add(row_TK: Tensor, here_TK: Tensor | None, number_TK: Tensor, to_TN: Tensor) -> None:
+    """Add numbers in place, each at its row; those of other shares are left out.
+
+    A token's rows that are here must differ, and ``to_TN`` must be contiguous.
+    """
+    if not to_TN.is_contiguous():
+        raise RuntimeError("numbers are added to a contiguous tensor only")
+    _launch_tiles(rows.add, row_TK, (row_TK, here_TK, number_TK, to_TN), to_TN.shape[1])
+
+
+def _launch_tiles(
+    kernel: Any, like_TK: Tensor, given: tuple[Tensor | None, ...], *sizes: int, **constants: float
+) -> None:
+    """A kernel on small numbers: some tokens a program, with all of their places."""
+    num_tokens, num_chosen = like_TK.shape
+    places = triton.next_power_of_2(num_chosen)
+    tokens = max(1, 512 // places)
+    _launch(
+        kernel,
+        (triton.cdiv(num_tokens, tokens),),
+        *(None if tensor is None else tensor.contiguous() for tensor in given),
+        num_tokens,
+        *sizes,
+        **constants,
+        K=num_chosen,
+        TOKENS=tokens,
+        PLACES=places,
+        num_warps=4,
+    )
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    if 0 in grid:
+        return
+    # Triton launches on the current device.
+    with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
+        kernel[grid](*arguments, **constants)

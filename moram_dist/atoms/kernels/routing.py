@@ -1,0 +1,101 @@
+"""The best atoms of each token.
+
+The k-th largest score of a row is found bit by bit, from the highest: a bit is set where at least k
+scores are as large as the number so far with it. That takes as many counts as a score has bits,
+whatever k is and however many scores are equal. What is above it is kept, and of what equals it as
+many as there are places left, from the lowest index on.
+
+Tensor arguments are pointers to contiguous tensors. Shape letters: T tokens, N scores of a token,
+B blocks of them, C places of all blocks.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _highest_bit(dtype: tl.constexpr):
+    return tl.full((), 1, dtype) << (dtype.primitive_bitwidth - 1)
+
+
+@triton.jit
+def _ordered(score):
+    """Unsigned integers in the order of the scores. NaN is as low as -inf, and -0 is 0."""
+    score = tl.where(score != score, float("-inf"), score)
+    score = tl.where(score == 0, 0.0, score)
+    if score.dtype == tl.float64:
+        bits = score.to(tl.uint64, bitcast=True)
+    else:
+        bits = score.to(tl.uint32, bitcast=True)
+    sign = _highest_bit(bits.dtype)
+    return tl.where((bits & sign) != 0, bits ^ (sign | (sign - 1)), bits | sign)
+
+
+@triton.jit
+def _kth_largest(bits, k):
+    """The largest number that at least k of the bits reach."""
+    bit = _highest_bit(bits.dtype)
+    found = bit ^ bit
+    for _ in range(bits.dtype.primitive_bitwidth):
+        higher = found | bit
+        reached = tl.sum((bits >= higher).to(tl.int32), 0) >= k
+        found = tl.where(reached, higher, found)
+        bit = bit >> 1
+    return found
+
+
+@triton.jit(do_not_specialize=["num_kept", "share", "num_shares", "num_atoms"])
+def route(
+    score_TN,
+    listed_TN,
+    squares_TB,
+    best_TC,
+    index_TC,
+    num_scores,
+    num_kept,
+    share,
+    num_shares,
+    num_atoms,
+    BLOCK: tl.constexpr,
+    PLACES: tl.constexpr,
+):
+    """One token and one block of its scores: the ``num_kept`` best, in the order of their places.
+
+    Places that the block cannot fill, its last ones, get score -inf and index ``num_atoms``.
+    ``listed_TN`` says which atoms the scores belong to, ascending; where it is None, score i is of
+    atom i * num_shares + share. ``squares_TB`` is None where nobody wants the sum of squares.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    column = block * BLOCK + tl.arange(0, BLOCK)
+    inside = column < num_scores
+    at = token * num_scores + column
+    # What is outside comes last, and ties go to what is before it, so it is never kept.
+    score = tl.load(score_TN + at, mask=inside, other=float("-inf"))
+    here = token * tl.num_programs(1) + block
+    if squares_TB is not None:
+        tl.store(squares_TB + here, tl.sum(tl.where(inside, score * score, 0.0), 0))
+
+    num_best = tl.minimum(num_kept, num_scores - block * BLOCK)
+    bits = _ordered(score)
+    last = _kth_largest(bits, num_best)
+    above, tied = bits > last, bits == last
+    places_left = num_best - tl.sum(above.to(tl.int32), 0)
+    counted = tl.cumsum((above.to(tl.int32) << 16) | tied.to(tl.int32), 0)  # both in one scan
+    nth_above, nth_tied = counted >> 16, counted & 0xFFFF
+    kept = above | (tied & (nth_tied <= places_left))
+    place = here * num_kept + nth_above + tl.minimum(nth_tied, places_left) - 1
+    if listed_TN is None:
+        index = column * num_shares + share
+    else:
+        index = tl.load(listed_TN + at, mask=inside, other=0)
+    tl.store(best_TC + place, score, mask=kept)
+    tl.store(index_TC + place, index, mask=kept)
+
+    empty = tl.arange(0, PLACES)
+    lacking = (empty >= num_best) & (empty < num_kept)
+    nothing = tl.full((PLACES,), float("-inf"), score.dtype)
+    tl.store(best_TC + here * num_kept + empty, nothing, mask=lacking)
+    tl.store(index_TC + here * num_kept + empty, num_atoms, mask=lacking)

@@ -1,0 +1,13 @@
+"""A pytest plugin (-p): Triton's kernels serve tensors on the CPU, in its interpreter.
+
+The process must start with TRITON_INTERPRET=1, since Triton reads it when it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+
+from moram_dist.atoms import kernels
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "start the process with TRITON_INTERPRET=1"
+kernels.serve = lambda tensor: tensor.device.type == "cpu"
