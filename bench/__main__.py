@@ -33,6 +33,9 @@ from moram_dist.registry import InputError, unknown
 
 LEVELS = ("layer", "many", "stack", "decode", "matrix", "run")
 
+COMPILING = ("layer", "many", "decode")
+"""Levels in which the published formulation is also compiled."""
+
 RESULTS = "results.json"
 
 
@@ -45,6 +48,9 @@ def main(words: Sequence[str]) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--levels", default=",".join(LEVELS), help="of %(default)s")
+    parser.add_argument(
+        "--without-compile", action="store_true", help="leave torch.compile out: it takes its time"
+    )
     parser.add_argument("--out", type=Path, help="folder for JSON, tables and figures")
     given = parser.parse_args(words)
     try:
@@ -59,7 +65,8 @@ def main(words: Sequence[str]) -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    results = measure(levels, Settings(quick=given.quick), given.out)
+    settings = Settings(quick=given.quick, compiler=not given.without_compile)
+    results = measure(levels, settings, given.out)
     print(markdown(results))
     failed = [row for row in results.rows if row.level in levels and not row.passed]
     for row in failed:
@@ -70,9 +77,10 @@ def main(words: Sequence[str]) -> int:
 def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> Results:
     """All rows of some levels; what is done is on disk, if it is asked for."""
     torch.set_num_threads(1)
-    missing = compiler_missing() if {"layer", "many", "decode"} & {*levels} else ""
-    if missing:
-        settings = replace(settings, compiler=False)
+    missing = "not asked for"
+    if settings.compiler and {*COMPILING} & {*levels}:
+        missing = compiler_missing()
+        settings = replace(settings, compiler=not missing)
     found = environment() | {"quick": settings.quick}
     results = Results(environment=found, levels={}, rows=[])
     if out and (out / RESULTS).exists():
@@ -89,7 +97,7 @@ def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> Resu
                 load_before=load,
                 load_after=load_average(),
                 seconds=time.process_time() - begun,
-                compiler_missing=missing,
+                compiler_missing=missing if level in COMPILING else "",
             )
             results = results.with_level(level, took, rows)
             if out:
@@ -98,7 +106,7 @@ def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> Resu
 
 
 def runner(level: str) -> Callable[[Settings], Iterator[list[Row]]]:
-    """What measures a level, case by case; imported when it is asked for, since some imports take seconds."""
+    """What measures a level case by case; imported when asked for, since some imports are slow."""
     if level == "layer":
         from bench.layer import run
     elif level == "many":

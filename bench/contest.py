@@ -94,5 +94,5 @@ def compiler_missing() -> str:
     try:
         torch.compile(torch.sin)(torch.zeros(2))
     except RuntimeError as error:
-        return " ".join(str(error).split())[:160]
+        return "it does not work here, " + " ".join(str(error).split())[:160]
     return ""

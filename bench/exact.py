@@ -126,5 +126,6 @@ def compare(found: Answers, expected: Answers, chosen_TK: Tensor | None = None) 
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest number that is expected."""
+    expected = expected.detach()
     difference = (found.detach().double() - expected).abs().max()
     return float(difference / expected.abs().max())

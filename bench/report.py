@@ -16,6 +16,7 @@ from bench.contest import (
     PUBLISHED,
 )
 from bench.results import Level, Results, Row
+from bench.targets import found
 from eval.plots import AMOUNT, LOSS, QUIET, canvas
 
 TITLES = {
@@ -36,7 +37,7 @@ Column = Callable[[Row], str]
 def markdown(results: Results) -> str:
     """All tables, the targets first."""
     parts = ["# Benchmark", environment_line(results)]
-    if "layer" in results.levels or "many" in results.levels:
+    if any(found(results.rows)):
         parts += ["## Targets", targets(results.rows)]
     for level, title in TITLES.items():
         rows = [row for row in results.rows if row.level == level]
@@ -65,7 +66,7 @@ def level_line(level: Level) -> str:
     if level.load_before > BUSY:
         line += " The machine was busy: compare ratios within this table rather than times."
     if level.compiler_missing:
-        line += f" Without torch.compile, which does not work here: {level.compiler_missing}."
+        line += f" Without torch.compile: {level.compiler_missing}."
     return line
 
 
@@ -114,57 +115,21 @@ def table(header: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
 def targets(rows: Sequence[Row]) -> str:
     """What was aimed at beside what was found, for the sizes that were measured."""
     lines = [
-        [what, f"{sign} {bound:g}", f"{found:.2f}", "yes" if met else "no"]
-        for what, sign, bound, found in _targets(rows)
-        for met in [found >= bound if sign == ">=" else found <= bound]
+        [
+            target.title,
+            f"{target.width:,}",
+            f"{target.atoms:,}",
+            f"{'<=' if target.at_most else '>='} {target.bound:g}",
+            f"{ratio:.2f}",
+            "yes" if target.met(ratio) else "no",
+        ]
+        for target, ratio in found(rows)
     ]
-    return table(["ratio of least times or of bytes", "target", "found", "met"], lines)
-
-
-TIME_TARGETS = {64: 1.25, 256: 2.0, 1024: 2.7, 4096: 4.0, 65536: 15.0}
-"""Published over ours by number of atoms; a width of 1024 with 4096 atoms has one of its own."""
-
-WIDE_4096, NARROW_4096 = 4.0, 5.0
-
-
-def _targets(rows: Sequence[Row]) -> list[tuple[str, str, float, float]]:
-    out: list[tuple[str, str, float, float]] = []
-    layers = [row for row in rows if row.level in ("layer", "many")]
-    for key, case in {_key(row): row.case for row in layers}.items():
-        by = {row.way: row for row in layers if _key(row) == key}
-        size = f"{case['atoms']:,} atoms, width {case['width']}"
-        mine, theirs = by[OURS], by[PUBLISHED]
-        if case["what"] == "layer":
-            if case["atoms"] == 256 and _timed(mine, by[LINEAR]):
-                out.append((f"layer over bare linear, {size}", "<=", 1.2, _times(mine, by[LINEAR])))
-            continue
-        bound = TIME_TARGETS.get(case["atoms"])
-        if case["atoms"] == 4096 and case["width"] <= 1024:
-            bound = NARROW_4096
-        if bound and _timed(mine, theirs):
-            out.append((f"published over ours, {size}", ">=", bound, _times(theirs, mine)))
-        if case["atoms"] in (240, 1024, 4096) and _timed(mine, by[PEFT_ACTIVE]):
-            found = _times(by[PEFT_ACTIVE], mine)
-            out.append((f"PEFT, active rows, over ours, {size}", ">=", 1.0, found))
-        if theirs.saved_bytes and mine.saved_bytes:
-            saved = theirs.saved_bytes / mine.saved_bytes
-            least = {256: 4.0, 4096: 300.0}.get(case["atoms"])
-            if least:
-                out.append((f"saved bytes, published over ours, {size}", ">=", least, saved))
-    return out
+    return table(["ratio", "width", "atoms", "target", "found", "met"], lines)
 
 
 def _key(row: Row) -> tuple[Any, ...]:
     return tuple(row.case.items())
-
-
-def _timed(*rows: Row) -> bool:
-    return all(row.least is not None for row in rows)
-
-
-def _times(one: Row, other: Row) -> float:
-    assert one.least is not None and other.least is not None
-    return one.least / other.least
 
 
 COLOURS = {
@@ -195,13 +160,13 @@ def _figure(rows: Sequence[Row], label: str, value: Callable[[Row], float | None
         panels = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
         for axes, width in zip(panels, widths, strict=True):
             for way, colour in COLOURS.items():
-                found = [
+                points = [
                     (row.case["atoms"], value(row))
                     for row in updates
                     if row.way == way and row.case["width"] == width and value(row)
                 ]
-                if found:
-                    axes.plot(*zip(*found, strict=True), "o-", ms=3, color=colour, label=way)
+                if points:
+                    axes.plot(*zip(*points, strict=True), "o-", ms=3, color=colour, label=way)
             axes.set(xscale="log", yscale="log", xlabel="atoms", title=f"width {width}")
             axes.grid(True, which="major")
         panels[0].set_ylabel(f"{label} ({tokens} tokens)")

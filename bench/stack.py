@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -140,9 +141,16 @@ def published(
 def ours(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int) -> Way:
     """The method's own layers: q, k and v are asked together."""
     memories, leaves = put_ours(model, atoms, METHOD)
-    way = way_of(model.train(), leaves, x_1TD, text)
-    assert all(memory.bank.num_atoms == ATOMS - ACTIVE for memory in memories.values())
-    return way
+
+    def kept_bytes() -> int:
+        grams = [
+            memory.placer.now.gram(memory.bank, i, memory.bank.num_atoms)
+            for memory in memories.values()
+            for i in range(len(memory.bank.shapes))
+        ]
+        return sum(gram.nbytes for gram in grams if gram is not None)
+
+    return replace(way_of(model.train(), leaves, x_1TD, text), kept_bytes=kept_bytes)
 
 
 def peft(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int, apart: bool) -> Way:
