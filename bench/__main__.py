@@ -33,8 +33,8 @@ from moram_dist.registry import InputError, unknown
 
 LEVELS = ("layer", "many", "stack", "decode", "matrix", "run")
 
-COMPILING = ("layer", "many", "decode")
-"""Levels in which the published formulation is also compiled."""
+COMPILING = {"layer", "many", "decode"}
+"""Levels in which the published formulation is also compiled; the first alone for --quick."""
 
 RESULTS = "results.json"
 
@@ -77,10 +77,10 @@ def main(words: Sequence[str]) -> int:
 def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> Results:
     """All rows of some levels; what is done is on disk, if it is asked for."""
     torch.set_num_threads(1)
+    compiling = {*levels} & ({"layer"} if settings.quick else COMPILING)
     missing = "not asked for"
-    if settings.compiler and {*COMPILING} & {*levels}:
+    if settings.compiler and compiling:
         missing = compiler_missing()
-        settings = replace(settings, compiler=not missing)
     found = environment() | {"quick": settings.quick}
     results = Results(environment=found, levels={}, rows=[])
     if out and (out / RESULTS).exists():
@@ -91,13 +91,14 @@ def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> Resu
         print(f"level {level} ...", file=sys.stderr, flush=True)
         load, begun = load_average(), time.process_time()
         rows: list[Row] = []
-        for more in runner(level)(settings):
+        compiler = level in compiling and not missing
+        for more in runner(level)(replace(settings, compiler=compiler)):
             rows += more
             took = Level(
                 load_before=load,
                 load_after=load_average(),
                 seconds=time.process_time() - begun,
-                compiler_missing=missing if level in COMPILING else "",
+                compiler_missing=missing if level in compiling else "",
             )
             results = results.with_level(level, took, rows)
             if out:

@@ -31,7 +31,7 @@ GRID = [
 MANY = Case(num_tokens=256, width=1024, num_atoms=65536)
 QUICK_MANY = Case(num_tokens=64, width=512, num_atoms=8192)
 
-QUICK = [Case(num_tokens=512, width=512, num_atoms=num_atoms) for num_atoms in (64, 256, 1024)]
+QUICK = [Case(num_tokens=512, width=512, num_atoms=num_atoms) for num_atoms in (64, 1024)]
 
 
 LARGEST_LORA = 4096
