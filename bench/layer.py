@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bench import exact, variants
 from bench.contest import (
@@ -20,7 +20,7 @@ from bench.contest import (
     contest,
 )
 from bench.results import Row
-from bench.variants import Case, Inputs, on_linear
+from bench.variants import Case, Inputs, Way, on_linear
 
 GRID = [
     Case(num_tokens=2048, width=width, num_atoms=num_atoms)
@@ -54,33 +54,25 @@ def one_case(inputs: Inputs, settings: Settings, level: str = "layer") -> list[R
     """The update alone, then the layer."""
     case = inputs.case
     memory, base = exact.memory(inputs), exact.linear(inputs)
-    lora = exact.lora(inputs) if case.num_atoms <= LARGEST_LORA else {}
-    update = {
-        PUBLISHED: Entry(make=lambda: variants.published_eager(inputs), reference=memory),
-        COMPILED: Entry(make=lambda: variants.published_compiled(inputs), reference=memory),
-        PEFT_ALL: Entry(make=lambda: variants.peft_all(inputs), reference=lora),
-        PEFT_ACTIVE: Entry(make=lambda: variants.peft_active(inputs), reference=lora),
-        OURS: Entry(make=lambda: variants.ours(inputs), reference=memory),
-    }
-    if not settings.compiler:
-        del update[COMPILED]
-    if not lora:
-        del update[PEFT_ALL], update[PEFT_ACTIVE]
+    whole = exact.layer(memory, base)
+
+    def entry(make: Callable[[Inputs], Way], reference: exact.Answers) -> Entry:
+        return Entry(make=lambda: make(inputs), reference=reference)
+
+    update = {PUBLISHED: entry(variants.published_eager, memory)}
     layer = {
-        LINEAR: Entry(make=lambda: variants.bare_linear(inputs), reference=base),
-        PUBLISHED: Entry(
-            make=lambda: on_linear(variants.published_eager)(inputs),
-            reference=exact.layer(memory, base),
-        ),
-        PEFT_ACTIVE: Entry(
-            make=lambda: variants.peft_active_layer(inputs), reference=exact.layer(lora, base)
-        ),
-        OURS: Entry(
-            make=lambda: on_linear(variants.ours)(inputs), reference=exact.layer(memory, base)
-        ),
+        LINEAR: entry(variants.bare_linear, base),
+        PUBLISHED: entry(on_linear(variants.published_eager), whole),
     }
-    if not lora:
-        del layer[PEFT_ACTIVE]
+    if settings.compiler:
+        update[COMPILED] = entry(variants.published_compiled, memory)
+    if case.num_atoms <= LARGEST_LORA:
+        lora = exact.lora(inputs)
+        update[PEFT_ALL] = entry(variants.peft_all, lora)
+        update[PEFT_ACTIVE] = entry(variants.peft_active, lora)
+        layer[PEFT_ACTIVE] = entry(variants.peft_active_layer, exact.layer(lora, base))
+    update[OURS] = entry(variants.ours, memory)
+    layer[OURS] = entry(on_linear(variants.ours), whole)
     sizes = {"tokens": case.num_tokens, "width": case.width, "atoms": case.num_atoms}
     return [
         row

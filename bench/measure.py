@@ -51,6 +51,8 @@ BAG_ROWS = {
 LEAST_S = 0.02
 """Calls that take less are timed several at once."""
 
+MOST_AT_ONCE = 2000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
@@ -183,8 +185,8 @@ def interleaved(
     """
     numbers, spent = {}, 0.0
     for name, call in calls.items():
-        once = _seconds(call, 1)
-        numbers[name] = max(1, round(LEAST_S / max(once, 1e-9)))
+        once = max(_seconds(call, 1), LEAST_S / MOST_AT_ONCE)
+        numbers[name] = max(1, round(LEAST_S / once))
         spent += once * numbers[name]
     repeats = min(max(round(seconds / spent), least_repeats), most_repeats)
     found: dict[str, list[float]] = {name: [] for name in calls}

@@ -119,6 +119,14 @@ def test_counts_of_an_update(case):
         assert row.saved_bytes == (update[way].saved_bytes if way != LINEAR else 0)
 
 
+def test_a_lora_of_very_many_rows_is_left_out(monkeypatch):
+    monkeypatch.setattr(layer, "LARGEST_LORA", 40)
+    monkeypatch.setattr(layer, "MANY", LARGE)
+    (rows,) = layer.many(FAST)
+    assert {row.way for row in rows} == {PUBLISHED, OURS, LINEAR}
+    assert {row.level for row in rows} == {"many"} and all(row.passed for row in rows)
+
+
 @pytest.mark.parametrize(("width", "num_atoms", "least"), [(1024, 4096, 300), (2048, 256, 4)])
 def test_what_the_counts_mean_at_real_sizes(width, num_atoms, least):
     saved = saved_bytes(Case(num_tokens=2048, width=width, num_atoms=num_atoms), width, 2048)
@@ -128,7 +136,7 @@ def test_what_the_counts_mean_at_real_sizes(width, num_atoms, least):
 def test_a_wrong_answer_is_not_timed(monkeypatch):
     inputs = variants.draw(SMALL)
     warmer = replace(inputs, case=replace(SMALL, temperature=0.031))
-    monkeypatch.setattr(layer.variants, "ours", lambda _: variants.published_eager(warmer))
+    monkeypatch.setattr(variants, "ours", lambda _: variants.published_eager(warmer))
     rows = [row for row in layer.one_case(inputs, FAST) if row.case["what"] == "update"]
     found = by_way(rows)
     assert not found[OURS].passed and found[OURS].least is None
@@ -306,6 +314,17 @@ def test_without_a_compiler_the_rest_goes_on(monkeypatch):
         "it does not work here, InvalidCxxCompiler: no working C++ compiler"
     )
     assert COMPILED not in by_way(layer.one_case(variants.draw(SMALL), FAST))
+
+
+def test_each_size_is_compiled_afresh(monkeypatch):
+    """torch gives up on a function that was compiled for eight sizes."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **more: compiled(f, backend="eager", **more))
+    for num_tokens in range(2, 12):
+        inputs = variants.draw(replace(SMALL, num_tokens=num_tokens))
+        way = variants.published_compiled(inputs)
+        seen = look(way, inputs.upstream_TD, top_k=K, counted=False)
+        assert exact.compare(seen.answers, exact.memory(inputs), seen.chosen_TK).passed
 
 
 def test_published_is_not_slowed_down():
