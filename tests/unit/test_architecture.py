@@ -30,6 +30,7 @@ ABOVE = {  # top-level packages of ours: which of the others each may import
     "eval": {"moram_dist"},
     "launch": {"moram_dist", "eval"},
     "tools": {"moram_dist", "eval", "launch"},
+    "bench": {"moram_dist", "eval"},
 }
 
 ONE_HOME = {  # module -> the only packages that import it, those inside functions too
@@ -38,6 +39,7 @@ ONE_HOME = {  # module -> the only packages that import it, those inside functio
     "transformers.integrations": {"models"},
     "mlflow": {"tracking"},
     "triton": {"atoms"},
+    "peft": {"bench"},
     "fire": {"launch", "eval"},
 }
 

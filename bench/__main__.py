@@ -1,0 +1,136 @@
+"""Measure what a memory costs beside the published formulation, PEFT's LoRA and a bare linear.
+
+    python -m bench                                  every level, under 15 minutes on two cores
+    python -m bench --quick                          small sizes, under 2 minutes
+    python -m bench --levels layer,decode
+    python -m bench --out docs/results/bench         also JSON, tables and figures
+
+Levels that the folder has from before and that are not asked for stay in it.
+Everything is checked against float64 before it is timed. Exit code 1 where a check failed, 2 for
+wrong input. Times are this process' CPU time on one thread and no more than printed: what must not
+change, tests/unit/test_bench.py holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bench.contest import Settings, compiler_missing
+from bench.measure import load_average
+from bench.report import markdown, memory_figure, time_figure
+from bench.results import Level, Results, Row, environment
+from eval.plots import svg_text
+from moram_dist.files import write_atomically
+from moram_dist.registry import InputError, unknown
+
+LEVELS = ("layer", "many", "stack", "decode", "matrix", "run")
+
+COMPILING = {"layer", "many", "decode"}
+"""Levels in which the published formulation is also compiled; the first alone for --quick."""
+
+RESULTS = "results.json"
+
+
+def main(words: Sequence[str]) -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--levels", default=",".join(LEVELS), help="of %(default)s")
+    parser.add_argument(
+        "--without-compile", action="store_true", help="leave torch.compile out: it takes its time"
+    )
+    parser.add_argument("--out", type=Path, help="folder for JSON, tables and figures")
+    given = parser.parse_args(words)
+    try:
+        levels = given.levels.split(",")
+        for level in levels:
+            if level not in LEVELS:
+                raise unknown("level", level, LEVELS)
+        if importlib.util.find_spec("peft") is None:
+            raise InputError("package peft is missing; pip install -r requirements-dev.txt")
+        if given.out:
+            given.out.mkdir(parents=True, exist_ok=True)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    settings = Settings(quick=given.quick, compiler=not given.without_compile)
+    results = measure(levels, settings, given.out)
+    print(markdown(results))
+    failed = [row for row in results.rows if row.level in levels and not row.passed]
+    for row in failed:
+        print(f"failed its check: {row.level}, {dict(row.case)}, {row.way}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> Results:
+    """All rows of some levels; what is done is on disk, if it is asked for."""
+    torch.set_num_threads(1)
+    compiling = {*levels} & ({"layer"} if settings.quick else COMPILING)
+    missing = "not asked for"
+    if settings.compiler and compiling:
+        missing = compiler_missing()
+    found = environment() | {"quick": settings.quick}
+    results = Results(environment=found, levels={}, rows=[])
+    if out and (out / RESULTS).exists():
+        earlier = Results.from_json((out / RESULTS).read_text(encoding="utf-8"))
+        if earlier.environment == found:
+            results = earlier
+    for level in levels:
+        print(f"level {level} ...", file=sys.stderr, flush=True)
+        load, begun = load_average(), time.process_time()
+        rows: list[Row] = []
+        compiler = level in compiling and not missing
+        for more in runner(level)(replace(settings, compiler=compiler)):
+            rows += more
+            took = Level(
+                load_before=load,
+                load_after=load_average(),
+                seconds=time.process_time() - begun,
+                compiler_missing=missing if level in compiling else "",
+            )
+            results = results.with_level(level, took, rows)
+            if out:
+                write(results, out)
+    return results
+
+
+def runner(level: str) -> Callable[[Settings], Iterator[list[Row]]]:
+    """What measures a level case by case; imported when asked for, since some imports are slow."""
+    if level == "layer":
+        from bench.layer import run
+    elif level == "many":
+        from bench.layer import many as run
+    elif level == "stack":
+        from bench.stack import run
+    elif level == "decode":
+        from bench.decode import run
+    elif level == "matrix":
+        from bench.matrix import run
+    else:
+        from bench.mini_run import run
+    return run
+
+
+def write(results: Results, folder: Path) -> None:
+    """Everything that a page links."""
+    write_atomically(folder / RESULTS, results.to_json())
+    write_atomically(folder / "table.md", markdown(results))
+    if any(row.level == "layer" for row in results.rows):
+        write_atomically(folder / "time.svg", svg_text(time_figure(results.rows)))
+        write_atomically(folder / "memory.svg", svg_text(memory_figure(results.rows)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,152 @@
+"""Level ``matrix``: answers for all cells of a score matrix, the model as it was after each task.
+
+The embedded demo with its base and drawn atoms, which answer nonsense at the length of answers that
+were not learned to end. Published scripts generate one example at a time. Times are of one pass
+over all cells.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.contest import OURS, PUBLISHED, Settings
+from bench.models import Atoms, draw_atoms, put_ours, put_published
+from bench.results import Row
+from moram_dist.config import ANSWERS, MethodConfig, ModelConfig
+from moram_dist.decode import answer_batch
+from moram_dist.models import language_model
+from moram_dist.tasks import BENCHMARKS, Source
+from moram_dist.tasks.task import Benchmark, Task
+
+METHOD = MethodConfig(threshold=0.0, dropout=0.0)
+GENERATE, _, LABELS, _ = ANSWERS
+BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """A way to fill the matrix."""
+
+    models: Sequence[nn.Module]
+    """After each task."""
+
+    batch: int = BATCH
+    mode: str = GENERATE
+
+
+def run(settings: Settings) -> Iterator[list[Row]]:
+    """One matrix."""
+    num_tasks, num_examples = (2, 4) if settings.quick else (5, 16)
+    benchmark = BENCHMARKS["demo"](Source(limit_train=1, limit_eval=num_examples))
+    yield one_matrix(replace(benchmark, tasks=benchmark.tasks[:num_tasks]))
+
+
+def one_matrix(benchmark: Benchmark) -> list[Row]:
+    """Every way's answers, and its time if they are those of the formulation in float64."""
+    base = language_model.load(ModelConfig(dtype="fp32"), {"zero_optimization": {"stage": 0}})
+    num_tasks = len(benchmark.tasks)
+    atoms = draw_atoms(base.model, METHOD, METHOD.atoms_per_task * num_tasks, 0)
+    published = after_each(base.model, atoms, num_tasks, put_published_atoms)
+    ours = after_each(base.model, atoms, num_tasks, put_our_atoms)
+    ways = {
+        f"{PUBLISHED}, generate, one at a time": How(models=published, batch=1),
+        f"{PUBLISHED}, generate, {BATCH} together": How(models=published),
+        f"{OURS}, generate, one at a time": How(models=ours, batch=1),
+        f"{OURS}, generate, {BATCH} together": How(models=ours),
+        f"{OURS}, label likelihood, {BATCH} together": How(models=ours, mode=LABELS),
+    }
+    exact = {
+        mode: answers(
+            How(models=[deepcopy(m).double() for m in published], mode=mode),
+            benchmark,
+            base.tokenizer,
+        )[0]
+        for mode in (GENERATE, LABELS)
+    }
+    cells = num_tasks * (num_tasks + 1) // 2
+    case = {"tasks": num_tasks, "cells": cells, "examples": cells * len(benchmark.tasks[0].test)}
+    rows = []
+    for name, how in ways.items():
+        answers(replace(how, models=how.models[:1]), benchmark, base.tokenizer)  # warms up
+        found, seconds = answers(how, benchmark, base.tokenizer)
+        expected = exact[how.mode]
+        same = sum(one == other for one, other in zip(found, expected, strict=True))
+        passed = same == len(expected)
+        rows.append(
+            Row(
+                level="matrix",
+                case=case,
+                way=name,
+                passed=passed,
+                least=seconds if passed else None,
+                median=seconds if passed else None,
+                repeats=1,
+                also={"same answers": f"{same} of {len(expected)}"},
+            )
+        )
+    return rows
+
+
+def after_each(
+    base: nn.Module,
+    atoms: Atoms,
+    num_tasks: int,
+    put: Callable[[nn.Module, Atoms], Any],
+) -> list[nn.Module]:
+    """The model after each task: each has the atoms of the tasks so far."""
+    models = []
+    for task in range(num_tasks):
+        learned = (task + 1) * METHOD.atoms_per_task
+        so_far = {
+            name: ((keys[:learned], values[:learned]), new)
+            for name, ((keys, values), new) in atoms.items()
+        }
+        model = deepcopy(base)
+        put(model, so_far)
+        models.append(model.eval())
+    return models
+
+
+def put_published_atoms(model: nn.Module, atoms: Atoms) -> None:
+    """The published formulation, all atoms frozen."""
+    put_published(model, atoms, METHOD)
+
+
+def put_our_atoms(model: nn.Module, atoms: Atoms) -> None:
+    """A learned memory: nothing is active."""
+    room = {
+        name: (frozen, tuple(part.new_zeros(METHOD.atoms_per_task, part.shape[1]) for part in new))
+        for name, (frozen, new) in atoms.items()
+    }
+    memories, _ = put_ours(model, room, METHOD)  # type: ignore[arg-type]
+    for memory in memories.values():
+        memory.learning = False
+
+
+@torch.no_grad()
+def answers(how: How, benchmark: Benchmark, tokenizer: Any) -> tuple[list[str], float]:
+    """All answers, row after row, and the CPU seconds that they took."""
+    begun = time.process_time()
+    out: list[str] = []
+    for row, model in enumerate(how.models):
+        for task in benchmark.tasks[: row + 1]:
+            out += _cell(how, model, tokenizer, task, benchmark)
+    return out, time.process_time() - begun
+
+
+def _cell(
+    how: How, model: nn.Module, tokenizer: Any, task: Task, benchmark: Benchmark
+) -> list[str]:
+    found: list[str] = []
+    for start in range(0, len(task.test), how.batch):
+        batch = task.test[start : start + how.batch]
+        answered = answer_batch([how.mode], model, tokenizer, batch, task, benchmark.decoding)
+        found += [answer.text for answer in answered[how.mode]]
+    return found

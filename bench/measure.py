@@ -1,0 +1,214 @@
+"""What a call costs: operations counted exactly, and process CPU time, which others disturb least.
+
+FLOPs are torch's own count and, for embedding_bag, which it does not know, two for each number of
+each chosen row. A dispatched operation is one call of a kernel: what only looks at a tensor in
+another way, or allocates without writing, is none. Saved bytes are storages that autograd holds
+for the backward pass, each once, without the input, parameters and frozen atoms: those are there
+anyway, in every way of computing the same.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from bench.variants import Way
+
+aten = torch.ops.aten
+
+WITHOUT_KERNEL = {
+    aten.empty,
+    aten.empty_like,
+    aten.empty_strided,
+    aten.new_empty,
+    aten.new_empty_strided,
+    aten._unsafe_view,
+    aten.lift_fresh,
+    aten.is_same_size,
+    aten.promote_types,
+}
+"""Operations that start no kernel though their schema returns a new tensor, or none."""
+
+BAG_ROWS = {
+    aten._embedding_bag: 0,
+    aten._embedding_bag_forward_only: 0,
+    aten._embedding_bag_per_sample_weights_backward: 1,
+}
+"""Operations on chosen rows to the place of the rows among their arguments; indices come next."""
+
+LEAST_S = 0.02
+"""Calls that take less are timed several at once."""
+
+MOST_AT_ONCE = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Process CPU seconds of one call."""
+
+    least: float
+    median: float
+    repeats: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What does not depend on the machine; None where torch.compile hides it."""
+
+    flops: int | None
+    dispatched: int | None
+    saved_bytes: int
+    operations: Mapping[str, int] = field(default_factory=dict)
+    """Name to calls of what ``dispatched`` adds up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One pass: what it answered, and what it cost."""
+
+    answers: Mapping[str, Tensor]
+    """``y``, and the gradient of each leaf."""
+
+    chosen_TK: Tensor | None
+    """The atoms of each token, as they were saved for the backward pass."""
+
+    counts: Counts
+
+
+def one_pass(way: Way, upstream_TD: Tensor) -> tuple[Tensor, ...]:
+    """Output and gradients of one forward and backward pass."""
+    y_TD = way.forward()
+    return (y_TD, *torch.autograd.grad(y_TD, tuple(way.wanted.values()), upstream_TD))
+
+
+def look(way: Way, upstream_TD: Tensor, *, top_k: int, counted: bool = True) -> Seen:
+    """One pass under all counters; without ``counted`` only saved bytes, which compiled code has.
+
+    The set of chosen atoms is what the pass itself saves: the one integer tensor of (T, K).
+    """
+    saved = Saved([*way.held, *way.wanted.values()])
+    work = Work()
+    with saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+        if counted:
+            with work:
+                y, *gradients = one_pass(way, upstream_TD)
+        else:
+            y, *gradients = one_pass(way, upstream_TD)
+    shape = (len(upstream_TD), top_k)
+    chosen = [t for t in saved.tensors if not t.is_floating_point() and t.shape == shape]
+    return Seen(
+        answers={"y": y.detach(), **dict(zip(way.wanted, gradients, strict=True))},
+        chosen_TK=chosen[0].detach() if chosen else None,
+        counts=Counts(
+            flops=work.flops if counted else None,
+            dispatched=work.dispatched if counted else None,
+            saved_bytes=saved.bytes,
+            operations=work.operations,
+        ),
+    )
+
+
+class Saved:
+    """Storages that autograd saves, but for those of some tensors."""
+
+    def __init__(self, without: Iterable[Tensor]) -> None:
+        self._without = {tensor.untyped_storage().data_ptr() for tensor in without}
+        self._storages: dict[int, int] = {}
+        self.tensors: list[Tensor] = []
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """The hook: looks, and saves as torch would."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._without:
+            self._storages[storage.data_ptr()] = storage.nbytes()
+            self.tensors.append(tensor.detach())
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        """Of all storages, each once."""
+        return sum(self._storages.values())
+
+
+class Work(TorchDispatchMode):
+    """A context in which FLOPs and dispatched operations are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        """Multiplications and additions of matrix products and bags."""
+        self.operations: Counter[str] = Counter()
+
+    @property
+    def dispatched(self) -> int:
+        """Operations that start a kernel."""
+        return self.operations.total()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See the operation, and let it happen."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = func.overloadpacket
+        if packet in BAG_ROWS:
+            self.flops += 2 * args[BAG_ROWS[packet] + 1].numel() * args[BAG_ROWS[packet]].shape[1]
+        elif packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        if not func.is_view and packet not in WITHOUT_KERNEL:
+            self.operations[str(packet)] += 1
+        return out
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float,
+    least_repeats: int = 3,
+    most_repeats: int = 15,
+    seed: int = 0,
+) -> dict[str, Times]:
+    """CPU time of each call; all take a turn in each repetition, in an order drawn anew.
+
+    A first turn is not counted; it says how often each call is made within one measurement, and how
+    many repetitions ``seconds`` allow.
+    """
+    numbers, spent = {}, 0.0
+    for name, call in calls.items():
+        once = max(_seconds(call, 1), LEAST_S / MOST_AT_ONCE)
+        numbers[name] = max(1, round(LEAST_S / once))
+        spent += once * numbers[name]
+    repeats = min(max(round(seconds / spent), least_repeats), most_repeats)
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    shuffle = random.Random(seed).shuffle
+    for _ in range(repeats):
+        order = list(calls)
+        shuffle(order)
+        for name in order:
+            found[name].append(_seconds(calls[name], numbers[name]))
+    return {
+        name: Times(least=min(each), median=statistics.median(each), repeats=repeats)
+        for name, each in found.items()
+    }
+
+
+def _seconds(call: Callable[[], object], number: int) -> float:
+    begun = time.process_time()
+    for _ in range(number):
+        call()
+    return (time.process_time() - begun) / number
+
+
+def load_average() -> float:
+    """Processes that wanted a core, over the last minute."""
+    return os.getloadavg()[0]

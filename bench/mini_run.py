@@ -1,0 +1,109 @@
+"""Level ``run``: three tasks on two gloo ranks through the real launcher, from start to report.
+
+The demo and its base under ZeRO-3. Bytes are those that a rank receives in the last step of the
+last task, from the run's own metrics.jsonl: the difference of two steps that follow each other. For
+``gathered`` they must be the formula of ``moram_dist.atoms.placement``; those of ``stationary``
+depend on how long texts are, and tests/distributed/test_traffic.py holds them. CPU seconds are of
+all processes from the launcher on, imports too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.contest import Settings
+from bench.results import Row
+from moram_dist.comm.env import free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+RANKS, TASKS, ATOMS = 2, ("topic", "mood", "place"), 8
+FLAGS = (
+    *("--order", ",".join(TASKS), "--atoms_per_task", str(ATOMS)),
+    *("--limit_train", "32", "--limit_eval", "8", "--epochs", "1", "--batch_size", "8"),
+    *("--log_every", "1", "--tracking", "none"),
+)
+RUNS = {
+    "ours, resident": ("--placement", "resident"),
+    "ours, gathered": ("--placement", "gathered"),
+    "ours, stationary": ("--placement", "stationary"),
+    "one LoRA for all tasks": ("--method", "sequential_lora"),
+}
+QUICK = "ours, gathered"
+LINEARS, WIDTH = 12, 128
+"""Of the demo's base that are adapted, and their inputs and outputs."""
+
+TIMEOUT_S = 900
+
+
+def run(settings: Settings) -> Iterator[list[Row]]:
+    """All runs, one after the other."""
+    names = (QUICK,) if settings.quick else tuple(RUNS)
+    for name in names:
+        yield [one_run(name)]
+
+
+def gathered_bytes() -> int:
+    """What a step's one micro-batch receives: others' atoms of two tasks, forward and backward."""
+    others = (RANKS - 1) * len(TASKS[:-1]) * ATOMS // RANKS
+    return 2 * others * LINEARS * 2 * WIDTH * 4
+
+
+def one_run(name: str) -> Row:
+    """Start it, wait, and read what it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = _children_seconds()
+        done = subprocess.run(
+            [
+                *("deepspeed", "--master_port", str(free_port()), "--num_gpus", str(RANKS)),
+                *("launch/train.py", "--ds_config", "ds_configs/zero3.json"),
+                *(*FLAGS, *RUNS[name], "--output_dir", folder),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+        seconds = _children_seconds() - before
+        if done.returncode:
+            raise RuntimeError(f"{name}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        text = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8")
+    logged = [json.loads(line) for line in text.splitlines()]
+    received, calls = (step_difference(logged, suffix) for suffix in ("_bytes", "_calls"))
+    expected = {"ours, resident": 0, "ours, gathered": gathered_bytes()}.get(name, received)
+    steps = [line for line in logged if "train/tokens_per_second" in line]
+    return Row(
+        level="run",
+        case={"tasks": len(TASKS), "ranks": RANKS, "steps": len(steps)},
+        way=name,
+        passed=received == expected,
+        least=seconds,
+        median=seconds,
+        repeats=1,
+        also={
+            "received bytes a step": received,
+            "collectives a step": calls,
+            "tokens/s of wall time": round(steps[-1]["train/tokens_per_second"]),
+            "peak MB of a rank": round(steps[-1]["train/peak_memory_mb"]),
+        },
+    )
+
+
+def step_difference(logged: list[dict[str, Any]], suffix: str) -> int:
+    """What the memory's counters rose by in the last step."""
+    before, last = [line for line in logged if "train/tokens_per_second" in line][-2:]
+    names = [name for name in last if name.startswith("atoms/") and name.endswith(suffix)]
+    return round(sum(last[name] - before.get(name, 0) for name in names))
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,97 @@
+"""What the layer is meant to reach, and by which of it is measured.
+
+Targets are ratios within one run. The published formulation does six products of all tokens and all
+atoms; ours needs two, or one and K^T K where there are more atoms than inputs. Selection and memory
+traffic take their part of that on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from bench.contest import LINEAR, OURS, PEFT_ACTIVE, PUBLISHED
+from bench.results import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A ratio of two ways in one case."""
+
+    title: str
+    width: int
+    atoms: int
+    bound: float
+    one: str = PUBLISHED
+    other: str = OURS
+    what: str = "update"
+    value: Callable[[Row], float | None] = lambda row: row.least
+    at_most: bool = False
+
+    def met(self, found: float) -> bool:
+        """Whether a ratio is good enough."""
+        return found <= self.bound if self.at_most else found >= self.bound
+
+
+def _faster(width: int, atoms: int, bound: float) -> Target:
+    return Target(title="time, published / ours", width=width, atoms=atoms, bound=bound)
+
+
+def _smaller(width: int, atoms: int, bound: float) -> Target:
+    return Target(
+        title="saved bytes, published / ours",
+        width=width,
+        atoms=atoms,
+        bound=bound,
+        value=lambda row: row.saved_bytes,
+    )
+
+
+def _than_peft(width: int, atoms: int) -> Target:
+    return Target(
+        title="time, PEFT's active rows / ours",
+        width=width,
+        atoms=atoms,
+        bound=1.0,
+        one=PEFT_ACTIVE,
+    )
+
+
+TARGETS = (
+    *(_faster(width, 64, 1.25) for width in (1024, 2048)),
+    *(_faster(width, 256, 2.0) for width in (1024, 2048)),
+    *(_faster(width, 1024, 2.7) for width in (1024, 2048)),
+    _faster(1024, 4096, 5.0),
+    _faster(2048, 4096, 4.0),
+    _faster(1024, 65536, 15.0),
+    Target(
+        title="time of the layer, ours / bare linear",
+        width=2048,
+        atoms=256,
+        bound=1.2,
+        one=OURS,
+        other=LINEAR,
+        what="layer",
+        at_most=True,
+    ),
+    *(_than_peft(width, atoms) for width in (1024, 2048) for atoms in (240, 1024, 4096)),
+    *(_smaller(width, 256, 4.0) for width in (1024, 2048)),
+    *(_smaller(width, 4096, 300.0) for width in (1024, 2048)),
+)
+
+
+def found(rows: Sequence[Row]) -> Iterator[tuple[Target, float]]:
+    """Each target whose two ways were measured, and their ratio."""
+    of = {
+        (row.case["what"], row.case["width"], row.case["atoms"], row.way): row
+        for row in rows
+        if row.level in ("layer", "many")
+    }
+    for target in TARGETS:
+        pair = [
+            target.value(of[key])
+            for way in (target.one, target.other)
+            if (key := (target.what, target.width, target.atoms, way)) in of
+        ]
+        if len(pair) == 2 and pair[0] and pair[1]:
+            yield target, pair[0] / pair[1]

@@ -1,0 +1,245 @@
+"""One linear with a memory, in each of the ways that are compared.
+
+Every way gets the same tokens, the same frozen and active atoms and the same gradient of its
+output. A LoRA has no routing and answers something else with the same rows, so each way names the
+reference that it is checked against.
+
+Shape letters: T tokens, N atoms, D inputs and outputs (square linears), K atoms kept per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench import published
+from bench.peft_lora import peft_leaves, peft_lora
+from moram_dist.atoms.bank import Bank
+from moram_dist.atoms.placement import Resident
+from moram_dist.atoms.recall import recall_together
+from moram_dist.atoms.routing import Routing
+from moram_dist.comm.collectives import AtomGroup
+
+CLEAR = 1e-6
+"""Tokens are drawn again until their k-th relevance leads the next one by more: closer than that,
+float32 cannot tell which atom is chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """The sizes of one linear and its memory."""
+
+    num_tokens: int
+    width: int
+    num_atoms: int
+    """Frozen and active together."""
+
+    num_active: int = 16
+    top_k: int = 16
+    temperature: float = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What all ways are given."""
+
+    case: Case
+    x_TD: Tensor
+    weight_DD: Tensor
+    frozen: tuple[Tensor, Tensor]
+    """Keys and values, (N, D) each."""
+
+    active: tuple[Tensor, Tensor]
+    upstream_TD: Tensor
+    """Gradient of the output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to compute the case, ready to be called again and again."""
+
+    forward: Callable[[], Tensor]
+    wanted: Mapping[str, Tensor]
+    """What gets a gradient, by the name that references know it by."""
+
+    held: tuple[Tensor, ...] = ()
+    """What is there whether or not a pass goes on: the bank, frozen weights. Not saved by it."""
+
+    kept_bytes: Callable[[], int] = lambda: 0
+    """Of what a way keeps from pass to pass beyond weights and atoms."""
+
+
+def draw(case: Case, seed: int = 0) -> Inputs:
+    """Normal tokens, atoms and gradients in float32, by seed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(rows: int) -> Tensor:
+        return torch.randn(rows, case.width, generator=generator)
+
+    num_frozen = case.num_atoms - case.num_active
+    frozen = normal(num_frozen), normal(num_frozen)
+    active = normal(case.num_active), normal(case.num_active)
+    x_TD = torch.empty(case.num_tokens, case.width)
+    unclear = torch.arange(case.num_tokens)
+    while len(unclear):
+        x_TD[unclear] = normal(len(unclear))
+        score_TN = torch.cat(
+            [
+                x_TD[unclear].double() @ some.double().T
+                for some in (*frozen[0].split(4096), active[0])
+            ],
+            -1,
+        )
+        unclear = unclear[_unclear(score_TN, case.top_k)]
+    return Inputs(
+        case=case,
+        x_TD=x_TD.requires_grad_(),
+        weight_DD=normal(case.width) / case.width**0.5,
+        frozen=frozen,
+        active=(active[0].requires_grad_(), active[1].requires_grad_()),
+        upstream_TD=normal(case.num_tokens),
+    )
+
+
+def _unclear(score_TN: Tensor, top_k: int) -> Tensor:
+    """Whether the k-th place is, (T,)."""
+    if top_k >= score_TN.shape[1]:
+        return torch.zeros(len(score_TN), dtype=torch.bool)
+    best_TK = score_TN.topk(top_k + 1).values
+    return best_TK[:, -2] - best_TK[:, -1] <= CLEAR * score_TN.norm(dim=-1)
+
+
+def published_eager(inputs: Inputs) -> Way:
+    """The published formulation as it stands."""
+    return _published(inputs, published.recall)
+
+
+def published_compiled(inputs: Inputs) -> Way:
+    """The same through torch.compile, for this size alone."""
+    torch.compiler.reset()  # it refuses to compile one function for more than a few sizes
+    return _published(inputs, torch.compile(published.recall, dynamic=False, fullgraph=True))
+
+
+def _published(inputs: Inputs, recall: Callable[..., Tensor]) -> Way:
+    case = inputs.case
+
+    def forward() -> Tensor:
+        return recall(
+            inputs.x_TD,
+            inputs.frozen,
+            inputs.active,
+            top_k=case.top_k,
+            temperature=case.temperature,
+        )
+
+    return Way(forward=forward, wanted=_leaves(inputs), held=(*inputs.frozen, inputs.weight_DD))
+
+
+def ours(inputs: Inputs) -> Way:
+    """Frozen atoms in a bank on one rank, active ones beside it, as in training."""
+    return _ours(inputs, inputs.frozen, inputs.active)
+
+
+def ours_learned(inputs: Inputs) -> Way:
+    """All atoms frozen and in the bank, as when a learned memory answers."""
+    keys, values = (torch.cat(pair).detach() for pair in zip(*_atoms(inputs), strict=True))
+    return _ours(inputs, (keys, values), (keys[:0], values[:0]))
+
+
+def _ours(inputs: Inputs, frozen: tuple[Tensor, Tensor], active: tuple[Tensor, Tensor]) -> Way:
+    case = inputs.case
+    bank = Bank([(case.width, case.width)], AtomGroup(), like=frozen[0])
+    bank.grow([frozen])
+    placement = Resident(bank.group)
+    routing = Routing(top_k=case.top_k, temperature=case.temperature)
+
+    def forward() -> Tensor:
+        keys, values = active
+        return recall_together(bank, placement, routing, [inputs.x_TD], [keys], [values])[0]
+
+    def kept_bytes() -> int:
+        gram = placement.gram(bank, 0, bank.num_atoms)
+        return 0 if gram is None else gram.nbytes
+
+    return Way(
+        forward=forward,
+        wanted=_leaves(inputs),
+        held=(*bank.buffers(), inputs.weight_DD),
+        kept_bytes=kept_bytes,
+    )
+
+
+def bare_linear(inputs: Inputs) -> Way:
+    """The frozen linear alone: what no adapted one can be faster than."""
+    return Way(
+        forward=lambda: F.linear(inputs.x_TD, inputs.weight_DD),
+        wanted={"x": inputs.x_TD},
+        held=(inputs.weight_DD,),
+    )
+
+
+def peft_all(inputs: Inputs) -> Way:
+    """PEFT's LoRA of all N rows, every row trained, on a base that costs nothing."""
+    return _peft(inputs, _Nothing(inputs.case.width), apart=False)
+
+
+def peft_active(inputs: Inputs) -> Way:
+    """PEFT's LoRA as two adapters that are active together, the larger one frozen."""
+    return _peft(inputs, _Nothing(inputs.case.width), apart=True)
+
+
+def peft_active_layer(inputs: Inputs) -> Way:
+    """The same on the frozen linear."""
+    return _peft(inputs, _linear(inputs.weight_DD), apart=True)
+
+
+class _Nothing(nn.Linear):
+    """A linear whose output is 0 for free, so that what PEFT adds to it can be timed alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, bias=False, device="meta")
+        # PEFT puts its rows on the device of this.
+        self.weight = nn.Parameter(torch.zeros(()).expand(width, width), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(()).expand(*x.shape[:-1], self.out_features)
+
+
+def _linear(weight_DD: Tensor) -> nn.Linear:
+    width = len(weight_DD)
+    linear = nn.Linear(width, width, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight_DD, requires_grad=False)
+    return linear
+
+
+def _peft(inputs: Inputs, base: nn.Linear, *, apart: bool) -> Way:
+    model = nn.ModuleDict({"linear": base})
+    layer = peft_lora(model, {"linear": (inputs.frozen, inputs.active)}, apart=apart)["linear"]
+    return Way(
+        forward=lambda: layer(inputs.x_TD),
+        wanted={"x": inputs.x_TD, **peft_leaves(layer)},
+        held=(*layer.parameters(), inputs.weight_DD),
+    )
+
+
+def on_linear(make: Callable[[Inputs], Way]) -> Callable[[Inputs], Way]:
+    """The layer: the frozen linear's output and what a way adds to it."""
+
+    def layer(inputs: Inputs) -> Way:
+        way = make(inputs)
+        return replace(way, forward=lambda: F.linear(inputs.x_TD, inputs.weight_DD) + way.forward())
+
+    return layer
+
+
+def _atoms(inputs: Inputs) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return inputs.frozen, inputs.active
+
+
+def _leaves(inputs: Inputs) -> dict[str, Tensor]:
+    keys, values = inputs.active
+    return {"x": inputs.x_TD, "active keys": keys, "active values": values}
