@@ -114,7 +114,8 @@ def own_flags() -> set[str]:
     fields = config_io.fields()
     flags = {f"--{name}" for name in (*OWN, *fields)}
     flags |= {f"--{section}.{name}" for name, (section, _) in fields.items()}
-    for path in (ROOT / "eval" / "run.py", *(ROOT / "tools").glob("*.py")):
+    commands = (ROOT / "eval" / "run.py", ROOT / "launch" / "doctor.py")
+    for path in (*commands, *(ROOT / "tools").glob("*.py")):
         flags |= set(re.findall(r"(?<=[\" ])--\w+", path.read_text(encoding="utf-8")))
     return flags
 
