@@ -262,7 +262,7 @@ def ranks(timeout_s: float = 300.0) -> Result:
         found = "gloo: not tried, as it would wait for the extension lock"
         return Result(found, "warning", "see extension lock, then run this again")
     place = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(env.free_port())}
-    place |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    place |= {"WORLD_SIZE": str(count), "LOCAL_SIZE": str(count)}
     said, began = [tempfile.TemporaryFile("w+") for _ in range(count)], time.monotonic()
     processes = [
         subprocess.Popen(

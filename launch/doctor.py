@@ -10,35 +10,26 @@ Exit codes: 0 nothing is at fault (there may be warnings), 1 something is, 2 wro
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
 from launch import checks
 from launch.checks import Result
+from launch.parser import Parser
 from moram_dist.config import RecordConfig, RunConfig
 from moram_dist.registry import InputError
 from moram_dist.tracking import open_tracker
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports by InputError, in one line, where argparse would print its usage and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def planned(argv: Sequence[str]) -> dict[str, Callable[[], Result]]:
     """The checks by name, in their order. Raises InputError on flags that cannot be meant."""
-    parser = _Parser("launch/doctor.py", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("launch/doctor.py", __doc__)
     parser.add_argument("--output_dir", type=Path)
     parser.add_argument("--tracking", default="mlflow")
     parser.add_argument("--tracking_uri")

@@ -62,8 +62,11 @@ def free_port():
 
 
 def test_a_healthy_machine(tmp_path, free_port):
+    shared_memory = Path("/dev/shm")
+    before = set(shared_memory.glob("deepspeed_*"))
     code, states, said = run("--port", free_port, "--output_dir", tmp_path / "run", cwd=tmp_path)
     assert code == 0, said
+    assert set(shared_memory.glob("deepspeed_*")) <= before  # DeepSpeed leaves some at each start
     assert "fault" not in states.values()
     assert (states["ranks"], states["packages"]) == ("ok", "ok")
     assert len(states) == 13
