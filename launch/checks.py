@@ -232,7 +232,7 @@ def flash_attn(requirements: Path = ROOT / "requirements-gpu.txt") -> Result:
     import torch
 
     pinned = pins(requirements)["flash-attn"]
-    install = f"pip install --no-build-isolation -r {requirements}"
+    install = f"pip install wheel && pip install --no-build-isolation -r {requirements}"
     if importlib.util.find_spec("flash_attn") is None:
         if not torch.cuda.is_available():
             return Result("not installed, and not needed on a CPU")

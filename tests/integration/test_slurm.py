@@ -116,7 +116,7 @@ def ranks(run: Path) -> list[psutil.Process]:
 def test_stopped_requeued_cancelled_submitted_again(slurm, tmp_path):
     """One sequence in three attempts, with the results of one that ran through."""
     whole, run, logs = tmp_path / "whole", tmp_path / "runs" / "run", tmp_path / "runs" / "slurm"
-    words = ("--nodes", "2", "--gpus_per_node", "0", "--time", "9", "--stop_before", "60")
+    words = ("--nodes", "2", "--gpus_per_node", "0", "--time", "60", "--stop_before", "60")
     words += (*FLAGS, "--output_dir", str(run))
     job = submit(*words, site=slurm)
     # Ranks that stand still are still in training when SLURM comes round to look at time limits.
@@ -140,7 +140,7 @@ def test_stopped_requeued_cancelled_submitted_again(slurm, tmp_path):
     assert "attempt 1 ended with exit code 75" in job_log.read_text()
 
     # SLURM starts a requeued job two minutes later.
-    slurm_says("scontrol", "update", f"JobId={job}", "TimeLimit=9", "StartTime=now")
+    slurm_says("scontrol", "update", f"JobId={job}", "TimeLimit=60", "StartTime=now")
     wait(lambda: len(losses(run)) >= STEPS + 2, logs)
     assert state(job) == "RUNNING"
     slurm_says("scancel", job)
@@ -173,7 +173,7 @@ def mlflow_runs(database: Path) -> list[tuple[str, str]]:
 def test_an_array_side_by_side(slurm, tmp_path):
     """2 orders x 2 methods, each on a node of its own, four at a time."""
     runs = tmp_path / "runs"
-    words = ("--nodes", "1", "--gpus_per_node", "0", "--time", "9", "--orders", "topic,mood")
+    words = ("--nodes", "1", "--gpus_per_node", "0", "--time", "60", "--orders", "topic,mood")
     words += ("mood,topic", "--methods", "moram", "sequential_lora", "--limit_train", "8")
     words += ("--limit_eval", "4", "--epochs", "1", "--dtype", "fp32", "--tracking", "none")
     job = submit(*words, "--output_dir", str(runs), site=slurm)
