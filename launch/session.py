@@ -230,9 +230,7 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         InputError: one line that names the flag, file, field or task.
     """
     quiet()
-    METHODS[config.method.method]
-    benchmark = _benchmark(config)
-    config = _settled(config, benchmark)
+    config, benchmark = settle(config)
     train = config.train
     ds_config = ds.resolve(
         ds.read(ds_path),
@@ -251,6 +249,17 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     tracker = open_tracker(record.tracking, record.tracking_uri) if env.is_main() else Tracker()
     watch = Watch(config.parallel.wait_limit)
     return Session(config, benchmark, ds_config, run_dir, tracker, watch)
+
+
+def settle(config: RunConfig) -> tuple[RunConfig, Benchmark]:
+    """The configuration with what benchmark and method decide written into it, and the benchmark.
+
+    Raises:
+        InputError: there is no such method, or as the benchmark says.
+    """
+    METHODS[config.method.method]
+    benchmark = _benchmark(config)
+    return _settled(config, benchmark), benchmark
 
 
 def _benchmark(config: RunConfig) -> Benchmark:
@@ -280,7 +289,6 @@ def _benchmark(config: RunConfig) -> Benchmark:
 
 
 def _settled(config: RunConfig, benchmark: Benchmark) -> RunConfig:
-    """The configuration with what benchmark and method decide written into it."""
     eval_rows = METHODS[config.method.method].eval_rows or config.eval.eval_rows
     return dataclasses.replace(
         config,

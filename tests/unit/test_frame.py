@@ -19,8 +19,8 @@ README = ROOT / "README.md"
 GUIDES = sorted(path for path in (README, *(ROOT / "docs").glob("*.md")) if path.exists())
 
 ELSEWHERE = {
-    *("--num_gpus", "--master_port"),  # deepspeed
-    *("--nodes", "--gpus-per-node"),  # sbatch
+    *("--num_gpus", "--master_port", "--launcher"),  # deepspeed
+    *("--signal", "--dependency", "--batch"),  # sbatch, scancel
     *("--gpus", "--backend-store-uri", "--help", "--no-build-isolation"),  # docker, mlflow, pip
 }
 """Flags of other programs that the documents use."""
@@ -68,31 +68,6 @@ def test_every_requirement_is_pinned(path):
             assert re.fullmatch(r"[A-Za-z0-9_.\[\]-]+==[\w.]+", line), line
 
 
-def test_the_image_is_built_from_what_is_there():
-    ignored = meaningful(ROOT / ".dockerignore")
-    lines = meaningful(ROOT / "Dockerfile")
-    sources = []
-    for line in lines:
-        if line.startswith("COPY "):
-            sources += [word for word in line.split()[1:-1] if not word.startswith("--")]
-    assert {"moram_dist", "launch", "eval", "ds_configs", "requirements.txt"} <= set(sources)
-    for source in sources:
-        assert (ROOT / source).exists(), source
-        assert source not in ignored
-    for name in files_named_in(lines[-1]):
-        assert (ROOT / name).is_file(), name
-
-
-def test_the_job_script():
-    path = ROOT / "launch" / "slurm" / "train.sbatch"
-    checked = subprocess.run(["bash", "-n", path], capture_output=True, text=True, timeout=30)
-    assert (checked.returncode, checked.stderr) == (0, "")
-    named = files_named_in(path.read_text())
-    assert "launch/train.py" in named
-    for name in named:
-        assert (ROOT / name).is_file(), name
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_recipes(path):
     config_io.build({}, path)
@@ -114,7 +89,8 @@ def own_flags() -> set[str]:
     fields = config_io.fields()
     flags = {f"--{name}" for name in (*OWN, *fields)}
     flags |= {f"--{section}.{name}" for name, (section, _) in fields.items()}
-    for path in (ROOT / "eval" / "run.py", *(ROOT / "tools").glob("*.py")):
+    launch = (ROOT / "launch" / name for name in ("doctor.py", "submit.py"))
+    for path in (ROOT / "eval" / "run.py", *launch, *(ROOT / "tools").glob("*.py")):
         flags |= set(re.findall(r"(?<=[\" ])--\w+", path.read_text(encoding="utf-8")))
     return flags
 

@@ -1,0 +1,299 @@
+"""What training needs of a machine, one function a need. Nothing is changed or left behind.
+
+Only the standard library is imported before a check runs, so that a missing package is a finding.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parents[1]
+
+NETWORK = "afs beegfs ceph cifs fuse.ceph fuse.glusterfs fuse.sshfs gpfs lustre nfs nfs4 panfs smb3"
+"""File systems, as Linux names them, on which sqlite cannot rely on locks."""
+
+LEAST_FREE = 2**30
+"""Bytes; a folder with less is worth a warning."""
+
+MEET = """from moram_dist.comm import env
+env.join({timeout}); assert env.all_sum([1.0]) == [env.world_size()], "a wrong sum"; env.leave()"""
+"""What each trial rank does: the same first call as in training, then a sum over all."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a check found, and what to do about it where it is not ok."""
+
+    found: str
+    state: Literal["ok", "warning", "fault"] = "ok"
+    remedy: str = ""
+
+
+def python(pyproject: Path = ROOT / "pyproject.toml") -> Result:
+    """The interpreter, against ``requires-python``."""
+    least = re.search(r'requires-python = ">=([\d.]+)"', pyproject.read_text(encoding="utf-8"))
+    assert least, pyproject
+    found = f"{sys.version.split()[0]} at {sys.executable}"
+    if sys.version_info >= tuple(int(part) for part in least[1].split(".")):
+        return Result(found)
+    return Result(found, "fault", f"make .venv anew with Python {least[1]} or newer")
+
+
+def pins(requirements: Path) -> dict[str, str]:
+    """Package -> version, of the file's own lines."""
+    text = requirements.read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w.-]+)(?:\[[\w,.-]+\])?==([\w.+]+)", text, re.MULTILINE))
+
+
+def packages(requirements: Path = ROOT / "requirements.txt") -> Result:
+    """What is installed, against the pins."""
+    pinned, wrong = pins(requirements), []
+    for name, version in pinned.items():
+        try:
+            installed = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{name} is missing ({version})")
+            continue
+        # A build's own label, such as +cpu, is no other version.
+        if version not in (installed, installed.partition("+")[0]):
+            wrong.append(f"{name} {installed} ({version})")
+    if not wrong:
+        return Result(f"all {len(pinned)} as {requirements.name} pins them")
+    found = f"not as {requirements.name} pins them: {', '.join(wrong)}"
+    return Result(found, "fault", f"pip install -r {requirements}")
+
+
+def compiler() -> Result:
+    """What DeepSpeed's CPU extension is built with."""
+    from moram_dist.comm import env
+
+    if env.device().type == "cuda":
+        return Result("not needed on a GPU")
+    lacking = [name for name in (os.environ.get("CXX", "c++"), "ninja") if not shutil.which(name)]
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        lacking.append("Python.h")
+    if not lacking:
+        return Result(f"{shutil.which(os.environ.get('CXX', 'c++'))}, ninja, Python.h")
+    found = f"not there: {', '.join(lacking)}"
+    remedy = "source .venv/bin/activate (ninja); install g++ and python3-dev (a compiler, Python.h)"
+    if _built(f"{env.EXTENSION}.so"):
+        return Result(f"{found}; the CPU extension is built already", "warning", remedy)
+    return Result(f"{found}, and the CPU extension is not built", "fault", remedy)
+
+
+def extensions() -> Path:
+    """The folder of all extensions that torch builds."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+
+
+def _built(name: str) -> list[Path]:
+    """Files of this name in extensions' folders; the default root has one more for each Python."""
+    return sorted([*extensions().glob(f"*/{name}"), *extensions().glob(f"*/*/{name}")])
+
+
+def extension_lock() -> Result:
+    """Locks of builds: torch waits for one for ever, without a word."""
+    from moram_dist.comm import env
+
+    ages = {path: time.time() - path.stat().st_mtime for path in _built("lock")}
+    if not ages:
+        return Result(f"none in {extensions()}")
+    oldest = max(ages, key=lambda path: ages[path])
+    found = f"{oldest}, {ages[oldest] / 60:.0f} min old"
+    if ages[oldest] > env.STALE_AFTER_S:
+        return Result(f"{found}: left by a build that was killed", "fault", f"rm {oldest}")
+    remedy = f"wait for the build that holds it; if there is none, rm {oldest}"
+    return Result(found, "warning", remedy)
+
+
+def folder(path: Path, *, choose: str, needed: bool = True) -> Result:
+    """Whether files can be made and locked where ``path`` is or will be; ``choose`` moves it."""
+    path = path.absolute()
+    there = next(p for p in (path, *path.parents) if os.path.exists(p))
+    bad: Literal["fault", "warning"] = "fault" if needed else "warning"
+    try:
+        probe = tempfile.TemporaryFile(dir=there)
+    except OSError as error:
+        return Result(
+            f"{path} cannot be written: {error.strerror}", bad, f"choose another: {choose}"
+        )
+    with probe:
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            remedy = f"mount it with flock, or choose another: {choose}"
+            return Result(f"{path}: no locks there: {error.strerror}", bad, remedy)
+    free = shutil.disk_usage(there).free
+    found = f"{path}, {free / 2**30:.0f} GiB free"
+    if free >= LEAST_FREE:
+        return Result(found)
+    return Result(found, "warning", f"make room, or choose another: {choose}")
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The type of file system that ``path`` is or will be on; '' where that cannot be known."""
+    best, kind = -1, ""
+    for line in mounts.read_text(encoding="utf-8").splitlines() if mounts.exists() else ():
+        where = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), line.split()[1])
+        # Of mounts on one place, the last is on top.
+        if path.resolve().is_relative_to(where) and len(Path(where).parts) >= best:
+            best, kind = len(Path(where).parts), line.split()[2]
+    return kind
+
+
+def tracking(uri: str, mounts: Path = Path("/proc/self/mounts")) -> Result:
+    """The MLflow store: sqlite on a disk of this machine, or a server that answers."""
+    server = "run mlflow server on one machine and set MLFLOW_TRACKING_URI, or --tracking none"
+    parts = urlsplit(uri)
+    if parts.scheme == "sqlite":
+        database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+        kind = file_system(database, mounts)
+        if kind in NETWORK.split():
+            found = f"{database} is on {kind}: runs of several machines can ruin it"
+            return Result(found, "fault", server)
+        return Result(f"{database}, on {kind or 'an unknown file system'}")
+    if parts.scheme not in ("http", "https"):
+        return Result(f"a store of kind {parts.scheme or 'unknown'}: not looked at")
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    where = f"{parts.hostname}:{port}"  # without a password that the address may hold
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
+    except OSError as error:
+        found = f"{where} does not answer: {error.strerror or error}; training would go on without"
+        return Result(found, "warning", "start the server, or set another MLFLOW_TRACKING_URI")
+    return Result(f"{where} answers")
+
+
+def port(number: int) -> Result:
+    """Whether ranks can meet at this port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", number))
+        except OSError as error:
+            from moram_dist.comm import env
+
+            remedy = f"give the launcher another: deepspeed --master_port {env.free_port()}"
+            return Result(f"{number} cannot be had: {error.strerror}", "fault", remedy)
+    return Result(f"{number} is free")
+
+
+def gpu() -> Result:
+    """GPUs as the driver and torch see them; each must compute."""
+    import torch
+
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    seen: list[str] = []
+    if shutil.which("nvidia-smi"):
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=60)
+        seen = asked.stdout.strip().splitlines()
+        if asked.returncode:
+            said = (asked.stdout + asked.stderr).strip().splitlines()[:1]
+            found = f"the driver does not answer: {''.join(said)}"
+            return Result(found, "fault", "load the driver again, or restart the machine")
+    if not torch.cuda.is_available():
+        if not seen:
+            return Result("none: training runs on the CPU")
+        found = f"the driver has {len(seen)} ({seen[0]}), torch {torch.__version__} sees none"
+        remedy = "install the build of torch for a CUDA that this driver has, or a newer driver; "
+        return Result(found, "fault", f"{remedy}CUDA_VISIBLE_DEVICES must not be empty")
+    count = torch.cuda.device_count()
+    for device in range(count):
+        try:
+            torch.ones(8, 8, device=f"cuda:{device}").square().sum().item()
+        except RuntimeError as error:
+            found = f"cuda:{device} does not compute: {str(error).splitlines()[0]}"
+            return Result(found, "fault", "nvidia-smi says who uses it; else restart the machine")
+    found = f"{count}: {seen[0] if seen else torch.cuda.get_device_name()}"
+    if not torch.cuda.is_bf16_supported():
+        return Result(f"{found}; no bf16", "warning", "train with --dtype fp32")
+    return Result(found)
+
+
+def flash_attn(requirements: Path = ROOT / "requirements-gpu.txt") -> Result:
+    """The attention kernel that is taken by itself on CUDA in bf16."""
+    import torch
+
+    pinned = pins(requirements)["flash-attn"]
+    install = f"pip install wheel && pip install --no-build-isolation -r {requirements}"
+    if importlib.util.find_spec("flash_attn") is None:
+        if not torch.cuda.is_available():
+            return Result("not installed, and not needed on a CPU")
+        return Result("not installed: torch's own attention is used", "warning", install)
+    # In a process of its own: a build for another torch may do worse than raise.
+    tried = [sys.executable, "-c", "import flash_attn; print(flash_attn.__version__)"]
+    done = subprocess.run(tried, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        found = f"does not import: {_last_line(done.stderr)}"
+        remedy = f"pip uninstall flash-attn, then {install}; or train with --attention sdpa"
+        return Result(found, "fault", remedy)
+    version = done.stdout.strip()
+    if version == pinned:
+        return Result(version)
+    return Result(f"{version} ({pinned} is pinned)", "warning", install)
+
+
+def ranks(timeout_s: float = 300.0) -> Result:
+    """Start a rank on each GPU, or two on the CPU, let them meet and sum."""
+    import torch
+
+    from moram_dist.comm import env
+
+    on_gpus = torch.cuda.is_available()
+    backend, count = ("nccl", torch.cuda.device_count()) if on_gpus else ("gloo", 2)
+    if not on_gpus and any(path.parent.name == env.EXTENSION for path in _built("lock")):
+        found = "gloo: not tried, as it would wait for the extension lock"
+        return Result(found, "warning", "see extension lock, then run this again")
+    place = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(env.free_port())}
+    place |= {"WORLD_SIZE": str(count), "LOCAL_SIZE": str(count)}
+    said, began = [tempfile.TemporaryFile("w+") for _ in range(count)], time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEET.format(timeout=timeout_s)],
+            cwd=ROOT,
+            env=place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=said[rank],
+        )
+        for rank in range(count)
+    ]
+    codes: list[int | None] = [None]
+    while None in codes and not any(codes) and time.monotonic() < began + timeout_s:
+        time.sleep(0.1)
+        codes = [process.poll() for process in processes]
+    for process in processes:
+        process.kill()
+        process.wait()
+    if codes == [0] * count:
+        return Result(f"{backend}: {count} ranks met and summed, {time.monotonic() - began:.0f} s")
+    found = f"{backend}: {count} ranks did not meet within {timeout_s:.0f} s"
+    for file, code in zip(said, codes, strict=False):
+        if code:
+            file.seek(0)
+            found = f"{backend}: {_last_line(file.read())}"
+    remedy = f"name the network interface: {backend.upper()}_SOCKET_IFNAME=lo on one machine"
+    return Result(found, "fault", remedy + ("; NCCL_DEBUG=INFO says more" if on_gpus else ""))
+
+
+def _last_line(text: str) -> str:
+    """The line that says most of a traceback."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return ["no word of why", *lines[-1:], *errors[-1:]][-1][:300]

@@ -1,0 +1,98 @@
+"""Check that this machine can train: one line a check, and a remedy under what is not ok.
+
+    python launch/doctor.py [--output_dir RUN] [--tracking_uri URI] [--port N]
+
+--output_dir, --tracking and --tracking_uri are those of launch/train.py; --port is where the
+launcher lets ranks meet. It takes half a minute, and starts a rank on each GPU, or two on the CPU.
+
+Exit codes: 0 nothing is at fault (there may be warnings), 1 something is, 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
+
+from launch import checks
+from launch.checks import Result
+from launch.parser import Parser
+from moram_dist.config import RecordConfig, RunConfig
+from moram_dist.registry import InputError
+from moram_dist.tracking import open_tracker
+
+
+def planned(argv: Sequence[str]) -> dict[str, Callable[[], Result]]:
+    """The checks by name, in their order. Raises InputError on flags that cannot be meant."""
+    parser = Parser("launch/doctor.py", __doc__)
+    parser.add_argument("--output_dir", type=Path)
+    parser.add_argument("--tracking", default="mlflow")
+    parser.add_argument("--tracking_uri")
+    parser.add_argument("--port", type=int, default=os.environ.get("MASTER_PORT", "29500"))
+    args = parser.parse_args(argv)
+    if not 0 < args.port < 65536:
+        raise InputError(f"--port must be a number from 1 to 65535, got {args.port}")
+    record = RecordConfig(output_dir=args.output_dir, tracking=args.tracking)
+    run_dir = RunConfig(record=record).run_dir
+    open_tracker(args.tracking, args.tracking_uri)
+    uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = uri or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    models = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    out: dict[str, Callable[[], Result]] = {
+        "python": checks.python,
+        "packages": checks.packages,
+        "compiler": checks.compiler,
+        "extension lock": checks.extension_lock,
+        "extension folder": _extension_folder,
+        "run directory": partial(checks.folder, run_dir, choose="--output_dir"),
+        "temporary files": partial(checks.folder, Path(tempfile.gettempdir()), choose="TMPDIR"),
+        "model cache": partial(checks.folder, models, choose="HF_HOME", needed=False),
+        "tracking": partial(checks.tracking, uri),
+        "port": partial(checks.port, args.port),
+        "gpu": checks.gpu,
+        "flash-attn": checks.flash_attn,
+        "ranks": checks.ranks,
+    }
+    if args.tracking == "none":
+        del out["tracking"]
+    return out
+
+
+def _extension_folder() -> Result:
+    return checks.folder(checks.extensions(), choose="TORCH_EXTENSIONS_DIR")
+
+
+def examine(checks_by_name: dict[str, Callable[[], Result]]) -> int:
+    """Run and print all checks; the exit code."""
+    width, states = max(map(len, checks_by_name)), []
+    for name, check in checks_by_name.items():
+        try:
+            result = check()
+        except ImportError as error:
+            result = Result(f"not checked: {error}", "fault", "see packages, then run this again")
+        except (
+            Exception
+        ) as error:  # what nobody thought of is still a finding, and the rest goes on
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            result = Result(f"not checked: {what}", "fault", "mend what the line names")
+        states.append(result.state)
+        print(f"{result.state:8} {name:{width}}  {result.found}", flush=True)
+        if result.remedy:
+            print(f"{'':8} {'':{width}}  -> {result.remedy}", flush=True)
+    faults, warnings = states.count("fault"), states.count("warning")
+    print(f"\n{len(states)} checks: {faults} at fault, {warnings} with a warning")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    try:
+        todo = planned(sys.argv[1:])
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    sys.exit(examine(todo))

@@ -1,0 +1,71 @@
+# The body of every job: launch/submit.py writes a header above it that sets
+#   python  command  logs  ranks_per_node  max_attempts
+set -uo pipefail
+
+say() { echo "$(date '+%F %T') $*"; }
+
+# A task of an array must go by this name: its plain number may stand for the whole array.
+job=$SLURM_JOB_ID
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
+# An attempt is one start, by whichever job. Each has a log of its own.
+mkdir -p "$logs"
+attempt=$(($(find "$logs" -name 'attempt_*.log' | wc -l) + 1))
+log=$logs/$(printf 'attempt_%03d.log' "$attempt")
+
+# Ranks meet on the first node, at the address by which SLURM itself knows it.
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=$(scontrol --oneliner show node "$(head -n 1 <<<"$nodes")")
+master=$(sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p' <<<"$first")
+port=$((20000 + SLURM_JOB_ID % 12000)) # below the ports that systems give away by themselves
+
+threads=$((${SLURM_CPUS_PER_TASK:-1} / ranks_per_node))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+PATH=$(dirname "$python"):$PATH
+
+# What runs on each node: DeepSpeed's node launcher, which ends with the exit code of its ranks.
+node() {
+  trap '' USR1 # for the ranks, which take it up again; the launcher would die of it
+  local ids world="" name
+  ids=${CUDA_VISIBLE_DEVICES:-$(seq -s , 0 $((ranks_per_node - 1)))}
+  for name in $nodes; do world+=",\"$name\": [\"${ids//,/\",\"}\"]"; done
+  world=$(printf '{%s}' "${world#,}" | base64 --wrap 0 | tr '+/' '-_')
+  exec "$python" -m deepspeed.launcher.launch --quiet --world_info "$world" \
+    --node_rank "$SLURM_NODEID" --master_addr "$master" --master_port "$port" "${command[@]}"
+}
+
+# SLURM signals this shell before the time limit. The ranks get the signal through srun.
+asked="" step=""
+trap 'asked=yes; say "asked to stop"; [ -z "$step" ] || kill -USR1 "$step"' USR1
+
+say "attempt $attempt: job $job on $SLURM_JOB_NODELIST, log $log"
+# A launcher that fails alone would keep the others waiting: they get ten minutes. Not by
+# --kill-on-bad-exit, since nodes that save their state leave one after the other.
+srun --ntasks-per-node 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" --input none --output "$log" \
+  --kill-on-bad-exit=0 --wait 600 \
+  bash -c "$(declare -p python command ranks_per_node nodes master port; declare -f node); node" &
+step=$!
+wait "$step"
+code=$?
+if [ -n "$asked" ]; then
+  # Ranks leave within 30 seconds, but for one that was still loading.
+  for _ in $(seq 45); do kill -0 "$step" 2>/dev/null && sleep 1; done
+  kill -TERM "$step" 2>/dev/null
+  wait "$step"
+  code=$?
+fi
+say "attempt $attempt ended with exit code $code"
+
+case $code in
+0 | 2 | 3) exit "$code" ;; # done, wrong input, not a number: the same again ends the same
+75 | 4) ;;                 # stopped with the state saved; the machine failed
+*) [ -n "$asked" ] || [ "$code" -gt 128 ] || exit "$code" ;; # or a rank was killed
+esac
+if [ "$((${SLURM_RESTART_COUNT:-0} + 1))" -ge "$max_attempts" ]; then
+  say "no attempt is left of $max_attempts; the same submission goes on"
+elif [ "$(squeue --noheader --jobs "$job" --format %T)" = RUNNING ]; then # and not cancelled
+  say "requeued"
+  scontrol requeue "$job"
+  sleep 60 # SLURM ends this shell
+fi
+exit "$code"

@@ -1,0 +1,227 @@
+"""Write a SLURM job script, print it and submit it.
+
+    python launch/submit.py --nodes 4 --gpus_per_node 8 --benchmark trace --data_dir DIR --model ID
+    python launch/submit.py --orders 1 2 --methods moram o_lora --seeds 0 1 2 --output_dir RUNS ...
+    python launch/submit.py --evaluate RUN
+
+The first is one sequence, the second an array of 12 sequences, each in a run directory of its own
+in RUNS, the third evaluates what is not evaluated yet of a run that is trained. All other flags are
+those of launch/train.py. What is special about a cluster is in launch/slurm/site.yaml.
+
+Exit code 2, with one line that says why: wrong input. Nothing is submitted then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
+
+from launch import checks
+from launch.flags import DEFAULT_DS_CONFIG, read_flags
+from launch.job_script import Job, Site, Task, read_site, render, seconds
+from launch.parser import Parser
+from moram_dist.config import RunConfig
+from moram_dist.files import read_json, write_atomically
+from moram_dist.registry import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LEAST_WORK_S = 60
+"""Of each attempt, between its start and the signal before its time limit."""
+
+
+def parser() -> Parser:
+    """This command's own flags."""
+    out = Parser("launch/submit.py", __doc__)
+    add = out.add_argument
+    add("--nodes", type=int, default=1, help="nodes of each run [1]")
+    add("--gpus_per_node", type=int, default=1, help="a rank each; 0: one CPU rank a node [1]")
+    add("--time", default="24:00:00", help="time limit of an attempt, as of sbatch [24:00:00]")
+    add("--stop_before", type=int, default=180, help="seconds before it to save and leave [180]")
+    add("--attempts", type=int, default=20, help="most starts of one submission [20]")
+    add("--parallel", type=int, help="most runs of an array at a time [all]")
+    add("--orders", nargs="+", help="an array over task orders")
+    add("--methods", nargs="+", help="an array over methods")
+    add("--seeds", nargs="+", help="an array over seeds")
+    add("--evaluate", nargs="+", type=Path, metavar="RUN", help="evaluate trained runs")
+    add("--site", type=Path, default=ROOT / "launch" / "slurm" / "site.yaml", help="[%(default)s]")
+    add("--dry_run", action="store_true", help="print the script, and do nothing else")
+    return out
+
+
+def main(argv: Sequence[str]) -> None:
+    """Check everything, then write, print, submit. Raises InputError."""
+    own, rest = parser().parse_known_args(argv)
+    for name in ("nodes", "attempts", "stop_before", "parallel"):
+        if getattr(own, name) is not None and getattr(own, name) < 1:
+            raise InputError(f"--{name} must be >= 1, got {getattr(own, name)}")
+    if own.gpus_per_node < 0:
+        raise InputError(f"--gpus_per_node must be >= 0, got {own.gpus_per_node}")
+    if seconds(own.time) < own.stop_before + LEAST_WORK_S:
+        raise InputError(
+            f"--time {own.time} leaves less than {LEAST_WORK_S} s of work before the signal, "
+            f"{own.stop_before} s before its end (--stop_before)"
+        )
+    site = read_site(own.site)
+    flags = train_flags(rest)
+    all_flags = evaluations(own, flags) if own.evaluate else sequences(own, flags)
+    runs = [checked(each) for each in all_flags]
+    run_dirs = [config.run_dir.absolute() for config in runs]
+    if len(set(map(os.path.realpath, run_dirs))) < len(run_dirs):
+        raise InputError("two runs of the array have the same run directory: choose --output_dir")
+    jobs = run_dirs[0].parent / "slurm"
+    job = Job(
+        name=job_name(run_dirs),
+        folder=Path.cwd(),
+        log=jobs,
+        nodes=own.nodes,
+        gpus_per_node=own.gpus_per_node,
+        time=own.time,
+        stop_before=own.stop_before,
+        parallel=own.parallel,
+        attempts=own.attempts,
+    )
+    tasks = [
+        Task(command=command(each, run_dir), logs=run_dir.parent / "slurm" / run_dir.name)
+        for each, run_dir in zip(all_flags, run_dirs, strict=True)
+    ]
+    made_by = "python launch/submit.py " + shlex.join(argv)
+    script = render(job, tasks, site, python=sys.executable, made_by=" ".join(made_by.split()))
+    print(script, end="", flush=True)
+    warn_of_sqlite(runs, site)
+    if not own.dry_run:
+        submit(script, jobs / f"{job.name}.sbatch")
+
+
+def train_flags(words: Sequence[str]) -> dict[str, str]:
+    """Flags of launch/train.py by name; a bare one is "True". Raises InputError."""
+    flags, words = {}, list(words)
+    while words:
+        name, given, value = words.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise InputError(f"unexpected argument {name!r}; settings are given as --name value")
+        if not given:
+            value = words.pop(0) if words and not words[0].startswith("--") else "True"
+        flags[name.removeprefix("--")] = value
+    return flags
+
+
+def sequences(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str, str]]:
+    """Flags of each run to train. Raises InputError where a swept flag is given too."""
+    swept = {"order": own.orders, "method": own.methods, "seed": own.seeds}
+    swept = {name: values for name, values in swept.items() if values}
+    for name in swept:
+        if name in flags:
+            raise InputError(f"give --{name} or --{name}s, not both")
+    out = [
+        flags | dict(zip(swept, values, strict=True))
+        for values in itertools.product(*swept.values())
+    ]
+    if len(out) > 1 and "output_dir" in flags:
+        for each in out:
+            name = read_flags((), each)[0].name
+            each["output_dir"] = str(Path(flags["output_dir"], name))
+    return out
+
+
+def evaluations(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str, str]]:
+    """Flags of each run to evaluate: what it was trained with, and further ones on top.
+
+    Raises:
+        InputError: it is no run, or not all of its tasks are trained.
+    """
+    for name in ("orders", "methods", "seeds"):
+        if getattr(own, name):
+            raise InputError(f"--evaluate takes runs as they are; --{name} is for training")
+    for name in ("recipe", "output_dir"):
+        if name in flags:
+            raise InputError(f"--evaluate names the run: --{name} has no part in it")
+    out = []
+    for run in own.evaluate:
+        if not (run / "run.yaml").is_file():
+            raise InputError(f"--evaluate {run}: no run is recorded there")
+        tasks = read_json(run / "benchmark.json")["tasks"]
+        manifest = run / "memory" / "memory.json"
+        trained = len(read_json(manifest)["tasks"]) if manifest.exists() else 0
+        if trained < len(tasks):
+            raise InputError(f"--evaluate {run}: {trained} of {len(tasks)} tasks are trained")
+        out.append({"recipe": str(run / "run.yaml"), "output_dir": str(run)} | flags)
+    return out
+
+
+def checked(flags: dict[str, str]) -> RunConfig:
+    """The run that flags are for. Raises InputError, as the run itself would."""
+    config, ds_config = read_flags((), flags)
+    from launch.session import settle  # needs torch, so only once the flags are right
+
+    if not ds_config.is_file():
+        raise InputError(f"--ds_config {ds_config}: no such file")
+    settled, _ = settle(config)
+    if config.run_dir.exists():
+        from moram_dist.train.run_dir import RunDir
+
+        RunDir(config.run_dir).check(settled)
+    return settled
+
+
+def command(flags: dict[str, str], run_dir: Path) -> list[str]:
+    """The training command of a run."""
+    named = {"ds_config": str(DEFAULT_DS_CONFIG)} | flags | {"output_dir": str(run_dir)}
+    words = itertools.chain.from_iterable((f"--{name}", value) for name, value in named.items())
+    return [str(ROOT / "launch" / "train.py"), *words]
+
+
+def job_name(run_dirs: Sequence[Path]) -> str:
+    """Readable, and the same for the same run directories only."""
+    paths = "\n".join(sorted(os.path.realpath(path) for path in run_dirs))
+    short = run_dirs[0].name if len(run_dirs) == 1 else f"{len(run_dirs)}-runs"
+    digest = hashlib.sha256(paths.encode()).hexdigest()[:8]
+    return f"moram-{re.sub(r'[^A-Za-z0-9_.-]', '_', short)[:40]}-{digest}"
+
+
+def warn_of_sqlite(runs: Sequence[RunConfig], site: Site) -> None:
+    """One line where runs on several machines would write to one sqlite file over a network."""
+    record = runs[0].record
+    if record.tracking == "none" or len(runs) == 1:
+        return
+    uri = record.tracking_uri or site.environment.get("MLFLOW_TRACKING_URI")
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    result = checks.tracking(uri or f"sqlite:///{runs[0].run_dir.absolute().parent / 'mlflow.db'}")
+    if result.state == "fault":
+        print(f"warning: {result.found}; {result.remedy}", file=sys.stderr)
+
+
+def submit(script: str, path: Path) -> None:
+    """Keep the script and hand it to sbatch. Raises InputError where sbatch refuses it."""
+    if shutil.which("sbatch") is None:
+        raise InputError("no sbatch on PATH: submit on a login node, or give --dry_run")
+    write_atomically(path, script)
+    done = subprocess.run(
+        ["sbatch", "--parsable", str(path)], capture_output=True, text=True, timeout=120
+    )
+    if done.returncode:
+        raise InputError(f"sbatch refused {path}: {' '.join(done.stderr.split())}")
+    number = done.stdout.strip().split(";")[0]
+    print(
+        json.dumps({"job": number, "script": str(path), "logs": str(path.parent)}), file=sys.stderr
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,345 @@
+"""Job scripts: what is written for which flags, what a script does when a run ends, bad input."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import submit
+from launch.job_script import BODY, read_site, seconds
+from moram_dist.registry import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = ROOT / "launch" / "submit.py"
+
+HEADER = f"""\
+#!/usr/bin/env bash
+#SBATCH --job-name=moram-run-NAME
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=32
+#SBATCH --time=12:00:00
+#SBATCH --chdir=FOLDER
+#SBATCH --output=FOLDER/runs/slurm/moram-run-NAME-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@180
+#SBATCH --dependency=singleton
+#SBATCH --gpus-per-node=8
+# Made by: python launch/submit.py --nodes 4 --gpus_per_node 8 --time 12:00:00 --top_k 4 \
+--output_dir runs/run --dry_run
+
+python={sys.executable}
+ranks_per_node=8
+max_attempts=20
+case ${{SLURM_ARRAY_TASK_ID:-0}} in
+0)
+  logs=FOLDER/runs/slurm/run
+  command=({ROOT}/launch/train.py --ds_config {ROOT}/ds_configs/zero3.json --top_k 4 \
+--output_dir FOLDER/runs/run)
+  ;;
+esac
+
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def script(capsys):
+    """Words of the command -> the script that a dry run prints; it is valid bash."""
+
+    def of(*words):
+        submit.main([*map(str, words), "--dry_run"])
+        text = capsys.readouterr().out
+        checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+        assert (checked.returncode, checked.stderr) == (0, "")
+        return text
+
+    return of
+
+
+def options(text):
+    lines = [line for line in text.splitlines() if line.startswith("#SBATCH ")]
+    return dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in lines)
+
+
+def commands(text):
+    lines = [line.strip() for line in text.splitlines() if line.startswith("  command=(")]
+    return [line.removeprefix("command=(").removesuffix(")").split() for line in lines]
+
+
+def value(words, flag):
+    return words[words.index(flag) + 1]
+
+
+def test_one_sequence(script, tmp_path):
+    flags = ("--nodes", 4, "--gpus_per_node", 8, "--time", "12:00:00", "--top_k", 4)
+    text = script(*flags, "--output_dir", "runs/run")
+    name = options(text)["job-name"].rpartition("-")[2]
+    assert text == HEADER.replace("FOLDER", str(tmp_path)).replace("NAME", name) + BODY.read_text()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep(script, tmp_path):
+    sweep = ("--orders", "default", "topic,mood", "--methods", "moram", "replay", "--seeds", 0, 7)
+    text = script(*sweep, "--output_dir", "runs", "--parallel", 3, "--limit_train=8")
+    assert options(text)["array"] == "0-7%3"
+    assert options(text)["dependency"] == "singleton"
+    found = commands(text)
+    assert len(found) == 8
+    run_dirs = [value(words, "--output_dir") for words in found]
+    assert len(set(run_dirs)) == 8
+    assert run_dirs[0] == f"{tmp_path}/runs/demo-moram-seed0"
+    assert run_dirs[-1] == f"{tmp_path}/runs/demo-topic+mood-replay-seed7"
+    for words in found:
+        assert value(words, "--limit_train") == "8"
+    swept = [tuple(value(w, f"--{name}") for name in ("order", "method", "seed")) for w in found]
+    assert len(set(swept)) == 8 and swept[-1] == ("topic,mood", "replay", "7")
+    assert text.count("  logs=") == 8
+
+
+def test_a_name_stands_for_run_directories(script):
+    """Jobs of one name wait for each other."""
+    name = options(script("--output_dir", "a"))["job-name"]
+    assert options(script("--output_dir", "./a", "--nodes", 2))["job-name"] == name
+    assert options(script("--output_dir", "b"))["job-name"] != name
+    both = options(script("--seeds", 0, 1, "--output_dir", "a"))["job-name"]
+    assert options(script("--seeds", 1, 0, "--output_dir", "a"))["job-name"] == both != name
+
+
+def test_what_is_special_about_a_site(script, tmp_path):
+    site = tmp_path / "site.yaml"
+    site.write_text(
+        "sbatch: {partition: gpu, exclusive: null, comment: it's mine}\n"
+        "gpus: gres=gpu:{n}\ncpus_per_rank: 3\nenvironment: {NAME: a b}\n"
+        "setup: |\n  module load cuda\n"
+    )
+    text = script("--site", site, "--gpus_per_node", 2)
+    asked = options(text)
+    assert (asked["gres"], asked["cpus-per-task"], asked["partition"]) == ("gpu:2", "6", "gpu")
+    assert "#SBATCH --exclusive\n" in text and "gpus-per-node" not in text
+    assert "\nexport NAME='a b'\nmodule load cuda\npython=" in text
+    text = script("--site", site, "--gpus_per_node", 0)
+    assert "gres" not in text and "ranks_per_node=1" in text and "DS_ACCELERATOR=cpu" in text
+    read_site(ROOT / "launch" / "slurm" / "site.yaml")
+
+
+def test_evaluation_alone(script, tmp_path):
+    run = tmp_path / "run"
+    (run / "memory").mkdir(parents=True)
+    (run / "benchmark.json").write_text(json.dumps({"tasks": [{}, {}]}))
+    (run / "memory" / "memory.json").write_text(json.dumps({"tasks": [{}]}))
+    with pytest.raises(InputError, match="no run is recorded"):
+        script("--evaluate", run)
+    from moram_dist import config_io
+    from moram_dist.config import RunConfig
+
+    config = submit.checked({"order": "topic,mood", "output_dir": str(tmp_path / "other")})
+    assert isinstance(config, RunConfig)
+    (run / "run.yaml").write_text(json.dumps(config_io.to_dict(config)))
+    with pytest.raises(InputError, match="1 of 2 tasks are trained"):
+        script("--evaluate", run)
+    (run / "memory" / "memory.json").unlink()
+    (run / "benchmark.json").write_text(json.dumps({"tasks": []}))  # so that none is missing
+    (words,) = commands(script("--evaluate", run, "--eval_batch_size", 4))
+    assert value(words, "--recipe") == f"{run}/run.yaml"
+    assert value(words, "--output_dir") == str(run)
+    assert value(words, "--eval_batch_size") == "4"
+    with pytest.raises(InputError, match="another configuration"):
+        script("--evaluate", run, "--top_k", 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        ("--nodes 0", "--nodes"),
+        ("--nodes two", "--nodes"),
+        ("--gpus_per_node -1", "--gpus_per_node"),
+        ("--time soon", "--time"),
+        ("--time 2 --stop_before 90", "--stop_before"),
+        ("--topk 3", "--topk"),
+        ("--top_k 0", "--top_k"),
+        ("RUN", "RUN"),
+        ("--order nope", "nope"),
+        ("--methods moram magic", "magic"),
+        ("--method moram --methods moram replay", "--methods"),
+        ("--seeds 1 1", "same run directory"),
+        ("--ds_config none.json", "none.json"),
+        ("--site none.yaml", "none.yaml"),
+        ("--benchmark trace --data_dir nowhere", "nowhere"),
+        ("--evaluate nowhere", "nowhere"),
+        ("--evaluate RUN --seeds 1 2", "--seeds"),
+        ("--evaluate RUN --output_dir X", "--output_dir"),
+    ],
+)
+def test_wrong_input(flags, word):
+    with pytest.raises(InputError) as error:
+        submit.main([*flags.split(), "--dry_run"])
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("partition: gpu", "partition"),
+        ("cpus_per_rank: many", "cpus_per_rank"),
+        ("cpus_per_rank: 0", "cpus_per_rank"),
+        ("sbatch: gpu", "sbatch"),
+        ("gpus: all", "gpus"),
+        ("environment: {a-b: 1}", "a-b"),
+    ],
+)
+def test_wrong_site(text, word, tmp_path):
+    (tmp_path / "site.yaml").write_text(text)
+    with pytest.raises(InputError, match=word):
+        read_site(tmp_path / "site.yaml")
+
+
+def test_time_limits():
+    read = {"90": 5400, "1:30": 90, "24:00:00": 86400, "2-0": 172800, "1-12:30": 131400}
+    read |= {"1-0:0:5": 86405}
+    assert {text: seconds(text) for text in read} == read
+
+
+def test_submission(tmp_path, monkeypatch, capsys):
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    monkeypatch.setenv("PATH", str(fake))
+    with pytest.raises(InputError, match="no sbatch on PATH"):
+        submit.main(["--output_dir", "runs/run"])
+    assert not (tmp_path / "runs").exists()
+    program(fake, "sbatch", "echo 'invalid partition' >&2; exit 1")
+    with pytest.raises(InputError, match="invalid partition"):
+        submit.main(["--output_dir", "runs/run"])
+    program(fake, "sbatch", f'[ "$1" = --parsable ] && echo "$2" > {tmp_path}/given; echo 42')
+    capsys.readouterr()
+    submit.main(["--output_dir", "runs/run"])
+    script, said = capsys.readouterr()
+    told = json.loads(said)
+    assert told["job"] == "42"
+    assert (tmp_path / "given").read_text().strip() == told["script"]
+    assert Path(told["script"]).read_text() == script
+
+
+def test_by_the_command():
+    done = subprocess.run(
+        [sys.executable, COMMAND, "--nodes", "0"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --nodes") and done.stderr.count("\n") == 1
+
+
+def program(folder, name, *lines):
+    path = folder / name
+    path.write_text("\n".join(["#!/bin/bash", *lines, ""]))
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def job(script, tmp_path):
+    """Run a job's script with programs that stand in for SLURM's and for python.
+
+    ``ends`` is what the run on node 1 of 2 does, in bash. Returns the exit code and what it said.
+    """
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    program(fake, "srun", 'export SLURM_NODEID=1; exec "${@: -3}"')
+    program(
+        fake,
+        "scontrol",
+        'case "$*" in',
+        '"show hostnames n[4-5]") printf "n4\\nn5\\n" ;;',
+        '"--oneliner show node n4") echo "NodeName=n4 NodeAddr=10.0.0.4 NodeHostName=n4 x=1" ;;',
+        f'requeue*) echo "$*" >> {tmp_path}/requeued; kill $PPID ;;',
+        "*) exit 9 ;;",
+        "esac",
+    )
+    text = script("--nodes", 2, "--gpus_per_node", 2, "--output_dir", "runs/run")
+    text = text.replace(f"python={sys.executable}", f"python={fake}/python")
+
+    def run(ends, state="RUNNING", **variables):
+        program(fake, "python", f'printf "%s\\n" "$@" > {tmp_path}/given', ends)
+        program(fake, "squeue", f"echo {state}")
+        (tmp_path / "requeued").unlink(missing_ok=True)
+        given = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[4-5]", "SLURM_CPUS_PER_TASK": "8"}
+        done = subprocess.run(
+            ["bash"],
+            input=text,
+            env={"PATH": f"{fake}:{os.environ['PATH']}"} | given | variables,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        requeued = tmp_path / "requeued"
+        said = requeued.read_text().strip() if requeued.exists() else ""
+        return done.returncode, said, done.stdout + done.stderr
+
+    return run
+
+
+def test_what_each_node_starts(job, tmp_path):
+    code, requeued, said = job("exit 0", CUDA_VISIBLE_DEVICES="2,3")
+    assert (code, requeued) == (0, ""), said
+    words = (tmp_path / "given").read_text().splitlines()
+    assert words[:2] == ["-m", "deepspeed.launcher.launch"]
+    world = json.loads(base64.urlsafe_b64decode(value(words, "--world_info")))
+    assert world == {"n4": ["2", "3"], "n5": ["2", "3"]} and list(world) == ["n4", "n5"]
+    assert value(words, "--node_rank") == "1"
+    assert value(words, "--master_addr") == "10.0.0.4"
+    assert value(words, "--master_port") == "20077"
+    assert value(words, "--output_dir") == f"{tmp_path}/runs/run"
+    assert "attempt 1: job 77 on n[4-5]" in said and "attempt_001.log" in said
+    (tmp_path / "runs" / "slurm" / "run" / "attempt_001.log").touch()
+    job('echo "$OMP_NUM_THREADS" > ' + f"{tmp_path}/threads; exit 0")
+    words = (tmp_path / "given").read_text().splitlines()
+    world = json.loads(base64.urlsafe_b64decode(value(words, "--world_info")))
+    assert world["n4"] == ["0", "1"]
+    assert (tmp_path / "threads").read_text() == "4\n"
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 75, 137, 247])
+def test_what_follows_an_exit_code(code, job):
+    again = code in (4, 75, 137, 247)
+    ended, requeued, said = job(f"exit {code}")
+    assert requeued == ("requeue 77" if again else ""), said
+    assert f"attempt 1 ended with exit code {code}" in said
+    if not again:
+        assert ended == code
+
+
+def test_what_is_not_requeued(job):
+    code, requeued, said = job("exit 75", state="COMPLETING")  # somebody cancelled it
+    assert (code, requeued) == (75, ""), said
+    code, requeued, said = job("exit 75", SLURM_RESTART_COUNT="19")
+    assert (code, requeued) == (75, "") and "no attempt is left of 20" in said
+
+
+def test_a_task_of_an_array_goes_by_its_own_name(job):
+    array = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "0"}
+    assert job("exit 75", **array)[1] == "requeue 70_0"
+
+
+RANK = """
+import os, signal, sys, time
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit({code}))
+os.kill(os.getppid(), signal.SIGUSR1)  # as SLURM does: to the script alone
+time.sleep(20)
+"""
+
+
+def test_the_signal_reaches_the_ranks(job):
+    """Whatever they end with then, the job goes on."""
+    for code in (75, 1):
+        ended = job(f"exec {sys.executable} -c '{RANK.format(code=code)}'")
+        assert ended[1] == "requeue 77", ended
+        assert "asked to stop" in ended[2] and f"exit code {code}" in ended[2]
