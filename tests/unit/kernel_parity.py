@@ -140,11 +140,13 @@ def test_more_than_blocks_can_hold_is_left_to_torch(monkeypatch, launched, in_to
 
 
 @pytest.mark.parametrize("block", [16, 4096])
-@pytest.mark.parametrize("nans", [1, 5, 39, 40])
-def test_nan_gives_valid_atoms(nans, block, monkeypatch):
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("nans", [1, 5, 40])
+def test_nan_gives_valid_atoms(nans, sign, block, monkeypatch):
+    """Whatever its sign bit, which would put it above or below all numbers."""
     monkeypatch.setattr(launch, "BLOCK", block)
     score_TN = random(3, 40)
-    score_TN[1, :nans] = torch.nan
+    score_TN[1, :nans] = torch.copysign(torch.tensor(torch.nan), torch.tensor(float(sign)))
     clean = routing.candidates(random(3, 40), num_kept=4, share=0, num_shares=1, num_atoms=40)
     found = routing.candidates(score_TN, num_kept=4, share=0, num_shares=1, num_atoms=40)
     index_TC = found.index_TC
@@ -160,6 +162,14 @@ def test_infinite_scores_come_first_and_last():
     score_TN = torch.tensor([[-torch.inf, 1.0, torch.inf, -2.0, -torch.inf, 0.0]], device=DEVICE)
     for num_kept, expected in ((1, [2]), (2, [1, 2]), (4, [1, 2, 3, 5]), (5, [0, 1, 2, 3, 5])):
         found = routing.candidates(score_TN, num_kept=num_kept, share=0, num_shares=1, num_atoms=6)
+        assert found.index_TC.tolist() == [expected]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_minus_zero_ties_with_zero(dtype):
+    score_TN = torch.tensor([[-1.0, -0.0, 0.0, -0.0, 0.0]], dtype=dtype, device=DEVICE)
+    for num_kept, expected in ((1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (5, [0, 1, 2, 3, 4])):
+        found = routing.candidates(score_TN, num_kept=num_kept, share=0, num_shares=1, num_atoms=5)
         assert found.index_TC.tolist() == [expected]
 
 
