@@ -82,11 +82,13 @@ class Bank(nn.Module):
         """
         if linear not in self._grams:
             flat_PF = self.copy_PF if self.group.size > 1 else self.share_F[None]
-            keys = [self.views(flat_F, share)[linear][0] for share, flat_F in enumerate(flat_PF)]
             precise = torch.promote_types(self.share_F.dtype, torch.float32)
-            self._grams[linear] = torch.stack([k.to(precise).T @ k.to(precise) for k in keys]).sum(
-                0
-            )
+            width = self.shapes[linear][0]
+            gram_DD = self.share_F.new_zeros(width, width, dtype=precise)
+            for share, flat_F in enumerate(flat_PF):
+                keys_ND = self.views(flat_F, share)[linear][0].to(precise)
+                gram_DD.addmm_(keys_ND.T, keys_ND)
+            self._grams[linear] = gram_DD
         return self._grams[linear]
 
     def grow(self, atoms: Sequence[Atoms]) -> None:

@@ -50,7 +50,7 @@ class Placement(ABC):
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, list[Atoms]]:
         """Share to its frozen atoms for each linear, for every share this rank works on."""
 
-    def gram(self, bank: Bank, linear: int, num_atoms: int) -> Tensor | None:
+    def gram(self, bank: Bank, linear: int) -> Tensor | None:
         """K^T K of a linear's frozen atoms, where the rank has it and it is the smaller matrix."""
         return None
 
@@ -99,11 +99,9 @@ class Resident(_Local):
         flat_PF = bank.copy_PF if self.group.size > 1 else bank.share_F[None]
         return {share: bank.views(flat_F, share) for share, flat_F in enumerate(flat_PF)}
 
-    def gram(self, bank: Bank, linear: int, num_atoms: int) -> Tensor | None:
+    def gram(self, bank: Bank, linear: int) -> Tensor | None:
         """From the copy, once a task, where there are more atoms than inputs."""
-        if num_atoms != bank.num_atoms or num_atoms <= bank.shapes[linear][0]:
-            return None
-        return bank.gram(linear)
+        return bank.gram(linear) if bank.num_atoms > bank.shapes[linear][0] else None
 
 
 class Gathered(_Local):

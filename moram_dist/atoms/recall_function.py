@@ -99,7 +99,7 @@ class Call:
 
     def grams(self) -> list[Tensor | None]:
         """K^T K of the frozen atoms of each linear that is asked, (D, D), where it is at hand."""
-        return [self.placement.gram(self.bank, i, self.num_frozen) for i in self.members]
+        return [self.placement.gram(self.bank, i) for i in self.members]
 
     def first_active(self, share: int) -> int:
         """The row of a share from which its atoms are active."""
