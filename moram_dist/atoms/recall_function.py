@@ -72,21 +72,18 @@ class Call:
     ) -> dict[int, list[Atoms]]:
         """Share to the atoms of the linears that are asked, frozen ones before active ones."""
         found = self.placement.atoms(self.bank, forward=forward)
-        return {
-            share: [
-                (self._extended(atoms[i][0], k, share), self._extended(atoms[i][1], v, share))
-                for i, k, v in zip(self.members, keys, values, strict=True)
-            ]
-            for share, atoms in found.items()
-        }
+        out = {}
+        for share, flat_F in found.items():
+            own = self.active_rows(share)
+            active = {
+                i: (k[own], v[own]) for i, k, v in zip(self.members, keys, values, strict=True)
+            }
+            out[share] = [*self.bank.joined(flat_F, share, active).values()]
+        return out
 
     def active_rows(self, share: int) -> slice:
         """Which of the active atoms will be frozen into a share."""
         return new_rows(self.num_frozen, share, self.num_shares)
-
-    def _extended(self, frozen: Tensor, active: Tensor, share: int) -> Tensor:
-        own = active[self.active_rows(share)]
-        return torch.cat([frozen, own]) if len(own) else frozen
 
     def chosen(self, mix: Mixture, share: int, num_rows: int) -> Chosen:
         """Where the atoms of a mixture stand among a share's first rows."""
