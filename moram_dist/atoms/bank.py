@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from moram_dist.atoms.scan import Image, image
 from moram_dist.comm.collectives import AtomGroup
 from moram_dist.comm.partition import largest_share, new_rows, share_size
 
@@ -63,6 +64,7 @@ class Bank(nn.Module):
         """Rows that a share has for each of its matrices."""
         self._sealed: list[str] | None = None
         self._grams: dict[int, Tensor] = {}
+        self._images: dict[int, Image] = {}
 
     @property
     def atom_bytes(self) -> int:
@@ -135,6 +137,17 @@ class Bank(nn.Module):
             self._grams[linear] = gram_DD
         return self._grams[linear]
 
+    def image(self, linear: int) -> Image:
+        """What a scan of a linear's frozen atoms needs; kept until it grows.
+
+        Only where this rank has all of them.
+        """
+        if linear not in self._images:
+            shares = self.all_here().items()
+            keys = {share: self.views(flat_F, share)[linear][0] for share, flat_F in shares}
+            self._images[linear] = image(keys, self.gram(linear))
+        return self._images[linear]
+
     def grow(self, atoms: Sequence[Atoms]) -> None:
         """Append frozen atoms, whole and the same on all ranks of the group, one pair a linear.
 
@@ -165,6 +178,7 @@ class Bank(nn.Module):
             self.copy_PF = self.group.all_gather(self.share_F, "copies")
         self._sealed = None
         self._grams.clear()
+        self._images.clear()
 
     def intact(self) -> bool:
         """Whether every atom here, copies too, is what it was when this was asked first.

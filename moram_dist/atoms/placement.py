@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.routing import Candidates
+from moram_dist.atoms.scan import BEYOND, Image, supported
 from moram_dist.comm.collectives import AtomGroup, Pending
 
 Pair = tuple[int, int]
@@ -52,6 +53,10 @@ class Placement(ABC):
 
     def gram(self, bank: Bank, linear: int) -> Tensor | None:
         """K^T K of a linear's frozen atoms, where the rank has it and it is the smaller matrix."""
+        return None
+
+    def image(self, bank: Bank, linear: int) -> Image | None:
+        """For a scan of a linear's frozen atoms, where the rank has them and a scan pays."""
         return None
 
     @abstractmethod
@@ -101,6 +106,12 @@ class Resident(_Local):
     def gram(self, bank: Bank, linear: int) -> Tensor | None:
         """From the copy, once a task, where there are more atoms than inputs."""
         return bank.gram(linear) if bank.num_atoms > bank.shapes[linear][0] else None
+
+    def image(self, bank: Bank, linear: int) -> Image | None:
+        """From the copy, once a task, where atoms are many more than inputs."""
+        device = bank.share_F.device
+        many = bank.num_atoms > BEYOND.get(device.type, 0) * bank.shapes[linear][0]
+        return bank.image(linear) if many and supported(device) else None
 
 
 class Gathered(_Local):

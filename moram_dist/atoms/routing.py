@@ -109,7 +109,7 @@ def _best_among_ties(score_TN: Tensor, num_kept: int) -> Tensor:
 
 
 def candidates(
-    score_TN: Tensor, *, num_kept: int, share: int, num_shares: int, num_atoms: int
+    score_TN: Tensor, *, num_kept: int, share: int, num_shares: int, num_atoms: int, first: int = 0
 ) -> Candidates:
     """A share's best atoms for each token.
 
@@ -119,13 +119,16 @@ def candidates(
         share: atom i of the share is atom i * num_shares + share of the memory.
         num_shares: into how many the memory is split.
         num_atoms: of the whole memory.
+        first: which atom of the share the scores begin with.
     """
     local = best(score_TN, min(num_kept, score_TN.shape[1]))
     lacking = (0, num_kept - local.shape[1])
     return Candidates(
         torch.linalg.vector_norm(score_TN, dim=-1, keepdim=True).square(),
         torch.nn.functional.pad(score_TN.gather(1, local), lacking, value=-torch.inf),
-        torch.nn.functional.pad(local * num_shares + share, lacking, value=num_atoms).int(),
+        torch.nn.functional.pad(
+            (local + first) * num_shares + share, lacking, value=num_atoms
+        ).int(),
     )
 
 
@@ -146,17 +149,23 @@ def mixture(shares: Sequence[Candidates], *, num_atoms: int, routing: Routing) -
 
     Source: Lu et al. 2026, arXiv:2506.21035 (self-activation, top-k, temperature, threshold).
     """
-    norm_T1 = in_order([share.squares_T1 for share in shares]).sqrt()
+    found = shares[0]
+    if len(shares) > 1:
+        found = merged(shares, min(routing.top_k, num_atoms))
+    norm_T1 = found.squares_T1.sqrt()
     norm_T1 = norm_T1.masked_fill(norm_T1 == 0, torch.inf)
-    if len(shares) == 1:
-        _, score_TC, index_TC = shares[0]
-        return weigh(index_TC, score_TC, norm_T1, routing)
+    return weigh(found.index_TC, found.score_TC, norm_T1, routing)
+
+
+def merged(shares: Sequence[Candidates], num_kept: int) -> Candidates:
+    """The best of what all shares offer, in the order of shares, as one offer."""
     index_TC = torch.cat([share.index_TC for share in shares], -1)
     score_TC = torch.cat([share.score_TC for share in shares], -1)
     order = index_TC.argsort(-1)  # so that among ties the lower atom comes first
     index_TC, score_TC = index_TC.gather(1, order), score_TC.gather(1, order)
-    kept = best(score_TC, min(routing.top_k, num_atoms))
-    return weigh(index_TC.gather(1, kept), score_TC.gather(1, kept), norm_T1, routing)
+    kept = best(score_TC, num_kept)
+    squares_T1 = in_order([share.squares_T1 for share in shares])
+    return Candidates(squares_T1, score_TC.gather(1, kept), index_TC.gather(1, kept))
 
 
 def weigh(index_TK: Tensor, score_TK: Tensor, norm_T1: Tensor, routing: Routing) -> Mixture:
