@@ -2,7 +2,9 @@
 
 A share is one flat tensor, so that one collective moves it: for each linear its keys, then its
 values, each with room for the largest share of any rank. Atom i belongs to rank i mod P of the
-group (``comm.partition``), so each task's atoms are spread over all ranks.
+group (``comm.partition``), so each task's atoms are spread over all ranks. Where a rank has all
+shares, there is room for active atoms too: a pass writes them behind the frozen ones, and has both
+in one matrix without copying those.
 
 Shape letters: N atoms in the memory, R new ones, D inputs, E outputs, P ranks, F flat numbers.
 """
@@ -10,11 +12,12 @@ Shape letters: N atoms in the memory, R new ones, D inputs, E outputs, P ranks, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from moram_dist.atoms.scan import Image, image
 from moram_dist.comm.collectives import AtomGroup
 from moram_dist.comm.partition import largest_share, new_rows, share_size
 
@@ -29,7 +32,13 @@ class Bank(nn.Module):
     copy_PF: Tensor
 
     def __init__(
-        self, shapes: Sequence[tuple[int, int]], group: AtomGroup, *, like: Tensor, copied=False
+        self,
+        shapes: Sequence[tuple[int, int]],
+        group: AtomGroup,
+        *,
+        like: Tensor,
+        copied=False,
+        num_active=0,
     ) -> None:
         """An empty memory.
 
@@ -38,18 +47,24 @@ class Bank(nn.Module):
             group: the ranks that hold it together.
             like: a tensor of the memory's dtype and device.
             copied: whether this rank also keeps a copy of all shares.
+            num_active: how many active atoms there is room for behind the frozen ones, where all
+                shares are at hand.
         """
         super().__init__()
         self.shapes = tuple(shapes)
         self.group = group
         self.copied = copied
+        self.num_active = num_active
         self.num_atoms = 0
         """Of the whole memory, for each linear."""
         empty = torch.empty(0, dtype=like.dtype, device=like.device)
         self.register_buffer("share_F", empty, persistent=False)
         self.register_buffer("copy_PF", empty.view(group.size, 0), persistent=False)
+        self._room = 0
+        """Rows that a share has for each of its matrices."""
         self._sealed: list[str] | None = None
         self._grams: dict[int, Tensor] = {}
+        self._images: dict[int, Image] = {}
 
     @property
     def atom_bytes(self) -> int:
@@ -65,13 +80,45 @@ class Bank(nn.Module):
         """The atoms of each linear in this rank's share."""
         return self.views(self.share_F, self.group.rank)
 
+    def all_here(self) -> dict[int, Tensor]:
+        """Every share, flat, where this rank has them all."""
+        return dict(enumerate(self.copy_PF if self.group.size > 1 else self.share_F[None]))
+
     def views(self, flat_F: Tensor, share: int) -> list[Atoms]:
         """The atoms of each linear in a flat share."""
-        room = largest_share(self.num_atoms, self.group.size)
         rows = share_size(self.num_atoms, share, self.group.size)
-        parts = iter(flat_F.split([room * size for shape in self.shapes for size in shape]))
+        return [(k[:rows], v[:rows]) for k, v in self._matrices(flat_F)]
+
+    def joined(self, flat_F: Tensor, share: int, active: Mapping[int, Atoms]) -> dict[int, Atoms]:
+        """Atoms of linears in a flat share, and active ones behind them.
+
+        Args:
+            flat_F: the share, as a placement has it.
+            share: which it is.
+            active: linear to the active atoms that will be frozen into this share.
+
+        Returns:
+            Linear to its atoms: in place if there is room, until the next call, else copied.
+        """
+        first = share_size(self.num_atoms, share, self.group.size)
+        matrices = self._matrices(flat_F)
+        return {
+            i: (self._behind(matrices[i][0], k, first), self._behind(matrices[i][1], v, first))
+            for i, (k, v) in active.items()
+        }
+
+    def _behind(self, matrix: Tensor, active: Tensor, first: int) -> Tensor:
+        last = first + len(active)
+        if last > len(matrix) or active.dtype != matrix.dtype:
+            return torch.cat([matrix[:first], active])
+        matrix[first:last] = active
+        return matrix[:last]
+
+    def _matrices(self, flat_F: Tensor) -> list[Atoms]:
+        """Keys and values of each linear in a flat share, with all their room."""
+        parts = iter(flat_F.split([self._room * size for shape in self.shapes for size in shape]))
         return [
-            (next(parts).view(room, d)[:rows], next(parts).view(room, e)[:rows])
+            (next(parts).view(self._room, d), next(parts).view(self._room, e))
             for d, e in self.shapes
         ]
 
@@ -81,13 +128,25 @@ class Bank(nn.Module):
         Only where this rank has all of them.
         """
         if linear not in self._grams:
-            flat_PF = self.copy_PF if self.group.size > 1 else self.share_F[None]
-            keys = [self.views(flat_F, share)[linear][0] for share, flat_F in enumerate(flat_PF)]
             precise = torch.promote_types(self.share_F.dtype, torch.float32)
-            self._grams[linear] = torch.stack([k.to(precise).T @ k.to(precise) for k in keys]).sum(
-                0
-            )
+            width = self.shapes[linear][0]
+            gram_DD = self.share_F.new_zeros(width, width, dtype=precise)
+            for share, flat_F in self.all_here().items():
+                keys_ND = self.views(flat_F, share)[linear][0].to(precise)
+                gram_DD.addmm_(keys_ND.T, keys_ND)
+            self._grams[linear] = gram_DD
         return self._grams[linear]
+
+    def image(self, linear: int) -> Image:
+        """What a scan of a linear's frozen atoms needs; kept until it grows.
+
+        Only where this rank has all of them.
+        """
+        if linear not in self._images:
+            shares = self.all_here().items()
+            keys = {share: self.views(flat_F, share)[linear][0] for share, flat_F in shares}
+            self._images[linear] = image(keys, self.gram(linear))
+        return self._images[linear]
 
     def grow(self, atoms: Sequence[Atoms]) -> None:
         """Append frozen atoms, whole and the same on all ranks of the group, one pair a linear.
@@ -100,7 +159,8 @@ class Bank(nn.Module):
         mine = new_rows(self.num_atoms, self.group.rank, self.group.size)
         before = self.own()
         num_new = len(atoms[0][0])
-        room = largest_share(self.num_atoms + num_new, self.group.size)
+        behind = self.num_active if self.copied or self.group.size == 1 else 0
+        room = largest_share(self.num_atoms + num_new + behind, self.group.size)
         parts: list[Tensor] = []
         for old, new in zip(before, atoms, strict=True):
             for kept, added in zip(old, new, strict=True):
@@ -113,19 +173,26 @@ class Bank(nn.Module):
                 parts += [rows.flatten(), empty.flatten()]
         self.share_F = torch.cat(parts)
         self.num_atoms += num_new
+        self._room = room
         if self.copied:
             self.copy_PF = self.group.all_gather(self.share_F, "copies")
         self._sealed = None
         self._grams.clear()
+        self._images.clear()
 
     def intact(self) -> bool:
         """Whether every atom here, copies too, is what it was when this was asked first.
 
         That is since the bank has grown: growing starts anew.
         """
+        flats = [(self.group.rank, self.share_F)]
+        if self.copied:
+            flats += enumerate(self.copy_PF)
         now = [
-            hashlib.sha256(flat.cpu().view(torch.uint8).numpy()).hexdigest()
-            for flat in (self.share_F, *self.copy_PF)
+            hashlib.sha256(atoms.cpu().view(torch.uint8).numpy().tobytes()).hexdigest()
+            for share, flat_F in flats
+            for pair in self.views(flat_F, share)
+            for atoms in pair
         ]
         self._sealed = self._sealed or now
         return now == self._sealed

@@ -81,7 +81,7 @@ class Memory(nn.Module):
         self.dropouts = tuple(layer.dropout for layer in layers)  # children of their layers only
         shapes = [(layer.in_features, layer.out_features) for layer in layers]
         like = layers[0].base.weight
-        self.bank = Bank(shapes, placer.group, like=like)
+        self.bank = Bank(shapes, placer.group, like=like, num_active=settings.num_active)
         for i, sizes in enumerate(shapes):
             for kind, size in zip(("keys", "values"), sizes, strict=True):
                 atoms = nn.Parameter(like.new_zeros(settings.num_active, size))

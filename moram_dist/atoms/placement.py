@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moram_dist.atoms.bank import Atoms, Bank
+from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.routing import Candidates
+from moram_dist.atoms.scan import BEYOND, Image, supported
 from moram_dist.comm.collectives import AtomGroup, Pending
 
 Pair = tuple[int, int]
@@ -47,11 +48,15 @@ class Placement(ABC):
         """Home to its rows for each linear, for every home this rank works for."""
 
     @abstractmethod
-    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, list[Atoms]]:
-        """Share to its frozen atoms for each linear, for every share this rank works on."""
+    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
+        """Share to its frozen atoms, flat as in the bank, for every share this rank works on."""
 
-    def gram(self, bank: Bank, linear: int, num_atoms: int) -> Tensor | None:
+    def gram(self, bank: Bank, linear: int) -> Tensor | None:
         """K^T K of a linear's frozen atoms, where the rank has it and it is the smaller matrix."""
+        return None
+
+    def image(self, bank: Bank, linear: int) -> Image | None:
+        """For a scan of a linear's frozen atoms, where the rank has them and a scan pays."""
         return None
 
     @abstractmethod
@@ -94,16 +99,19 @@ class _Local(Placement):
 class Resident(_Local):
     """Frozen atoms never go stale, so a copy gathered once a task serves all its steps."""
 
-    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, list[Atoms]]:
+    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
         """All shares, from the copy."""
-        flat_PF = bank.copy_PF if self.group.size > 1 else bank.share_F[None]
-        return {share: bank.views(flat_F, share) for share, flat_F in enumerate(flat_PF)}
+        return bank.all_here()
 
-    def gram(self, bank: Bank, linear: int, num_atoms: int) -> Tensor | None:
+    def gram(self, bank: Bank, linear: int) -> Tensor | None:
         """From the copy, once a task, where there are more atoms than inputs."""
-        if num_atoms != bank.num_atoms or num_atoms <= bank.shapes[linear][0]:
-            return None
-        return bank.gram(linear)
+        return bank.gram(linear) if bank.num_atoms > bank.shapes[linear][0] else None
+
+    def image(self, bank: Bank, linear: int) -> Image | None:
+        """From the copy, once a task, where atoms are many more than inputs."""
+        device = bank.share_F.device
+        many = bank.num_atoms > BEYOND.get(device.type, 0) * bank.shapes[linear][0]
+        return bank.image(linear) if many and supported(device) else None
 
 
 class Gathered(_Local):
@@ -118,14 +126,14 @@ class Gathered(_Local):
         """In the order of the forward pass."""
         self._under_way: dict[int, Pending] = {}
 
-    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, list[Atoms]]:
+    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
         """All shares, fetched; the bank that follows is sent for."""
         at = next(i for i, other in enumerate(self.banks) if other is bank)
         flat_PF = (self._under_way.pop(at, None) or self._start(at)).wait()
         following = at + 1 if forward else at - 1
         if 0 <= following < len(self.banks) and following not in self._under_way:
             self._under_way[following] = self._start(following)
-        return {share: bank.views(flat_F, share) for share, flat_F in enumerate(flat_PF)}
+        return dict(enumerate(flat_PF))
 
     def forget(self) -> None:
         """Drop what is under way: the banks are about to change."""
@@ -164,9 +172,9 @@ class Stationary(Placement):
             out[home] = [by_id[id(row)] for row in rows]
         return out
 
-    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, list[Atoms]]:
+    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
         """Its own share."""
-        return {self.group.rank: bank.own()}
+        return {self.group.rank: bank.share_F}
 
     def candidates(
         self, offered: Mapping[Pair, Sequence[Candidates]]

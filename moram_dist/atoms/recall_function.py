@@ -28,7 +28,7 @@ Shape letters: T tokens, N atoms, R active atoms, D inputs, E outputs, K atoms k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,16 @@ from torch.nn import functional as F
 from moram_dist.atoms import kernels
 from moram_dist.atoms.bank import Atoms, Bank
 from moram_dist.atoms.placement import Placement
-from moram_dist.atoms.routing import Mixture, Routing, candidates, in_order, mixture, weigh
+from moram_dist.atoms.routing import (
+    Candidates,
+    Mixture,
+    Routing,
+    candidates,
+    in_order,
+    mixture,
+    weigh,
+)
+from moram_dist.atoms.scan import scan
 from moram_dist.atoms.share import Chosen, add, mixed, products, scored, spread
 from moram_dist.comm.partition import largest_share, new_rows, share_size
 
@@ -73,21 +82,18 @@ class Call:
     ) -> dict[int, list[Atoms]]:
         """Share to the atoms of the linears that are asked, frozen ones before active ones."""
         found = self.placement.atoms(self.bank, forward=forward)
-        return {
-            share: [
-                (self._extended(atoms[i][0], k, share), self._extended(atoms[i][1], v, share))
-                for i, k, v in zip(self.members, keys, values, strict=True)
-            ]
-            for share, atoms in found.items()
-        }
+        out = {}
+        for share, flat_F in found.items():
+            own = self.active_rows(share)
+            active = {
+                i: (k[own], v[own]) for i, k, v in zip(self.members, keys, values, strict=True)
+            }
+            out[share] = [*self.bank.joined(flat_F, share, active).values()]
+        return out
 
     def active_rows(self, share: int) -> slice:
         """Which of the active atoms will be frozen into a share."""
         return new_rows(self.num_frozen, share, self.num_shares)
-
-    def _extended(self, frozen: Tensor, active: Tensor, share: int) -> Tensor:
-        own = active[self.active_rows(share)]
-        return torch.cat([frozen, own]) if len(own) else frozen
 
     def chosen(self, mix: Mixture, share: int, num_rows: int) -> Chosen:
         """Where the atoms of a mixture stand among a share's first rows."""
@@ -98,9 +104,13 @@ class Call:
         here_TK = (index_TK % self.num_shares == share) & (row_TK < num_rows)
         return Chosen(row_TK.clamp(max=max(num_rows - 1, 0)), here_TK)
 
+    def frozen_keys(self, shares: Mapping[int, Sequence[Atoms]], one: int) -> dict[int, Tensor]:
+        """Share to the keys of its frozen atoms, of one of the linears that are asked."""
+        return {share: atoms[one][0][: self.first_active(share)] for share, atoms in shares.items()}
+
     def grams(self) -> list[Tensor | None]:
         """K^T K of the frozen atoms of each linear that is asked, (D, D), where it is at hand."""
-        return [self.placement.gram(self.bank, i, self.num_frozen) for i in self.members]
+        return [self.placement.gram(self.bank, i) for i in self.members]
 
     def first_active(self, share: int) -> int:
         """The row of a share from which its atoms are active."""
@@ -142,31 +152,41 @@ class Recall(torch.autograd.Function):
         num_kept = min(call.routing.top_k, largest_share(call.num_atoms, call.num_shares))
         tokens = place.tokens(inputs, "tokens")
         shares = call.shares(keys, values, forward=True)
-        scores = {
-            (home, share): [scored(rows[one], atoms[one][0], precise) for one in linears]
-            for home, rows in tokens.items()
-            for share, atoms in shares.items()
-        }
-        offered = {
-            (home, share): [
-                candidates(
-                    score,
-                    num_kept=num_kept,
-                    share=share,
-                    num_shares=call.num_shares,
-                    num_atoms=call.num_atoms,
-                )
-                for score in found
+        images = [place.image(call.bank, i) for i in call.members]
+        scores: dict[Any, list[Tensor]] = {}
+        offered: dict[Any, list[Candidates]] = {}
+        for home, rows in tokens.items():
+            for share, atoms in shares.items():
+                pair = home, share
+                # Atoms before the first are scanned: this rank has all shares of them.
+                starts = [call.first_active(share) if image else 0 for image in images]
+                scores[pair] = [
+                    scored(x, k[first:], precise)
+                    for x, (k, _), first in zip(rows, atoms, starts, strict=True)
+                ]
+                offered[pair] = [
+                    candidates(
+                        score,
+                        num_kept=num_kept,
+                        share=share,
+                        num_shares=call.num_shares,
+                        num_atoms=call.num_atoms,
+                        first=first,
+                    )
+                    for score, first in zip(scores[pair], starts, strict=True)
+                ]
+        mixtures: dict[int, list[Mixture]] = {}
+        for home, of_linears in place.candidates(offered).items():
+            for one, image in enumerate(images):
+                if image is not None:
+                    x, keys_of = tokens[home][one], call.frozen_keys(shares, one)
+                    most = min(call.routing.top_k, call.num_frozen)
+                    found, _ = scan(x.to(precise), image, keys_of, num_kept=most)
+                    of_linears[one].insert(0, found)
+            mixtures[home] = [
+                mixture(offers, num_atoms=call.num_atoms, routing=call.routing)
+                for offers in of_linears
             ]
-            for (home, share), found in scores.items()
-        }
-        mixtures: dict[int, list[Mixture]] = {
-            home: [
-                mixture(shares_of_one, num_atoms=call.num_atoms, routing=call.routing)
-                for shares_of_one in of_linears
-            ]
-            for home, of_linears in place.candidates(offered).items()
-        }
         partial: dict[Any, list[Tensor]] = {}
         for home, mixtures_of in mixtures.items():
             strengths = [mix.spoken_TK * mix.score_TK for mix in mixtures_of]
@@ -184,8 +204,9 @@ class Recall(torch.autograd.Function):
             # Atoms of the bank are not saved: they are had again from the placement.
             grams = call.grams()
             kept = [
-                score if gram is None else score[:, call.first_active(share) :].contiguous()
+                score if gram is None else score[:, score.shape[1] - num_new :].contiguous()
                 for (_, share), found in scores.items()
+                for num_new in [len(shares[share][0][0]) - call.first_active(share)]
                 for score, gram in zip(found, grams, strict=True)
             ]
             ctx.num_scores = len(kept)

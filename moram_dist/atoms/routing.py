@@ -13,10 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moram_dist.atoms import kernels
+
+COLUMNS = 256
+"""So many columns a long row of scores is laid out in: the longest rows that numpy sorts fast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,27 +75,52 @@ class Mixture(NamedTuple):
 def best(score_TN: Tensor, num_kept: int) -> Tensor:
     """Indices of the ``num_kept`` largest of each row, (T, K) ascending; ties go to the lower one.
 
-    torch.topk leaves the order among ties open and its backends differ in it. On a CPU, where
-    looking costs nothing, its answer is taken when no row has a tie at the k-th place; otherwise it
-    only supplies the k-th value. num_kept must be at most N.
+    torch.topk leaves the order among ties open and its backends differ in it: it only supplies the
+    k-th value. On a CPU, where looking costs nothing, a faster way is taken if no row has a tie at
+    the k-th place. num_kept must be at most N.
     """
     num_tokens, num_atoms = score_TN.shape
     if num_kept >= num_atoms:
         everything = torch.arange(num_atoms, device=score_TN.device)
         return everything.expand(num_tokens, num_atoms)
-    if score_TN.device.type == "cpu":
-        # torch is twice as fast up to a 64th of N: there, and often at N = 64 K, one more would be
-        # too many to ask for, and scores are counted instead.
-        one_more = num_atoms // 64 != num_kept
-        found = score_TN.topk(num_kept + one_more, dim=-1)
-        last_T = found.values[:, num_kept - 1]
-        if one_more:
-            clear = bool((last_T > found.values[:, -1]).all())
-        else:
-            clear = int((score_TN >= last_T[:, None]).count_nonzero()) == num_tokens * num_kept
-        if clear:
-            return found.indices[:, :num_kept].sort(-1).values
+    if score_TN.device.type == "cpu" and num_kept <= COLUMNS // 4:
+        found_TK = _best_without_ties(score_TN, num_kept)
+        if found_TK is not None:
+            return found_TK
     return _best_among_ties(score_TN, num_kept)
+
+
+def _best_without_ties(score_TN: Tensor, num_kept: int) -> Tensor | None:
+    """``best`` on a CPU, or None where a row has a tie at the k-th place, or no number.
+
+    numpy partitions short rows several times as fast as torch. A long row is laid out in columns:
+    its best are in the columns whose largest scores are best, and those are a short row again.
+    """
+    num_tokens, num_atoms = score_TN.shape
+    if num_atoms <= 2 * COLUMNS:
+        place = num_atoms - num_kept
+        last_T = np.partition(score_TN.detach().numpy(), place, axis=1)[:, place]
+        kept_TN = score_TN >= torch.from_numpy(last_T)[:, None]
+        flat = np.flatnonzero(kept_TN.numpy())
+        if len(flat) != num_tokens * num_kept:
+            return None
+        start_T1 = torch.arange(num_tokens)[:, None] * num_atoms
+        index_TK = torch.from_numpy(flat).view(num_tokens, num_kept) - start_T1
+        in_row = (index_TK[:, 0] >= 0) & (index_TK[:, -1] < num_atoms)
+        return index_TK if in_row.all() else None
+    num_rows, rest = divmod(num_atoms, COLUMNS)
+    whole_TN, rest_TN = score_TN.split([num_atoms - rest, rest], -1)
+    largest_TC = whole_TN.unflatten(1, (num_rows, COLUMNS)).amax(1)
+    torch.maximum(largest_TC[:, :rest], rest_TN, out=largest_TC[:, :rest])
+    column_TK = _best_without_ties(largest_TC, num_kept)
+    if column_TK is None:
+        return None
+    row_R1 = torch.arange(num_rows + 1)[:, None] * COLUMNS
+    index_TC = (column_TK[:, None] + row_R1).flatten(1)
+    found_TC = score_TN.gather(1, index_TC.clamp(max=num_atoms - 1))
+    found_TC = found_TC.masked_fill(index_TC >= num_atoms, -torch.inf)
+    place_TK = _best_without_ties(found_TC, num_kept)
+    return None if place_TK is None else index_TC.gather(1, place_TK)
 
 
 def _best_among_ties(score_TN: Tensor, num_kept: int) -> Tensor:
@@ -111,7 +140,7 @@ def _best_among_ties(score_TN: Tensor, num_kept: int) -> Tensor:
 
 
 def candidates(
-    score_TN: Tensor, *, num_kept: int, share: int, num_shares: int, num_atoms: int
+    score_TN: Tensor, *, num_kept: int, share: int, num_shares: int, num_atoms: int, first: int = 0
 ) -> Candidates:
     """A share's best atoms for each token.
 
@@ -121,10 +150,15 @@ def candidates(
         share: atom i of the share is atom i * num_shares + share of the memory.
         num_shares: into how many the memory is split.
         num_atoms: of the whole memory.
+        first: which atom of the share the scores begin with.
     """
     if kernels.serve(score_TN) and kernels.routes(score_TN.shape[1], num_kept):
         found = kernels.route(
-            score_TN, num_kept, share=share, num_shares=num_shares, num_atoms=num_atoms
+            score_TN,
+            num_kept,
+            share=first * num_shares + share,
+            num_shares=num_shares,
+            num_atoms=num_atoms,
         )
         return Candidates(*found)
     local = best(score_TN, min(num_kept, score_TN.shape[1]))
@@ -132,7 +166,9 @@ def candidates(
     return Candidates(
         torch.linalg.vector_norm(score_TN, dim=-1, keepdim=True).square(),
         torch.nn.functional.pad(score_TN.gather(1, local), lacking, value=-torch.inf),
-        torch.nn.functional.pad(local * num_shares + share, lacking, value=num_atoms).int(),
+        torch.nn.functional.pad(
+            (local + first) * num_shares + share, lacking, value=num_atoms
+        ).int(),
     )
 
 
@@ -153,23 +189,28 @@ def mixture(shares: Sequence[Candidates], *, num_atoms: int, routing: Routing) -
 
     Source: Lu et al. 2026, arXiv:2506.21035 (self-activation, top-k, temperature, threshold).
     """
-    norm_T1 = in_order([share.squares_T1 for share in shares]).sqrt()
+    found = shares[0]
+    if len(shares) > 1:
+        found = merged(shares, min(routing.top_k, num_atoms))
+    norm_T1 = found.squares_T1.sqrt()
     norm_T1 = norm_T1.masked_fill(norm_T1 == 0, torch.inf)
-    if len(shares) == 1:
-        _, score_TC, index_TC = shares[0]
-        return weigh(index_TC, score_TC, norm_T1, routing)
+    return weigh(found.index_TC, found.score_TC, norm_T1, routing)
+
+
+def merged(shares: Sequence[Candidates], num_kept: int) -> Candidates:
+    """The best of what all shares offer, in the order of shares, as one offer."""
     index_TC = torch.cat([share.index_TC for share in shares], -1)
     score_TC = torch.cat([share.score_TC for share in shares], -1)
     order = index_TC.argsort(-1)  # so that among ties the lower atom comes first
     index_TC, score_TC = index_TC.gather(1, order), score_TC.gather(1, order)
-    num_kept = min(routing.top_k, num_atoms)
+    squares_T1 = in_order([share.squares_T1 for share in shares])
     if kernels.serve(score_TC) and kernels.routes(score_TC.shape[1], num_kept):
         _, score_TK, index_TK = kernels.route(
-            score_TC, num_kept, num_atoms=num_atoms, listed_TN=index_TC
+            score_TC, num_kept, num_atoms=num_kept, listed_TN=index_TC
         )
-        return weigh(index_TK, score_TK, norm_T1, routing)
+        return Candidates(squares_T1, score_TK, index_TK)
     kept = best(score_TC, num_kept)
-    return weigh(index_TC.gather(1, kept), score_TC.gather(1, kept), norm_T1, routing)
+    return Candidates(squares_T1, score_TC.gather(1, kept), index_TC.gather(1, kept))
 
 
 def weigh(index_TK: Tensor, score_TK: Tensor, norm_T1: Tensor, routing: Routing) -> Mixture:

@@ -4,7 +4,8 @@ Chosen atoms are given as their rows in the share. Where a share has many more r
 chooses, only the chosen rows are touched; where it has few, a matrix product over all of them is
 faster. The choice depends on sizes alone, so it is the same wherever the atoms are.
 
-Shape letters: T tokens, N rows of the share, D inputs, E outputs, K atoms chosen per token.
+Shape letters: T tokens, N rows of the share, D inputs, E outputs, K atoms chosen per token, S
+pairs of a token and a row.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ part in a matrix product. Measured on a CPU; for CUDA from data sheets."""
 
 MULTIPLY_ALL = {"cpu": 5, "cuda": 100}
 """The same for products with tokens."""
+
+PAIRS_AT_ONCE = 2**26
+"""So many numbers are fetched at a time for products that have no kernel of their own."""
 
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -110,19 +114,29 @@ def products(tokens_TF: Tensor, rows_NF: Tensor, chosen: Chosen, precise: torch.
     elif rows_NF.device.type != "cpu":  # there the op below is slow, and has no bf16
         found_TK = (tokens_TF @ rows_NF.T).gather(1, chosen.row_TK.long())
     else:
-        found_TK = _products_of_rows(tokens_TF.contiguous(), rows_NF, chosen.row_TK)
+        found_TK = _products_of_rows(tokens_TF, rows_NF, chosen.row_TK)
     return chosen.masked(found_TK.to(precise))
 
 
 def _products_of_rows(tokens_TF: Tensor, rows_NF: Tensor, row_TK: Tensor) -> Tensor:
-    """The same without the other rows: what autograd of embedding_bag does for its weights."""
+    """The same without the other rows."""
     num_tokens, num_chosen = row_TK.shape
-    offsets = torch.arange(0, num_tokens * num_chosen, num_chosen, dtype=row_TK.dtype)
-    bag = torch.arange(num_tokens, dtype=row_TK.dtype).repeat_interleave(num_chosen)
-    flat = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        tokens_TF, rows_NF, row_TK.reshape(-1), offsets, bag, 0
-    )
-    return flat.view(num_tokens, num_chosen)
+    token_S = torch.arange(num_tokens, dtype=row_TK.dtype).repeat_interleave(num_chosen)
+    found_S = products_of_pairs(tokens_TF, rows_NF, token_S, row_TK.reshape(-1))
+    return found_S.view(num_tokens, num_chosen)
+
+
+def products_of_pairs(tokens_TF: Tensor, rows_NF: Tensor, token_S: Tensor, row_S: Tensor) -> Tensor:
+    """Tokens times rows, pair by pair: (S,) in the tokens' dtype, from indices of both."""
+    if tokens_TF.device.type == "cpu" and tokens_TF.dtype == rows_NF.dtype:
+        # What autograd of embedding_bag does for its weights.
+        offsets = token_S.new_zeros(1)
+        flat = torch.ops.aten._embedding_bag_per_sample_weights_backward
+        return flat(tokens_TF.contiguous(), rows_NF, row_S, offsets, token_S, 0)
+    at_once = max(1, PAIRS_AT_ONCE // tokens_TF.shape[1])
+    parts = zip(token_S.split(at_once), row_S.split(at_once), strict=True)
+    products = [(tokens_TF[t] * rows_NF[r].to(tokens_TF.dtype)).sum(-1) for t, r in parts]
+    return torch.cat([tokens_TF.new_empty(0), *products])
 
 
 def _few(rows_NF: Tensor, chosen: Chosen, per_chosen: Mapping[str, int]) -> bool:

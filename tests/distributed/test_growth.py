@@ -159,8 +159,9 @@ class Life:
         for name, layer in self.method.layers.items():
             bank, which = layer.asked.memory.bank, layer.asked.layers.index(layer)
             flat = env.gather_objects(bank.share_F)
-            assert not bank.copied or torch.equal(torch.stack(flat), bank.copy_PF)
             shares = [bank.views(share, rank)[which] for rank, share in enumerate(flat)]
+            for rank, copy in enumerate(bank.copy_PF if bank.copied else []):
+                assert all(map(torch.equal, bank.views(copy, rank)[which], shares[rank]))
             for kind, rows in zip(("keys", "values"), zip(*shares, strict=True), strict=True):
                 order = [rows[i % len(rows)][i // len(rows)] for i in range(num_atoms)]
                 out[f"{name}.{kind}"] = torch.stack(order)

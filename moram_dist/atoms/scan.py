@@ -1,0 +1,228 @@
+"""The best of very many frozen atoms for each token, without all their scores in float32.
+
+One bf16 product gives an upper bound of every score. The atoms whose bounds are highest are scored
+exactly. A token is certified when the last score that it keeps exceeds the bounds of all atoms that
+were not scored; other tokens get the full product. So no result is approximate:
+
+    p_i  = x . k_i                score, of token x and key k_i;  ^ is rounding to bf16
+    p_i <= x^ . k^_i + ||x|| ||k_i - k^_i|| + ||x - x^|| ||k^_i|| + rounding          = bound of p_i
+
+The terms after x^ . k^_i are products of a number of the token and a number of the key. As further
+columns of the two matrices they are part of the product. Rounding is that of both sums of
+D products, the bf16 one (accumulated in float32) and the exact one, at most
+D u ||x|| ||k_i|| each, in whatever order a backend takes them. So the bound holds for scores as
+they are computed, not only for true ones.
+
+||p||^2 = x^T K^T K x. It is as exact as scores are unless x is far from all keys; such tokens get
+the full product too.
+
+Shape letters: T tokens, N atoms, C candidates, K atoms kept per token, P shares, D inputs, F = D +
+further columns, S pairs of a token and an atom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moram_dist.atoms.routing import Candidates, best, candidates, merged
+from moram_dist.atoms.share import products_of_pairs
+
+BEYOND = {"cpu": 4, "cuda": 4}
+"""More than so many atoms for each input are scanned: where that begins to pay on a CPU. Not
+measured on CUDA."""
+
+PER_KEPT = 4
+"""Candidates for each atom to keep: two to three have bounds that reach the last kept score."""
+
+FURTHER = 32
+"""Columns that an image has more than keys: two, and zeros, so that rows stay aligned."""
+
+SCORES_AT_ONCE = 2**26
+"""So many bounds, or exact scores, are in memory at a time."""
+
+LEAST_NORM = 2.0**-4
+"""||p|| is taken from K^T K where it is at least so much of the most that ||x|| allows. Its error,
+over its size, is about 5e-9 over the square of that part, as measured: here 1.3e-6 at most."""
+
+UNIT = 2.0**-8
+"""Largest relative error of rounding to bf16."""
+
+
+class Image(NamedTuple):
+    """What the scan needs of a linear's frozen atoms, in the order of the whole memory."""
+
+    key_NF: Tensor
+    """bf16: keys, then for each its error and its length, rounded up."""
+
+    gram_DD: Tensor
+    """K^T K."""
+
+    stretch: float
+    """The most that K makes of a token's length: the square root of K^T K's largest eigenvalue."""
+
+
+def supported(device: torch.device) -> bool:
+    """Whether bf16 products are faster than float32 ones, and accumulate in float32."""
+    if device.type == "cpu":
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return device.type == "cuda"
+
+
+def image(shares: Mapping[int, Tensor], gram_DD: Tensor) -> Image:
+    """Of keys (rows, D), all shares of them."""
+    first = shares[0]
+    num_atoms, num_inputs = sum(map(len, shares.values())), first.shape[1]
+    key_NF = first.new_zeros(num_atoms, num_inputs + FURTHER, dtype=torch.bfloat16)
+    for share, keys_ND in shares.items():
+        mine_NF = key_NF[share :: len(shares)]
+        mine_NF[:, :num_inputs] = keys_ND
+        precise_ND = keys_ND.to(gram_DD.dtype)
+        low_ND = mine_NF[:, :num_inputs].to(gram_DD.dtype)
+        mine_NF[:, num_inputs] = _up(torch.linalg.vector_norm(precise_ND - low_ND, dim=-1))
+        mine_NF[:, num_inputs + 1] = _up(torch.linalg.vector_norm(low_ND, dim=-1))
+    return Image(key_NF, gram_DD, _largest_eigenvalue(gram_DD) ** 0.5)
+
+
+def scan(
+    x_TD: Tensor, of: Image, shares: Mapping[int, Tensor], *, num_kept: int
+) -> tuple[Candidates, Tensor]:
+    """The best frozen atoms of each token; ties as in ``routing.best``.
+
+    Args:
+        x_TD: tokens, in float32 or more.
+        of: what ``image`` made of the keys.
+        shares: share to its keys (rows, D), all of them.
+        num_kept: how many atoms, at most N.
+
+    Returns:
+        The candidates of all shares together, and which tokens were certified, (T,).
+    """
+    at_once = max(1, SCORES_AT_ONCE // len(of.key_NF))
+    parts = [_scan(some, of, shares, num_kept) for some in x_TD.split(at_once)]
+    found, certified = zip(*parts, strict=True)
+    whole = Candidates(*(torch.cat(field) for field in zip(*found, strict=True)))
+    certified_T = torch.cat(certified)
+    unsure = (~certified_T).nonzero()[:, 0]
+    for rows in unsure.split(at_once):
+        exact = _in_full(x_TD[rows], shares, num_kept, len(of.key_NF))
+        for field, rest in zip(whole, exact, strict=True):
+            field[rows] = rest
+    return whole, certified_T
+
+
+def _scan(
+    x_TD: Tensor, of: Image, shares: Mapping[int, Tensor], num_kept: int
+) -> tuple[Candidates, Tensor]:
+    num_atoms = len(of.key_NF)
+    num_candidates = min(PER_KEPT * num_kept, num_atoms)
+    bound_TC, index_TC = bounds(x_TD, of).topk(num_candidates, dim=-1)
+    bound_TC = rounded_up(bound_TC)
+    outside_T1 = bound_TC[:, -1:]
+    if num_candidates == num_atoms:
+        outside_T1 = torch.full_like(outside_T1, -torch.inf)
+
+    # K atoms with high bounds first: what is under all their scores need not be scored.
+    first_TC = torch.zeros_like(index_TC, dtype=torch.bool)
+    first_TC[:, :num_kept] = True
+    score_TC = x_TD.new_full(index_TC.shape, -torch.inf)
+    _score(score_TC, x_TD, shares, index_TC, first_TC)
+    enough_T1 = score_TC[:, :num_kept].amin(-1, keepdim=True)
+    _score(score_TC, x_TD, shares, index_TC, (bound_TC >= enough_T1) & ~first_TC)
+
+    index_TC, order_TC = index_TC.sort(-1)  # so that among ties the lower atom comes first
+    score_TC = score_TC.gather(1, order_TC)
+    kept = best(score_TC, num_kept)
+    score_TK = score_TC.gather(1, kept)
+    squares_T1 = _quadratic(x_TD, of.gram_DD)
+    certified_T1 = score_TK.amin(-1, keepdim=True) > outside_T1
+    length_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True)
+    certified_T1 &= squares_T1 > (LEAST_NORM * of.stretch * length_T1).square()
+    return Candidates(squares_T1, score_TK, index_TC.gather(1, kept).int()), certified_T1[:, 0]
+
+
+def bounds(x_TD: Tensor, of: Image) -> Tensor:
+    """Bounds of all scores, (T, N), but for their own rounding: see ``rounded_up``."""
+    num_tokens = len(x_TD)
+    low_TD = x_TD.bfloat16()
+    length_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True)
+    error_T1 = torch.linalg.vector_norm(x_TD - low_TD, dim=-1, keepdim=True)
+    # Twice for the two sums, and twice for instructions that round a pair of products in between.
+    error_T1 = error_T1 + 4 * of.key_NF.shape[1] * 2.0**-24 * length_T1
+    zeros_TF = low_TD.new_zeros(num_tokens, FURTHER - 2)
+    token_TF = torch.cat([low_TD, _up(length_T1), _up(error_T1), zeros_TF], -1)
+    if token_TF.device.type == "cuda":
+        return torch.mm(token_TF, of.key_NF.T, out_dtype=torch.float32)
+    return token_TF @ of.key_NF.T
+
+
+def rounded_up(bound: Tensor) -> Tensor:
+    """The most that a bound was before it was rounded to bf16, in float32."""
+    bound = bound.float()
+    return bound + UNIT * bound.abs()
+
+
+def _in_full(
+    x_TD: Tensor, shares: Mapping[int, Tensor], num_kept: int, num_atoms: int
+) -> Candidates:
+    """From the scores of all atoms."""
+    found = [
+        candidates(
+            x_TD @ keys_ND.to(x_TD.dtype).T,
+            num_kept=num_kept,
+            share=share,
+            num_shares=len(shares),
+            num_atoms=num_atoms,
+        )
+        for share, keys_ND in shares.items()
+    ]
+    return merged(found, num_kept)
+
+
+def _score(
+    score_TC: Tensor,
+    x_TD: Tensor,
+    shares: Mapping[int, Tensor],
+    index_TC: Tensor,
+    asked_TC: Tensor,
+) -> None:
+    """Fill in the exact scores of the atoms that are asked for."""
+    share_TC = index_TC % len(shares)
+    for share, keys_ND in shares.items():
+        here_TC = asked_TC & (share_TC == share)
+        token_S, place_S = here_TC.nonzero(as_tuple=True)
+        row_S = index_TC[token_S, place_S].div(len(shares), rounding_mode="floor")
+        score_TC[token_S, place_S] = products_of_pairs(x_TD, keys_ND, token_S, row_S)
+
+
+def _quadratic(x_TD: Tensor, gram_DD: Tensor) -> Tensor:
+    """x^T G x of each token, (T, 1); of a symmetric G, blocks under the diagonal are spared."""
+    width = max(1, -(-x_TD.shape[1] // 8))
+    total_T = x_TD.new_zeros(len(x_TD))
+    for start in range(0, x_TD.shape[1], width):
+        mine, after = slice(start, start + width), slice(start + width, None)
+        x_TB = x_TD[:, mine]
+        part_TF = x_TB @ gram_DD[mine, start:].to(x_TD.dtype)
+        total_T = total_T + (part_TF[:, : x_TB.shape[1]] * x_TB).sum(-1)
+        total_T = total_T + 2 * (part_TF[:, x_TB.shape[1] :] * x_TD[:, after]).sum(-1)
+    return total_T[:, None]
+
+
+def _up(length: Tensor) -> Tensor:
+    """To bf16, and not under what it is.
+
+    The least bit more covers how it was computed; 2^-50, squares and products that underflow.
+    """
+    return (length * (1 + 2 * UNIT) + 2.0**-50).bfloat16()
+
+
+def _largest_eigenvalue(gram_DD: Tensor) -> float:
+    """By powers of G on its longest column; a little less than it is."""
+    v_D = gram_DD[gram_DD.diagonal().argmax()]
+    for _ in range(32):
+        v_D = gram_DD @ (v_D / torch.linalg.vector_norm(v_D).clamp(min=1e-30))
+    return float(torch.linalg.vector_norm(v_D))
