@@ -1,7 +1,7 @@
 """Measure what a memory costs beside the published formulation, PEFT's LoRA and a bare linear.
 
-    python -m bench                                  every level, under 15 minutes on two cores
-    python -m bench --quick                          small sizes, under 2 minutes
+    python -m bench                                  every level: minutes
+    python -m bench --quick                          small sizes
     python -m bench --levels layer,decode
     python -m bench --out docs/results/bench         also JSON, tables and figures
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +62,28 @@ def one_run(name: str) -> Row:
     """Start it, wait, and read what it wrote."""
     with tempfile.TemporaryDirectory() as folder:
         before = _children_seconds()
-        done = subprocess.run(
+        with subprocess.Popen(
             [
                 *("deepspeed", "--master_port", str(free_port()), "--num_gpus", str(RANKS)),
                 *("launch/train.py", "--ds_config", "ds_configs/zero3.json"),
-                *(*FLAGS, *RUNS[name], "--output_dir", folder),
+                *(*FLAGS, *RUNS[name], "--output_dir", f"{folder}/run"),
             ],
             cwd=ROOT,
             env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=TIMEOUT_S,
-        )
+            start_new_session=True,
+        ) as process:
+            try:
+                said, _ = process.communicate(timeout=TIMEOUT_S)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # ranks too, where time was up
         seconds = _children_seconds() - before
-        if done.returncode:
-            raise RuntimeError(f"{name}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-        text = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8")
+        if process.returncode:
+            raise RuntimeError(f"{name}: exit code {process.returncode}\n{said}")
+        text = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8")
     logged = [json.loads(line) for line in text.splitlines()]
     received, calls = (step_difference(logged, suffix) for suffix in ("_bytes", "_calls"))
     expected = {"ours, resident": 0, "ours, gathered": gathered_bytes()}.get(name, received)

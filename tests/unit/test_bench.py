@@ -5,6 +5,7 @@ Shape letters: T tokens, N atoms, D inputs and outputs, R active atoms, K atoms 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -252,6 +253,39 @@ def test_bytes_of_a_run():
     ]
     assert mini_run.step_difference(logged, "_bytes") == 57
     assert mini_run.step_difference(logged, "_calls") == 2
+
+
+@pytest.mark.parametrize(("received", "code"), [(196_608, 0), (196_604, 0), (0, 3)])
+def test_a_run_through_a_launcher(received, code, monkeypatch, tmp_path):
+    """A launcher that trains nothing and logs two steps."""
+    launcher = tmp_path / "deepspeed"
+    launcher.write_text(
+        f"""#!{sys.executable}
+import json, pathlib, sys
+words = sys.argv[1:]
+assert words[words.index("--placement") + 1] == "gathered"
+out = pathlib.Path(words[words.index("--output_dir") + 1])
+out.mkdir()
+rate = {{"train/tokens_per_second": 9.7, "train/peak_memory_mb": 5.2}}
+for total in (100, 100 + {received}):
+    line = rate | {{"atoms/atoms_bytes": total, "atoms/atoms_calls": total // 100}}
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\\n")
+print("said")
+sys.exit({code})
+"""
+    )
+    launcher.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    if code:
+        with pytest.raises(RuntimeError, match=r"ours, gathered: exit code 3\nsaid"):
+            mini_run.one_run("ours, gathered")
+        return
+    row = mini_run.one_run("ours, gathered")
+    assert row.passed == (received == mini_run.gathered_bytes())
+    assert row.case == {"tasks": 3, "ranks": 2, "steps": 2} and row.least > 0
+    assert row.also["received bytes a step"] == received
+    assert row.also["tokens/s of wall time"] == 10
 
 
 def made_up(level="layer", **fields):
