@@ -156,7 +156,11 @@ class Session:
             return False
         config = self.config.eval
         matrices = score_matrices(self.run_dir.path, self.benchmark, config.answer_modes)
-        return not any(m.missing(last, config.eval_rows) for m in matrices.values())
+        return not any(
+            matrix.missing(row, config.eval_rows)
+            for matrix in matrices.values()
+            for row in range(-1, last + 1)
+        )
 
     def _manifest(self, method: Method, base: language_model.Base) -> Manifest:
         saved = self.run_dir.memory.manifest()

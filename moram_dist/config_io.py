@@ -24,6 +24,7 @@ MAY_CHANGE = frozenset(
         "record.log_every",
         "record.save_every",
         "record.stop_signals",
+        "eval.eval_rows",
         "eval.eval_batch_size",
         "eval.eval_gather",
         "data.data_dir",

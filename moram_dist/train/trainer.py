@@ -83,14 +83,15 @@ class Trainer:
         self.peak = config.train.learning_rate or benchmark.learning_rate
 
     def run(self) -> None:
-        """Train on the tasks in order, from the first that is not published yet."""
+        """Train on the tasks in order, from the first that is not published yet.
+
+        What earlier rows lack, as where other rows are asked for now, is measured on the way.
+        """
         finished = len(self.manifest.tasks)
+        self.evaluate(-1)
         for i, published in enumerate(self.manifest.tasks):
             self.method.load_task(i, self.run_dir.memory.read(published))
-        if finished == 0:
-            self.evaluate(-1)
-        else:
-            self.evaluate(finished - 1)
+            self.evaluate(i)
         for i in range(finished, len(self.benchmark.tasks)):
             with self.stop.held():
                 self._learn(i)

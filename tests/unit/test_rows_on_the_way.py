@@ -1,0 +1,38 @@
+"""A run that goes on measures what its earlier rows lack while it loads what was learned."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from moram_dist import config_io
+from moram_dist.config import EvalConfig, RunConfig
+from moram_dist.train.trainer import Trainer
+
+
+@pytest.mark.parametrize("learned", [0, 1, 3])
+def test_each_row_is_asked_for_once_its_memory_is_there(learned):
+    said = []
+    trainer = SimpleNamespace(
+        manifest=SimpleNamespace(tasks=list(range(learned))),
+        benchmark=SimpleNamespace(tasks=list(range(3))),
+        run_dir=SimpleNamespace(memory=SimpleNamespace(read=lambda task: task)),
+        method=SimpleNamespace(load_task=lambda i, task: said.append(("load", i))),
+        stop=SimpleNamespace(held=nullcontext),
+        evaluate=lambda row: said.append(("evaluate", row)),
+        _learn=lambda i: said.append(("learn", i)),
+        _publish=lambda i: None,
+    )
+    Trainer.run(trainer)
+    expected = [("evaluate", -1)]
+    for i in range(3):
+        expected += [("load" if i < learned else "learn", i), ("evaluate", i)]
+    assert said == expected
+
+
+def test_other_rows_are_the_same_run():
+    saved = config_io.to_dict(RunConfig())
+    assert config_io.differences(RunConfig(eval=EvalConfig(eval_rows="all")), saved) == []
+    assert config_io.differences(RunConfig(eval=EvalConfig(answers="labels")), saved)
