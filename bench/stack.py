@@ -31,7 +31,7 @@ from bench.measure import one_pass
 from bench.models import Atoms, draw_atoms, put_ours, put_plain_lora, put_published
 from bench.peft_lora import peft_leaves, peft_lora
 from bench.results import Row
-from bench.variants import Way
+from bench.variants import Way, kept_of
 from moram_dist.config import MethodConfig
 
 BLOCKS = 4
@@ -143,12 +143,11 @@ def ours(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int) -> Way:
     memories, leaves = put_ours(model, atoms, METHOD)
 
     def kept_bytes() -> int:
-        grams = [
-            memory.placer.now.gram(memory.bank, i, memory.bank.num_atoms)
+        return sum(
+            kept_of(memory.placer.now, memory.bank, i)
             for memory in memories.values()
             for i in range(len(memory.bank.shapes))
-        ]
-        return sum(gram.nbytes for gram in grams if gram is not None)
+        )
 
     return replace(way_of(model.train(), leaves, x_1TD, text), kept_bytes=kept_bytes)
 

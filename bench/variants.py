@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from bench import published
 from bench.peft_lora import peft_leaves, peft_lora
 from moram_dist.atoms.bank import Bank
-from moram_dist.atoms.placement import Resident
+from moram_dist.atoms.placement import Placement, Resident
 from moram_dist.atoms.recall import recall_together
 from moram_dist.atoms.routing import Routing
 from moram_dist.comm.collectives import AtomGroup
@@ -152,7 +152,7 @@ def ours_learned(inputs: Inputs) -> Way:
 
 def _ours(inputs: Inputs, frozen: tuple[Tensor, Tensor], active: tuple[Tensor, Tensor]) -> Way:
     case = inputs.case
-    bank = Bank([(case.width, case.width)], AtomGroup(), like=frozen[0])
+    bank = Bank([(case.width, case.width)], AtomGroup(), like=frozen[0], num_active=len(active[0]))
     bank.grow([frozen])
     placement = Resident(bank.group)
     routing = Routing(top_k=case.top_k, temperature=case.temperature)
@@ -162,8 +162,7 @@ def _ours(inputs: Inputs, frozen: tuple[Tensor, Tensor], active: tuple[Tensor, T
         return recall_together(bank, placement, routing, [inputs.x_TD], [keys], [values])[0]
 
     def kept_bytes() -> int:
-        gram = placement.gram(bank, 0, bank.num_atoms)
-        return 0 if gram is None else gram.nbytes
+        return kept_of(placement, bank, 0)
 
     return Way(
         forward=forward,
@@ -171,6 +170,13 @@ def _ours(inputs: Inputs, frozen: tuple[Tensor, Tensor], active: tuple[Tensor, T
         held=(*bank.buffers(), inputs.weight_DD),
         kept_bytes=kept_bytes,
     )
+
+
+def kept_of(placement: Placement, bank: Bank, linear: int) -> int:
+    """Bytes of what is made of frozen atoms once a task, after making it."""
+    gram, image = placement.gram(bank, linear), placement.image(bank, linear)
+    made = [tensor for tensor in (gram, image and image.key_NF) if tensor is not None]
+    return sum(tensor.nbytes for tensor in made)
 
 
 def bare_linear(inputs: Inputs) -> Way:

@@ -12,6 +12,7 @@ import torch
 
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Gathered, Placement, Resident, Stationary
+from moram_dist.atoms.scan import BEYOND, FURTHER
 from moram_dist.comm.collectives import AtomGroup
 from moram_dist.config import PLACEMENTS
 
@@ -60,10 +61,13 @@ class Placer:
             bytes_per_task: what a task adds to the whole memory.
         """
         self._gathered.banks = list(banks)
-        final_bytes = bytes_per_task * self._num_tasks
+        final_bytes: float = bytes_per_task * self._num_tasks
         final_atoms = final_bytes / sum(bank.atom_bytes for bank in banks)
-        # Beyond so many, a copy comes with K^T K of each linear, in float32.
-        final_bytes += sum(4 * d * d for bank in banks for d, _ in bank.shapes if final_atoms > d)
+        final_bytes += sum(
+            _beside_a_copy(final_atoms, d, bank.share_F.device.type)
+            for bank in banks
+            for d, _ in bank.shapes
+        )
         self.reason = f"{self.choice}, as asked"
         size = f"the memory's {final_bytes / 2**20:,.1f} MB after the last task"
         if self.group.size == 1:
@@ -116,6 +120,13 @@ class Placer:
     def growing(self) -> None:
         """To be called before banks grow."""
         self._gathered.forget()
+
+
+def _beside_a_copy(num_atoms: float, num_inputs: int, device: str) -> float:
+    """Bytes that come with a linear's copy beyond so many atoms: K^T K, then an image for scans."""
+    gram = 4 * num_inputs**2 if num_atoms > num_inputs else 0
+    scanned = num_atoms > BEYOND.get(device, 0) * num_inputs
+    return gram + (2 * num_atoms * (num_inputs + FURTHER) if scanned else 0)
 
 
 def tokens_move(

@@ -13,11 +13,11 @@ D products, the bf16 one (accumulated in float32) and the exact one, at most
 D u ||x|| ||k_i|| each, in whatever order a backend takes them. So the bound holds for scores as
 they are computed, not only for true ones.
 
-||p||^2 = x^T K^T K x. It is as exact as scores are unless x is far from all keys; such tokens get
-the full product too.
+||p||^2 = x^T K^T K x. In float32 that is exact unless x is far from all keys, as lengths go; such
+tokens get the full product too.
 
-Shape letters: T tokens, N atoms, C candidates, K atoms kept per token, P shares, D inputs, F = D +
-further columns, S pairs of a token and an atom.
+Shape letters: T tokens, N atoms, C candidates, K atoms kept per token, D inputs, F = D + further
+columns, S pairs of a token and an atom.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def scan(
     whole = Candidates(*(torch.cat(field) for field in zip(*found, strict=True)))
     certified_T = torch.cat(certified)
     unsure = (~certified_T).nonzero()[:, 0]
-    for rows in unsure.split(at_once):
+    for rows in unsure.split(at_once) if len(unsure) else ():
         exact = _in_full(x_TD[rows], shares, num_kept, len(of.key_NF))
         for field, rest in zip(whole, exact, strict=True):
             field[rows] = rest

@@ -46,11 +46,16 @@ def test_one_rank_holds_all(choice):
     assert placer.reason == "resident: one rank holds all atoms"
 
 
-@pytest.mark.parametrize(("room", "in_step"), [(224, False), (223, True)])
-def test_a_copy_of_many_atoms_needs_more_room(room, in_step):
-    """Five atoms of 32 bytes are more than 4 inputs: 4 x 4 float32 of K^T K come with them."""
-    placer, _ = planned("auto", room=room, per_task=32, num_tasks=5)
-    assert placer.in_step == in_step
+@pytest.mark.parametrize(
+    ("num_atoms", "bytes_beside"),
+    [(4, 0), (5, 4 * 4 * 4), (16, 4 * 4 * 4), (17, 4 * 4 * 4 + 17 * 2 * (4 + 32))],
+)
+def test_a_copy_of_many_atoms_needs_more_room(num_atoms, bytes_beside):
+    """Of 4 inputs, 32 bytes an atom: beyond 4, K^T K in float32; beyond 16, keys in bf16."""
+    for missing in (0, 1):
+        room = num_atoms * 32 + bytes_beside - missing
+        placer, _ = planned("auto", room=room, per_task=32, num_tasks=num_atoms)
+        assert placer.in_step == (missing == 1)
 
 
 def test_what_moves():
