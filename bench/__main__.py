@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--levels", default=",".join(LEVELS), help="of %(default)s")
     parser.add_argument(
-        "--without-compile", action="store_true", help="leave torch.compile out: it takes its time"
+        "--without_compile", action="store_true", help="leave torch.compile out: it takes its time"
     )
     parser.add_argument("--out", type=Path, help="folder for JSON, tables and figures")
     given = parser.parse_args(words)

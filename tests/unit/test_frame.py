@@ -90,7 +90,8 @@ def own_flags() -> set[str]:
     flags = {f"--{name}" for name in (*OWN, *fields)}
     flags |= {f"--{section}.{name}" for name, (section, _) in fields.items()}
     launch = (ROOT / "launch" / name for name in ("doctor.py", "submit.py"))
-    for path in (ROOT / "eval" / "run.py", *launch, *(ROOT / "tools").glob("*.py")):
+    commands = (ROOT / "eval" / "run.py", ROOT / "bench" / "__main__.py", *launch)
+    for path in (*commands, *(ROOT / "tools").glob("*.py")):
         flags |= set(re.findall(r"(?<=[\" ])--\w+", path.read_text(encoding="utf-8")))
     return flags
 
