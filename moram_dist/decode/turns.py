@@ -134,6 +134,7 @@ class Turns:
             attention_mask=mask_BP,
             past_key_values=cache,
             max_new_tokens=tokens,
+            synced_gpus=False,  # its default under ZeRO-3, hooks or not, is to wait for other ranks
             **self.settings,
         )
         for row, said in zip(rows, longer[:, ids_BP.shape[1] :].tolist(), strict=True):
