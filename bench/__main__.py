@@ -13,7 +13,6 @@ change, tests/unit/test_bench.py holds.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 import time
@@ -28,6 +27,7 @@ from bench.measure import load_average
 from bench.report import markdown, memory_figure, time_figure
 from bench.results import Level, Results, Row, environment
 from eval.plots import svg_text
+from moram_dist.command_line import Parser
 from moram_dist.files import write_atomically
 from moram_dist.registry import InputError, unknown
 
@@ -41,19 +41,15 @@ RESULTS = "results.json"
 
 def main(words: Sequence[str]) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m bench", __doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--levels", default=",".join(LEVELS), help="of %(default)s")
     parser.add_argument(
         "--without_compile", action="store_true", help="leave torch.compile out: it takes its time"
     )
     parser.add_argument("--out", type=Path, help="folder for JSON, tables and figures")
-    given = parser.parse_args(words)
     try:
+        given = parser.parse_args(words)
         levels = given.levels.split(",")
         for level in levels:
             if level not in LEVELS:

@@ -19,25 +19,18 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
 from eval.continual import Scores
 from eval.predictions import mean_score, read_predictions
+from moram_dist.command_line import Parser
 from moram_dist.config import ModelConfig
 from moram_dist.files import write_atomically
 from moram_dist.metrics import METRICS
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.rules import RULES, choose_protocol
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports by InputError, in one line, where argparse would print its usage and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
 
 
 def rescore(argv: Sequence[str]) -> None:
@@ -168,9 +161,7 @@ def _parse(
 
     Raises InputError for a flag that does not exist.
     """
-    parser = _Parser(
-        prog=f"eval/run.py {command.__name__}", description=command.__doc__, allow_abbrev=False
-    )
+    parser = Parser(f"eval/run.py {command.__name__}", command.__doc__)
     for flag in (*required.split(), *optional.split()):
         parser.add_argument(flag, required=flag in required.split())
     for flag in switches.split():

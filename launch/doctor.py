@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from launch import checks
 from launch.checks import Result
-from launch.parser import Parser
+from moram_dist.command_line import Parser
 from moram_dist.config import RecordConfig, RunConfig
 from moram_dist.registry import InputError
 from moram_dist.tracking import open_tracker
@@ -75,9 +75,8 @@ def examine(checks_by_name: dict[str, Callable[[], Result]]) -> int:
             result = check()
         except ImportError as error:
             result = Result(f"not checked: {error}", "fault", "see packages, then run this again")
-        except (
-            Exception
-        ) as error:  # what nobody thought of is still a finding, and the rest goes on
+        # What nobody thought of is a finding too, and the rest goes on.
+        except Exception as error:
             what = " ".join(f"{type(error).__name__}: {error}".split())
             result = Result(f"not checked: {what}", "fault", "mend what the line names")
         states.append(result.state)

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 from launch import checks
 from launch.flags import DEFAULT_DS_CONFIG, read_flags
 from launch.job_script import Job, Site, Task, read_site, render, seconds
-from launch.parser import Parser
+from moram_dist.command_line import Parser
 from moram_dist.config import RunConfig
 from moram_dist.files import read_json, write_atomically
 from moram_dist.registry import InputError

@@ -21,6 +21,7 @@ gather-atoms and dispatch-tokens by hand.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -110,7 +111,7 @@ class Resident(_Local):
     def image(self, bank: Bank, linear: int) -> Image | None:
         """From the copy, once a task, where atoms are many more than inputs."""
         device = bank.share_F.device
-        many = bank.num_atoms > BEYOND.get(device.type, 0) * bank.shapes[linear][0]
+        many = bank.num_atoms > BEYOND.get(device.type, math.inf) * bank.shapes[linear][0]
         return bank.image(linear) if many and supported(device) else None
 
 

@@ -6,6 +6,7 @@ all ranks make the same one. It changes no result, only what is moved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -125,7 +126,7 @@ class Placer:
 def _beside_a_copy(num_atoms: float, num_inputs: int, device: str) -> float:
     """Bytes that come with a linear's copy beyond so many atoms: K^T K, then an image for scans."""
     gram = 4 * num_inputs**2 if num_atoms > num_inputs else 0
-    scanned = num_atoms > BEYOND.get(device, 0) * num_inputs
+    scanned = num_atoms > BEYOND.get(device, math.inf) * num_inputs
     return gram + (2 * num_atoms * (num_inputs + FURTHER) if scanned else 0)
 
 

@@ -12,17 +12,21 @@ from moram_dist.models.language_model import DEMO_BASE
 
 VOCABULARY = 64
 HIDDEN = 32
+SIZES = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Of LLaMA and of what is built like it."""
 
 
 def tiny_model(seed: int = 0) -> LlamaForCausalLM:
     """Two layers of random weights in fp32, large enough that inputs matter. In eval mode."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **SIZES,
         max_position_embeddings=64,
         initializer_range=0.1,
         bos_token_id=1,

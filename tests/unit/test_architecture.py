@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = [  # a package imports only packages on lines above its own
     {"registry"},
-    {"config"},
+    {"config", "command_line"},
     {"files"},
     {"config_io"},
     {"comm", "metrics", "tracking"},

@@ -17,7 +17,7 @@ from moram_dist.methods import METHODS
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Decoding, Example, Task
-from tests.helpers.tiny import tiny_model
+from tests.helpers.tiny import SIZES, tiny_model
 
 LABELS = ("Sports", "Sports day", "World", "x", "Science or Technology")
 PROMPTS = (
@@ -188,15 +188,7 @@ def other_model(kind, vocabulary):
     common = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2}
     configs = {
         "gpt2": lambda: hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **common),
-        "mistral": lambda: hf.MistralConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=8,
-            **common,
-        ),
+        "mistral": lambda: hf.MistralConfig(sliding_window=8, **SIZES, **common),
         "falcon": lambda: hf.FalconConfig(
             hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, **common
         ),

@@ -11,7 +11,7 @@ from moram_dist.decode.generate import generate_batch, generate_stream, greedy
 from moram_dist.decode.turns import READ_TOGETHER, TURN, Room, Row, Turns, can_take_turns
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks.task import Decoding, Example, Task
-from tests.helpers.tiny import VOCABULARY, tiny_model, tokens
+from tests.helpers.tiny import SIZES, VOCABULARY, tiny_model, tokens
 from tests.helpers.tiny_t5 import tiny_t5
 
 EOS, PAD = 2, 0
@@ -108,15 +108,7 @@ def test_long_prompts_are_read_by_themselves(model, monkeypatch):
 
 
 def test_which_models_cannot():
-    window = MistralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=8,
-    )
+    window = MistralConfig(vocab_size=VOCABULARY, sliding_window=8, **SIZES)
     assert can_take_turns(tiny_model())
     assert not can_take_turns(MistralForCausalLM(window))
     assert not can_take_turns(tiny_t5())

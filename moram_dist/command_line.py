@@ -12,6 +12,7 @@ class Parser(argparse.ArgumentParser):
     """Reports by InputError, in one line, where argparse would print its usage and exit."""
 
     def __init__(self, command: str, description: str | None) -> None:
+        """``command`` as one types it."""
         super().__init__(
             command,
             description=description,
