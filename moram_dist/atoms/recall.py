@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from moram_dist.atoms.bank import Bank
@@ -89,7 +90,15 @@ def recall_together(
             x.new_zeros(*x.shape[:-1], values.shape[1])
             for x, values in zip(inputs, active_values, strict=True)
         ]
-    call = Call(bank, tuple(members), placement, routing, bank.num_atoms, len(active_keys[0]))
+    call = Call(
+        bank=bank,
+        members=tuple(members),
+        placement=placement,
+        routing=routing,
+        num_frozen=bank.num_atoms,
+        num_active=len(active_keys[0]),
+        recorded=torch.is_grad_enabled(),
+    )
     rows = {id(x): x.reshape(-1, x.shape[-1]) for x in inputs}
     found = Recall.apply(call, *(rows[id(x)] for x in inputs), *active_keys, *active_values)
     return [y.view(*x.shape[:-1], y.shape[1]) for x, y in zip(inputs, found, strict=True)]

@@ -28,6 +28,7 @@ Shape letters: T tokens, N atoms, R active atoms, D inputs, E outputs, K atoms k
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ from moram_dist.atoms.share import Chosen, add, mixed, products, scored, spread
 from moram_dist.comm.partition import largest_share, new_rows, share_size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Call:
     """What is asked, but for tensors."""
 
@@ -66,6 +67,9 @@ class Call:
     """When it was asked: a bank grows."""
 
     num_active: int
+
+    recorded: bool
+    """Whether there may be a backward pass."""
 
     @property
     def num_atoms(self) -> int:
@@ -111,6 +115,10 @@ class Call:
     def grams(self) -> list[Tensor | None]:
         """K^T K of the frozen atoms of each linear that is asked, (D, D), where it is at hand."""
         return [self.placement.gram(self.bank, i) for i in self.members]
+
+    def keeps_all(self, gram: Tensor | None) -> bool:
+        """Whether all scores of a linear are saved, so those of chosen atoms are among them."""
+        return gram is None and self.num_shares == 1
 
     def first_active(self, share: int) -> int:
         """The row of a share from which its atoms are active."""
@@ -199,7 +207,7 @@ class Recall(torch.autograd.Function):
             in_order([part.to(precise) for part in parts]).to(inputs[0].dtype)
             for parts in place.collect(partial, "outputs")
         ]
-        if any(ctx.needs_input_grad):
+        if call.recorded and any(ctx.needs_input_grad):
             ctx.call, ctx.homes = call, list(tokens)
             # Atoms of the bank are not saved: they are had again from the placement.
             grams = call.grams()
@@ -210,11 +218,16 @@ class Recall(torch.autograd.Function):
                 for score, gram in zip(found, grams, strict=True)
             ]
             ctx.num_scores = len(kept)
+            indices = _smallest_integer(call.num_atoms)
             flat = [
                 t
                 for mixtures_of in mixtures.values()
-                for mix in mixtures_of
-                for t in (mix.index_TK, mix.score_TK, mix.norm_T1)
+                for mix, gram in zip(mixtures_of, grams, strict=True)
+                for t in (
+                    mix.index_TK.to(indices),
+                    None if call.keeps_all(gram) else mix.score_TK,
+                    mix.norm_T1,
+                )
             ]
             ctx.save_for_backward(*tensors, *kept, *flat)
             ctx.set_materialize_grads(False)
@@ -229,10 +242,12 @@ class Recall(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         inputs, keys, values = ([next(saved) for _ in linears] for _ in range(3))
         kept = [next(saved) for _ in range(ctx.num_scores)]
-        mixtures = {
-            home: [weigh(next(saved), next(saved), next(saved), call.routing) for _ in linears]
-            for home in ctx.homes
-        }
+        mixtures: dict[int, list[Mixture]] = {home: [] for home in ctx.homes}
+        for home, one in itertools.product(ctx.homes, linears):
+            index_TK, score_TK, norm_T1 = next(saved).int(), next(saved), next(saved)
+            if score_TK is None:  # the only home's, of the only share
+                score_TK = kept[one].gather(1, index_TK.long())
+            mixtures[home].append(weigh(index_TK, score_TK, norm_T1, call.routing))
         dtype = inputs[0].dtype
         precise = torch.promote_types(dtype, torch.float32)
         upstream = [
@@ -321,6 +336,12 @@ class Recall(torch.autograd.Function):
             strength_TR = call.active_strength(mix)
             dv.append(strength_TR.to(v.dtype).T @ upstream[one].to(v.dtype))
         return (None, *dx, *dk, *dv)
+
+
+def _smallest_integer(num_atoms: int) -> torch.dtype:
+    """What an atom's index fits in."""
+    kinds = (torch.uint8, torch.int16, torch.int32)
+    return next(kind for kind in kinds if num_atoms - 1 <= torch.iinfo(kind).max)
 
 
 def _sums(mix: Mixture, u_TK: Tensor) -> Tensor:

@@ -224,7 +224,7 @@ def operations(num_frozen, monkeypatch, *, served):
 @pytest.mark.parametrize(
     ("num_frozen", "most", "ran"),
     [
-        (40, 42, "route weigh sums score_gradient pick add"),
+        (40, 44, "route weigh sums score_gradient pick add"),
         (232, 55, "route weigh sums score_gradient pick add"),
         (4992, 52, "route weigh sums score_gradient mix products add"),
     ],

@@ -172,8 +172,8 @@ def test_bad_routing(routing, num_atoms):
         recall(*inputs, **({"top_k": 1, "temperature": 1.0} | routing))
 
 
-@pytest.mark.parametrize("num_atoms", [16, 600])
-def test_what_is_kept_for_backward(num_atoms):
+@pytest.mark.parametrize(("num_atoms", "index_bytes"), [(16, 1), (600, 2)])
+def test_what_is_kept_for_backward(num_atoms, index_bytes):
     """Beyond D atoms no score of a frozen one: some hundred bytes a token, however many atoms."""
     width, num_tokens, top_k = 16, 50, 4
     generator = torch.Generator().manual_seed(0)
@@ -186,8 +186,9 @@ def test_what_is_kept_for_backward(num_atoms):
         routing = Routing(top_k=top_k, temperature=0.1)
         recall_together(bank, Resident(bank.group), routing, [x], active[:1], active[1:])
     own = {t.data_ptr() for t in (x, *active)}
-    scores = num_tokens * 4 * (2 if num_atoms > width else 2 + num_atoms)
-    chosen = num_tokens * (top_k * (4 + 4) + 4)  # indices, scores and the norm
+    many = num_atoms > width
+    scores = num_tokens * 4 * (2 + top_k if many else 2 + num_atoms)  # the chosen ones' or all
+    chosen = num_tokens * (top_k * index_bytes + 4)  # and the norm
     assert sum(t.nbytes for t in kept if t.data_ptr() not in own) == scores + chosen
 
 
