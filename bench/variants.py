@@ -237,7 +237,13 @@ def on_linear(make: Callable[[Inputs], Way]) -> Callable[[Inputs], Way]:
 
     def layer(inputs: Inputs) -> Way:
         way = make(inputs)
-        return replace(way, forward=lambda: F.linear(inputs.x_TD, inputs.weight_DD) + way.forward())
+
+        def forward() -> Tensor:
+            out = F.linear(inputs.x_TD, inputs.weight_DD)
+            out += way.forward()
+            return out
+
+        return replace(way, forward=forward)
 
     return layer
 

@@ -40,4 +40,6 @@ class AdaptedLinear(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        return self.base(x) + self.update(x)
+        out = self.base(x)
+        out += self.update(x)  # in place: a new tensor costs about a percent of a linear
+        return out

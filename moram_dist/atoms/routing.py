@@ -99,9 +99,9 @@ def _best_without_ties(score_TN: Tensor, num_kept: int) -> Tensor | None:
     num_tokens, num_atoms = score_TN.shape
     if num_atoms <= 2 * COLUMNS:
         place = num_atoms - num_kept
-        last_T = np.partition(score_TN.detach().numpy(), place, axis=1)[:, place]
-        kept_TN = score_TN >= torch.from_numpy(last_T)[:, None]
-        flat = np.flatnonzero(kept_TN.numpy())
+        scores = score_TN.detach().numpy()
+        last_T = np.partition(scores, place, axis=1)[:, place]
+        flat = np.flatnonzero(scores >= last_T[:, None])
         if len(flat) != num_tokens * num_kept:
             return None
         start_T1 = torch.arange(num_tokens)[:, None] * num_atoms
