@@ -3,8 +3,9 @@
     git worktree add ../before COMMIT
     python tools/bench_loop.py --before ../before --limit_train 128 --data_dir /DIR --model /FOLDER
 
-Both run the same command with the same flags, each in its own checkout: paths are absolute. Where time went is read off the files of a run: a
-task's training ends with its memory file, its evaluation with the last predictions of its row.
+Both run the same command with the same flags, each in its own checkout: paths are absolute. Where
+time went is read off the files of a run: a task's training ends with its memory file, its
+evaluation with the last predictions of its row.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def answer_batch(
         texts = choose_batch(model, tokenizer, examples, task, synced=synced)
         found[CONSTRAINED] = [Answered(text) for text in texts]
     if LABELS in modes or LABELS_MEAN in modes:
-        scores = score_labels(model, tokenizer, examples, task)
+        scores = score_labels(model, tokenizer, examples, task, synced=synced)
         found[LABELS] = [Answered(best(one.sums), one.sums) for one in scores]
         found[LABELS_MEAN] = [Answered(best(one.means), one.means) for one in scores]
     return {mode: found[mode] for mode in modes}

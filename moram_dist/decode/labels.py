@@ -9,15 +9,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moram_dist.data.candidates import Candidates, encode_candidates
 from moram_dist.data.stream import IGNORED, pad_left, pad_right
+from moram_dist.decode.cache import RoomyCache
 from moram_dist.decode.generate import decoder_start
 from moram_dist.tasks.task import Example, Task
+
+WORTH_A_PASS = 256
+"""Tokens. If prompts begin alike and so many need not be read again, their beginning is read once,
+in a pass of its own."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +46,31 @@ def best(scores: dict[str, float]) -> str:
 
 @torch.no_grad()
 def score_labels(
-    model: nn.Module, tokenizer: Any, examples: Sequence[Example], task: Task
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    task: Task,
+    *,
+    synced: bool = False,
 ) -> list[LabelScores]:
     """Log p(label, EOS | prompt) of each of the task's labels, for a batch of prompts.
-
-    Every batch of a task takes the same number of forward passes (one, or one a label), so that
-    ranks that must keep step do.
 
     Args:
         model: language model in eval mode.
         tokenizer: with a pad token.
         examples: the batch.
         task: labels and lengths.
+        synced: ranks keep step, so every batch of a task takes the same number of forward passes
+            (one, or one a label).
     """
     start = decoder_start(model)
     choices = [encode_candidates(tokenizer, example, task, start) for example in examples]
     longest = task.max_prompt_tokens + max(len(tail) for one in choices for tail in one.tails)
-    passes = _together if can_share_prefix(model, longest) else _one_by_one
+    passes: Any = _one_by_one
     if start is not None:
         passes = _after_encoder
+    elif can_share_prefix(model, longest):
+        passes = partial(_together, start=0 if synced else _begin_alike(model, choices))
     columns = []
     for label, (logits_BTV, targets_BT) in zip(
         task.labels, passes(model, choices, tokenizer.pad_token_id), strict=True
@@ -99,33 +113,50 @@ def can_share_prefix(model: nn.Module, longest: int) -> bool:
     )
 
 
+def _begin_alike(model: nn.Module, choices: Sequence[Candidates]) -> int:
+    """With how many tokens all prompts begin; 0 where it is not worth reading them apart."""
+    prefixes = [one.prefix for one in choices]
+    columns = zip(*prefixes, strict=False)  # as many as the shortest has
+    alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    start = min(alike, min(map(len, prefixes)) - 1)  # the first logits come from what is left
+    return start if start * (len(choices) - 1) >= WORTH_A_PASS and RoomyCache.of(model) else 0
+
+
 def _together(
-    model: nn.Module, choices: Sequence[Candidates], pad_id: int
+    model: nn.Module, choices: Sequence[Candidates], pad_id: int, *, start: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and targets of each label, from one pass over rows of a prompt and all its labels.
 
     A label's tokens see the prompt and each other, and their positions go on from the prompt's, so
-    each label is computed as though it stood alone. The prompt is computed once.
+    each label is computed as though it stood alone. The prompt is computed once, its first
+    ``start`` tokens once for all examples.
     """
-    prefix_BP, mask_BP = pad_left([one.prefix for one in choices], pad_id)
+    cached: dict[str, Any] = {}
+    if start:
+        cached = {"past_key_values": RoomyCache.of(model), "use_cache": True}
+        _logits(model, 1, input_ids=torch.tensor([choices[0].prefix[:start]]), **cached)
+        cached["past_key_values"].batch_repeat_interleave(len(choices))
+    prefix_BP, mask_BP = pad_left([one.prefix[start:] for one in choices], pad_id)
     blocks = [_tails(choices, label, pad_id) for label in range(len(choices[0].tails))]
     widths = [inputs.shape[1] for inputs, _ in blocks]
     positions_BP = (mask_BP.cumsum(1) - 1).clamp(min=0)
     after_S = torch.cat([torch.arange(width) for width in widths])
+    seen = _who_sees_whom(mask_BP, widths, model.dtype)  # type: ignore[arg-type]
     logits = _logits(
         model,
         sum(widths) + 1,
         input_ids=torch.cat([prefix_BP, *(inputs for inputs, _ in blocks)], 1),
-        attention_mask=_who_sees_whom(mask_BP, widths, model.dtype),  # type: ignore[arg-type]
-        position_ids=torch.cat([positions_BP, mask_BP.sum(1, keepdim=True) + after_S], 1),
+        attention_mask=F.pad(seen, (start, 0)),  # everything sees the common beginning
+        position_ids=torch.cat([positions_BP, mask_BP.sum(1, keepdim=True) + after_S], 1) + start,
+        **cached,
     )
-    start = 1
+    place = 1
     for (_, targets), width in zip(blocks, widths, strict=True):
         yield (
-            torch.cat([logits[:, :1], logits[:, start : start + width]], 1),
+            torch.cat([logits[:, :1], logits[:, place : place + width]], 1),
             targets.to(logits.device),
         )
-        start += width
+        place += width
 
 
 def _one_by_one(
@@ -162,13 +193,16 @@ def _after_encoder(
         yield logits, targets.to(device)
 
 
-def _logits(model: nn.Module, last: int, **inputs: Tensor) -> Tensor:
+def _logits(model: nn.Module, last: int, **inputs: Any) -> Tensor:
     """Logits at the last so many places, (B, last, V)."""
     device = next(iter(model.parameters())).device
-    named: dict[str, Any] = {name: tensor.to(device) for name, tensor in inputs.items()}
+    named = {"use_cache": False} | inputs
+    named |= {k: value.to(device) for k, value in inputs.items() if isinstance(value, Tensor)}
     if "logits_to_keep" in inspect.signature(type(model).forward).parameters:
-        named["logits_to_keep"] = last
-    return model(**named, use_cache=False).logits[:, -last:]
+        # By place: a slice would leave the head a product for each row, which takes far longer.
+        width = inputs["input_ids"].shape[1]
+        named["logits_to_keep"] = torch.arange(width - last, width, device=device)
+    return model(**named).logits[:, -last:]
 
 
 def _tails(choices: Sequence[Candidates], label: int, pad_id: int) -> tuple[Tensor, Tensor]:

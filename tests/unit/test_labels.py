@@ -28,6 +28,10 @@ PROMPTS = (
     "Which?\nThe market at noon was full of old people with new hats and red shoes.\nOutput: ",
 )
 EXAMPLES = tuple(Example(f"test-{i}", text, ("x",)) for i, text in enumerate(PROMPTS))
+BEGIN_ALIKE = tuple(
+    Example(example.id, "Say what the next line is about.\n" + example.prompt, ("x",))
+    for example in EXAMPLES
+)
 
 
 def task(**changes) -> Task:
@@ -122,6 +126,25 @@ def test_scores_are_those_of_full_passes(model, tokenizer, size, together, monke
     assert len(found) == len(EXAMPLES)
 
 
+@pytest.mark.parametrize("also", [(), ("Say what the next line is about.",)])
+def test_a_common_beginning_is_read_once(model, tokenizer, also, monkeypatch):
+    """``also``: a prompt that ends where the others go on, so not all of it is read apart."""
+    examples = [*BEGIN_ALIKE, *(Example("short", text, ("x",)) for text in also)]
+    expected = score_labels(model, tokenizer, examples, task(), synced=True)
+    lengths = []
+    monkeypatch.setattr("moram_dist.decode.labels.WORTH_A_PASS", 1)
+    handle = model.register_forward_pre_hook(
+        lambda _module, _args, named: lengths.append(named["input_ids"].shape), with_kwargs=True
+    )
+    found = score_labels(model, tokenizer, examples, task())
+    handle.remove()
+    (rows, start), (all_rows, _) = lengths
+    assert (rows, all_rows) == (1, len(examples)) and start > 5
+    for one, other in zip(found, expected, strict=True):
+        assert one.sums == pytest.approx(other.sums, abs=1e-5)
+        assert one.means == pytest.approx(other.means, abs=1e-5)
+
+
 def test_in_float64_nothing_is_left_of_the_difference(tokenizer):
     model = wide_model(len(tokenizer)).double()
     for one, example in zip(
@@ -201,14 +224,15 @@ def other_model(kind, vocabulary):
         return hf.AutoModelForCausalLM.from_config(config).eval()
 
 
-def test_passes_do_not_depend_on_the_batch(tokenizer):
+def test_passes_do_not_depend_on_the_batch(tokenizer, monkeypatch):
     """Ranks that keep step make as many passes for one example as for five."""
     model = wide_model(len(tokenizer))
     calls = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
-    for size in (1, 5):
-        score_labels(model, tokenizer, EXAMPLES[:size], task())
-        assert calls == [1]
+    monkeypatch.setattr("moram_dist.decode.labels.WORTH_A_PASS", 1)
+    for size, synced, passes in ((1, True, 1), (5, True, 1), (1, False, 1), (5, False, 2)):
+        score_labels(model, tokenizer, BEGIN_ALIKE[:size], task(), synced=synced)
+        assert len(calls) == passes
         calls.clear()
     model = other_model("bloom", len(tokenizer))
     model.register_forward_pre_hook(lambda *_: calls.append(1))
