@@ -257,6 +257,7 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     tracker = open_tracker(
         record.tracking,
         record.tracking_uri,
+        register=record.register_memory,
         rank=env.rank(),
         local_size=env.local_world_size(),
         world_size=env.world_size(),

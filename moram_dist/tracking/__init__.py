@@ -32,7 +32,13 @@ __all__ = [
 
 
 def open_tracker(
-    kind: str, uri: str | None = None, *, rank: int = 0, local_size: int = 1, world_size: int = 1
+    kind: str,
+    uri: str | None = None,
+    *,
+    register: bool = False,
+    rank: int = 0,
+    local_size: int = 1,
+    world_size: int = 1,
 ) -> Tracker:
     """A rank's tracker, not yet opened. The main rank's has the metrics file in it, whatever else.
 
@@ -41,6 +47,7 @@ def open_tracker(
     Args:
         kind: "mlflow" or "none".
         uri: MLflow's store; None is explained at ``MlflowTracker``.
+        register: whether the memory after each task becomes a version of a registered model.
         rank: this process, from 0.
         local_size: processes on a node.
         world_size: processes on all nodes.
@@ -58,5 +65,5 @@ def open_tracker(
             # Before MlflowTracker, which at the end sends what the others have spooled.
             trackers.append(NodeMetrics(rank // local_size if world_size > local_size else None))
         if rank == 0:
-            trackers.append(MlflowTracker(uri))
+            trackers.append(MlflowTracker(uri, register=register))
     return Together(*trackers)

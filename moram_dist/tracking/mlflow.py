@@ -35,11 +35,14 @@ class MlflowTracker(Tracker):
     ``uri`` None means MLFLOW_TRACKING_URI where that is set, and otherwise an embedded store beside
     the run directory, which the runs next to it share: ``mlflow.db`` (sqlite), ``mlartifacts/``.
 
+    With ``register`` the memory after each task becomes a version of a registered model.
+
     Raises InputError for a store that MLflow does not have: a plain folder, or no URI at all.
     """
 
-    def __init__(self, uri: str | None = None) -> None:
+    def __init__(self, uri: str | None = None, *, register: bool = False) -> None:
         self._uri = uri
+        self._register = register
         prepare(uri)
         self.complete = False
         """After ``close``: whether the store has everything."""
@@ -51,6 +54,7 @@ class MlflowTracker(Tracker):
         self._run_dir = run.run_dir.resolve()
         path = self._run_dir / FOLDER / MAIN
         self._spool = Spool(path)
+        self._name = run.name
         self._task: int | None = None
         sequence = self._recall(path) or uuid.uuid4().hex
         self._write(
@@ -87,8 +91,13 @@ class MlflowTracker(Tracker):
             self._write("log", task=None, step=step, metrics=new)
 
     def end_task(self) -> None:
-        """Mark the task's child run finished."""
+        """Mark the task's child run finished; its memory has been published."""
         self._write("end", task=self._task, status="finished", whole=False)
+        if self._register and self._task is not None:
+            memory = self._run_dir / "memory"
+            learned = sorted(memory.glob(f"{self._task:03d}_*.safetensors"))
+            self.attach([*learned, memory / "memory.json"], "memory")
+            self._write("publish", task=self._task, name=self._name)
         self._task = None
 
     def attach(self, paths: Sequence[Path], folder: str) -> None:

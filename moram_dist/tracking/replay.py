@@ -21,6 +21,7 @@ from moram_dist.tracking.connect import connect, exclusive_lock
 from moram_dist.tracking.entities import dataset_input, points
 from moram_dist.tracking.names import allowed_name, cut, without_password
 from moram_dist.tracking.spool import FOLDER, Operation, operations, spools
+from moram_dist.tracking.versions import publish
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ class Replay:
                 self._client.log_batch(self._run_of(operation["task"]), metrics=metrics)
             case "attach":
                 self._attach(operation)
+            case "publish":
+                publish(self._client, operation["name"], self._state["parent"], operation["task"])
             case "end":
                 self._end(operation)
 
@@ -214,14 +217,15 @@ class Replay:
             self._client.set_terminated(self._run_of(operation["task"]), status, time)
         if operation["whole"]:
             self._client.set_terminated(self._state["parent"], status, time)
-            self._drop_doubles()
+            self._tidy(status, time)
 
-    def _drop_doubles(self) -> None:
-        """Delete empty runs that a server made although it seemed not to answer in time."""
+    def _tidy(self, status: str, time: int) -> None:
+        """End what a killed process left open, and delete what a slow server made a second time."""
         ours = {self._state["parent"], *self._state["tasks"].values()}
         for run in self._all_runs(self._state["tags"][SEQUENCE]):
-            empty = not run.data.params and not run.data.metrics
-            if run.info.run_id not in ours and empty:
+            if run.info.run_id in ours and run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id, status, time)
+            elif run.info.run_id not in ours and not run.data.params and not run.data.metrics:
                 self._client.delete_run(run.info.run_id)
 
 

@@ -33,6 +33,9 @@ def track(tracker, run_dir: Path) -> None:
         tracker.begin_task(index, task)
         for step in range(5 * index, 5 * index + 5):
             tracker.log({"train/loss": math.nan if step == 3 else 1.0 / (1 + step)}, step)
+        (run_dir / "memory").mkdir(exist_ok=True)
+        (run_dir / "memory" / f"{index:03d}_{task}.safetensors").write_text("")
+        (run_dir / "memory" / "memory.json").write_text("{}")
         tracker.end_task()
         tracker.log_sequence({"ap": 40.0 + index}, index + 1)
     (run_dir / "report").mkdir(exist_ok=True)
@@ -63,6 +66,14 @@ def expect_all_of_it(uri: str) -> None:
             assert run.info.start_time <= points[0].timestamp <= run.info.end_time
     files = client.list_artifacts(parent.info.run_id, "report")
     assert [file.path for file in files] == ["report/index.html"]
+    for index in range(len(TASKS)):
+        version = client.get_model_version_by_alias("run", f"after_{index:03d}")
+        assert (version.tags, str(version.version)) == ({"upto": str(index + 1)}, str(index + 1))
+        assert version.source == f"{parent.info.artifact_uri}/memory"
+    assert len(client.search_model_versions("name = 'run'")) == len(TASKS)
+    files = client.list_artifacts(parent.info.run_id, "memory")
+    names = [f"memory/{index:03d}_{task}.safetensors" for index, task in enumerate(TASKS)]
+    assert [file.path for file in files] == [*names, "memory/memory.json"]
 
 
 @pytest.fixture
@@ -73,7 +84,7 @@ def away(tmp_path, monkeypatch):
         probe.bind(("127.0.0.1", 0))
         uri = f"http://user:secret@127.0.0.1:{probe.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    track(open_tracker("mlflow"), tmp_path / "runs" / "run")
+    track(open_tracker("mlflow", register=True), tmp_path / "runs" / "run")
     return tmp_path / "runs" / "run"
 
 
