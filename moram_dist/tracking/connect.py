@@ -13,12 +13,13 @@ from urllib.parse import urlsplit
 from moram_dist.registry import InputError
 
 # Defaults of ours, where the user set none. With MLflow's own (7 retries, 120 s) a request to a
-# server that is away takes minutes to fail, and its client reports usage to its makers. Requests
-# are repeated by the sender, which looks first what became of them; the client does not.
+# server that is away takes minutes to fail. Requests are repeated by the sender, which looks first
+# what became of them. The client would also report usage to its makers, and print addresses.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 SQLITE = "sqlite:///"
