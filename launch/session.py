@@ -207,7 +207,12 @@ class Session:
             name=config.name,
             experiment=benchmark.name,
             run_dir=self.run_dir.path,
-            parameters=config_io.flat(config),
+            # Where it is recorded is a tag: as a parameter it would differ between all runs.
+            parameters={
+                name: value
+                for name, value in config_io.flat(config).items()
+                if name != "record.output_dir"
+            },
             tags={
                 "method": config.method.method,
                 "benchmark": benchmark.name,

@@ -57,6 +57,7 @@ class NodeMetrics(Tracker):
         every = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or EVERY_S)
         try:
             monitors = _monitors()
+            self._sample(monitors, 0)  # load is measured since the last look, so one comes first
             step = self._first
             while True:
                 last = self._done.wait(every)
