@@ -4,6 +4,7 @@ The only home of mlflow, which takes seconds to import and is imported when a ru
 """
 
 from moram_dist.registry import unknown
+from moram_dist.tracking.connect import store_of
 from moram_dist.tracking.mlflow import MlflowTracker
 from moram_dist.tracking.node import NodeMetrics, wanted
 from moram_dist.tracking.replay import IDS_FILE
@@ -28,6 +29,7 @@ __all__ = [
     "open_tracker",
     "read_metrics",
     "run_directories",
+    "store_of",
 ]
 
 

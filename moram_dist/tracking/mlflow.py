@@ -12,10 +12,12 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from moram_dist.files import WriteError
 from moram_dist.tracking.connect import prepare, store_of
 from moram_dist.tracking.names import without_password
 from moram_dist.tracking.replay import Replay
@@ -110,7 +112,8 @@ class MlflowTracker(Tracker):
 
     def close(self, status: Status) -> None:
         """Mark the parent, and a child still open, with how the run ended; wait for the sender."""
-        self._write("end", task=self._task, status=status, whole=True)
+        with suppress(WriteError):  # it must not hide why the run failed
+            self._write("end", task=self._task, status=status, whole=True)
         self._spool.close()
         self.complete = self._sender.close(LAST_WAIT_S[status])
         if not self.complete:

@@ -7,6 +7,7 @@ They stay when all is sent, so that another store can be told everything too.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -37,9 +38,12 @@ class Spool:
 
     def append(self, operation: Operation, *, sync: bool = False) -> None:
         """Add an operation; with ``sync`` it is on the disk itself when this returns."""
-        line = json.dumps(operation, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(operation, ensure_ascii=False, allow_nan=False) + "\n"
+        line = text.encode("utf-8")
         with writing(self._path):
-            self._file.write(line.encode("utf-8"))
+            if self._file.write(line) != len(line):
+                self._drop_half_a_line()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if sync:
                 os.fsync(self._file.fileno())
 
@@ -48,7 +52,7 @@ class Spool:
         self._file.close()
 
     def _drop_half_a_line(self) -> None:
-        """Cut off what a machine that died left behind the last whole line."""
+        """Cut off what a full disk, or a machine that died, left behind the last whole line."""
         size = end = self._file.seek(0, os.SEEK_END)
         while end:
             start = max(0, end - 4096)

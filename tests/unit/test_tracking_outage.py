@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import resource
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
+from moram_dist.files import WriteError
 from moram_dist.tracking import open_tracker, replay
 from moram_dist.tracking.__main__ import main
 from moram_dist.tracking.mlflow import MlflowTracker
@@ -197,6 +200,25 @@ def test_a_spool_drops_what_a_dying_machine_left_half_written(tmp_path):
     path.write_bytes(b"half")
     Spool(path).close()
     assert path.read_bytes() == b""
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path):
+    path = tmp_path / "tracking" / "run.jsonl"
+    spool = Spool(path)
+    spool.append({"do": "log"})
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))  # takes 10 bytes more
+    try:
+        with pytest.raises(WriteError, match=r"run\.jsonl cannot be written: "):
+            spool.append({"do": "log", "text": "longer than that"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    spool.append({"do": "end"})
+    assert [found["do"] for found, _ in operations(path)] == ["log", "end"]
 
 
 def test_a_node_is_measured_from_start_to_end(tmp_path, monkeypatch):
