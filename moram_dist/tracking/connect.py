@@ -52,7 +52,8 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
     """Open the store and find or create the experiment. Returns MLflow's client, and its id.
 
     An sqlite file gets its tables on first use, which ruins the file if two processes do it at
-    once: each holds a lock beside the file meanwhile. Servers take care of that themselves.
+    once, or one is killed on the way: each holds a lock beside the file meanwhile, and makes it
+    under another name. Servers take care of that themselves.
     """
     from mlflow.tracking import MlflowClient  # takes seconds, so only where a run is tracked
 
@@ -62,6 +63,8 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
     database = Path(uri.removeprefix(SQLITE).partition("?")[0]).resolve()
     database.parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(database.with_name(f"{database.name}.lock")):
+        if not database.exists():
+            _create(database)
         client = MlflowClient(uri)
         # Without this, artifacts would land wherever the command was started.
         artifacts = database.with_name("mlartifacts").as_uri()
@@ -78,6 +81,17 @@ def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+
+
+def _create(database: Path) -> None:
+    """Make the tables in a file that gets its name when it is whole."""
+    from mlflow.tracking import MlflowClient
+
+    partial = database.with_name(f".{database.name}.partial")
+    for left in (partial, partial.with_name(f"{partial.name}-journal")):
+        left.unlink(missing_ok=True)
+    MlflowClient(f"{SQLITE}{partial}")
+    partial.rename(database)
 
 
 def _find_or_create(client: Any, experiment: str, artifacts: str | None) -> str:

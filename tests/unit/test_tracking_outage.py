@@ -8,6 +8,8 @@ import math
 import resource
 import signal
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,8 @@ def test_what_no_server_took_is_sent_by_a_command_once_whatever_answers_are_lost
     assert "secret" not in said
 
     uri = f"sqlite:///{away.parent / 'mlflow.db'}"
+    with closing(sqlite3.connect(away.parent / ".mlflow.db.partial")) as left:
+        left.execute("create table scorers (a int)")  # by a process that was killed on the way
     lost: set[str] = set()
     real = replay.connect
     with monkeypatch.context() as patch:
