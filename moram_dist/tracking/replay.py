@@ -67,9 +67,9 @@ class Replay:
                     self._save()
 
     def complete(self) -> bool:
-        """Whether the store has everything that is on disk."""
-        sent = self._state.get("sent", {})
-        return all(path.stat().st_size == sent.get(path.name, 0) for path in spools(self.run_dir))
+        """Whether the store has all that the main rank wrote; other nodes may measure longer."""
+        main = spools(self.run_dir)[0]
+        return main.stat().st_size == self._state.get("sent", {}).get(main.name, 0)
 
     def _open(self, main: Path) -> None:
         first, _ = next(operations(main))
@@ -78,9 +78,9 @@ class Replay:
         self._client = client
 
     def _restored(self, client: Any) -> dict[str, Any]:
-        """What an earlier process wrote, where it is of this store and its parent still exists.
+        """What an earlier process wrote, where it is of this store and its runs still exist.
 
-        Otherwise all is sent from the beginning.
+        Otherwise all is sent from the beginning, to those runs that do.
         """
         from mlflow.exceptions import MlflowException
 
@@ -92,8 +92,9 @@ class Replay:
             return fresh
         if found["parent"] is None:
             return fresh
+        runs = (found["parent"], *found["tasks"].values())
         try:
-            active = client.get_run(found["parent"]).info.lifecycle_stage == "active"
+            active = all(client.get_run(run).info.lifecycle_stage == "active" for run in runs)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -169,6 +170,8 @@ class Replay:
             )
             self._state["tasks"][str(index)] = known
         self._client.update_run(known, status="RUNNING")
+        # Of a run that outlived its parent, because that was deleted, this is another one now.
+        self._client.set_tag(known, "mlflow.parentRunId", self._state["parent"])
 
     def _find_or_create(
         self, name: str, tags: dict[str, str], time: int, *, task: str | None
@@ -220,13 +223,13 @@ class Replay:
             self._tidy(status, time)
 
     def _tidy(self, status: str, time: int) -> None:
-        """End what a killed process left open, and delete what a slow server made a second time."""
+        """Delete what a slow server made a second time, and end what a killed process left open."""
         ours = {self._state["parent"], *self._state["tasks"].values()}
         for run in self._all_runs(self._state["tags"][SEQUENCE]):
-            if run.info.run_id in ours and run.info.status == "RUNNING":
-                self._client.set_terminated(run.info.run_id, status, time)
-            elif run.info.run_id not in ours and not run.data.params and not run.data.metrics:
+            if run.info.run_id not in ours and not run.data.params and not run.data.metrics:
                 self._client.delete_run(run.info.run_id)
+            elif run.info.status != status == STATUS["finished"]:
+                self._client.set_terminated(run.info.run_id, status, time)
 
 
 def _batches(path: Path, offset: int) -> Iterator[tuple[list[Operation], int]]:
@@ -235,9 +238,10 @@ def _batches(path: Path, offset: int) -> Iterator[tuple[list[Operation], int]]:
     end = offset
     for operation, behind in operations(path, offset):
         joins = (
-            operation["do"] == "log"
+            batch
+            and batch[0]["do"] == operation["do"] == "log"
+            and batch[0]["task"] == operation["task"]
             and len(batch) < LOGS_IN_A_BATCH
-            and all(b["do"] == "log" and b["task"] == operation["task"] for b in batch[:1])
         )
         if batch and not joins:
             yield batch, end

@@ -196,16 +196,33 @@ def test_restart_continues_the_same_runs(runs):
     assert "restarted_with/seed" not in parent.data.tags
 
 
-def test_runs_deleted_by_the_user_are_made_anew(runs):
-    tracker = MlflowTracker()
+def test_runs_deleted_by_the_user_are_made_anew_with_all_they_held(runs):
+    def ids() -> tuple[str, str]:
+        found = json.loads((runs / "a" / "tracking.json").read_text())
+        return found["parent"], found["tasks"]["0"]
+
+    def again() -> tuple[str, str]:
+        tracker.open(describe(runs / "a"))
+        tracker.close("finished")
+        assert tracker.complete
+        (point,) = client.get_metric_history(ids()[1], "train/loss")
+        assert (point.step, point.value) == (3, 0.5)
+        return ids()
+
+    client, tracker = client_of(runs), MlflowTracker()
     tracker.open(describe(runs / "a"))
-    tracker.close("finished")
-    old = json.loads((runs / "a" / "tracking.json").read_text())["parent"]
-    client_of(runs).delete_run(old)
-    tracker.open(describe(runs / "a"))
-    tracker.close("finished")
-    assert tracker.complete
-    assert json.loads((runs / "a" / "tracking.json").read_text())["parent"] != old
+    tracker.begin_task(0, "FOMC")
+    tracker.log({"train/loss": 0.5}, 3)
+    tracker.close("failed")
+    parent, child = ids()
+    assert again() == (parent, child)
+    assert client.get_run(child).info.status == "FINISHED", "as the whole is"
+    client.delete_run(child)
+    assert again()[0] == parent and ids()[1] != child
+    client.delete_run(parent)
+    newer, child = again()
+    assert newer != parent
+    assert client.get_run(child).data.tags["mlflow.parentRunId"] == newer
 
 
 def test_finished_runs_of_an_experiment_are_found_and_compared(runs, tmp_path, monkeypatch):
