@@ -40,6 +40,7 @@ def server(home: Path, port: int) -> Iterator[subprocess.Popen]:
         "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
         f"admin_password = {PASSWORD}\ndatabase_uri = sqlite:///{home / 'auth.db'}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        "auth_cache_ttl_seconds = 60\n"  # a password is hashed once, not in each request
     )
     command = ["mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
