@@ -42,6 +42,9 @@ from moram_dist.train.trainer import Trainer
 
 WATCH_FIRST_S = 60.0
 
+DESCRIPTION = ("run.yaml", "ds_config.json", "environment.json", "benchmark.json", "scores.json")
+"""Files of a run directory that a tracker keeps beside the report."""
+
 
 @dataclass(frozen=True)
 class Session:
@@ -133,7 +136,7 @@ class Session:
             if env.is_main():
                 write_report(self.run_dir.path)
                 tracker.attach([self.run_dir.path / "report"], "report")
-                tracker.attach([self.run_dir.path / "run.yaml"], "config")
+                tracker.attach([self.run_dir.path / name for name in DESCRIPTION], "config")
             status = "finished"
         except Stopped:
             status = "stopped"
@@ -204,13 +207,19 @@ class Session:
             name=config.name,
             experiment=benchmark.name,
             run_dir=self.run_dir.path,
-            parameters=config_io.flat(config),
+            # Where it is recorded is a tag: as a parameter it would differ between all runs.
+            parameters={
+                name: value
+                for name, value in config_io.flat(config).items()
+                if name != "record.output_dir"
+            },
             tags={
                 "method": config.method.method,
                 "benchmark": benchmark.name,
                 "order": benchmark.order,
                 "protocol": benchmark.protocol,
                 "seed": str(config.train.seed),
+                "base": config.model.model,
                 "world_size": str(env.world_size()),
             },
             datasets=[
@@ -250,7 +259,14 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)
     record = config.record
-    tracker = open_tracker(record.tracking, record.tracking_uri) if env.is_main() else Tracker()
+    tracker = open_tracker(
+        record.tracking,
+        record.tracking_uri,
+        register=record.register_memory,
+        rank=env.rank(),
+        local_size=env.local_world_size(),
+        world_size=env.world_size(),
+    )
     watch = Watch(config.parallel.wait_limit)
     return Session(config, benchmark, ds_config, run_dir, tracker, watch)
 

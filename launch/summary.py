@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from eval.continual import Scores
 from moram_dist.config import RunConfig
+from moram_dist.tracking import store_of
+from moram_dist.tracking.names import without_password
 
 HEADLINE = {"ap": "AP", "bwt_gem": "BWT", "forgetting_max": "forgetting"}
 
@@ -41,7 +42,7 @@ def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
     )
     lines += ["", "   ".join(headline), f"report:  {report}"]
     if config.record.tracking == "mlflow":
-        store = config.record.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-        store = store or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
-        lines.append(f"compare: mlflow ui --backend-store-uri {store}")
+        store = without_password(store_of(run_dir, config.record.tracking_uri))
+        server = store.startswith("http")  # which has its own pages
+        lines.append(f"compare: {store if server else f'mlflow ui --backend-store-uri {store}'}")
     return "\n".join(lines)

@@ -270,6 +270,9 @@ class RecordConfig:
     tracking_uri: str | None = None
     """MLflow store; default MLFLOW_TRACKING_URI, else sqlite beside the run directory."""
 
+    register_memory: bool = False
+    """Keep the memory in MLflow too: a registered model, with a version and alias for each task."""
+
     log_every: int = 10
     """Optimizer steps between two progress lines."""
 

@@ -21,6 +21,7 @@ MAY_CHANGE = frozenset(
         "record.output_dir",
         "record.tracking",
         "record.tracking_uri",
+        "record.register_memory",
         "record.log_every",
         "record.save_every",
         "record.stop_signals",

@@ -4,7 +4,10 @@ The only home of mlflow, which takes seconds to import and is imported when a ru
 """
 
 from moram_dist.registry import unknown
-from moram_dist.tracking.mlflow import IDS_FILE, MlflowTracker
+from moram_dist.tracking.connect import store_of
+from moram_dist.tracking.mlflow import MlflowTracker
+from moram_dist.tracking.node import NodeMetrics, wanted
+from moram_dist.tracking.replay import IDS_FILE
 from moram_dist.tracking.runs import run_directories
 from moram_dist.tracking.tracker import (
     DatasetRecord,
@@ -26,23 +29,43 @@ __all__ = [
     "open_tracker",
     "read_metrics",
     "run_directories",
+    "store_of",
 ]
 
 
-def open_tracker(kind: str, uri: str | None = None) -> Tracker:
-    """The tracker of the main rank, not yet opened; the metrics file is always part of it.
+def open_tracker(
+    kind: str,
+    uri: str | None = None,
+    *,
+    register: bool = False,
+    rank: int = 0,
+    local_size: int = 1,
+    world_size: int = 1,
+) -> Tracker:
+    """A rank's tracker, not yet opened. The main rank's has the metrics file in it, whatever else.
 
-    Other ranks hold a plain ``Tracker()``.
+    The first rank of each node measures the node, all others record nothing.
 
     Args:
         kind: "mlflow" or "none".
         uri: MLflow's store; None is explained at ``MlflowTracker``.
+        register: whether the memory after each task becomes a version of a registered model.
+        rank: this process, from 0.
+        local_size: processes on a node.
+        world_size: processes on all nodes.
 
     Raises:
         InputError: no such kind, or a store that MLflow cannot use.
     """
-    if kind == "none":
-        return MetricsFile()
+    if kind not in ("mlflow", "none"):
+        raise unknown("tracking", kind, ("mlflow", "none"))
+    trackers: list[Tracker] = []
+    if rank == 0:
+        trackers.append(MetricsFile())
     if kind == "mlflow":
-        return Together(MetricsFile(), MlflowTracker(uri))
-    raise unknown("tracking", kind, ("mlflow", "none"))
+        if rank % local_size == 0 and wanted():
+            # Before MlflowTracker, which at the end sends what the others have spooled.
+            trackers.append(NodeMetrics(rank // local_size if world_size > local_size else None))
+        if rank == 0:
+            trackers.append(MlflowTracker(uri, register=register))
+    return Together(*trackers)

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 from moram_dist.tracking.names import allowed_name
-from moram_dist.tracking.tracker import DatasetRecord
+from moram_dist.tracking.spool import Operation
 
 MAX_DIGEST = 36  # characters; MLflow refuses a longer one
 
 
-def points(metrics: dict[str, float], step: int) -> list[Any]:
-    """Metrics as MLflow's entities, stamped now."""
+def points(operation: Operation) -> list[Any]:
+    """Metrics of a logged step, stamped with when it was logged.
+
+    The stamp makes a point that is sent again the same point: a store keeps one of each key, step,
+    time and value.
+    """
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    return [Metric(allowed_name(name), value, now, step) for name, value in metrics.items()]
+    return [
+        Metric(allowed_name(name), float(value), operation["time"], operation["step"])
+        for name, value in operation["metrics"].items()
+    ]
 
 
-def dataset_input(record: DatasetRecord) -> Any:
-    """A record as MLflow's UI shows it; the whole sha256 is in a tag, as its digest is shorter."""
+def dataset_input(record: dict[str, Any]) -> Any:
+    """A DatasetRecord's fields as the UI shows them; the whole sha256 is a tag, being too long."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(
-        name=record.name,
-        digest=record.digest[:MAX_DIGEST],
+        name=record["name"],
+        digest=record["digest"][:MAX_DIGEST],
         source_type="local",
-        source=json.dumps({"uri": record.source}),
-        profile=json.dumps({"num_rows": record.rows}),
+        source=json.dumps({"uri": record["source"]}),
+        profile=json.dumps({"num_rows": record["rows"]}),
     )
-    tags = [InputTag("mlflow.data.context", record.context), InputTag("sha256", record.digest)]
+    tags = [
+        InputTag("mlflow.data.context", record["context"]),
+        InputTag("sha256", record["digest"]),
+    ]
     return DatasetInput(dataset, tags)

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from moram_dist.registry import InputError, unknown
-from moram_dist.tracking.mlflow import ENVIRONMENT, RUN_DIRECTORY
+from moram_dist.tracking.connect import prepare
 from moram_dist.tracking.names import without_password
+from moram_dist.tracking.replay import RUN_DIRECTORY
 
 DEFAULT_STORE = "sqlite:///runs/mlflow.db"
 
@@ -29,8 +30,7 @@ def run_directories(experiment: str, uri: str | None = None) -> list[Path]:
     file = uri.removeprefix("sqlite:///").partition("?")[0]
     if uri.startswith("sqlite:///") and not Path(file).exists():
         raise InputError(f"--tracking_uri {shown}: no such file")  # MLflow would make an empty one
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    prepare(uri)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 

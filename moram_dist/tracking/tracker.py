@@ -150,12 +150,9 @@ class MetricsFile(Tracker):
     def _write(self, place: dict[str, int | str | None], metrics: dict[str, float]) -> None:
         if self._file is None:
             raise RuntimeError("metrics were logged before open() or after close()")
-        numbers = {
-            name: float(value) if math.isfinite(value) else str(float(value))
-            for name, value in metrics.items()
-        }
         with writing(self._path):
-            self._file.write(json.dumps({**place, **numbers}, ensure_ascii=False) + "\n")
+            line = json.dumps({**place, **as_json(metrics)}, ensure_ascii=False)
+            self._file.write(line + "\n")
 
 
 class Together(Tracker):
@@ -198,6 +195,14 @@ class Together(Tracker):
         """Close each."""
         for tracker in self.trackers:
             tracker.close(status)
+
+
+def as_json(metrics: dict[str, float]) -> dict[str, float | str]:
+    """Numbers that JSON lacks as the strings "nan", "inf" and "-inf", which ``float`` reads."""
+    return {
+        name: float(value) if math.isfinite(value) else str(float(value))
+        for name, value in metrics.items()
+    }
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -79,6 +79,7 @@ def test_files(folder):
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert {name for name in found if not name.startswith("report/")} == {
         *("run.yaml", "ds_config.json", "environment.json", "benchmark.json", "tracking.json"),
+        *("tracking/run.jsonl", "tracking/node_000.jsonl", "tracking/.lock"),
         *("scores.json", "scores.labels.json", "metrics.jsonl", "memory/memory.json", ".lock"),
         *(f"memory/{i:03d}_{name}.safetensors" for i, name in enumerate(TASKS)),
         *(

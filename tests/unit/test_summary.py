@@ -34,3 +34,16 @@ def test_long_names_stand_in_rows_only(tmp_path, count):
     assert first.split() == ["1", names[0], "100.00"]
     assert second.split() == ["2", names[1], "100.00", "50.00"]
     assert len(head) < 180
+
+
+@pytest.mark.parametrize(
+    ("uri", "line"),
+    [
+        ("sqlite:///x.db", "compare: mlflow ui --backend-store-uri sqlite:///x.db"),
+        ("https://me:secret@tracker:5000", "compare: https://tracker:5000"),
+    ],
+)
+def test_the_last_line_says_where_runs_are_compared(tmp_path, uri, line):
+    matrix(tmp_path, ["topic", "mood"])
+    config = RunConfig(record=RecordConfig(tracking_uri=uri))
+    assert summary(tmp_path, tmp_path / "report.html", config).endswith("\n" + line)

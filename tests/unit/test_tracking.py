@@ -1,4 +1,4 @@
-"""Trackers: what reaches the metrics file and MLflow, what a restart keeps, a server that is away.
+"""Trackers: what reaches the metrics file and MLflow, and what a restart keeps.
 
 One MLflow database is made for all tests, by the processes that start at once: making the tables
 is the slow part.
@@ -7,12 +7,11 @@ is the slow part.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import multiprocessing
 import shutil
-import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,13 @@ from moram_dist.tracking import (
     DatasetRecord,
     MetricsFile,
     RunDescription,
-    Together,
     open_tracker,
     run_directories,
 )
 from moram_dist.tracking.entities import MAX_DIGEST
-from moram_dist.tracking.mlflow import MAX_PARAMETER, MlflowTracker
+from moram_dist.tracking.mlflow import MlflowTracker
 from moram_dist.tracking.names import allowed_name, without_password
+from moram_dist.tracking.replay import MAX_PARAMETER
 from moram_dist.tracking.tracker import read_metrics
 from tests.helpers.made_up_runs import make_run
 
@@ -53,7 +52,7 @@ def _start_alone(run_dir: Path, barrier) -> None:
     barrier.wait()
     tracker.open(describe(run_dir))
     tracker.close("finished")
-    assert not tracker.lost
+    assert tracker.complete
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +98,13 @@ def recorded(client) -> list:
     return client.search_runs([client.get_experiment_by_name("demo").experiment_id])
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_runs_that_start_together_share_a_fresh_store(simultaneous):
     folder, exit_codes = simultaneous
     assert exit_codes == [0, 0, 0]
@@ -122,7 +128,7 @@ def test_one_parent_with_a_child_per_task(runs, tmp_path):
     (tmp_path / "figure.svg").write_text("<svg/>")
     tracker.attach([tmp_path / "figure.svg"], "report")
     tracker.close("finished")
-    assert not tracker.lost
+    assert tracker.complete
 
     client = client_of(runs)
     by_name = {run.info.run_name: run for run in recorded(client)}
@@ -169,15 +175,14 @@ def test_restart_continues_the_same_runs(runs):
 
     second = MlflowTracker()
     second.open(describe(runs / "a", seed=1, log_every=5), from_step=20)
-    assert client.get_run(before["parent"]).info.status == "RUNNING"
     second.begin_task(0, "FOMC")
-    assert client.get_run(before["tasks"]["0"]).info.status == "RUNNING"
+    wait_for(lambda: {run.info.status for run in recorded(client)} == {"RUNNING"})
     for step in (20, 30, 40):
         second.log({"train/loss": float(step)}, step)
     second.end_task()
     second.begin_task(1, "C-STANCE")
     second.close("finished")
-    assert not second.lost
+    assert second.complete
 
     after = json.loads((runs / "a" / "tracking.json").read_text())
     assert after["parent"] == before["parent"]
@@ -191,16 +196,33 @@ def test_restart_continues_the_same_runs(runs):
     assert "restarted_with/seed" not in parent.data.tags
 
 
-def test_runs_deleted_by_the_user_are_made_anew(runs):
-    tracker = MlflowTracker()
+def test_runs_deleted_by_the_user_are_made_anew_with_all_they_held(runs):
+    def ids() -> tuple[str, str]:
+        found = json.loads((runs / "a" / "tracking.json").read_text())
+        return found["parent"], found["tasks"]["0"]
+
+    def again() -> tuple[str, str]:
+        tracker.open(describe(runs / "a"))
+        tracker.close("finished")
+        assert tracker.complete
+        (point,) = client.get_metric_history(ids()[1], "train/loss")
+        assert (point.step, point.value) == (3, 0.5)
+        return ids()
+
+    client, tracker = client_of(runs), MlflowTracker()
     tracker.open(describe(runs / "a"))
-    tracker.close("finished")
-    old = json.loads((runs / "a" / "tracking.json").read_text())["parent"]
-    client_of(runs).delete_run(old)
-    tracker.open(describe(runs / "a"))
-    tracker.close("finished")
-    assert not tracker.lost
-    assert json.loads((runs / "a" / "tracking.json").read_text())["parent"] != old
+    tracker.begin_task(0, "FOMC")
+    tracker.log({"train/loss": 0.5}, 3)
+    tracker.close("failed")
+    parent, child = ids()
+    assert again() == (parent, child)
+    assert client.get_run(child).info.status == "FINISHED", "as the whole is"
+    client.delete_run(child)
+    assert again()[0] == parent and ids()[1] != child
+    client.delete_run(parent)
+    newer, child = again()
+    assert newer != parent
+    assert client.get_run(child).data.tags["mlflow.parentRunId"] == newer
 
 
 def test_finished_runs_of_an_experiment_are_found_and_compared(runs, tmp_path, monkeypatch):
@@ -215,7 +237,7 @@ def test_finished_runs_of_an_experiment_are_found_and_compared(runs, tmp_path, m
         tracker.begin_task(0, "topic")
         tracker.end_task()
         tracker.close(status)
-        assert not tracker.lost
+        assert tracker.complete
     uri = f"sqlite:///{runs / 'mlflow.db'}"
     assert run_directories("demo", uri) == [runs / "a", runs / "b"]
     assert run_directories("demo") == [runs / "a", runs / "b"]  # ``runs`` is the usual place
@@ -231,31 +253,6 @@ def test_finished_runs_of_an_experiment_are_found_and_compared(runs, tmp_path, m
     shutil.move(runs / "b", tmp_path / "b")
     with pytest.raises(InputError, match=r"run b of 'demo': its directory is not at .*/b any more"):
         run_directories("demo", uri)
-
-
-def test_a_server_that_is_away_costs_one_warning(tmp_path, monkeypatch, caplog):
-    with socket.socket() as probe:  # a port that was free a moment ago, and nobody listens on
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
-    tracker = open_tracker("mlflow")
-    start = time.monotonic()
-    with caplog.at_level(logging.WARNING, logger="moram_dist"):
-        tracker.open(describe(tmp_path / "run"))
-        tracker.begin_task(0, "FOMC")
-        tracker.log({"train/loss": 0.5}, 1)
-        tracker.end_task()
-        tracker.log_sequence({"ap": 60.0}, 1)
-        tracker.attach([tmp_path], "report")
-        tracker.close("finished")
-    assert time.monotonic() - start < 15
-    (warning,) = [record.getMessage() for record in caplog.records if "MLflow" in record.msg]
-    assert f"127.0.0.1:{port}" in warning and "training goes on" in warning
-    assert "secret" not in warning
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == [
-        {"step": 1, "task": "FOMC", "train/loss": 0.5},
-        {"tasks_learned": 1, "ap": 60.0},
-    ]
 
 
 def test_metrics_file_drops_what_a_restart_repeats(tmp_path):
@@ -304,9 +301,18 @@ def test_names_and_uris():
     assert without_password("at http://u:p@host/x, b") == "at http://host/x, b"
 
 
-def test_kinds_of_tracker():
-    assert isinstance(open_tracker("none"), MetricsFile)
-    assert isinstance(open_tracker("mlflow", "sqlite:///x.db"), Together)
+def test_kinds_of_tracker(monkeypatch):
+    def parts(**place):
+        return [type(part).__name__ for part in open_tracker("mlflow", **place).trackers]
+
+    assert [type(part) for part in open_tracker("none").trackers] == [MetricsFile]
+    place = {"local_size": 2, "world_size": 4}
+    assert parts() == ["MetricsFile", "NodeMetrics", "MlflowTracker"]
+    assert [parts(rank=rank, **place) for rank in (1, 2, 3)] == [[], ["NodeMetrics"], []]
+    assert open_tracker("none", rank=2, **place).trackers == ()
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    assert parts(rank=0, **place) == ["MetricsFile", "MlflowTracker"]
+    assert parts(rank=2, **place) == []
     with pytest.raises(InputError, match="did you mean 'mlflow'"):
         open_tracker("mlfow")
     for folder in ("runs/mlruns", "file:///tmp/mlruns"):

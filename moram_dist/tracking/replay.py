@@ -1,0 +1,265 @@
+"""Spooled operations, carried out in an MLflow store: in order, and each once.
+
+The sequence is a parent run, each task a child run. How far the store has got is in the run
+directory (``tracking.json``), beside the ids of the runs. That file is written after the store has
+answered, so what was under way when a process or a server died is carried out a second time, and
+every operation is such that this changes nothing: a run is looked for by a tag before it is made, a
+point has its time with it, a status or a file replaces itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from moram_dist.files import read_json, write_atomically
+from moram_dist.tracking.connect import connect, exclusive_lock
+from moram_dist.tracking.entities import dataset_input, points
+from moram_dist.tracking.names import allowed_name, cut, without_password
+from moram_dist.tracking.spool import FOLDER, Operation, operations, spools
+from moram_dist.tracking.versions import publish
+
+logger = logging.getLogger(__name__)
+
+IDS_FILE = "tracking.json"
+RUN_DIRECTORY = "run_directory"
+"""The parent's tag that says where the run is recorded."""
+
+SEQUENCE = "sequence"
+"""The tag by which the runs of one sequence are found: a random number of this run directory."""
+
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+
+# MLflow refuses longer ones. The limits on a batch (100 parameters, 1000 metrics) are its client's.
+MAX_PARAMETER, MAX_TAG = 6000, 8000
+
+LOGS_IN_A_BATCH = 200
+
+
+class Replay:
+    """One run directory and one store. Used by one thread; a lock keeps other processes off."""
+
+    def __init__(self, uri: str, run_dir: Path) -> None:
+        self.uri = uri
+        self.run_dir = run_dir.resolve()
+        self._client: Any = None
+        self._experiment = ""
+        self._state: dict[str, Any] = {}
+
+    def send(self) -> None:
+        """Carry out everything that is on disk and not carried out yet.
+
+        Raises:
+            BlockingIOError: another process is sending the same run directory.
+            Exception: whatever MLflow's client raises; what is acknowledged until then stays so.
+        """
+        with exclusive_lock(self.run_dir / FOLDER / ".lock", wait=False):
+            for path in spools(self.run_dir):
+                if self._client is None:
+                    self._open(path)
+                for batch, end in _batches(path, self._state["sent"].get(path.name, 0)):
+                    self._carry_out(batch)
+                    self._state["sent"][path.name] = end
+                    self._save()
+
+    def complete(self) -> bool:
+        """Whether the store has all that the main rank wrote; other nodes may measure longer."""
+        main = spools(self.run_dir)[0]
+        return main.stat().st_size == self._state.get("sent", {}).get(main.name, 0)
+
+    def _open(self, main: Path) -> None:
+        first, _ = next(operations(main))
+        client, self._experiment = connect(self.uri, first["experiment"])
+        self._state = self._restored(client)
+        self._client = client
+
+    def _restored(self, client: Any) -> dict[str, Any]:
+        """What an earlier process wrote, where it is of this store and its runs still exist.
+
+        Otherwise all is sent from the beginning, to those runs that do.
+        """
+        from mlflow.exceptions import MlflowException
+
+        store, path = without_password(self.uri), self.run_dir / IDS_FILE
+        fresh: dict[str, Any] = {"store": store, "parent": None, "tasks": {}, "sent": {}}
+        found = read_json(path) if path.exists() else fresh
+        if found["store"] != store:
+            logger.info("%s is of another MLflow store: new runs start here", path)
+            return fresh
+        if found["parent"] is None:
+            return fresh
+        runs = (found["parent"], *found["tasks"].values())
+        try:
+            active = all(client.get_run(run).info.lifecycle_stage == "active" for run in runs)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            active = False
+        return fresh | found if active else fresh
+
+    def _save(self) -> None:
+        write_atomically(self.run_dir / IDS_FILE, json.dumps(self._state, indent=2) + "\n")
+
+    def _carry_out(self, batch: list[Operation]) -> None:
+        operation = batch[0]
+        match operation["do"]:
+            case "open":
+                self._open_parent(operation)
+            case "begin_task":
+                self._begin_task(operation)
+            case "log":
+                metrics = [point for logged in batch for point in points(logged)]
+                self._client.log_batch(self._run_of(operation["task"]), metrics=metrics)
+            case "attach":
+                self._attach(operation)
+            case "publish":
+                publish(self._client, operation["name"], self._state["parent"], operation["task"])
+            case "end":
+                self._end(operation)
+
+    def _run_of(self, task: int | None) -> str:
+        return self._state["parent"] if task is None else self._state["tasks"][str(task)]
+
+    def _open_parent(self, operation: Operation) -> None:
+        """Create the parent run or continue it, and send parameters and data digests.
+
+        MLflow never lets a parameter change; one that a restart does change (the batch of logging,
+        say) is kept as a tag ``restarted_with/<name>``, beside its first value.
+        """
+        from mlflow.entities import Param, RunTag
+
+        tags = {**operation["tags"], SEQUENCE: operation["sequence"]}
+        parent = self._state["parent"] or self._find_or_create(
+            operation["name"], tags, operation["time"], task=None
+        )
+        self._state["parent"] = parent
+        self._state["tags"] = tags
+        self._client.update_run(parent, status="RUNNING")
+        before = self._client.get_run(parent).data.params
+        params, changed = [], {RUN_DIRECTORY: operation["run_directory"], **tags}
+        for name, value in operation["parameters"].items():
+            key, text = allowed_name(name), cut(value, MAX_PARAMETER)
+            if key not in before:
+                params.append(Param(key, text))
+            elif before[key] != text:
+                changed[f"restarted_with/{name}"] = text
+        run_tags = [RunTag(allowed_name(key), cut(text, MAX_TAG)) for key, text in changed.items()]
+        self._client.log_batch(parent, params=params, tags=run_tags)
+        if operation["datasets"]:
+            inputs = [dataset_input(record) for record in operation["datasets"]]
+            self._client.log_inputs(parent, inputs)  # the store keeps one of each
+            digests = {"datasets": operation["datasets"]}
+            self._upload(lambda: self._client.log_dict(parent, digests, "config/datasets.json"))
+
+    def _begin_task(self, operation: Operation) -> None:
+        index, name = operation["task"], operation["name"]
+        known = self._state["tasks"].get(str(index))
+        if known is None:
+            tags = {
+                **self._state["tags"],
+                "mlflow.parentRunId": self._state["parent"],
+                "task": name,
+                "task_index": str(index),
+            }
+            known = self._find_or_create(
+                f"{index:03d}_{name}", tags, operation["time"], task=str(index)
+            )
+            self._state["tasks"][str(index)] = known
+        self._client.update_run(known, status="RUNNING")
+        # Of a run that outlived its parent, because that was deleted, this is another one now.
+        self._client.set_tag(known, "mlflow.parentRunId", self._state["parent"])
+
+    def _find_or_create(
+        self, name: str, tags: dict[str, str], time: int, *, task: str | None
+    ) -> str:
+        """The sequence's oldest run of a task (None: its parent), made where there is none."""
+        from mlflow.tracking.context.registry import resolve_tags  # user, source, as the UI shows
+
+        for run in self._all_runs(tags[SEQUENCE]):
+            if run.data.tags.get("task_index") == task:
+                return run.info.run_id
+        clean = {allowed_name(key): cut(value, MAX_TAG) for key, value in tags.items()}
+        created = self._client.create_run(
+            self._experiment, start_time=time, tags=resolve_tags(clean), run_name=name
+        )
+        return created.info.run_id
+
+    def _all_runs(self, sequence: str) -> list[Any]:
+        return self._client.search_runs(
+            [self._experiment],
+            filter_string=f"tags.{SEQUENCE} = '{sequence}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=10_000,
+        )
+
+    def _attach(self, operation: Operation) -> None:
+        for name in operation["paths"]:
+            path = self.run_dir / name
+            upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+            target = (self._state["parent"], str(path), operation["folder"])
+            self._upload(functools.partial(upload, *target))
+
+    def _upload(self, upload: Callable[[], None]) -> None:
+        """Put something into the store of artifacts. What that refuses holds up nothing."""
+        try:
+            upload()
+        except Exception as error:
+            if not _refused(error):
+                raise
+            reason = cut(without_password(str(error)), 300)
+            logger.warning("MLflow keeps no copy of a file of %s: %s", self.run_dir, reason)
+
+    def _end(self, operation: Operation) -> None:
+        """Set how a task, or with it the whole run, ended."""
+        status, time = STATUS[operation["status"]], operation["time"]
+        if operation["task"] is not None:
+            self._client.set_terminated(self._run_of(operation["task"]), status, time)
+        if operation["whole"]:
+            self._client.set_terminated(self._state["parent"], status, time)
+            self._tidy(status, time)
+
+    def _tidy(self, status: str, time: int) -> None:
+        """Delete what a slow server made a second time, and end what a killed process left open."""
+        ours = {self._state["parent"], *self._state["tasks"].values()}
+        for run in self._all_runs(self._state["tags"][SEQUENCE]):
+            if run.info.run_id not in ours and not run.data.params and not run.data.metrics:
+                self._client.delete_run(run.info.run_id)
+            elif run.info.status != status == STATUS["finished"]:
+                self._client.set_terminated(run.info.run_id, status, time)
+
+
+def _batches(path: Path, offset: int) -> Iterator[tuple[list[Operation], int]]:
+    """Operations from ``offset`` on, and where they end; logged steps of one run go together."""
+    batch: list[Operation] = []
+    end = offset
+    for operation, behind in operations(path, offset):
+        joins = (
+            batch
+            and batch[0]["do"] == operation["do"] == "log"
+            and batch[0]["task"] == operation["task"]
+            and len(batch) < LOGS_IN_A_BATCH
+        )
+        if batch and not joins:
+            yield batch, end
+            batch = []
+        batch.append(operation)
+        end = behind
+    if batch:
+        yield batch, end
+
+
+def _refused(error: Exception) -> bool:
+    """Whether an upload would fail again: a file that is gone, a store nobody here can write to."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        code = error.get_http_status_code()
+    else:
+        code = getattr(getattr(error, "response", None), "status_code", 500)
+    # 401: the password is to be mended; 408, 429: busy
+    client_error = 400 <= code < 500 and code not in (401, 408, 429)
+    return client_error or isinstance(error, FileNotFoundError | PermissionError | ImportError)

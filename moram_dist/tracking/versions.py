@@ -1,0 +1,33 @@
+"""A registered model of MLflow for a sequence: a version for each finished task, by its alias."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+
+def publish(client: Any, name: str, parent: str, task: int) -> None:
+    """Make the memory after task ``task`` a version, with alias ``after_<task>``; again: nothing.
+
+    All versions of a sequence are one folder of the parent's artifacts, ``memory``, as a memory
+    after fewer tasks is the first files of one after more: ``load_memory`` is given ``upto``, which
+    a tag holds.
+    """
+    from mlflow.exceptions import MlflowException
+
+    model = re.sub(r"[/:]", "_", name)
+    try:
+        client.create_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    upto = str(task + 1)
+    versions = client.search_model_versions(f"name = '{model}'")
+    of_task = [v for v in versions if v.run_id == parent and v.tags.get("upto") == upto]
+    if not of_task:
+        source = f"{client.get_run(parent).info.artifact_uri}/memory"
+        made = client.create_model_version(
+            model, source, parent, tags={"upto": upto}, await_creation_for=0
+        )
+        of_task = [made]
+    client.set_registered_model_alias(model, f"after_{task:03d}", of_task[0].version)
