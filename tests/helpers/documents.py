@@ -1,9 +1,9 @@
 """The commands that README.md and docs/*.md print, in the order in which one reads them.
 
 A command is a line of a code block, or a code span of at least two words, that begins with a
-program of PROGRAMS. A line goes on after a backslash and through a here-document; what stands three
-or more spaces behind a command is a remark, a capital letter before it a label. A block that begins
-with an import is a Python snippet and counts as one command.
+program of PROGRAMS. A line goes on after a backslash, through a here-document and through a loop;
+what stands three or more spaces behind a command is a remark, a capital letter before it a label. A
+block that begins with an import is a Python snippet and counts as one command.
 """
 
 from __future__ import annotations
@@ -21,8 +21,24 @@ READ_FIRST = ("README.md", "docs/user_guide.md", "docs/own_tasks.md")
 PROGRAMS = (
     *("make", "deepspeed", "python", "python3", "torchrun", "pip", "pytest", "mlflow", "ruff"),
     *("sbatch", "srun", "scancel", "scontrol", "squeue", "docker", "hadolint", "nvidia-smi"),
-    *("source", "export", "cat", "cp", "mv", "rm", "mkdir", "ls", "curl", "git", "kill", "df"),
+    *(
+        "source",
+        "export",
+        "cat",
+        "cp",
+        "mv",
+        "rm",
+        "mkdir",
+        "ls",
+        "curl",
+        "git",
+        "kill",
+        "df",
+    ),
 )
+
+
+LOOP = re.compile(r"for .*; do$")
 
 
 @dataclass(frozen=True)
@@ -104,8 +120,9 @@ def _of_block(lines: list[str]) -> Iterator[tuple[int, str]]:
         while text.endswith("\\") and number + 1 < len(lines):
             number += 1
             text = f"{text.removesuffix(chr(92)).rstrip()} {lines[number].strip()}"
-        if here := re.search(r"<<'?(\w+)'?$", text):
-            while lines[number] != here[1] and number + 1 < len(lines):
+        here = re.search(r"<<'?(\w+)'?$", text)
+        if until := here[1] if here else "done" if LOOP.match(text) else None:
+            while lines[number] != until and number + 1 < len(lines):
                 number += 1
                 text += f"\n{lines[number]}"
         else:
@@ -117,4 +134,4 @@ def _of_block(lines: list[str]) -> Iterator[tuple[int, str]]:
 
 def _begins_with_program(text: str) -> bool:
     words = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", text).split()
-    return bool(words) and words[0] in PROGRAMS
+    return bool(words) and (words[0] in PROGRAMS or bool(LOOP.match(text.split("\n")[0])))

@@ -73,6 +73,9 @@ NOT_RUN = (  # what is looked for, why
     (r"^mlflow server$", "named in passing; mlflow ui is run"),
 )
 
+FORM = r"\.\.\.|\b(?:HOST|JOB)\b"
+"""Of a command that is a form to fill in, with what only its reader knows. It is not run."""
+
 QUICK = (  # what seconds are enough for, and needs nothing that training makes
     r"--help$|^(?:mkdir|cat >)|^source ",
     r"^python eval/run.py (?:audit .*jsonl|compare docs/results)",
@@ -87,6 +90,8 @@ ALL = [command for page in pages() for command in commands(page)]
 
 def why_not_run(command: Command) -> str | None:
     """The reason for which not even the walk runs it."""
+    if re.search(FORM, command.text) and "<<" not in command.text:
+        return "a form to fill in"
     return next((why for pattern, why in NOT_RUN if re.search(pattern, command.text)), None)
 
 
@@ -215,7 +220,12 @@ def shape(line: str) -> str:
 
 def check(text: str) -> None:
     """That the files and flags exist which a command names, and training's values can be meant."""
-    first, *words = text.split("\n")[0].replace("&&", " ").split()
+    for line in text.split("\n") if "<<" not in text else text.split("\n")[:1]:
+        check_line(line)
+
+
+def check_line(text: str) -> None:
+    first, *words = [*text.replace("&&", " ").split(), ""]
     script = next((w for w in words if re.fullmatch(r"[\w/]+\.py", w)), None)
     if words[:1] == ["-m"]:
         script = module(words[1])
