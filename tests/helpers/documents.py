@@ -21,20 +21,7 @@ READ_FIRST = ("README.md", "docs/user_guide.md", "docs/own_tasks.md")
 PROGRAMS = (
     *("make", "deepspeed", "python", "python3", "torchrun", "pip", "pytest", "mlflow", "ruff"),
     *("sbatch", "srun", "scancel", "scontrol", "squeue", "docker", "hadolint", "nvidia-smi"),
-    *(
-        "source",
-        "export",
-        "cat",
-        "cp",
-        "mv",
-        "rm",
-        "mkdir",
-        "ls",
-        "curl",
-        "git",
-        "kill",
-        "df",
-    ),
+    *("source", "export", "cat", "cp", "mv", "rm", "mkdir", "ls", "curl", "git", "kill", "df"),
 )
 
 

@@ -225,7 +225,9 @@ def check(text: str) -> None:
 
 
 def check_line(text: str) -> None:
-    first, *words = [*text.replace("&&", " ").split(), ""]
+    if not text.strip():
+        return
+    first, *words = text.replace("&&", " ").split()
     script = next((w for w in words if re.fullmatch(r"[\w/]+\.py", w)), None)
     if words[:1] == ["-m"]:
         script = module(words[1])
