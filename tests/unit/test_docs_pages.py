@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from moram_dist.metrics import METRICS
+from moram_dist.registry import InputError
+from moram_dist.tasks import BENCHMARKS, Source
 from tests.helpers.documents import ROOT, pages
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -113,3 +116,14 @@ def test_the_readme_lists_every_page_and_is_read_in_one_sitting():
     assert len(text.splitlines()) < 150
     for page in pages()[1:]:
         assert f"(docs/{page.name})" in text, page.name
+
+
+def test_own_tasks_names_every_key_and_every_metric(tmp_path):
+    text = (ROOT / "docs" / "own_tasks.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", text))
+    assert named >= set(METRICS)
+    (tmp_path / "tasks.yaml").write_text("- {zzzzzzzz: 1}\n")
+    with pytest.raises(InputError) as refused:
+        BENCHMARKS["jsonl"](Source(data_dir=tmp_path))
+    keys = str(refused.value).partition("known: ")[2].split(", ")
+    assert len(keys) > 5 and named >= set(keys)
