@@ -2,7 +2,7 @@
 
     WALK=1 python -m pytest tests/integration/test_docs.py
 
-walks through all of them, in order, in a fresh copy of the checkout, which takes about an hour on
+walks through all of them, in order, in a fresh copy of the checkout, which takes half an hour on
 two cores. Without it those that take seconds are run, and of the others it is checked that files
 and flags exist. What is not run as printed stands in CHANGED and NOT_RUN, each with the reason.
 """
@@ -37,6 +37,7 @@ SHORT = (
     "--limit_train 8 --limit_eval 2 --epochs 1 --max_prompt_tokens 64 --max_answer_tokens 4 "
     "--batch_size 8"
 )
+LESS = "--limit_train 32 --limit_eval 8"
 TIMEOUT_S = 570
 
 CHANGED = (  # what is looked for, what stands there in the walk, why
@@ -47,18 +48,15 @@ CHANGED = (  # what is looked for, what stands there in the walk, why
     (r"(--recipe.*trace.*--data_dir) DIR", rf"\1 ../shared/data/trace --model {MODEL}", "as above"),
     (r"--num_gpus [3-9]", "--num_gpus 2", "two cores"),
     (r"^(deepspeed .*(?:--recipe|--benchmark (?!jsonl)).*)", rf"\1 {SHORT}", "not for days"),
-    (
-        r"^(deepspeed .*zero3.json(?: --method \w+)?)$",
-        r"\1 --limit_train 32 --limit_eval 8",
-        "time",
-    ),
+    (r"^(deepspeed .*zero3.json(?: --method \w+)?)$", rf"\1 {LESS}", "the demo in seconds"),
+    (r"^(python launch/submit.py (?!.*--data_dir|.*--evaluate).*)", rf"\1 {LESS}", "the same run"),
     (r"^deepspeed", "deepspeed --master_port {port}", "others may use the default one"),
     (r"^(mlflow (?:ui|server).*)", r"\1 --port {port}", "as above"),
     (r"^(python launch/doctor.py.*)", r"\1 --port {port}", "as above"),
     (r"^(python launch/submit.py(?!.*dry_run).*)", r"\1 --dry_run", "test_slurm.py submits"),
     (r"^make ", "make -o .venv/installed ", "the environment is there, and not to be touched"),
-    (r"^(python -m bench --out .*)", r"\1 --quick", "small sizes in place of 11 minutes"),
-    (r"^(python tools/kill_test.py).*", r"\1 --runs 2", "2 runs in place of 40"),
+    (r"^(python -m bench (?!.*--quick).*)", r"\1 --quick", "small sizes in place of 11 minutes"),
+    (r"^(python tools/kill_test.py.*)", r"\1 --runs 2", "2 runs in place of 40"),
 )
 
 NOT_RUN = (  # what is looked for, why
@@ -69,6 +67,7 @@ NOT_RUN = (  # what is looked for, why
     (r"^pip install", "the environment is there, and not to be touched"),
     (r"^pytest tests/gpu", "needs a GPU"),
     (r"^python tools/compare_demo.py", "24 whole runs, a quarter of an hour on quiet cores"),
+    (r"kill_test.py --runs 40 --seed 0", "of the log, which says what was run then"),
     (r"^python tools/bench_(?:labels|placement).py", "minutes that need a quiet machine"),
     (r"^mlflow server$", "named in passing; mlflow ui is run"),
 )
