@@ -3,7 +3,7 @@
 # For CPUs, smaller:   docker build --target cpu -t moram-dist-cpu .
 #   Much smaller with --build-arg PIP_EXTRA_INDEX_URL=... of torch's builds for CPUs.
 # What is in an image:   docker run --entrypoint python moram-dist launch/doctor.py
-# The user in it is no root, and must be able to write the folder that is mounted at runs.
+# The user in it is no root but number 10001, and must be able to write the folder that is mounted at runs.
 
 FROM python:3.12.12-slim-bookworm AS cpu
 
@@ -12,8 +12,8 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --create-home moram && mkdir /moram && chown moram /moram
-USER moram
+RUN useradd --create-home --uid 10001 moram && mkdir /moram && chown moram /moram
+USER 10001
 WORKDIR /moram
 
 ENV PATH=/moram/.venv/bin:$PATH TORCH_EXTENSIONS_DIR=/moram/.venv/torch_extensions
@@ -35,8 +35,8 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-venv python3-dev g++ \
     && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --create-home moram && mkdir /moram && chown moram /moram
-USER moram
+RUN useradd --create-home --uid 10001 moram && mkdir /moram && chown moram /moram
+USER 10001
 WORKDIR /moram
 
 ENV PATH=/moram/.venv/bin:$PATH TORCH_EXTENSIONS_DIR=/moram/.venv/torch_extensions

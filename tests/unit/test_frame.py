@@ -19,9 +19,10 @@ README = ROOT / "README.md"
 GUIDES = sorted(path for path in (README, *(ROOT / "docs").glob("*.md")) if path.exists())
 
 ELSEWHERE = {
-    *("--num_gpus", "--master_port", "--launcher"),  # deepspeed
+    *("--num_gpus", "--include", "--master_port", "--launcher"),  # deepspeed
     *("--signal", "--dependency", "--batch"),  # sbatch, scancel
-    *("--gpus", "--backend-store-uri", "--help", "--no-build-isolation"),  # docker, mlflow, pip
+    *("--gpus", "--shm-size", "--target"),  # docker
+    *("--backend-store-uri", "--help", "--no-build-isolation"),  # mlflow, pip
 }
 """Flags of other programs that the documents use."""
 
