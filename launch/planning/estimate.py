@@ -1,0 +1,250 @@
+"""A run's plan: its passes, what a rank holds, what moves, what is written, how long it takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from eval.harness import BATCH_TOKENS
+from launch.planning.calibration import calibrate
+from launch.planning.passes import TaskPasses, passes
+from launch.planning.rehearsal import Ranks, Rehearsal
+from launch.planning.sizes import FP32, MOMENTS, Standing, standing
+from moram_dist.config import PLACEMENTS, RunConfig
+from moram_dist.decode.turns import READ_TOGETHER
+from moram_dist.models import language_model
+from moram_dist.tasks import Benchmark
+
+RESIDENT, GATHERED, STATIONARY = PLACEMENTS[1:]
+
+COPIES = 2
+"""While rows of prompts join and leave, keys and values are copied (``decode.cache``)."""
+
+PYTHON_INT = 36
+"""Bytes of a token among a task's examples, which are tuples of Python's integers."""
+
+ROOM_TO_CALIBRATE = 4
+"""Times the base model that this machine must have free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPlan:
+    """One task; sizes in bytes, of the rank that has most."""
+
+    name: str
+    num_frozen: int
+    """Atoms of each linear before the task."""
+
+    num_examples: int
+    num_steps: int
+    num_passes: int
+    tokens: int
+    """That a rank reads, padding counted."""
+
+    largest: tuple[int, int]
+    """The largest pass: rows, and tokens of a row."""
+
+    atoms: int
+    """Frozen ones: the rank's share, and its copy of all where it keeps one."""
+
+    training: int
+    """The most that tensors of a pass take."""
+
+    received: dict[str, tuple[int, ...]]
+    """Placement -> bytes in each step."""
+
+    auto: dict[str, int]
+    """Placement -> passes for which the run takes it."""
+
+    grown: int
+    """Bytes received when the task's atoms are frozen."""
+
+    file: int
+    """Bytes of the task's memory file."""
+
+    seconds: float | None = None
+    """Of its steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All tasks, and what they have in common; sizes in bytes, of the rank that has most."""
+
+    model: str
+    num_parameters: int
+    dtype: str
+    ranks: Ranks
+    placement: str
+    reason: str
+    standing: Standing
+    base: int
+    """The whole base model."""
+
+    atoms: int
+    """Frozen ones after the last task."""
+
+    answering: int
+    """The most that tensors of evaluation take beside weights and atoms."""
+
+    examples: int
+    """Of a task as Python keeps them, in the host's memory."""
+
+    progress: int
+    """A file of progress within a task."""
+
+    tasks: tuple[TaskPlan, ...]
+    process: int | None = None
+    """The peak of a rank's process on a CPU; None: not measured."""
+
+    @property
+    def training(self) -> int:
+        """Tensors at the peak of training."""
+        return self.standing.total + max(task.atoms + task.training for task in self.tasks)
+
+    @property
+    def evaluation(self) -> int:
+        """Tensors at the peak of evaluation, which takes whole weights."""
+        kept = self.standing
+        whole = self.base if kept.gathered or kept.base < self.base else 0
+        return kept.base + whole + kept.trained + kept.bucket + self.atoms + self.answering
+
+    @property
+    def peak(self) -> int:
+        """Of a rank: of its process on a CPU, where that was measured, else of tensors."""
+        return self.process or max(self.training, self.evaluation)
+
+
+class Planner:
+    """Makes a plan; nothing of the run is touched."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        benchmark: Benchmark,
+        ds_config: Mapping[str, Any],
+        ranks: Ranks,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Nothing is looked at yet but the model's configuration.
+
+        Args:
+            config: settled, its dtype that of the planned device.
+            benchmark: what it names.
+            ds_config: resolved for the planned ranks.
+            ranks: planned.
+            say: told what goes on.
+        """
+        self.config, self.benchmark, self.ranks, self.say = config, benchmark, ranks, say
+        self.ds_config = ds_config
+        self.run = self._rehearsal(config.parallel.placement)
+        others = (GATHERED, STATIONARY) if ranks.in_group > 1 else ()
+        self.others = {placement: self._rehearsal(placement) for placement in others}
+        self.found: list[TaskPasses] = []
+
+    def _rehearsal(self, placement: str) -> Rehearsal:
+        stage = self.ds_config["zero_optimization"]["stage"]
+        return Rehearsal(self.config, self.ranks, placement, len(self.benchmark.tasks), stage=stage)
+
+    def plan(self) -> Plan:
+        """All but seconds and what a process takes."""
+        run = self.run
+        tokenizer = language_model.load_tokenizer(self.config.model)
+        tasks = []
+        for i, task in enumerate(self.benchmark.tasks):
+            self.say(f"task {i + 1}/{len(self.benchmark.tasks)} {task.name}")
+            found = passes(self.config, self.benchmark, run.method, tokenizer, i, self.ranks.count)
+            self.found.append(found)
+            tasks.append(self._task(found))
+        trained = [parameter.numel() for parameter in run.trained]
+        return Plan(
+            model=self.config.model.model,
+            num_parameters=sum(run.base_sizes),
+            dtype=self.config.model.dtype,
+            ranks=self.ranks,
+            placement=run.placer.choice,
+            reason=run.placer.reason,
+            standing=self._standing(self.ranks.count),
+            base=sum(run.base_sizes) * run.number_bytes,
+            atoms=run.stored_bytes,
+            answering=self._answering(),
+            examples=PYTHON_INT * max(found.num_tokens for found in self.found),
+            progress=FP32 * (1 + MOMENTS) * sum(trained),
+            tasks=tuple(tasks),
+        )
+
+    def calibrated(self, plan: Plan, ds_path: Path) -> Plan:
+        """With seconds, and on a CPU what a process takes, from a few real passes here."""
+        self.say("calibration: a few passes on this machine")
+        found = calibrate(self.config, ds_path, [task.largest for task in self.found])
+        tasks = tuple(
+            replace(task, seconds=sum(found.seconds(t) for step in of.steps for t in step))
+            for task, of in zip(plan.tasks, self.found, strict=True)
+        )
+        process = None
+        if self.ranks.device == "cpu":
+            alone = self._standing(1)
+            beside = plan.standing.total - alone.total
+            process = found.peak + beside + plan.examples
+            process += max(0, plan.evaluation - plan.training)
+        return replace(plan, tasks=tasks, process=process)
+
+    def _task(self, found: TaskPasses) -> TaskPlan:
+        run = self.run
+        received = {RESIDENT: tuple(0 for _ in found.steps)}
+        for placement, other in self.others.items():
+            received[placement] = tuple(
+                sum(sum(other.received(tokens).values()) for tokens in step) for step in found.steps
+            )
+        before = run.num_atoms
+        atoms = run.stored_bytes
+        training = max((run.train(batch) for batch in found.largest), default=0)
+        auto = Counter(run.takes(tokens) for step in found.steps for tokens in step)
+        file = len(save(run.task_file(torch.device("cpu"))))
+        grown = sum(run.grow().values())
+        for other in self.others.values():
+            other.grow()
+        shape = found.largest[0].input_ids.shape if found.largest else (0, 0)
+        return TaskPlan(
+            name=found.name,
+            num_frozen=before,
+            num_examples=found.num_examples,
+            num_steps=len(found.steps),
+            num_passes=sum(map(len, found.steps)),
+            tokens=sum(map(sum, found.steps)),
+            largest=(shape[0], shape[1]),
+            atoms=atoms,
+            training=training,
+            received=received,
+            auto=dict(auto),
+            grown=grown,
+            file=file,
+        )
+
+    def _answering(self) -> int:
+        """Keys and values of the prompts and answers that go on together, and one pass."""
+        rows = [
+            (found.longest_prompt + task.max_answer_tokens, len(task.test))
+            for found, task in zip(self.found, self.benchmark.tasks, strict=True)
+        ]
+        all_tokens = sum(longest * -(-count // self.ranks.count) for longest, count in rows)
+        longest = max(longest for longest, _ in rows)
+        most = min(self.config.eval.eval_batch_size * longest, BATCH_TOKENS, all_tokens)
+        read = max(READ_TOGETHER, *(found.longest_prompt for found in self.found))
+        kept, beside = self.run.read(read)
+        return beside + COPIES * max(most, longest) * kept // read
+
+    def _standing(self, ranks: int) -> Standing:
+        return standing(
+            self.run.base_sizes,
+            [parameter.numel() for parameter in self.run.trained],
+            ds_config=self.ds_config,
+            ranks=ranks,
+            number_bytes=self.run.number_bytes,
+            device=self.ranks.device,
+        )
