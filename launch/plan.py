@@ -112,8 +112,16 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     planner = Planner(config, benchmark, ds_config, ranks, say)
     plan = planner.plan()
     if own.calibrate == "auto" and device == here and ROOM_TO_CALIBRATE * plan.base < whole:
-        plan = planner.calibrated(plan, ds_path)
+        here_too = count if own.nodes == 1 and count <= available_ranks(device) else 1
+        plan = planner.calibrated(plan, ds_path, ranks=here_too)
     return plan
+
+
+def available_ranks(device: str) -> int:
+    """Of this machine."""
+    import torch
+
+    return torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
 
 
 def say(line: str) -> None:

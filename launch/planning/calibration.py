@@ -1,23 +1,27 @@
-"""A few real passes on the device at hand, in a process of their own: seconds, and its memory.
+"""A few real passes on the device at hand, in processes of their own: seconds, and memory.
 
-One rank stands for each of the run's. It makes the largest passes of each task, with as many frozen
-atoms as there will be, so its peak is that of the run but for what more ranks share out.
+Where the run's ranks are all on one machine, there are as many here; else one stands for each. They
+make the largest passes of each task, with as many frozen atoms as there will be.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any
 
 import torch
 
 from launch import session
+from moram_dist.atoms import Placer
 from moram_dist.comm import env
+from moram_dist.comm.collectives import make_atom_group
 from moram_dist.config import RunConfig
 from moram_dist.data.stream import MicroBatch
 from moram_dist.methods.moram import Moram
@@ -26,6 +30,9 @@ from moram_dist.train import ds_config as ds
 from moram_dist.train.engine import make_engine, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
 from moram_dist.train.trainer import peak_memory_bytes
+
+TIMEOUT_S = 300.0
+"""That ranks wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -39,45 +46,59 @@ class Calibration:
     """Tokens and seconds of passes, forward, backward and step."""
 
     def seconds(self, num_tokens: int) -> float:
-        """Of a pass, on the straight line through those that were measured."""
-        return self._each + self._per_token * num_tokens
-
-    @property
-    def _per_token(self) -> float:
-        (short, quick), (long, slow) = min(self.passes), max(self.passes)
-        return max(slow - quick, 0.0) / (long - short) if long > short else slow / long
-
-    @property
-    def _each(self) -> float:
-        short, quick = min(self.passes)
-        return max(quick - self._per_token * short, 0.0)
+        """Of a pass: on the straight line that is nearest to those that were measured."""
+        tokens, seconds = zip(*self.passes, strict=True)
+        slope, intercept = linear_regression(tokens, seconds)
+        return max(0.0, intercept + slope * num_tokens)
 
 
 def calibrate(
-    config: RunConfig, ds_path: Path, tasks: Sequence[Sequence[MicroBatch]]
+    config: RunConfig,
+    ds_path: Path,
+    tasks: Sequence[Sequence[MicroBatch]],
+    *,
+    ranks: int,
+    placement: str,
 ) -> Calibration:
-    """Make the passes of each task in turn. Raises what made the process fail."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as apart:
-        return apart.submit(_measure, config, ds_path, tasks).result()
+    """Make the passes of each task in turn, the same on each rank.
+
+    Raises whatever made a rank fail.
+    """
+    context, port = multiprocessing.get_context("spawn"), env.free_port()
+    with ProcessPoolExecutor(ranks, mp_context=context) as apart:
+        started = [
+            apart.submit(_rank, rank, ranks, port, config, ds_path, tasks, placement)
+            for rank in range(ranks)
+        ]
+        first, *_ = [each.result() for each in started]
+    return first
 
 
-def _measure(
-    config: RunConfig, ds_path: Path, tasks: Sequence[Sequence[MicroBatch]]
+def _rank(
+    rank: int,
+    ranks: int,
+    port: int,
+    config: RunConfig,
+    ds_path: Path,
+    tasks: Sequence[Sequence[MicroBatch]],
+    placement: str,
 ) -> Calibration:
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}"}
+    os.environ |= {"LOCAL_WORLD_SIZE": f"{ranks}", "MASTER_PORT": f"{port}"}
     session.quiet()
     config, benchmark = session.settle(config)
     settings = ds.resolve(
         ds.read(ds_path),
         path=ds_path,
-        batch_size=1,
-        world_size=1,
+        batch_size=ranks,
+        world_size=ranks,
         clip=config.train.clip,
         bf16=language_model.resolve_dtype(config.model) == torch.bfloat16,
     )
-    env.join()
+    env.join(TIMEOUT_S)
     base = language_model.load(config.model, settings)
-    method = Moram(config.method, config.train.seed, num_tasks=len(benchmark.tasks))
+    placer = Placer(make_atom_group("world"), placement)
+    method = Moram(config.method, config.train.seed, placer, num_tasks=len(benchmark.tasks))
     method.build(base.model)
     engine: Any = make_engine(base.model, settings, weight_decay=config.train.weight_decay)
     forward = Forward(engine, base.model)
@@ -85,8 +106,8 @@ def _measure(
     for i, batches in enumerate(tasks):
         start_fresh(engine, method.begin_task(i))
         engine.train()
-        first = batches[0]
-        for batch in (*batches, *([_front(first), first] if i + 1 == len(tasks) else ())):
+        # The longer ones come last, as in a run: an allocator's memory depends on what came before.
+        for batch in (_front(batches[0], 16), _front(batches[0], 2), *batches):
             started = time.perf_counter()
             method.token_keys.set([0] * len(batch.rows), batch.lengths, env.device())
             engine.backward(answer_loss(forward(batch)), scale_wrt_gas=False)
@@ -95,9 +116,11 @@ def _measure(
         method.end_task(i, lambda limit: (0, iter(())))
     peak = peak_memory_bytes()
     env.leave()
-    return Calibration(peak, tuple(found[-2:]))
+    # The first passes of a process are slow.
+    return Calibration(peak, tuple(found[1:]))
 
 
-def _front(batch: MicroBatch) -> MicroBatch:
-    """The last tokens of a batch's first row: a short pass."""
-    return MicroBatch(batch.input_ids[:1, -16:], batch.labels[:1, -16:], batch.rows[:1])
+def _front(batch: MicroBatch, part: int) -> MicroBatch:
+    """The last tokens of all rows: a pass that is shorter by so much."""
+    length = max(2, batch.input_ids.shape[1] // part)
+    return MicroBatch(batch.input_ids[:, -length:], batch.labels[:, -length:], batch.rows)

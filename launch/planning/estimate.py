@@ -178,20 +178,21 @@ class Planner:
             tasks=tuple(tasks),
         )
 
-    def calibrated(self, plan: Plan, ds_path: Path) -> Plan:
-        """With seconds, and on a CPU what a process takes, from a few real passes here."""
-        self.say("calibration: a few passes on this machine")
-        found = calibrate(self.config, ds_path, [task.largest for task in self.found])
+    def calibrated(self, plan: Plan, ds_path: Path, *, ranks: int) -> Plan:
+        """With seconds, and on a CPU what a process takes, from real passes on so many ranks."""
+        self.say(f"calibration: a few passes on {ranks} rank{'s' * (ranks > 1)} of this machine")
+        largest = [task.largest for task in self.found]
+        found = calibrate(self.config, ds_path, largest, ranks=ranks, placement=plan.placement)
         tasks = tuple(
             replace(task, seconds=sum(found.seconds(t) for step in of.steps for t in step))
             for task, of in zip(plan.tasks, self.found, strict=True)
         )
         process = None
         if self.ranks.device == "cpu":
-            alone = self._standing(1)
-            beside = plan.standing.total - alone.total
-            process = found.peak + beside + plan.examples
-            process += max(0, plan.evaluation - plan.training)
+            # What more ranks than these share out, and what no training pass has.
+            beside = plan.standing.total - self._standing(ranks).total
+            further = max(0, plan.evaluation - plan.training)
+            process = found.peak + beside + plan.examples + further
         return replace(plan, tasks=tasks, process=process)
 
     def _task(self, found: TaskPasses) -> TaskPlan:
