@@ -97,6 +97,8 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
         clip=config.train.clip,
         bf16=config.model.dtype == "bf16",
     )
+    if config.model.gradient_checkpointing:
+        raise InputError("--gradient_checkpointing true: plans are for passes without it")
     if language_model.check(config.model).is_encoder_decoder:
         raise InputError(f"--model {config.model.model}: plans are for causal models")
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

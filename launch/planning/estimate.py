@@ -21,7 +21,8 @@ from moram_dist.decode.turns import READ_TOGETHER
 from moram_dist.models import language_model
 from moram_dist.tasks import Benchmark
 
-RESIDENT, GATHERED, STATIONARY = PLACEMENTS[1:]
+AUTO, RESIDENT, GATHERED, STATIONARY = PLACEMENTS
+RUN = "run"
 
 COPIES = 2
 """While rows of prompts join and leave, keys and values are copied (``decode.cache``)."""
@@ -57,9 +58,9 @@ class TaskPlan:
     """The most that tensors of a pass take."""
 
     received: dict[str, tuple[int, ...]]
-    """Placement -> bytes in each step."""
+    """Placement, and ``run`` for what the run takes -> bytes in each step."""
 
-    auto: dict[str, int]
+    takes: dict[str, int]
     """Placement -> passes for which the run takes it."""
 
     grown: int
@@ -145,11 +146,13 @@ class Planner:
         self.run = self._rehearsal(config.parallel.placement)
         others = (GATHERED, STATIONARY) if ranks.in_group > 1 else ()
         self.others = {placement: self._rehearsal(placement) for placement in others}
+        self.calls = self._rehearsal(RESIDENT, replace(ranks, in_group=1)).calls()
         self.found: list[TaskPasses] = []
 
-    def _rehearsal(self, placement: str) -> Rehearsal:
+    def _rehearsal(self, placement: str, ranks: Ranks | None = None) -> Rehearsal:
         stage = self.ds_config["zero_optimization"]["stage"]
-        return Rehearsal(self.config, self.ranks, placement, len(self.benchmark.tasks), stage=stage)
+        num_tasks = len(self.benchmark.tasks)
+        return Rehearsal(self.config, ranks or self.ranks, placement, num_tasks, stage=stage)
 
     def plan(self) -> Plan:
         """All but seconds and what a process takes."""
@@ -197,15 +200,30 @@ class Planner:
 
     def _task(self, found: TaskPasses) -> TaskPlan:
         run = self.run
-        received = {RESIDENT: tuple(0 for _ in found.steps)}
-        for placement, other in self.others.items():
-            received[placement] = tuple(
-                sum(sum(other.received(tokens).values()) for tokens in step) for step in found.steps
-            )
+        distinct = {tokens for step in found.steps for tokens in step}
+        auto = {tokens: run.takes(tokens) for tokens in distinct}
+        moved = {
+            RESIDENT: dict.fromkeys(distinct, 0),
+            **{
+                placement: {t: sum(other.received(t, self.calls).values()) for t in distinct}
+                for placement, other in self.others.items()
+            },
+        }
+        # Where the run chooses by the pass, all ranks say first how many tokens they have.
+        asked = run.placer.choice == AUTO
+        moved[RUN] = {
+            t: moved[taken][t]
+            + (sum(run.announced(t).values()) if asked and taken == GATHERED else 0)
+            for t, taken in auto.items()
+        }
+        received = {
+            placement: tuple(sum(of[tokens] for tokens in step) for step in found.steps)
+            for placement, of in moved.items()
+        }
         before = run.num_atoms
         atoms = run.stored_bytes
         training = max((run.train(batch) for batch in found.largest), default=0)
-        auto = Counter(run.takes(tokens) for step in found.steps for tokens in step)
+        takes = Counter(auto[tokens] for step in found.steps for tokens in step)
         file = len(save(run.task_file(torch.device("cpu"))))
         grown = sum(run.grow().values())
         for other in self.others.values():
@@ -222,7 +240,7 @@ class Planner:
             atoms=atoms,
             training=training,
             received=received,
-            auto=dict(auto),
+            takes=dict(takes),
             grown=grown,
             file=file,
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +41,20 @@ class Ranks:
     """Bytes that a rank has."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """The memory, asked in a forward pass."""
+
+    names: tuple[str, ...]
+    """Of the linears that are asked together."""
+
+    members: tuple[int, ...]
+    """Which of them are asked in this call."""
+
+    wanted: bool
+    """Whether their input wants a gradient."""
+
+
 class Rehearsal:
     """One placement of the atoms in one model. Its memory grows as the run's will."""
 
@@ -47,6 +63,7 @@ class Rehearsal:
     ) -> None:
         """``stage``: of ZeRO."""
         self.linear = zero3.linear() if stage == 3 else None
+        self._moved_by_like: dict[Any, dict[str, int]] = {}
         self.group = PretendGroup(ranks.in_group)
         self.placer = Placer(
             self.group,
@@ -58,10 +75,6 @@ class Rehearsal:
         dtype = language_model.resolve_dtype(config.model)
         model: Any = language_model.skeleton(config.model)
         self.model: Any = model.to(dtype).requires_grad_(False)
-        if config.model.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(
-                {"use_reentrant": False, "preserve_rng_state": False}
-            )
         self.base_sizes = [p.numel() for p in self.model.parameters()]
         self.number_bytes = dtype.itemsize
         self.method = Moram(config.method, config.train.seed, self.placer, num_tasks)
@@ -98,8 +111,8 @@ class Rehearsal:
         """The end of a task. Bytes received, by the name of the collective."""
         self.group.traffic.clear()
         self.method.load_task(0, self.task_file())
-        self._moved_by_tokens.cache_clear()
-        return {name: moved.bytes for name, moved in self.group.traffic.items()}
+        self._moved_by_like.clear()
+        return self._traffic()
 
     def train(self, batch: MicroBatch) -> int:
         """A training pass. The most bytes that its tensors take at one time."""
@@ -107,7 +120,6 @@ class Rehearsal:
         self.method.token_keys.set([0] * len(batch.rows), batch.lengths, META)
         for memory in self.method.memories.values():
             memory.learning = True
-        self.group.traffic.clear()
         with Meter(self._standing()) as meter, AsOnDevice(self.linear):
             seen = self.forward(batch)
             loss = answer_loss(seen) + self.method.penalty(seen)
@@ -133,18 +145,62 @@ class Rehearsal:
         self.placer.growing()
         return meter.now, meter.peak - meter.now
 
-    def received(self, num_tokens: int) -> dict[str, int]:
+    def calls(self) -> list[Call]:
+        """How a training pass asks the memory."""
+        found: list[Call] = []
+
+        def record(names: tuple[str, ...], _: nn.Module, given: tuple[Any, ...]) -> None:
+            x, members = given
+            found.append(Call(names, members, x.requires_grad))
+
+        hooks = [
+            memory.register_forward_pre_hook(partial(record, names))
+            for names, memory in self.method.memories.items()
+        ]
+        self.train(collate([Encoded("", (0, 0), num_answer=1)], 0))
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    def received(self, num_tokens: int, calls: Sequence[Call]) -> dict[str, int]:
         """Bytes that a rank receives in a training pass, where no rank has more tokens.
 
         Every collective's are a constant and a multiple of the number of tokens, so two short
         passes say all.
         """
-        (two, three) = (self._moved_by_tokens(count) for count in (2, 3))
+        two, three = (self._moved(count, calls) for count in (2, 3))
         return {name: two[name] + (num_tokens - 2) * (three[name] - two[name]) for name in two}
 
-    @cache  # noqa: B019 - lives as long as its rehearsal, a command's
-    def _moved_by_tokens(self, num_tokens: int) -> dict[str, int]:
-        self.train(collate([Encoded("", (0,) * num_tokens, num_answer=1)], 0))
+    def _moved(self, num_tokens: int, calls: Sequence[Call]) -> dict[str, int]:
+        total: Counter[str] = Counter(self.announced(num_tokens))
+        for call in calls:
+            total.update(self._moved_by(num_tokens, call))
+        return dict(total)
+
+    def _moved_by(self, num_tokens: int, call: Call) -> dict[str, int]:
+        """Of one call, forward and backward; calls of like linears move as much."""
+        memory = self.method.memories[call.names]
+        key = (num_tokens, memory.bank.shapes, call.members, call.wanted)
+        if key not in self._moved_by_like:
+            alone = Placer(self.group, self.placer.choice, device="cpu")
+            alone.plan([memory.bank], 0)
+            alone.begin(num_tokens)
+            like = memory.active(call.members[0])[0]
+            x = torch.zeros_like(like[:1].expand(num_tokens, -1), requires_grad=call.wanted)
+            self.group.traffic.clear()
+            memory.placer, memory.learning = alone, True
+            sum(out.sum() for out in memory(x, call.members)).backward()  # type: ignore[union-attr]
+            memory.placer = self.placer
+            self._moved_by_like[key] = self._traffic()
+        return self._moved_by_like[key]
+
+    def announced(self, num_tokens: int) -> dict[str, int]:
+        """Bytes that a rank receives at the start of a pass, to choose its placement."""
+        self.group.traffic.clear()
+        self.placer.begin(num_tokens)
+        return self._traffic()
+
+    def _traffic(self) -> dict[str, int]:
         return {name: moved.bytes for name, moved in self.group.traffic.items()}
 
     def takes(self, num_tokens: int) -> str:

@@ -93,9 +93,9 @@ def _wire(plan: Plan) -> list[str]:
 
 
 def _takes(task: TaskPlan) -> str:
-    if len(task.auto) < 2:
-        return next(iter(task.auto), "")
-    return ", ".join(f"{name} in {count:,} passes" for name, count in sorted(task.auto.items()))
+    if len(task.takes) < 2:
+        return next(iter(task.takes), "")
+    return ", ".join(f"{name} in {count:,} passes" for name, count in sorted(task.takes.items()))
 
 
 def _rest(plan: Plan) -> list[str]:

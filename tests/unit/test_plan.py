@@ -40,6 +40,7 @@ def model(tmp_path_factory):
         (["--method", "ewc"], "--method ewc: plans are for moram"),
         (["--json", "no/such/plan.json"], "--json no/such/plan.json: no such folder"),
         (["--topk", "4"], "unknown flag '--topk'; did you mean '--top_k'?"),
+        (["--gradient_checkpointing"], "--gradient_checkpointing true: plans are for passes"),
         (["--target_modules", "x_proj"], "--target_modules 'x_proj' matches no linear layer"),
     ],
 )
@@ -89,12 +90,14 @@ def rehearsal(model, placement, *, ranks=2, **flags):
 def test_bytes_are_those_of_the_formulas(model, ranks):
     """Two layers, one linear each; docs/placement.md. The first one's input wants no gradient."""
     P, D, T, N, R, K = ranks, HIDDEN, 10, 12, 12, 4
+    calls = rehearsal(model, "resident", ranks=1).calls()
+    assert [call.wanted for call in calls] == [False, True]
     gathered = rehearsal(model, "gathered", ranks=P, atoms_per_task="12")
     gathered.grow()
-    assert gathered.received(T) == {"atoms": 2 * 2 * (P - 1) * (N // P) * 2 * D * 4}
+    assert gathered.received(T, calls) == {"atoms": 2 * 2 * (P - 1) * (N // P) * 2 * D * 4}
     stationary = rehearsal(model, "stationary", ranks=P, atoms_per_task="12")
     stationary.grow()
-    assert stationary.received(T) == {
+    assert stationary.received(T, calls) == {
         "token counts": (P - 1) * 8,
         "tokens": 2 * (P - 1) * T * D * 4,
         "candidates": 2 * (P - 1) * P * T * (4 + 8 * K),
@@ -107,7 +110,7 @@ def test_bytes_are_those_of_the_formulas(model, ranks):
 
 def test_a_copy_is_gathered_once_a_task(model):
     resident = rehearsal(model, "auto")
-    assert resident.takes(100) == "resident" and not resident.received(100)
+    assert resident.takes(100) == "resident" and not resident.announced(100)
     room = 8 * 2 * HIDDEN * 4 * 2  # a rank's: half of 8 frozen atoms and of room for 8, two linears
     assert resident.grow() == {"copies": room}
     assert resident.stored_bytes == 3 * room
@@ -119,6 +122,7 @@ def test_auto_takes_what_a_run_takes(model):
     auto.grow()
     assert auto.takes(10) == "stationary"
     assert auto.takes(30000) == "gathered"
+    assert auto.announced(10) == {"token counts": 8}
 
 
 def test_more_frozen_atoms_and_more_tokens_take_more(model):
