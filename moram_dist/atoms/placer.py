@@ -32,6 +32,7 @@ class Placer:
         choice: one of ``config.PLACEMENTS``.
         room: bytes that a rank may spend on a copy of the whole memory; for ``auto``.
         num_tasks: how many the memory will hold; for ``auto``.
+        device: the type that banks will be on, where they are not there yet; for ``auto``.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class Placer:
         *,
         room: float = 0.0,
         num_tasks: int = 1,
+        device: str | None = None,
     ) -> None:
         self.group = group or AtomGroup()
         self.choice = choice
         self._room, self._num_tasks = room, num_tasks
+        self._device = device
         self.reason = ""
         """One line for people, once it is settled."""
         self._resident = Resident(self.group)
@@ -65,7 +68,7 @@ class Placer:
         final_bytes: float = bytes_per_task * self._num_tasks
         final_atoms = final_bytes / sum(bank.atom_bytes for bank in banks)
         final_bytes += sum(
-            _beside_a_copy(final_atoms, d, bank.share_F.device.type)
+            _beside_a_copy(final_atoms, d, self._device_of(bank))
             for bank in banks
             for d, _ in bank.shapes
         )
@@ -106,17 +109,19 @@ class Placer:
         if self.choice == GATHERED:
             return self._gathered
         banks = self._gathered.banks
-        device = banks[0].share_F.device
-        mine = torch.tensor([num_tokens], device=device)
+        mine = torch.tensor([num_tokens], device="cpu" if self._device else banks[0].share_F.device)
         counts = self.group.all_gather(mine, "token counts").flatten().tolist()
         moved = self.choice == STATIONARY or tokens_move(
             banks[0].num_atoms,
             max(counts),
             self.group.size,
             atom_bytes=sum(bank.atom_bytes for bank in banks) / len(banks),
-            call_bytes=CALL_BYTES[device.type],
+            call_bytes=CALL_BYTES[self._device_of(banks[0])],
         )
         return Stationary(self.group, counts) if moved else self._gathered
+
+    def _device_of(self, bank: Bank) -> str:
+        return self._device or bank.share_F.device.type
 
     def growing(self) -> None:
         """To be called before banks grow."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from moram_dist.comm import env
+
 
 def is_sharded(parameter: nn.Parameter) -> bool:
     """Whether ZeRO-3 holds this parameter in shards."""
@@ -29,6 +31,14 @@ def whole(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if write else None)
+
+
+def linear() -> Any:
+    """What ZeRO-3 puts in the place of torch's linear function: one that keeps its input."""
+    env.choose_accelerator()
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    return zero3_linear_wrap
 
 
 def release_leftovers(engine: Any) -> None:

@@ -98,20 +98,16 @@ def steps(
     Every rank gets equally many micro-batches of at most ``micro_batch_size`` examples and
     ``micro_batch_tokens`` tokens, padding counted, but for an example that is longer.
     """
-    per_epoch = math.ceil(len(examples) / batch_size)
-    for index in range(first, num_steps(len(examples), batch_size, epochs)):
-        epoch, within = divmod(index, per_epoch)
-        if within == 0 or index == first:
-            shuffled = order(len(examples), seed=seed, task=task, epoch=epoch)
-        batch = [examples[i] for i in shuffled[within * batch_size : (within + 1) * batch_size]]
-        lengths = [example.num_tokens for example in batch]
-        # By length, so that ranks have about as much to do as each other, and passes little
-        # padding. The step is the same sum however it is cut.
-        by_length = sorted(range(len(batch)), key=lambda row: lengths[row])
-        parts_of_ranks = [
-            _parts(by_length[other::world_size], lengths, micro_batch_size, micro_batch_tokens)
-            for other in range(world_size)
-        ]
+    for index, chosen in batches(
+        len(examples), batch_size=batch_size, epochs=epochs, seed=seed, task=task, first=first
+    ):
+        batch = [examples[i] for i in chosen]
+        parts_of_ranks = deal(
+            [example.num_tokens for example in batch],
+            world_size=world_size,
+            micro_batch_size=micro_batch_size,
+            micro_batch_tokens=micro_batch_tokens,
+        )
         parts = parts_of_ranks[rank]
         lacking = max(map(len, parts_of_ranks)) - len(parts)
         yield Step(
@@ -124,6 +120,37 @@ def steps(
                 for part in [*parts, *[[]] * lacking]
             ),
         )
+
+
+def batches(
+    num_examples: int, *, batch_size: int, epochs: float, seed: int, task: int, first: int = 0
+) -> Iterator[tuple[int, list[int]]]:
+    """The steps of one task from ``first`` on: the index of each, and of its examples."""
+    per_epoch = math.ceil(num_examples / batch_size)
+    for index in range(first, num_steps(num_examples, batch_size, epochs)):
+        epoch, within = divmod(index, per_epoch)
+        if within == 0 or index == first:
+            shuffled = order(num_examples, seed=seed, task=task, epoch=epoch)
+        yield index, shuffled[within * batch_size : (within + 1) * batch_size]
+
+
+def deal(
+    lengths: Sequence[int],
+    *,
+    world_size: int,
+    micro_batch_size: int | None,
+    micro_batch_tokens: int,
+) -> list[list[list[int]]]:
+    """For each rank its passes, and in a pass its rows of a step, which have so many tokens.
+
+    By length, so that ranks have about as much to do as each other, and passes little padding: a
+    pass ends with its longest row. The step is the same sum however it is cut.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    return [
+        _parts(by_length[rank::world_size], lengths, micro_batch_size, micro_batch_tokens)
+        for rank in range(world_size)
+    ]
 
 
 def _parts(

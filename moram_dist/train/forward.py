@@ -18,14 +18,16 @@ from moram_dist.methods.method import Seen
 class Forward:
     """Callable on a micro-batch; the engine runs the model."""
 
-    def __init__(self, engine: Any, model: nn.Module) -> None:
+    def __init__(self, engine: Any, model: nn.Module, device: torch.device | None = None) -> None:
+        """``device``: where the model is; default: where this rank computes."""
         self.engine = engine
+        self.device = device or env.device()
         # Nearly all causal language models of transformers can leave out logits; xLSTM cannot.
         self.keeps_logits = "logits_to_keep" in inspect.signature(type(model).forward).parameters
 
     def __call__(self, batch: MicroBatch, weight: float = 1.0) -> Seen:
         """Run the model; ``weight`` is ``Seen.weight``."""
-        device = env.device()
+        device = self.device
         targets = batch.labels[:, 1:]
         # Logits only where some row has a target: most positions are prompt, and the head is wide.
         places = (targets != IGNORED).any(0).nonzero().flatten()

@@ -224,7 +224,10 @@ class Trainer:
                 )
             self.tracker.log({"train/loss": loss}, first + step.index)
         rate = self.progress.log(summed[-1])
-        measured = {"train/tokens_per_second": rate, "train/peak_memory_mb": _peak_memory_mb()}
+        measured = {
+            "train/tokens_per_second": rate,
+            "train/peak_memory_mb": peak_memory_bytes() / 2**20,
+        }
         self.tracker.log(measured | self.method.metrics(), first + seen[-1].index)
 
     def _publish(self, i: int) -> None:
@@ -307,9 +310,9 @@ def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_bytes() -> int:
     """Of this rank: on the GPU where there is one, else of the process."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,139 @@
+"""Say what a run will take, before it: memory, traffic, disk, steps, time.
+
+    python launch/plan.py --nodes 4 --gpus_per_node 8 --device cuda --model ID --benchmark trace \
+        --data_dir DIR
+    python launch/plan.py
+
+The second is the demo on one rank of this machine. All flags that are not its own are those of
+launch/train.py; nothing of the run is started or written, and no GPU is needed. What each line
+means, and how well plans were met: docs/planning.md.
+
+Exit code 2, with one line that says why: wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
+
+from launch.flags import read_flags
+from launch.submit import train_flags
+from moram_dist.command_line import Parser
+from moram_dist.config import RunConfig
+from moram_dist.files import write_atomically
+from moram_dist.registry import InputError
+
+if TYPE_CHECKING:
+    from launch.planning.estimate import Plan
+
+GPU_GIB = 80.0
+
+ROOM_TO_CALIBRATE = 8
+"""A calibration is made where memory has room for so many times the base model."""
+
+
+def parser() -> Parser:
+    """This command's own flags."""
+    out = Parser("launch/plan.py", __doc__)
+    add = out.add_argument
+    add("--nodes", type=int, default=1, help="[1]")
+    add("--gpus_per_node", type=int, default=1, help="ranks of a node, on a CPU too [1]")
+    add("--device", choices=("cpu", "cuda"), help="what ranks compute on [that of this machine]")
+    add("--memory", type=float, help="GiB of a rank [80 on cuda, else this machine's, shared out]")
+    add("--calibrate", choices=("auto", "false"), default="auto", help="make real passes [auto]")
+    add("--json", type=Path, metavar="FILE", help="write the plan there too, in bytes and seconds")
+    return out
+
+
+def main(argv: Sequence[str]) -> None:
+    """Check everything, then plan and print. Raises InputError."""
+    own, rest = parser().parse_known_args(argv)
+    for name in ("nodes", "gpus_per_node", "memory"):
+        if getattr(own, name) is not None and getattr(own, name) <= 0:
+            raise InputError(f"--{name} must be > 0, got {getattr(own, name):g}")
+    config, ds_path = read_flags((), train_flags(rest))
+    if config.method.method != "moram":
+        raise InputError(f"--method {config.method.method}: plans are for moram")
+    if own.json and not own.json.parent.is_dir():
+        raise InputError(f"--json {own.json}: no such folder")
+    plan = make(own, config, ds_path)
+    from launch.planning.table import table
+
+    print(table(plan))
+    if own.json:
+        write_atomically(own.json, json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
+
+
+def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
+    """The plan of a run. Raises InputError."""
+    from launch import session  # needs torch, so only once the flags are right
+    from launch.planning.estimate import Planner
+    from launch.planning.rehearsal import Ranks
+    from moram_dist.comm import env
+    from moram_dist.models import language_model
+    from moram_dist.train import ds_config as ds
+
+    session.quiet()
+    here = env.device().type
+    device = own.device or here
+    if config.model.dtype == "auto":
+        dtype = "bf16" if device == "cuda" else "fp32"
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    config, benchmark = session.settle(config)
+    count = own.nodes * own.gpus_per_node
+    ds_config = ds.resolve(
+        ds.read(ds_path),
+        path=ds_path,
+        batch_size=config.train.batch_size or benchmark.batch_size,
+        world_size=count,
+        clip=config.train.clip,
+        bf16=config.model.dtype == "bf16",
+    )
+    if config.model.gradient_checkpointing:
+        raise InputError("--gradient_checkpointing true: plans are for passes without it")
+    if language_model.check(config.model).is_encoder_decoder:
+        raise InputError(f"--model {config.model.model}: plans are for causal models")
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = own.memory * 2**30 if own.memory else GPU_GIB * 2**30
+    if device == "cpu" and not own.memory:
+        memory = whole // own.gpus_per_node
+    ranks = Ranks(
+        count=count,
+        in_group=count if config.parallel.atom_group == "world" else own.gpus_per_node,
+        device=device,
+        memory=memory,
+    )
+    planner = Planner(config, benchmark, ds_config, ranks, say)
+    plan = planner.plan()
+    if own.calibrate == "auto" and device == here and ROOM_TO_CALIBRATE * plan.base < whole:
+        here_too = count if own.nodes == 1 and count <= available_ranks(device) else 1
+        plan = planner.calibrated(plan, ds_path, ranks=here_too)
+    return plan
+
+
+def available_ranks(device: str) -> int:
+    """Of this machine."""
+    import torch
+
+    return torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
+
+
+def say(line: str) -> None:
+    """What goes on, beside the plan."""
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,126 @@
+"""A few real passes on the device at hand, in processes of their own: seconds, and memory.
+
+Where the run's ranks are all on one machine, there are as many here; else one stands for each. They
+make the largest passes of each task, with as many frozen atoms as there will be.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import linear_regression
+from typing import Any
+
+import torch
+
+from launch import session
+from moram_dist.atoms import Placer
+from moram_dist.comm import env
+from moram_dist.comm.collectives import make_atom_group
+from moram_dist.config import RunConfig
+from moram_dist.data.stream import MicroBatch
+from moram_dist.methods.moram import Moram
+from moram_dist.models import language_model
+from moram_dist.train import ds_config as ds
+from moram_dist.train.engine import make_engine, start_fresh
+from moram_dist.train.forward import Forward, answer_loss
+from moram_dist.train.trainer import peak_memory_bytes
+
+TIMEOUT_S = 300.0
+"""That ranks wait for each other."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured."""
+
+    peak: int
+    """Bytes: of the process on a CPU, of tensors on CUDA."""
+
+    passes: tuple[tuple[int, float], ...]
+    """Tokens and seconds of passes, forward, backward and step."""
+
+    def seconds(self, num_tokens: int) -> float:
+        """Of a pass: on the straight line that is nearest to those that were measured."""
+        tokens, seconds = zip(*self.passes, strict=True)
+        slope, intercept = linear_regression(tokens, seconds)
+        return max(0.0, intercept + slope * num_tokens)
+
+
+def calibrate(
+    config: RunConfig,
+    ds_path: Path,
+    tasks: Sequence[Sequence[MicroBatch]],
+    *,
+    ranks: int,
+    placement: str,
+) -> Calibration:
+    """Make the passes of each task in turn, the same on each rank.
+
+    Raises whatever made a rank fail.
+    """
+    context, port = multiprocessing.get_context("spawn"), env.free_port()
+    with ProcessPoolExecutor(ranks, mp_context=context) as apart:
+        started = [
+            apart.submit(_rank, rank, ranks, port, config, ds_path, tasks, placement)
+            for rank in range(ranks)
+        ]
+        first, *_ = [each.result() for each in started]
+    return first
+
+
+def _rank(
+    rank: int,
+    ranks: int,
+    port: int,
+    config: RunConfig,
+    ds_path: Path,
+    tasks: Sequence[Sequence[MicroBatch]],
+    placement: str,
+) -> Calibration:
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}"}
+    os.environ |= {"LOCAL_WORLD_SIZE": f"{ranks}", "MASTER_PORT": f"{port}"}
+    session.quiet()
+    config, benchmark = session.settle(config)
+    settings = ds.resolve(
+        ds.read(ds_path),
+        path=ds_path,
+        batch_size=ranks,
+        world_size=ranks,
+        clip=config.train.clip,
+        bf16=language_model.resolve_dtype(config.model) == torch.bfloat16,
+    )
+    env.join(TIMEOUT_S)
+    base = language_model.load(config.model, settings)
+    placer = Placer(make_atom_group("world"), placement)
+    method = Moram(config.method, config.train.seed, placer, num_tasks=len(benchmark.tasks))
+    method.build(base.model)
+    engine: Any = make_engine(base.model, settings, weight_decay=config.train.weight_decay)
+    forward = Forward(engine, base.model)
+    found = []
+    for i, batches in enumerate(tasks):
+        start_fresh(engine, method.begin_task(i))
+        engine.train()
+        # The longer ones come last, as in a run: an allocator's memory depends on what came before.
+        for batch in (_front(batches[0], 16), _front(batches[0], 2), *batches):
+            started = time.perf_counter()
+            method.token_keys.set([0] * len(batch.rows), batch.lengths, env.device())
+            engine.backward(answer_loss(forward(batch)), scale_wrt_gas=False)
+            engine.step()
+            found.append((batch.input_ids.numel(), time.perf_counter() - started))
+        method.end_task(i, lambda limit: (0, iter(())))
+    peak = peak_memory_bytes()
+    env.leave()
+    # The first passes of a process are slow.
+    return Calibration(peak, tuple(found[1:]))
+
+
+def _front(batch: MicroBatch, part: int) -> MicroBatch:
+    """The last tokens of all rows: a pass that is shorter by so much."""
+    length = max(2, batch.input_ids.shape[1] // part)
+    return MicroBatch(batch.input_ids[:, -length:], batch.labels[:, -length:], batch.rows)

@@ -1,0 +1,269 @@
+"""A run's plan: its passes, what a rank holds, what moves, what is written, how long it takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from eval.harness import BATCH_TOKENS
+from launch.planning.calibration import calibrate
+from launch.planning.passes import TaskPasses, passes
+from launch.planning.rehearsal import Ranks, Rehearsal
+from launch.planning.sizes import FP32, MOMENTS, Standing, standing
+from moram_dist.config import PLACEMENTS, RunConfig
+from moram_dist.decode.turns import READ_TOGETHER
+from moram_dist.models import language_model
+from moram_dist.tasks import Benchmark
+
+AUTO, RESIDENT, GATHERED, STATIONARY = PLACEMENTS
+RUN = "run"
+
+COPIES = 2
+"""While rows of prompts join and leave, keys and values are copied (``decode.cache``)."""
+
+PYTHON_INT = 36
+"""Bytes of a token among a task's examples, which are tuples of Python's integers."""
+
+ROOM_TO_CALIBRATE = 4
+"""Times the base model that this machine must have free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPlan:
+    """One task; sizes in bytes, of the rank that has most."""
+
+    name: str
+    num_frozen: int
+    """Atoms of each linear before the task."""
+
+    num_examples: int
+    num_steps: int
+    num_passes: int
+    tokens: int
+    """That a rank reads, padding counted."""
+
+    largest: tuple[int, int]
+    """The largest pass: rows, and tokens of a row."""
+
+    atoms: int
+    """Frozen ones: the rank's share, and its copy of all where it keeps one."""
+
+    training: int
+    """The most that tensors of a pass take."""
+
+    received: dict[str, tuple[int, ...]]
+    """Placement, and ``run`` for what the run takes -> bytes in each step."""
+
+    takes: dict[str, int]
+    """Placement -> passes for which the run takes it."""
+
+    grown: int
+    """Bytes received when the task's atoms are frozen."""
+
+    file: int
+    """Bytes of the task's memory file."""
+
+    seconds: float | None = None
+    """Of its steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All tasks, and what they have in common; sizes in bytes, of the rank that has most."""
+
+    model: str
+    num_parameters: int
+    dtype: str
+    ranks: Ranks
+    placement: str
+    reason: str
+    standing: Standing
+    base: int
+    """The whole base model."""
+
+    atoms: int
+    """Frozen ones after the last task."""
+
+    answering: int
+    """The most that tensors of evaluation take beside weights and atoms."""
+
+    examples: int
+    """Of a task as Python keeps them, in the host's memory."""
+
+    progress: int
+    """A file of progress within a task."""
+
+    tasks: tuple[TaskPlan, ...]
+    process: int | None = None
+    """The peak of a rank's process on a CPU; None: not measured."""
+
+    @property
+    def training(self) -> int:
+        """Tensors at the peak of training."""
+        return self.standing.total + max(task.atoms + task.training for task in self.tasks)
+
+    @property
+    def evaluation(self) -> int:
+        """Tensors at the peak of evaluation, which takes whole weights."""
+        kept = self.standing
+        whole = self.base if kept.gathered or kept.base < self.base else 0
+        return kept.base + whole + kept.trained + kept.bucket + self.atoms + self.answering
+
+    @property
+    def peak(self) -> int:
+        """Of a rank: of its process on a CPU, where that was measured, else of tensors."""
+        return self.process or max(self.training, self.evaluation)
+
+
+class Planner:
+    """Makes a plan; nothing of the run is touched."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        benchmark: Benchmark,
+        ds_config: Mapping[str, Any],
+        ranks: Ranks,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Nothing is looked at yet but the model's configuration.
+
+        Args:
+            config: settled, its dtype that of the planned device.
+            benchmark: what it names.
+            ds_config: resolved for the planned ranks.
+            ranks: planned.
+            say: told what goes on.
+        """
+        self.config, self.benchmark, self.ranks, self.say = config, benchmark, ranks, say
+        self.ds_config = ds_config
+        self.run = self._rehearsal(config.parallel.placement)
+        others = (GATHERED, STATIONARY) if ranks.in_group > 1 else ()
+        self.others = {placement: self._rehearsal(placement) for placement in others}
+        self.calls = self._rehearsal(RESIDENT, replace(ranks, in_group=1)).calls()
+        self.found: list[TaskPasses] = []
+
+    def _rehearsal(self, placement: str, ranks: Ranks | None = None) -> Rehearsal:
+        stage = self.ds_config["zero_optimization"]["stage"]
+        num_tasks = len(self.benchmark.tasks)
+        return Rehearsal(self.config, ranks or self.ranks, placement, num_tasks, stage=stage)
+
+    def plan(self) -> Plan:
+        """All but seconds and what a process takes."""
+        run = self.run
+        tokenizer = language_model.load_tokenizer(self.config.model)
+        tasks = []
+        for i, task in enumerate(self.benchmark.tasks):
+            self.say(f"task {i + 1}/{len(self.benchmark.tasks)} {task.name}")
+            found = passes(self.config, self.benchmark, run.method, tokenizer, i, self.ranks.count)
+            self.found.append(found)
+            tasks.append(self._task(found))
+        trained = [parameter.numel() for parameter in run.trained]
+        return Plan(
+            model=self.config.model.model,
+            num_parameters=sum(run.base_sizes),
+            dtype=self.config.model.dtype,
+            ranks=self.ranks,
+            placement=run.placer.choice,
+            reason=run.placer.reason,
+            standing=self._standing(self.ranks.count),
+            base=sum(run.base_sizes) * run.number_bytes,
+            atoms=run.stored_bytes,
+            answering=self._answering(),
+            examples=PYTHON_INT * max(found.num_tokens for found in self.found),
+            progress=FP32 * (1 + MOMENTS) * sum(trained),
+            tasks=tuple(tasks),
+        )
+
+    def calibrated(self, plan: Plan, ds_path: Path, *, ranks: int) -> Plan:
+        """With seconds, and on a CPU what a process takes, from real passes on so many ranks."""
+        self.say(f"calibration: a few passes on {ranks} rank{'s' * (ranks > 1)} of this machine")
+        largest = [task.largest for task in self.found]
+        found = calibrate(self.config, ds_path, largest, ranks=ranks, placement=plan.placement)
+        tasks = tuple(
+            replace(task, seconds=sum(found.seconds(t) for step in of.steps for t in step))
+            for task, of in zip(plan.tasks, self.found, strict=True)
+        )
+        process = None
+        if self.ranks.device == "cpu":
+            # What more ranks than these share out, and what no training pass has.
+            beside = plan.standing.total - self._standing(ranks).total
+            further = max(0, plan.evaluation - plan.training)
+            process = found.peak + beside + plan.examples + further
+        return replace(plan, tasks=tasks, process=process)
+
+    def _task(self, found: TaskPasses) -> TaskPlan:
+        run = self.run
+        distinct = {tokens for step in found.steps for tokens in step}
+        auto = {tokens: run.takes(tokens) for tokens in distinct}
+        moved = {
+            RESIDENT: dict.fromkeys(distinct, 0),
+            **{
+                placement: {t: sum(other.received(t, self.calls).values()) for t in distinct}
+                for placement, other in self.others.items()
+            },
+        }
+        # Where the run chooses by the pass, all ranks say first how many tokens they have.
+        asked = run.placer.choice == AUTO
+        moved[RUN] = {
+            t: moved[taken][t]
+            + (sum(run.announced(t).values()) if asked and taken == GATHERED else 0)
+            for t, taken in auto.items()
+        }
+        received = {
+            placement: tuple(sum(of[tokens] for tokens in step) for step in found.steps)
+            for placement, of in moved.items()
+        }
+        before = run.num_atoms
+        atoms = run.stored_bytes
+        training = max((run.train(batch) for batch in found.largest), default=0)
+        takes = Counter(auto[tokens] for step in found.steps for tokens in step)
+        file = len(save(run.task_file(torch.device("cpu"))))
+        grown = sum(run.grow().values())
+        for other in self.others.values():
+            other.grow()
+        shape = found.largest[0].input_ids.shape if found.largest else (0, 0)
+        return TaskPlan(
+            name=found.name,
+            num_frozen=before,
+            num_examples=found.num_examples,
+            num_steps=len(found.steps),
+            num_passes=sum(map(len, found.steps)),
+            tokens=sum(map(sum, found.steps)),
+            largest=(shape[0], shape[1]),
+            atoms=atoms,
+            training=training,
+            received=received,
+            takes=dict(takes),
+            grown=grown,
+            file=file,
+        )
+
+    def _answering(self) -> int:
+        """Keys and values of the prompts and answers that go on together, and one pass."""
+        rows = [
+            (found.longest_prompt + task.max_answer_tokens, len(task.test))
+            for found, task in zip(self.found, self.benchmark.tasks, strict=True)
+        ]
+        all_tokens = sum(longest * -(-count // self.ranks.count) for longest, count in rows)
+        longest = max(longest for longest, _ in rows)
+        most = min(self.config.eval.eval_batch_size * longest, BATCH_TOKENS, all_tokens)
+        read = max(READ_TOGETHER, *(found.longest_prompt for found in self.found))
+        kept, beside = self.run.read(read)
+        return beside + COPIES * max(most, longest) * kept // read
+
+    def _standing(self, ranks: int) -> Standing:
+        return standing(
+            self.run.base_sizes,
+            [parameter.numel() for parameter in self.run.trained],
+            ds_config=self.ds_config,
+            ranks=ranks,
+            number_bytes=self.run.number_bytes,
+            device=self.ranks.device,
+        )

@@ -1,0 +1,86 @@
+"""Steps and passes of a run, from its own data: exactly those that the trainer will make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moram_dist.config import RunConfig
+from moram_dist.data.encode import Encoded, encode_prompt, encode_training
+from moram_dist.data.stream import MicroBatch, batches, collate, deal
+from moram_dist.methods import Method
+from moram_dist.tasks import Benchmark
+
+BLANK = 2
+"""Tokens of the row that a rank without examples gets; see ``data.stream.blank``."""
+
+
+@dataclass(frozen=True)
+class TaskPasses:
+    """What training on a task is made of."""
+
+    name: str
+    num_examples: int
+    num_tokens: int
+    """Of all examples."""
+
+    longest_prompt: int
+    """In evaluation, in tokens."""
+
+    steps: tuple[tuple[int, ...], ...]
+    """For each step its passes: tokens of the rank that has most in it, padding counted."""
+
+    largest: tuple[MicroBatch, ...]
+    """The passes with most tokens, and with most places of answers."""
+
+
+def passes(
+    config: RunConfig, benchmark: Benchmark, method: Method, tokenizer: Any, i: int, world_size: int
+) -> TaskPasses:
+    """Those of task ``i``; of a configuration that is settled (``launch.session.settle``)."""
+    train, task = config.train, benchmark.tasks[i]
+    examples = [
+        encode_training(tokenizer, example, of_task)
+        for of_task, example in method.training_data(benchmark, i)
+    ]
+    steps: list[tuple[int, ...]] = []
+    by_tokens: tuple[int, list[Encoded]] = (0, [])
+    by_answers: tuple[int, list[Encoded]] = (0, [])
+    for _, chosen in batches(
+        len(examples),
+        batch_size=train.batch_size or benchmark.batch_size,
+        epochs=train.epochs or method.epochs(benchmark, i),
+        seed=train.seed,
+        task=i,
+    ):
+        batch = [examples[k] for k in chosen]
+        ranks = deal(
+            [example.num_tokens for example in batch],
+            world_size=world_size,
+            micro_batch_size=train.micro_batch_size,
+            micro_batch_tokens=train.micro_batch_tokens,
+        )
+        step = [BLANK] * max(map(len, ranks))
+        for parts in ranks:
+            for m, part in enumerate(parts):
+                rows = [batch[row] for row in part]
+                tokens = len(rows) * rows[-1].num_tokens
+                step[m] = max(step[m], tokens)
+                by_tokens = max(by_tokens, (tokens, rows), key=_first)
+                answers = len(rows) * max(example.num_answer for example in rows)
+                by_answers = max(by_answers, (answers, rows), key=_first)
+        steps.append(tuple(step))
+    largest = [by_tokens[1]] + [by_answers[1]] * (by_answers[1] != by_tokens[1])
+    return TaskPasses(
+        name=task.name,
+        num_examples=len(examples),
+        num_tokens=sum(example.num_tokens for example in examples),
+        longest_prompt=max(len(encode_prompt(tokenizer, e.prompt, task)) for e in task.test),
+        steps=tuple(steps),
+        largest=tuple(collate(rows, tokenizer.pad_token_id) for rows in largest if rows),
+    )
+
+
+def _first(pair: Sequence[Any]) -> int:
+    return pair[0]

@@ -1,0 +1,215 @@
+"""A run's model with its memory, on the meta device: what its passes keep and move."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from launch.planning.meter import AsOnDevice, Meter, PretendGroup
+from moram_dist.atoms import Placer
+from moram_dist.atoms.placement import Resident, Stationary
+from moram_dist.comm import zero3
+from moram_dist.config import RunConfig
+from moram_dist.data.encode import Encoded
+from moram_dist.data.stream import MicroBatch, collate
+from moram_dist.decode.cache import RoomyCache
+from moram_dist.methods.moram import Moram
+from moram_dist.models import language_model
+from moram_dist.train.forward import Forward, answer_loss
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What a plan is for."""
+
+    count: int
+    in_group: int
+    """That hold a memory together."""
+
+    device: str
+    """cpu or cuda."""
+
+    memory: float
+    """Bytes that a rank has."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The memory, asked in a forward pass."""
+
+    names: tuple[str, ...]
+    """Of the linears that are asked together."""
+
+    members: tuple[int, ...]
+    """Which of them are asked in this call."""
+
+    wanted: bool
+    """Whether their input wants a gradient."""
+
+
+class Rehearsal:
+    """One placement of the atoms in one model. Its memory grows as the run's will."""
+
+    def __init__(
+        self, config: RunConfig, ranks: Ranks, placement: str, num_tasks: int, *, stage: int
+    ) -> None:
+        """``stage``: of ZeRO."""
+        self.linear = zero3.linear() if stage == 3 else None
+        self._moved_by_like: dict[Any, dict[str, int]] = {}
+        self.group = PretendGroup(ranks.in_group)
+        self.placer = Placer(
+            self.group,
+            placement,
+            room=config.parallel.resident_fraction * ranks.memory,
+            num_tasks=num_tasks,
+            device=ranks.device,
+        )
+        dtype = language_model.resolve_dtype(config.model)
+        model: Any = language_model.skeleton(config.model)
+        self.model: Any = model.to(dtype).requires_grad_(False)
+        self.base_sizes = [p.numel() for p in self.model.parameters()]
+        self.number_bytes = dtype.itemsize
+        self.method = Moram(config.method, config.train.seed, self.placer, num_tasks)
+        self.method.build(self.model)
+        self.model.to(META)
+        self.forward = Forward(self.model, self.model, META)
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Active atoms."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def num_atoms(self) -> int:
+        """Frozen, of each linear."""
+        return next(iter(self.method.memories.values())).bank.num_atoms
+
+    @property
+    def stored_bytes(self) -> int:
+        """Frozen atoms on a rank: its share, and a copy of all where it keeps one."""
+        banks = [memory.bank for memory in self.method.memories.values()]
+        return sum(bank.share_F.nbytes + bank.copy_PF.nbytes for bank in banks)
+
+    def task_file(self, device: torch.device = META) -> dict[str, Tensor]:
+        """Tensors as a task's file will hold them."""
+        out = {}
+        for names, memory in self.method.memories.items():
+            for one, name in enumerate(names):
+                for kind, atoms in zip(("keys", "values"), memory.active(one), strict=True):
+                    out[f"{name}.{kind}"] = torch.zeros_like(atoms, device=device)
+        return out
+
+    def grow(self) -> dict[str, int]:
+        """The end of a task. Bytes received, by the name of the collective."""
+        self.group.traffic.clear()
+        self.method.load_task(0, self.task_file())
+        self._moved_by_like.clear()
+        return self._traffic()
+
+    def train(self, batch: MicroBatch) -> int:
+        """A training pass. The most bytes that its tensors take at one time."""
+        self.model.train()
+        self.method.token_keys.set([0] * len(batch.rows), batch.lengths, META)
+        for memory in self.method.memories.values():
+            memory.learning = True
+        with Meter(self._standing()) as meter, AsOnDevice(self.linear):
+            seen = self.forward(batch)
+            loss = answer_loss(seen) + self.method.penalty(seen)
+            del seen
+            loss.backward()
+        self.placer.growing()
+        for parameter in self.trained:
+            parameter.grad = None
+        return meter.peak
+
+    def read(self, num_tokens: int) -> tuple[int, int]:
+        """A prompt, read in evaluation.
+
+        Returns:
+            Bytes that are kept of its tokens, and the most that the pass takes beside them.
+        """
+        kept = RoomyCache.of(self.model)
+        self.model.eval()
+        with torch.no_grad(), Meter(self._standing()) as meter, AsOnDevice(self.linear):
+            ids = torch.zeros(1, num_tokens, dtype=torch.long, device=META)
+            out = self.model(input_ids=ids, past_key_values=kept, use_cache=True, logits_to_keep=1)
+            del out, ids
+        self.placer.growing()
+        return meter.now, meter.peak - meter.now
+
+    def calls(self) -> list[Call]:
+        """How a training pass asks the memory."""
+        found: list[Call] = []
+
+        def record(names: tuple[str, ...], _: nn.Module, given: tuple[Any, ...]) -> None:
+            x, members = given
+            found.append(Call(names, members, x.requires_grad))
+
+        hooks = [
+            memory.register_forward_pre_hook(partial(record, names))
+            for names, memory in self.method.memories.items()
+        ]
+        self.train(collate([Encoded("", (0, 0), num_answer=1)], 0))
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    def received(self, num_tokens: int, calls: Sequence[Call]) -> dict[str, int]:
+        """Bytes that a rank receives in a training pass, where no rank has more tokens.
+
+        Every collective's are a constant and a multiple of the number of tokens, so two short
+        passes say all.
+        """
+        two, three = (self._moved(count, calls) for count in (2, 3))
+        return {name: two[name] + (num_tokens - 2) * (three[name] - two[name]) for name in two}
+
+    def _moved(self, num_tokens: int, calls: Sequence[Call]) -> dict[str, int]:
+        total: Counter[str] = Counter(self.announced(num_tokens))
+        for call in calls:
+            total.update(self._moved_by(num_tokens, call))
+        return dict(total)
+
+    def _moved_by(self, num_tokens: int, call: Call) -> dict[str, int]:
+        """Of one call, forward and backward; calls of like linears move as much."""
+        memory = self.method.memories[call.names]
+        key = (num_tokens, memory.bank.shapes, call.members, call.wanted)
+        if key not in self._moved_by_like:
+            alone = Placer(self.group, self.placer.choice, device="cpu")
+            alone.plan([memory.bank], 0)
+            alone.begin(num_tokens)
+            like = memory.active(call.members[0])[0]
+            x = torch.zeros_like(like[:1].expand(num_tokens, -1), requires_grad=call.wanted)
+            self.group.traffic.clear()
+            memory.placer, memory.learning = alone, True
+            sum(out.sum() for out in memory(x, call.members)).backward()  # type: ignore[union-attr]
+            memory.placer = self.placer
+            self._moved_by_like[key] = self._traffic()
+        return self._moved_by_like[key]
+
+    def announced(self, num_tokens: int) -> dict[str, int]:
+        """Bytes that a rank receives at the start of a pass, to choose its placement."""
+        self.group.traffic.clear()
+        self.placer.begin(num_tokens)
+        return self._traffic()
+
+    def _traffic(self) -> dict[str, int]:
+        return {name: moved.bytes for name, moved in self.group.traffic.items()}
+
+    def takes(self, num_tokens: int) -> str:
+        """The placement of a pass, where no rank has more tokens."""
+        self.placer.begin(num_tokens)
+        now = self.placer.now
+        if isinstance(now, Resident):
+            return "resident"
+        return "stationary" if isinstance(now, Stationary) else "gathered"
+
+    def _standing(self) -> list[Tensor]:
+        return [*self.model.parameters(), *self.model.buffers()]

@@ -1,0 +1,105 @@
+"""Plans against the runs that they are for: passes, tensors, bytes between ranks, files."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch import plan
+from launch.flags import read_flags
+from launch.planning.estimate import Plan
+from launch.planning.meter import Meter
+from launch.submit import train_flags
+from moram_dist.train.trainer import Trainer
+from tests.integration.launching import train
+
+pytestmark = pytest.mark.integration
+
+WITHIN = 0.15
+DEMO = ("--order", "topic,mood", "--limit_train", "48", "--limit_eval", "2", "--epochs", "1")
+TRACE = ("--order", "C-STANCE,MeetingBank", "--limit_train", "4", "--limit_eval", "1")
+TRACE += ("--epochs", "1", "--max_answer_tokens", "64")
+
+
+def metered(rank: int) -> None:
+    """Have each step write down how many bytes its rank's tensors take at most."""
+    step = Trainer._step
+
+    def with_meter(self: Trainer, *arguments: Any) -> torch.Tensor:
+        there = {
+            tensor.untyped_storage()._cdata: tensor
+            for tensor in gc.get_objects()
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta
+        }
+        # A CPU gives the bucket no memory before it is used.
+        buckets = getattr(self.engine.optimizer, "ipg_buckets", {}).values()
+        bucket = sum(b.buffer.nbytes for b in buckets if b.buffer is not None)
+        standing = sum(t.untyped_storage().nbytes() for t in there.values()) - bucket
+        with Meter(there.values()) as meter:
+            loss = step(self, *arguments)
+        with (self.run_dir.path / f"tensors_{rank}").open("a") as file:
+            file.write(f"{standing + meter.peak}\n")
+        return loss
+
+    Trainer._step = with_meter  # type: ignore[method-assign]
+
+
+def planned(words: list[str], ranks: int) -> Plan:
+    own = plan.parser().parse_args(["--gpus_per_node", str(ranks), "--calibrate", "false"])
+    return plan.make(own, *read_flags((), train_flags(words)))
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def received(folder: Path, task: str) -> list[int]:
+    """Bytes of each step but the first, as metrics.jsonl counts them since the run's beginning."""
+    sums = [
+        sum(v for k, v in line.items() if k.startswith("atoms/") and k.endswith("_bytes"))
+        for line in lines(folder / "metrics.jsonl")
+        if line.get("task") == task and "train/peak_memory_mb" in line
+    ]
+    return [after - before for before, after in itertools.pairwise(sums)]
+
+
+@pytest.mark.parametrize(
+    ("data", "ranks", "placement"),
+    [
+        ("demo", 1, ()),
+        ("demo", 2, ("--resident_fraction", "0")),
+        ("demo", 2, ("--placement", "stationary")),
+        ("trace", 1, ()),
+        ("trace", 2, ("--resident_fraction", "0")),
+    ],
+)
+def test_a_run_takes_what_was_planned(data, ranks, placement, request, tmp_path):
+    run = tmp_path / "run"
+    words = [*(DEMO if data == "demo" else TRACE), *placement]
+    words += ["--output_dir", str(run), "--tracking", "none", "--log_every", "1"]
+    words += ["--eval_rows", "diagonal", "--batch_size", "12" if data == "demo" else "2"]
+    if data == "trace":
+        shared = request.getfixturevalue("shared")
+        words += ["--benchmark", "trace", "--data_dir", str(shared / "data" / "trace")]
+        words += ["--model", str(shared / "models" / "t0-llama-5m")]
+    found = planned(words, ranks)
+    assert not run.exists()
+    done = train(*words, ranks=ranks, before=metered)
+    assert done.code == 0, done.out + done.err
+
+    tensors = [
+        max(int(line) for line in (run / f"tensors_{rank}").read_text().split())
+        for rank in range(ranks)
+    ]
+    assert abs(found.training / max(tensors) - 1) < WITHIN, (found.training, tensors)
+    manifest = json.loads((run / "memory" / "memory.json").read_text(encoding="utf-8"))
+    assert [task.file for task in found.tasks] == [file["bytes"] for file in manifest["tasks"]]
+    measured = {task.name: received(run, task.name) for task in found.tasks}
+    assert measured == {task.name: [*task.received["run"][1:]] for task in found.tasks}
+    assert any(map(any, measured.values())) == bool(placement)

@@ -1,0 +1,222 @@
+"""A plan's parts, each against numbers by hand or against the code that a run goes through."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+
+import pytest
+import torch
+
+from launch import plan
+from launch.planning.calibration import Calibration
+from launch.planning.meter import Meter, PretendGroup
+from launch.planning.passes import passes
+from launch.planning.rehearsal import Ranks, Rehearsal
+from launch.planning.sizes import standing
+from launch.session import settle
+from moram_dist.config_io import build
+from moram_dist.data.encode import encode_training
+from moram_dist.data.stream import steps
+from moram_dist.models import language_model
+from moram_dist.registry import InputError
+from tests.helpers.tiny import HIDDEN, save_tiny_model
+from tests.helpers.tiny_t5 import save_tiny_t5
+
+NO_PASSES = ("--calibrate", "false")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodes", "0"], "--nodes must be > 0, got 0"),
+        (["--memory", "-1"], "--memory must be > 0, got -1"),
+        (["--method", "ewc"], "--method ewc: plans are for moram"),
+        (["--json", "no/such/plan.json"], "--json no/such/plan.json: no such folder"),
+        (["--topk", "4"], "unknown flag '--topk'; did you mean '--top_k'?"),
+        (["--gradient_checkpointing"], "--gradient_checkpointing true: plans are for passes"),
+        (["--target_modules", "x_proj"], "--target_modules 'x_proj' matches no linear layer"),
+    ],
+)
+def test_wrong_input_is_one_line(words, message):
+    with pytest.raises(InputError) as caught:
+        plan.main(words)
+    assert str(caught.value).startswith(message)
+
+
+def test_an_encoder_is_not_planned(tmp_path):
+    with pytest.raises(InputError, match="plans are for causal models"):
+        plan.main(["--model", str(save_tiny_t5(tmp_path)), *NO_PASSES])
+
+
+def test_a_meter_counts_what_is_alive():
+    kept = torch.zeros(100)
+    with Meter([kept]) as meter:
+        made = kept + 1  # 400 bytes
+        view = made[:50]
+        kept.add_(1)  # known
+        assert (meter.now, meter.peak) == (400, 400)
+        more = made * view[0]
+        del made
+        assert (meter.now, meter.peak) == (800, 800)  # the view keeps it
+        del view, more
+        gc.collect()
+        assert (meter.now, meter.peak) == (0, 800)
+
+
+def test_ranks_that_are_not_there_are_counted():
+    group = PretendGroup(4)
+    assert group.all_gather(torch.zeros(3), "a").shape == (4, 3)
+    assert group.exchange(torch.zeros(4, 2), "b").shape == (4, 2)
+    assert {name: moved.bytes for name, moved in group.traffic.items()} == {"a": 36, "b": 24}
+    alone = PretendGroup(1)
+    assert alone.all_gather(torch.ones(3), "a").tolist() == [[1, 1, 1]]
+    assert not alone.traffic
+
+
+def rehearsal(model, placement, *, ranks=2, **flags):
+    settings = {"model": str(model), "dtype": "fp32", "target_modules": "o_proj"}
+    config = build(settings | {"top_k": "4"} | flags)
+    return Rehearsal(config, Ranks(ranks, ranks, "cpu", 1e9), placement, 4, stage=3)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_bytes_are_those_of_the_formulas(model, ranks):
+    """Two layers, one linear each; docs/placement.md. The first one's input wants no gradient."""
+    P, D, T, N, R, K = ranks, HIDDEN, 10, 12, 12, 4
+    calls = rehearsal(model, "resident", ranks=1).calls()
+    assert [call.wanted for call in calls] == [False, True]
+    gathered = rehearsal(model, "gathered", ranks=P, atoms_per_task="12")
+    gathered.grow()
+    assert gathered.received(T, calls) == {"atoms": 2 * 2 * (P - 1) * (N // P) * 2 * D * 4}
+    stationary = rehearsal(model, "stationary", ranks=P, atoms_per_task="12")
+    stationary.grow()
+    assert stationary.received(T, calls) == {
+        "token counts": (P - 1) * 8,
+        "tokens": 2 * (P - 1) * T * D * 4,
+        "candidates": 2 * (P - 1) * P * T * (4 + 8 * K),
+        "outputs": 2 * (P - 1) * T * D * 4,
+        "gradients": 2 * (P - 1) * T * D * 4,
+        "sums": 2 * (P - 1) * P * T * 8,
+        "input gradients": (P - 1) * T * (D * 4 + 2 * R // P * 4),
+    }
+
+
+def test_a_copy_is_gathered_once_a_task(model):
+    resident = rehearsal(model, "auto")
+    assert resident.takes(100) == "resident" and not resident.announced(100)
+    room = 8 * 2 * HIDDEN * 4 * 2  # a rank's: half of 8 frozen atoms and of room for 8, two linears
+    assert resident.grow() == {"copies": room}
+    assert resident.stored_bytes == 3 * room
+
+
+def test_auto_takes_what_a_run_takes(model):
+    auto = rehearsal(model, "auto", resident_fraction="0", atoms_per_task="40000")
+    assert auto.takes(10) == "gathered"  # nothing is frozen yet
+    auto.grow()
+    assert auto.takes(10) == "stationary"
+    assert auto.takes(30000) == "gathered"
+    assert auto.announced(10) == {"token counts": 8}
+
+
+def test_more_frozen_atoms_and_more_tokens_take_more(model):
+    from moram_dist.data.encode import Encoded
+    from moram_dist.data.stream import collate
+
+    one = rehearsal(model, "resident", ranks=1)
+    short, long = (collate([Encoded("", (0,) * n, 4)], 0) for n in (50, 100))
+    before = one.train(short), one.train(long)
+    one.grow()
+    after = one.train(short), one.train(long)
+    # Scores of 8 more atoms are kept for each token, linear and layer; 4 bytes each.
+    assert after[1] - before[1] >= 100 * 2 * 8 * 4
+    assert before[0] < before[1] and after[0] < after[1]
+    assert before[1] < 2.2 * before[0]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_passes_are_the_trainers(world_size):
+    flags = {"limit_train": "20", "limit_eval": "2", "batch_size": "8", "epochs": "2"}
+    config, benchmark = settle(build(flags | {"micro_batch_tokens": "60"}))
+    tokenizer = language_model.load_tokenizer(config.model)
+    one = rehearsal(language_model.DEMO_BASE, "resident", ranks=1)
+    found = passes(config, benchmark, one.method, tokenizer, 1, world_size)
+    task = benchmark.tasks[1]
+    ranks = [
+        [
+            [batch.input_ids.numel() for batch in step.micro_batches]
+            for step in steps(
+                [encode_training(tokenizer, example, task) for example in task.train],
+                batch_size=8,
+                micro_batch_size=None,
+                micro_batch_tokens=60,
+                epochs=2,
+                seed=0,
+                task=1,
+                rank=rank,
+                world_size=world_size,
+                pad_id=tokenizer.pad_token_id,
+            )
+        ]
+        for rank in range(world_size)
+    ]
+    busiest = [[max(each) for each in zip(*step, strict=True)] for step in zip(*ranks, strict=True)]
+    assert [list(step) for step in found.steps] == busiest
+    assert len(busiest) == 6 and found.num_examples == 20
+    assert found.largest[0].input_ids.numel() == max(map(max, busiest))
+
+
+@pytest.mark.parametrize(
+    ("stage", "base", "gathered", "trained", "bucket"),
+    [
+        # 10 + 7 frozen numbers, 5 active ones, two ranks, bf16.
+        (0, 34, 0, 2 * 5 + 12 * 5 + 4 * 5, 0),
+        (1, 34, 0, 2 * 5 + 12 * 3 + 4 * 5, 0),
+        (2, 34, 0, 2 * 5 + 12 * 3 + 4 * 3, 200),
+        (3, 2 * (5 + 4), 34, 2 * 5 + 12 * 3 + 4 * 3, 200),
+    ],
+)
+def test_what_zero_keeps(stage, base, gathered, trained, bucket):
+    zero = {"stage": stage, "reduce_bucket_size": 100}
+    found = standing(
+        [10, 7],
+        [5],
+        ds_config={"zero_optimization": zero},
+        ranks=2,
+        number_bytes=2,
+        device="cuda",
+    )
+    assert (found.base, found.gathered, found.trained, found.bucket) == (
+        base,
+        gathered,
+        trained,
+        bucket,
+    )
+
+
+def test_seconds_are_on_a_line():
+    found = Calibration(0, ((10, 1.0), (20, 1.5), (30, 2.0)))
+    assert found.seconds(50) == pytest.approx(3.0)
+    assert found.seconds(0) == pytest.approx(0.5)
+
+
+def test_a_plan_for_gpus_needs_none(model, tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    words = ["--model", model, "--limit_train", "8", "--limit_eval", "2", "--order", "topic,mood"]
+    words += ["--nodes", "2", "--gpus_per_node", "4", "--device", "cuda", "--json", out]
+    plan.main([str(word) for word in words])
+    said = capsys.readouterr().out
+    assert "8 ranks on cuda" in said and "in bf16" in said
+    assert "resident: the memory's 0.0 MB after the last task fit the 8,192 MB" in said
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["process"] is None and found["standing"]["bucket"] == 5e7 * 2
+    assert [task["num_frozen"] for task in found["tasks"]] == [0, 8]
+    assert all(sum(task["received"]["gathered"]) == 0 for task in found["tasks"][:1])
+    assert sum(found["tasks"][1]["received"]["gathered"]) > 0
+    assert not [name for name in os.listdir(tmp_path) if name != "plan.json"]
