@@ -1,8 +1,7 @@
 """The commands that README.md and docs/*.md print, in the order in which one reads them.
 
 A command is a line of a code block, or a code span of at least two words, that begins with a
-program of PROGRAMS. A line goes on after a backslash, through a here-document and through a loop;
-what stands three or more spaces behind a command is a remark, a capital letter before it a label. A
+program of PROGRAMS. A line goes on after a backslash, through a here-document and through a loop. A
 block that begins with an import is a Python snippet and counts as one command.
 """
 
@@ -103,7 +102,7 @@ def _of_block(lines: list[str]) -> Iterator[tuple[int, str]]:
     number = 0
     while number < len(lines):
         start = number
-        text = re.sub(r"^[A-Z] {2}(?=\S)", "", lines[number])
+        text = lines[number]
         while text.endswith("\\") and number + 1 < len(lines):
             number += 1
             text = f"{text.removesuffix(chr(92)).rstrip()} {lines[number].strip()}"
@@ -113,7 +112,7 @@ def _of_block(lines: list[str]) -> Iterator[tuple[int, str]]:
                 number += 1
                 text += f"\n{lines[number]}"
         else:
-            text = re.sub(r"(?<=\S)\s{3,}.*", "", text)
+            text = re.sub(r"\s+#\s.*", "", text)
         if _begins_with_program(text):
             yield start, text
         number += 1
