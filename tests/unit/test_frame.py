@@ -23,6 +23,7 @@ ELSEWHERE = {
     *("--signal", "--dependency", "--batch"),  # sbatch, scancel
     *("--gpus", "--shm-size", "--target"),  # docker
     *("--backend-store-uri", "--help", "--no-build-isolation"),  # mlflow, pip
+    *("--app-name", "--host", "--allowed-hosts", "--artifacts-destination"),  # mlflow
 }
 """Flags of other programs that the documents use."""
 
@@ -90,8 +91,9 @@ def own_flags() -> set[str]:
     fields = config_io.fields()
     flags = {f"--{name}" for name in (*OWN, *fields)}
     flags |= {f"--{section}.{name}" for name, (section, _) in fields.items()}
-    launch = (ROOT / "launch" / name for name in ("doctor.py", "submit.py"))
-    commands = (ROOT / "eval" / "run.py", ROOT / "bench" / "__main__.py", *launch)
+    launch = (ROOT / "launch" / name for name in ("doctor.py", "plan.py", "submit.py"))
+    modules = (ROOT / name / "__main__.py" for name in ("bench", "moram_dist/tracking"))
+    commands = (ROOT / "eval" / "run.py", *modules, *launch)
     for path in (*commands, *(ROOT / "tools").glob("*.py")):
         flags |= set(re.findall(r"(?<=[\" ])--\w+", path.read_text(encoding="utf-8")))
     return flags

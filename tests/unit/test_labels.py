@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
 from moram_dist.config import MethodConfig, ModelConfig
 from moram_dist.data.candidates import encode_candidates
-from moram_dist.data.encode import encode_prompt, encode_training, plain
+from moram_dist.data.encode import encode_training
 from moram_dist.decode import answer_batch
 from moram_dist.decode.constrained import choose_batch
 from moram_dist.decode.labels import best, can_share_prefix, score_labels
 from moram_dist.methods import METHODS
 from moram_dist.models.language_model import load_tokenizer
-from moram_dist.registry import InputError
-from moram_dist.tasks.task import Decoding, Example, Task
+from moram_dist.tasks.task import Decoding, Example
+from tests.helpers.closed_choice import EXAMPLES, LABELS, task
 from tests.helpers.tiny import SIZES, tiny_model
 
-LABELS = ("Sports", "Sports day", "World", "x", "Science or Technology")
-PROMPTS = (
-    "Say what it is about.\nA dog ran home.\nOutput: ",  # its last space merges with a label
-    "Topic:",
-    "The nurse gladly moved the tiny hammer near the harbour at dawn.\nTopic:",
-    "A dog.\nOutput:\n",
-    "Which?\nThe market at noon was full of old people with new hats and red shoes.\nOutput: ",
-)
-EXAMPLES = tuple(Example(f"test-{i}", text, ("x",)) for i, text in enumerate(PROMPTS))
 BEGIN_ALIKE = tuple(
     Example(example.id, "Say what the next line is about.\n" + example.prompt, ("x",))
     for example in EXAMPLES
 )
-
-
-def task(**changes) -> Task:
-    rules = {"labels": LABELS, "max_prompt_tokens": 80, "max_answer_tokens": 16, "separator": " "}
-    return Task(name="t", metric="accuracy_prefix", train=(), test=EXAMPLES, **(rules | changes))
 
 
 @pytest.fixture(scope="module")
@@ -242,72 +226,6 @@ def test_passes_do_not_depend_on_the_batch(tokenizer, monkeypatch):
         calls.clear()
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.id)
-def test_candidates_are_what_training_sees(tokenizer, example):
-    found = encode_candidates(tokenizer, example, task())
-    for label, tail in zip(LABELS, found.tails, strict=True):
-        learned = encode_training(tokenizer, Example("e", example.prompt, (label,)), task())
-        assert (*found.prefix, *tail) == learned.tokens
-        assert len(tail) >= learned.num_answer
-    prompt = encode_prompt(tokenizer, example.prompt, task())
-    assert [*found.prefix] == prompt[: len(found.prefix)]
-    merges = example.prompt.endswith(" ")
-    assert (len(prompt) - len(found.prefix) == 1) == merges
-
-
-OWN_LENGTHS = {"shared_limit": False, "max_prompt_tokens": 12}
-
-
-OTHER_RULES = [
-    {"joined": False},
-    {"joined": False, "num_bos": 0},
-    OWN_LENGTHS,
-    {**OWN_LENGTHS, "truncate_prompt": "right"},
-    {**OWN_LENGTHS, "truncate_prompt": "right", "joined": False, "num_bos": 2},
-    {**OWN_LENGTHS, "truncate_prompt": "right", "cue": "\nOutput: "},
-]
-
-
-@pytest.mark.parametrize(
-    ("example", "rules"),
-    [
-        pytest.param(example, rules, id=f"{example.id} {rules}")
-        for rules in OTHER_RULES
-        for example in EXAMPLES
-        if example.prompt.endswith(rules.get("cue", ""))  # a cue is how every prompt ends
-    ],
-)
-def test_candidates_by_other_rules_are_what_training_sees(tokenizer, example, rules):
-    found = encode_candidates(tokenizer, example, task(**rules))
-    exact = 0
-    for label, tail in zip(LABELS, found.tails, strict=True):
-        learned = encode_training(tokenizer, Example("e", example.prompt, (label,)), task(**rules))
-        assert tail[-1] == tokenizer.eos_token_id
-        if learned.num_answer == len(tail):  # it is among those that begin first
-            assert (*found.prefix, *tail) == learned.tokens
-            exact += 1
-        num = learned.num_answer
-        assert learned.tokens[-num:] == tail[-num:]
-    assert exact >= 4
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_long_prompt_is_cut_as_for_generation_and_labels_stay_whole(tokenizer, side):
-    rules = task(max_prompt_tokens=12, max_answer_tokens=1, truncate_prompt=side)
-    for example in EXAMPLES:
-        found = encode_candidates(tokenizer, example, rules)
-        whole = encode_candidates(
-            tokenizer, example, dataclasses.replace(rules, max_prompt_tokens=999)
-        )
-        assert found.tails == whole.tails
-        assert all(tail[-1] == tokenizer.eos_token_id for tail in found.tails)
-        prompt = encode_prompt(tokenizer, example.prompt, rules)
-        if len(whole.prefix) <= 12 or side == "right":
-            assert [*found.prefix] == prompt[: len(found.prefix)]
-        else:
-            assert found.prefix == whole.prefix[-12:]
-
-
 def test_scores_of_cut_prompts(tokenizer):
     model, rules = wide_model(len(tokenizer)), task(max_prompt_tokens=12)
     for one, example in zip(score_labels(model, tokenizer, EXAMPLES, rules), EXAMPLES, strict=True):
@@ -316,28 +234,6 @@ def test_scores_of_cut_prompts(tokenizer):
         for label, tail in zip(LABELS, text.tails, strict=True):
             by_hand = brute_force(model, [*text.prefix, *tail], len(tail))
             assert one.sums[label] == pytest.approx(by_hand, abs=1e-5)
-
-
-class Pairs:
-    """Two characters a token and no BOS, so that a prompt's last token may merge."""
-
-    bos_token_id, eos_token_id, pad_token_id = None, 2, 0
-
-    def __call__(self, text, *, add_special_tokens):
-        return {"input_ids": [text[k : k + 2] for k in range(0, len(text), 2)]}
-
-
-def test_labels_that_merge_and_labels_that_do_not_begin_at_one_place():
-    rules = task(labels=("x", ""), separator="")
-    found = encode_candidates(Pairs(), Example("e", "abc", ("x",)), rules)
-    assert found.prefix == ("ab",)
-    assert found.tails == (("cx", 2), ("c", 2))
-
-
-def test_no_prompt_before_the_labels():
-    rules = task(labels=("x", "yz"), separator="")
-    with pytest.raises(InputError, match=r"t: nothing of the prompt of e stands before every"):
-        encode_candidates(Pairs(), Example("e", "a", ("x",)), rules)
 
 
 def walk(model, one) -> tuple[int, ...]:
@@ -401,7 +297,3 @@ def test_without_labels_all_modes_generate(model, tokenizer):
     found = answer_batch(["labels"], model, tokenizer, EXAMPLES, open_task, Decoding())
     freely = answer_batch(["generate"], model, tokenizer, EXAMPLES, open_task, Decoding())
     assert found == {"labels": freely["generate"]}
-
-
-def test_prompts_are_of_unequal_length(tokenizer):
-    assert len({len(plain(tokenizer, prompt)) for prompt in PROMPTS}) == len(PROMPTS)
