@@ -26,7 +26,7 @@ demo: setup
 		--output_dir $(RUNS)/demo
 
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # many tests wait: for ranks, for a queue
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # many tests wait, for ranks or a queue
 
 check: setup
 	$(BIN)/ruff format --check .
