@@ -176,7 +176,7 @@ def tracking(uri: str, mounts: Path = Path("/proc/self/mounts")) -> Result:
     try:
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except OSError as error:
-        found = f"{where} does not answer: {error.strerror or error}; training would go on without"
+        found = f"{where} does not answer: {error.strerror or error}; what is logged would wait"
         return Result(found, "warning", "start the server, or set another MLFLOW_TRACKING_URI")
     return Result(f"{where} answers")
 

@@ -24,7 +24,7 @@ from launch.checks import Result
 from moram_dist.command_line import Parser
 from moram_dist.config import RecordConfig, RunConfig
 from moram_dist.registry import InputError
-from moram_dist.tracking import open_tracker
+from moram_dist.tracking import open_tracker, store_of
 
 
 def planned(argv: Sequence[str]) -> dict[str, Callable[[], Result]]:
@@ -40,8 +40,7 @@ def planned(argv: Sequence[str]) -> dict[str, Callable[[], Result]]:
     record = RecordConfig(output_dir=args.output_dir, tracking=args.tracking)
     run_dir = RunConfig(record=record).run_dir
     open_tracker(args.tracking, args.tracking_uri)
-    uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    uri = uri or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    uri = store_of(run_dir, args.tracking_uri)
     models = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     out: dict[str, Callable[[], Result]] = {
         "python": checks.python,

@@ -79,7 +79,6 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     from launch.planning.rehearsal import Ranks
     from moram_dist.comm import env
     from moram_dist.models import language_model
-    from moram_dist.train import ds_config as ds
 
     session.quiet()
     here = env.device().type
@@ -89,19 +88,12 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     config, benchmark = session.settle(config)
     count = own.nodes * own.gpus_per_node
-    ds_config = ds.resolve(
-        ds.read(ds_path),
-        path=ds_path,
-        batch_size=config.train.batch_size or benchmark.batch_size,
-        world_size=count,
-        clip=config.train.clip,
-        bf16=config.model.dtype == "bf16",
-    )
+    ds_config = session.deepspeed_config(config, ds_path, count)
     if config.model.gradient_checkpointing:
         raise InputError("--gradient_checkpointing true: plans are for passes without it")
     if language_model.check(config.model).is_encoder_decoder:
         raise InputError(f"--model {config.model.model}: plans are for causal models")
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    whole = env.host_memory_bytes()
     memory = own.memory * 2**30 if own.memory else GPU_GIB * 2**30
     if device == "cpu" and not own.memory:
         memory = whole // own.gpus_per_node

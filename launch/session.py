@@ -244,15 +244,7 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     """
     quiet()
     config, benchmark = settle(config)
-    train = config.train
-    ds_config = ds.resolve(
-        ds.read(ds_path),
-        path=ds_path,
-        batch_size=train.batch_size or benchmark.batch_size,
-        world_size=env.world_size(),
-        clip=train.clip,
-        bf16=language_model.resolve_dtype(config.model) == torch.bfloat16,
-    )
+    ds_config = deepspeed_config(config, ds_path, env.world_size())
     find_linears(language_model.skeleton(config.model), config.method.target_modules)
     language_model.load_tokenizer(config.model)
     ds.check_zero(ds_config, path=ds_path)
@@ -269,6 +261,23 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     )
     watch = Watch(config.parallel.wait_limit)
     return Session(config, benchmark, ds_config, run_dir, tracker, watch)
+
+
+def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's settings for a configuration that is settled.
+
+    Raises:
+        InputError: the file and the flags disagree.
+    """
+    assert config.train.batch_size is not None  # settled
+    return ds.resolve(
+        ds.read(ds_path),
+        path=ds_path,
+        batch_size=config.train.batch_size,
+        world_size=world_size,
+        clip=config.train.clip,
+        bf16=language_model.resolve_dtype(config.model) == torch.bfloat16,
+    )
 
 
 def settle(config: RunConfig) -> tuple[RunConfig, Benchmark]:

@@ -1,7 +1,8 @@
-"""Files that are whole or not there: atomic writes, digests, names; and their text and JSON."""
+"""Files that are whole or not there: atomic writes, locks, digests, names; their text and JSON."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from moram_dist.registry import InputError, MachineError
 
@@ -99,3 +100,17 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[IO[str]]:
+    """Hold an advisory lock on ``path``, made where missing; the system frees it if we die.
+
+    Gives the file, open to be read and added to.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is False.
+    """
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield file

@@ -11,12 +11,10 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import linear_regression
 from typing import Any
-
-import torch
 
 from launch import session
 from moram_dist.atoms import Placer
@@ -26,7 +24,6 @@ from moram_dist.config import RunConfig
 from moram_dist.data.stream import MicroBatch
 from moram_dist.methods.moram import Moram
 from moram_dist.models import language_model
-from moram_dist.train import ds_config as ds
 from moram_dist.train.engine import make_engine, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
 from moram_dist.train.trainer import peak_memory_bytes
@@ -87,14 +84,8 @@ def _rank(
     os.environ |= {"LOCAL_WORLD_SIZE": f"{ranks}", "MASTER_PORT": f"{port}"}
     session.quiet()
     config, benchmark = session.settle(config)
-    settings = ds.resolve(
-        ds.read(ds_path),
-        path=ds_path,
-        batch_size=ranks,
-        world_size=ranks,
-        clip=config.train.clip,
-        bf16=language_model.resolve_dtype(config.model) == torch.bfloat16,
-    )
+    one_each = replace(config, train=replace(config.train, batch_size=ranks))
+    settings = session.deepspeed_config(one_each, ds_path, ranks)
     env.join(TIMEOUT_S)
     base = language_model.load(config.model, settings)
     placer = Placer(make_atom_group("world"), placement)

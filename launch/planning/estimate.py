@@ -30,9 +30,6 @@ COPIES = 2
 PYTHON_INT = 36
 """Bytes of a token among a task's examples, which are tuples of Python's integers."""
 
-ROOM_TO_CALIBRATE = 4
-"""Times the base model that this machine must have free."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TaskPlan:

@@ -64,9 +64,13 @@ def memory_bytes() -> int:
     if device().type == "cuda":
         own = torch.cuda.get_device_properties(device()).total_memory
     else:
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        own = whole // local_world_size()
+        own = host_memory_bytes() // local_world_size()
     return min(gather_objects(own))
+
+
+def host_memory_bytes() -> int:
+    """Of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def choose_accelerator() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from moram_dist.files import exclusive_lock
 from moram_dist.registry import InputError
 
 # Defaults of ours, where the user set none. With MLflow's own (7 retries, 120 s) a request to a
@@ -69,18 +67,6 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
         # Without this, artifacts would land wherever the command was started.
         artifacts = database.with_name("mlartifacts").as_uri()
         return client, _find_or_create(client, experiment, artifacts)
-
-
-@contextmanager
-def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold an advisory lock on ``path``, made where missing; the system frees it if we die.
-
-    Raises:
-        BlockingIOError: another process holds it, and ``wait`` is False.
-    """
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
 
 
 def _create(database: Path) -> None:

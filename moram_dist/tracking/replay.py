@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moram_dist.files import read_json, write_atomically
-from moram_dist.tracking.connect import connect, exclusive_lock
+from moram_dist.files import exclusive_lock, read_json, write_atomically
+from moram_dist.tracking.connect import connect
 from moram_dist.tracking.entities import dataset_input, points
 from moram_dist.tracking.names import allowed_name, cut, without_password
 from moram_dist.tracking.spool import FOLDER, Operation, operations, spools

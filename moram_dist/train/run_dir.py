@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,7 @@ import yaml
 from moram_dist import config_io
 from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.config import RunConfig
-from moram_dist.files import write_atomically
+from moram_dist.files import exclusive_lock, write_atomically
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
 from moram_dist.train.checkpoint import ProgressFiles
@@ -90,13 +89,14 @@ class RunDir:
         Raises:
             InputError: another run holds it.
         """
-        with (self.path / ".lock").open("a+") as file:
+        path = self.path / ".lock"
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file = stack.enter_context(exclusive_lock(path, wait=False))
             except BlockingIOError:
-                file.seek(0)
+                holder = path.read_text().strip()
                 raise InputError(
-                    f"--output_dir {self.path} is in use by another run ({file.read().strip()})"
+                    f"--output_dir {self.path} is in use by another run ({holder})"
                 ) from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")

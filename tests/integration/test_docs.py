@@ -204,7 +204,7 @@ def printed_after(command: Command) -> list[str]:
     text = (ROOT / command.page).read_text(encoding="utf-8")
     return next(
         (
-            [line for line in lines if line and not line.startswith("report:")]
+            [line for line in lines if line and not line.startswith(("report:", "compare:"))]
             for first, lines in blocks(text)
             if command.line < first < until and lines[0].startswith("score on each task")
         ),
