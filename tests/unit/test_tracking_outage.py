@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from moram_dist.files import WriteError
+from moram_dist.files import WriteError, exclusive_lock
 from moram_dist.tracking import open_tracker, replay
 from moram_dist.tracking.__main__ import main
 from moram_dist.tracking.mlflow import MlflowTracker
@@ -151,7 +151,7 @@ def test_what_no_server_took_is_sent_by_a_command_once_whatever_answers_are_lost
     expect_all_of_it(uri)
     assert json.loads((away / "tracking.json").read_text())["parent"] in before
 
-    with replay.exclusive_lock(away / "tracking" / ".lock"):
+    with exclusive_lock(away / "tracking" / ".lock"):
         assert main(["send", str(away), "--tracking_uri", uri]) == 2
     assert "is being sent by a run at work" in capsys.readouterr().err
 
