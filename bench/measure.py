@@ -174,7 +174,7 @@ def interleaved(
     calls: Mapping[str, Callable[[], object]],
     *,
     seconds: float,
-    least_repeats: int = 3,
+    least_repeats: int,
     most_repeats: int = 15,
     seed: int = 0,
 ) -> dict[str, Times]:

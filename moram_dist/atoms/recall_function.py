@@ -99,14 +99,17 @@ class Call:
         """Which of the active atoms will be frozen into a share."""
         return new_rows(self.num_frozen, share, self.num_shares)
 
-    def chosen(self, mix: Mixture, share: int, num_rows: int) -> Chosen:
-        """Where the atoms of a mixture stand among a share's first rows."""
+    def chosen(self, mix: Mixture, num_rows: Mapping[int, int]) -> dict[int, Chosen]:
+        """Share to where the atoms of a mixture stand among its first ``num_rows`` rows."""
         index_TK = mix.index_TK
-        if self.num_shares == 1 and num_rows == self.num_atoms:
-            return Chosen(index_TK, None)
+        if num_rows == {0: self.num_atoms}:
+            return {0: Chosen(index_TK, None)}
         row_TK = index_TK.div(self.num_shares, rounding_mode="floor")
-        here_TK = (index_TK % self.num_shares == share) & (row_TK < num_rows)
-        return Chosen(row_TK.clamp(max=max(num_rows - 1, 0)), here_TK)
+        share_TK = index_TK % self.num_shares
+        return {
+            share: Chosen(row_TK.clamp(max=max(rows - 1, 0)), (share_TK == share) & (row_TK < rows))
+            for share, rows in num_rows.items()
+        }
 
     def frozen_keys(self, shares: Mapping[int, Sequence[Atoms]], one: int) -> dict[int, Tensor]:
         """Share to the keys of its frozen atoms, of one of the linears that are asked."""
@@ -198,10 +201,11 @@ class Recall(torch.autograd.Function):
         partial: dict[Any, list[Tensor]] = {}
         for home, mixtures_of in mixtures.items():
             strengths = [mix.spoken_TK * mix.score_TK for mix in mixtures_of]
+            chosen = [call.chosen(mix, _rows_of(shares, i)) for i, mix in enumerate(mixtures_of)]
             for share, atoms in shares.items():
                 partial[home, share] = [
-                    mixed(call.chosen(mix, share, len(v)), strength, v).to(inputs[0].dtype)
-                    for mix, strength, (_, v) in zip(mixtures_of, strengths, atoms, strict=True)
+                    mixed(here[share], strength, v).to(inputs[0].dtype)
+                    for here, strength, (_, v) in zip(chosen, strengths, atoms, strict=True)
                 ]
         outputs = [
             in_order([part.to(precise) for part in parts]).to(inputs[0].dtype)
@@ -261,13 +265,11 @@ class Recall(torch.autograd.Function):
         scores = {
             pair: kept[i * len(linears) : (i + 1) * len(linears)] for i, pair in enumerate(pairs)
         }
-        chosen = {
-            (home, share): [
-                call.chosen(mix, share, len(v))
-                for mix, (_, v) in zip(mixtures[home], shares[share], strict=True)
-            ]
-            for home, share in pairs
+        chosen_of = {
+            home: [call.chosen(mix, _rows_of(shares, i)) for i, mix in enumerate(mixtures[home])]
+            for home in gradients
         }
+        chosen = {(home, share): [here[share] for here in chosen_of[home]] for home, share in pairs}
         u = {
             (home, share): [
                 products(gradients[home][one], shares[share][one][1], here, precise)
@@ -336,6 +338,11 @@ class Recall(torch.autograd.Function):
             strength_TR = call.active_strength(mix)
             dv.append(strength_TR.to(v.dtype).T @ upstream[one].to(v.dtype))
         return (None, *dx, *dk, *dv)
+
+
+def _rows_of(shares: Mapping[int, Sequence[Atoms]], one: int) -> dict[int, int]:
+    """Share to how many atoms it has, of one of the linears that are asked."""
+    return {share: len(atoms[one][1]) for share, atoms in shares.items()}
 
 
 def _smallest_integer(num_atoms: int) -> torch.dtype:
