@@ -144,9 +144,8 @@ def ours(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int) -> Way:
 
     def kept_bytes() -> int:
         return sum(
-            kept_of(memory.placer.now, memory.bank, i)
+            kept_of(memory.placer.now, memory.bank, range(len(memory.bank.shapes)))
             for memory in memories.values()
-            for i in range(len(memory.bank.shapes))
         )
 
     return replace(way_of(model.train(), leaves, x_1TD, text), kept_bytes=kept_bytes)

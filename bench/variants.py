@@ -9,7 +9,7 @@ Shape letters: T tokens, N atoms, D inputs and outputs (square linears), K atoms
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -162,7 +162,7 @@ def _ours(inputs: Inputs, frozen: tuple[Tensor, Tensor], active: tuple[Tensor, T
         return recall_together(bank, placement, routing, [inputs.x_TD], [keys], [values])[0]
 
     def kept_bytes() -> int:
-        return kept_of(placement, bank, 0)
+        return kept_of(placement, bank, (0,))
 
     return Way(
         forward=forward,
@@ -172,10 +172,10 @@ def _ours(inputs: Inputs, frozen: tuple[Tensor, Tensor], active: tuple[Tensor, T
     )
 
 
-def kept_of(placement: Placement, bank: Bank, linear: int) -> int:
+def kept_of(placement: Placement, bank: Bank, linears: Sequence[int]) -> int:
     """Bytes of what is made of frozen atoms once a task, after making it."""
-    gram, image = placement.gram(bank, linear), placement.image(bank, linear)
-    made = [tensor for tensor in (gram, image and image.key_NF) if tensor is not None]
+    images = placement.images(bank, linears) or []
+    made = [*(placement.grams(bank, linears) or []), *(image.key_NF for image in images)]
     return sum(tensor.nbytes for tensor in made)
 
 

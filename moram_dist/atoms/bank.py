@@ -108,6 +108,8 @@ class Bank(nn.Module):
         }
 
     def _behind(self, matrix: Tensor, active: Tensor, first: int) -> Tensor:
+        if not len(active):
+            return matrix[:first]
         last = first + len(active)
         if last > len(matrix) or active.dtype != matrix.dtype:
             return torch.cat([matrix[:first], active])

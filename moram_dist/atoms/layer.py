@@ -104,10 +104,7 @@ class Memory(nn.Module):
     def forward(self, x: Tensor, members: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Updates of some of the linears for their input ``x``, (..., D) to (..., E) each."""
         routing = self.settings.routing
-        active = [self.stored(i) for i in members]
-        if not self.learning:
-            active = [(keys[:0], values[:0]) for keys, values in active]
-        keys, values = zip(*active, strict=True)
+        keys, values = zip(*(self._answering(i) for i in members), strict=True)
         return tuple(
             recall_together(
                 self.bank,
@@ -119,6 +116,13 @@ class Memory(nn.Module):
                 members,
             )
         )
+
+    def _answering(self, i: int) -> Atoms:
+        """Active atoms of linear ``i`` that take part."""
+        if self.learning:
+            return self.stored(i)
+        keys_RD, values_RE = self.active(i)
+        return keys_RD[:0], values_RE[:0]
 
     def _dropped(self, i: int, x: Tensor) -> Tensor:
         """What linear ``i`` sees of its input: where nothing is dropped, the very same tensor.

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,10 +33,13 @@ from torch.nn import functional as F
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.routing import Candidates
 from moram_dist.atoms.scan import BEYOND, Image, supported
+from moram_dist.atoms.share import each
 from moram_dist.comm.collectives import AtomGroup, Pending
 
 Pair = tuple[int, int]
 """A home rank, and the rank of a share."""
+
+Part = TypeVar("Part")
 
 
 class Placement(ABC):
@@ -52,23 +56,23 @@ class Placement(ABC):
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
         """Share to its frozen atoms, flat as in the bank, for every share this rank works on."""
 
-    def gram(self, bank: Bank, linear: int) -> Tensor | None:
-        """K^T K of a linear's frozen atoms, where the rank has it and it is the smaller matrix."""
+    def grams(self, bank: Bank, linears: Sequence[int]) -> list[Tensor] | None:
+        """K^T K of each linear's frozen atoms, where the rank has it and it is the smaller one."""
         return None
 
-    def image(self, bank: Bank, linear: int) -> Image | None:
-        """For a scan of a linear's frozen atoms, where the rank has them and a scan pays."""
+    def images(self, bank: Bank, linears: Sequence[int]) -> list[Image] | None:
+        """For scans of the linears' frozen atoms, where the rank has them and a scan pays."""
         return None
 
     @abstractmethod
     def candidates(
-        self, offered: Mapping[Pair, Sequence[Candidates]]
-    ) -> dict[int, list[list[Candidates]]]:
-        """Home to each linear's candidates from all shares, in the order of shares."""
+        self, offered: Mapping[Pair, Candidates], num_linears: int
+    ) -> dict[int, list[Candidates]]:
+        """Home to the candidates of its tokens from all shares, in the order of shares."""
 
     @abstractmethod
-    def sums(self, parts: Mapping[Pair, Sequence[Tensor]]) -> dict[int, list[list[Tensor]]]:
-        """Home to each linear's terms, (T, 2) each, in the order of shares."""
+    def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
+        """Home to the terms of its tokens, (B, 2) each, in the order of shares."""
 
     @abstractmethod
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
@@ -83,18 +87,18 @@ class _Local(Placement):
         return {self.group.rank: list(rows)}
 
     def candidates(
-        self, offered: Mapping[Pair, Sequence[Candidates]]
-    ) -> dict[int, list[list[Candidates]]]:
+        self, offered: Mapping[Pair, Candidates], num_linears: int
+    ) -> dict[int, list[Candidates]]:
         """What its shares offered."""
-        return {self.group.rank: _by_linear(offered)}
+        return {self.group.rank: _in_order(offered)}
 
-    def sums(self, parts: Mapping[Pair, Sequence[Tensor]]) -> dict[int, list[list[Tensor]]]:
+    def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
         """Terms that are all here."""
-        return {self.group.rank: _by_linear(parts)}
+        return {self.group.rank: _in_order(parts)}
 
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
         """Parts that are all here."""
-        return _by_linear(parts)
+        return [list(linear) for linear in zip(*_in_order(parts), strict=True)]
 
 
 class Resident(_Local):
@@ -104,15 +108,19 @@ class Resident(_Local):
         """All shares, from the copy."""
         return bank.all_here()
 
-    def gram(self, bank: Bank, linear: int) -> Tensor | None:
+    def grams(self, bank: Bank, linears: Sequence[int]) -> list[Tensor] | None:
         """From the copy, once a task, where there are more atoms than inputs."""
-        return bank.gram(linear) if bank.num_atoms > bank.shapes[linear][0] else None
+        if bank.num_atoms <= _most_inputs(bank, linears):
+            return None
+        return [bank.gram(i) for i in linears]
 
-    def image(self, bank: Bank, linear: int) -> Image | None:
+    def images(self, bank: Bank, linears: Sequence[int]) -> list[Image] | None:
         """From the copy, once a task, where atoms are many more than inputs."""
         device = bank.share_F.device
-        many = bank.num_atoms > BEYOND.get(device.type, math.inf) * bank.shapes[linear][0]
-        return bank.image(linear) if many and supported(device) else None
+        most = BEYOND.get(device.type, math.inf) * _most_inputs(bank, linears)
+        if bank.num_atoms <= most or not supported(device):
+            return None
+        return [bank.image(i) for i in linears]
 
 
 class Gathered(_Local):
@@ -178,42 +186,27 @@ class Stationary(Placement):
         return {self.group.rank: bank.share_F}
 
     def candidates(
-        self, offered: Mapping[Pair, Sequence[Candidates]]
-    ) -> dict[int, list[list[Candidates]]]:
+        self, offered: Mapping[Pair, Candidates], num_linears: int
+    ) -> dict[int, list[Candidates]]:
         """Every share's, for every home: one message of sums, scores and indices."""
         mine, homes = self.group.rank, range(self.group.size)
-        first = offered[mine, mine]
-        widths = [t.shape[1] * t.element_size() // 4 for one in first for t in one]
-        message_PTF = torch.stack(
-            [
-                self._padded(
-                    torch.cat([t.view(torch.int32) for one in offered[h, mine] for t in one], -1)
-                )
-                for h in homes
+        like = offered[mine, mine]
+        widths = [t.shape[1] * t.element_size() // 4 for t in like]
+        message = [torch.cat([t.view(torch.int32) for t in offered[h, mine]], -1) for h in homes]
+        gathered = self._from_all(message, num_linears, "candidates")
+        out: dict[int, list[Candidates]] = {}
+        for h, shares in gathered.items():
+            fields = [packed.split(widths, -1) for packed in shares]
+            out[h] = [
+                Candidates(*(f.contiguous().view(t.dtype) for f, t in zip(one, like, strict=True)))
+                for one in fields
             ]
-        )
-        gathered_PPTF = self.group.all_gather(message_PTF, "candidates")  # [share, home]
-        out: dict[int, list[list[Candidates]]] = {h: [[] for _ in first] for h in homes}
-        for of_share in gathered_PPTF:
-            for h, packed in enumerate(of_share):
-                parts = iter(packed[: self.num_tokens[h]].split(widths, -1))
-                for linear, like in zip(out[h], first, strict=True):
-                    fields = (next(parts).contiguous().view(t.dtype) for t in like)
-                    linear.append(Candidates(*fields))
         return out
 
-    def sums(self, parts: Mapping[Pair, Sequence[Tensor]]) -> dict[int, list[list[Tensor]]]:
+    def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
         """Every share's, for every home: one message."""
-        mine, homes = self.group.rank, range(self.group.size)
-        message = torch.stack([self._padded(torch.cat([*parts[h, mine]], -1)) for h in homes])
-        gathered = self.group.all_gather(message, "sums")  # [share, home]
-        out = {}
-        for h in homes:
-            linears = zip(
-                *(t[: self.num_tokens[h]].split(2, -1) for t in gathered[:, h]), strict=True
-            )
-            out[h] = [list(linear) for linear in linears]
-        return out
+        message = [parts[h, self.group.rank] for h in range(self.group.size)]
+        return self._from_all(message, num_linears, "sums")
 
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
         """Each share's parts go to their home."""
@@ -224,12 +217,27 @@ class Stationary(Placement):
         shares = (block[: self.num_tokens[mine]].split(sizes, -1) for block in received_PTF)
         return [list(linear) for linear in zip(*shares, strict=True)]
 
+    def _from_all(
+        self, of_homes: Sequence[Tensor], num_linears: int, name: str
+    ) -> dict[int, list[Tensor]]:
+        """Home to what every share has for it, (B, F) each, from what this one has for each."""
+        parts = [torch.stack([*each(of_home, num_linears)], 1) for of_home in of_homes]
+        gathered = self.group.all_gather(torch.stack([self._padded(t) for t in parts]), name)
+        return {
+            h: [t[: self.num_tokens[h]].transpose(0, 1).flatten(0, 1) for t in gathered[:, h]]
+            for h in range(self.group.size)
+        }
+
     def _padded(self, rows_TF: Tensor) -> Tensor:
         """With as many rows as the rank that has most."""
-        return F.pad(rows_TF, (0, 0, 0, max(self.num_tokens) - len(rows_TF)))
+        beyond = [0, 0] * (rows_TF.ndim - 1)
+        return F.pad(rows_TF, (*beyond, 0, max(self.num_tokens) - len(rows_TF)))
 
 
-def _by_linear(parts: Mapping[Pair, Sequence]) -> list[list]:
-    """From one home's pairs: each linear's entries in the order of shares."""
-    shares = [parts[pair] for pair in sorted(parts)]
-    return [list(linear) for linear in zip(*shares, strict=True)]
+def _in_order(parts: Mapping[Pair, Part]) -> list[Part]:
+    """From one home's pairs: what is of each share, in the order of shares."""
+    return [parts[pair] for pair in sorted(parts)]
+
+
+def _most_inputs(bank: Bank, linears: Sequence[int]) -> int:
+    return max(bank.shapes[i][0] for i in linears)

@@ -23,12 +23,15 @@ The last term of dp reaches every atom, but dx only through sum_i p_i k_i = K^T 
 has K^T K of the frozen atoms, and they are more than D, that product takes the place of those with
 all of them, and no score is saved but those of active atoms.
 
-Shape letters: T tokens, N atoms, R active atoms, D inputs, E outputs, K atoms kept per token.
+Linears that are asked together choose their atoms in one go: what belongs to the first one's tokens
+comes first, then the next one's.
+
+Shape letters: T tokens, B = L T tokens of all L linears that are asked, N atoms, R active atoms, D
+inputs, E outputs, K atoms kept per token.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +53,8 @@ from moram_dist.atoms.routing import (
     mixture,
     weigh,
 )
-from moram_dist.atoms.scan import scan
-from moram_dist.atoms.share import Chosen, add, mixed, products, scored, spread
+from moram_dist.atoms.scan import Image, scan
+from moram_dist.atoms.share import Chosen, add, each, mixed, products, scored, spread
 from moram_dist.comm.partition import largest_share, new_rows, share_size
 
 
@@ -99,29 +102,37 @@ class Call:
         """Which of the active atoms will be frozen into a share."""
         return new_rows(self.num_frozen, share, self.num_shares)
 
-    def chosen(self, mix: Mixture, num_rows: Mapping[int, int]) -> dict[int, Chosen]:
-        """Share to where the atoms of a mixture stand among its first ``num_rows`` rows."""
-        index_TK = mix.index_TK
-        if num_rows == {0: self.num_atoms}:
-            return {0: Chosen(index_TK, None)}
-        row_TK = index_TK.div(self.num_shares, rounding_mode="floor")
-        share_TK = index_TK % self.num_shares
+    def chosen(self, mix: Mixture, shares: Mapping[int, Sequence[Atoms]]) -> dict[int, Chosen]:
+        """Share to where the atoms of a mixture stand among its rows."""
+        index_BK = mix.index_TK
+        if self.num_shares == 1:
+            return {0: Chosen(index_BK, None)}
+        row_BK = index_BK.div(self.num_shares, rounding_mode="floor")
+        share_BK = index_BK % self.num_shares
+        # A token whose scores are no numbers may have chosen an atom that is none.
+        num_rows = {share: len(atoms[0][0]) for share, atoms in shares.items()}
         return {
-            share: Chosen(row_TK.clamp(max=max(rows - 1, 0)), (share_TK == share) & (row_TK < rows))
+            share: Chosen(row_BK.clamp(max=max(rows - 1, 0)), (share_BK == share) & (row_BK < rows))
             for share, rows in num_rows.items()
         }
 
-    def frozen_keys(self, shares: Mapping[int, Sequence[Atoms]], one: int) -> dict[int, Tensor]:
-        """Share to the keys of its frozen atoms, of one of the linears that are asked."""
-        return {share: atoms[one][0][: self.first_active(share)] for share, atoms in shares.items()}
+    def scanned(
+        self,
+        images: Sequence[Image],
+        inputs: Sequence[Tensor],
+        shares: Mapping[int, Sequence[Atoms]],
+    ) -> Candidates:
+        """The best of the frozen atoms, all of whose shares this rank has, by a scan."""
+        most = min(self.routing.top_k, self.num_frozen)
+        found = []
+        for one, (x_TD, image) in enumerate(zip(inputs, images, strict=True)):
+            keys = {share: own[one][0][: self.first_active(share)] for share, own in shares.items()}
+            found.append(scan(x_TD, image, keys, num_kept=most)[0])
+        return Candidates(*(torch.cat(field) for field in zip(*found, strict=True)))
 
-    def grams(self) -> list[Tensor | None]:
+    def grams(self) -> list[Tensor] | None:
         """K^T K of the frozen atoms of each linear that is asked, (D, D), where it is at hand."""
-        return [self.placement.gram(self.bank, i) for i in self.members]
-
-    def keeps_all(self, gram: Tensor | None) -> bool:
-        """Whether all scores of a linear are saved, so those of chosen atoms are among them."""
-        return gram is None and self.num_shares == 1
+        return self.placement.grams(self.bank, self.members)
 
     def first_active(self, share: int) -> int:
         """The row of a share from which its atoms are active."""
@@ -143,7 +154,7 @@ class Call:
         return out_TR
 
     def active_strength(self, mix: Mixture) -> Tensor:
-        """How strongly each active atom answers each token, (T, R)."""
+        """How strongly each active atom answers each token, (B, R)."""
         row_TK = mix.index_TK - self.num_frozen
         active = Chosen(row_TK.clamp(min=0), row_TK >= 0)
         strength_TK = mix.spoken_TK * mix.score_TK
@@ -158,80 +169,66 @@ class Recall(torch.autograd.Function):
         """``tensors``: all inputs, then all active keys, then all active values."""
         place, linears = call.placement, range(len(call.members))
         inputs, keys, values = (tensors[k * len(linears) :][: len(linears)] for k in range(3))
-        precise = torch.promote_types(inputs[0].dtype, torch.float32)
+        dtype = inputs[0].dtype
+        precise = torch.promote_types(dtype, torch.float32)
         # bf16 scores change the top-k set of many tokens, so routing never sees less than float32.
         num_kept = min(call.routing.top_k, largest_share(call.num_atoms, call.num_shares))
         tokens = place.tokens(inputs, "tokens")
         shares = call.shares(keys, values, forward=True)
-        images = [place.image(call.bank, i) for i in call.members]
-        scores: dict[Any, list[Tensor]] = {}
-        offered: dict[Any, list[Candidates]] = {}
+        images = place.images(call.bank, call.members)
+        scores: dict[Any, Tensor] = {}
+        offered: dict[Any, Candidates] = {}
         for home, rows in tokens.items():
             for share, atoms in shares.items():
-                pair = home, share
                 # Atoms before the first are scanned: this rank has all shares of them.
-                starts = [call.first_active(share) if image else 0 for image in images]
-                scores[pair] = [
-                    scored(x, k[first:], precise)
-                    for x, (k, _), first in zip(rows, atoms, starts, strict=True)
-                ]
-                offered[pair] = [
-                    candidates(
-                        score,
-                        num_kept=num_kept,
-                        share=share,
-                        num_shares=call.num_shares,
-                        num_atoms=call.num_atoms,
-                        first=first,
-                    )
-                    for score, first in zip(scores[pair], starts, strict=True)
-                ]
-        mixtures: dict[int, list[Mixture]] = {}
-        for home, of_linears in place.candidates(offered).items():
-            for one, image in enumerate(images):
-                if image is not None:
-                    x, keys_of = tokens[home][one], call.frozen_keys(shares, one)
-                    most = min(call.routing.top_k, call.num_frozen)
-                    found, _ = scan(x.to(precise), image, keys_of, num_kept=most)
-                    of_linears[one].insert(0, found)
-            mixtures[home] = [
-                mixture(offers, num_atoms=call.num_atoms, routing=call.routing)
-                for offers in of_linears
-            ]
+                first = call.first_active(share) if images else 0
+                scores[home, share] = scored(rows, [k[first:] for k, _ in atoms], precise)
+                offered[home, share] = candidates(
+                    scores[home, share],
+                    num_kept=num_kept,
+                    share=share,
+                    num_shares=call.num_shares,
+                    num_atoms=call.num_atoms,
+                    first=first,
+                )
+        mixtures: dict[int, Mixture] = {}
+        for home, offers in place.candidates(offered, len(linears)).items():
+            if images:
+                asked = [x.to(precise) for x in tokens[home]]
+                offers.insert(0, call.scanned(images, asked, shares))
+            mixtures[home] = mixture(offers, num_atoms=call.num_atoms, routing=call.routing)
         partial: dict[Any, list[Tensor]] = {}
-        for home, mixtures_of in mixtures.items():
-            strengths = [mix.spoken_TK * mix.score_TK for mix in mixtures_of]
-            chosen = [call.chosen(mix, _rows_of(shares, i)) for i, mix in enumerate(mixtures_of)]
+        for home, mix in mixtures.items():
+            strength_BK = mix.spoken_TK * mix.score_TK
+            chosen = call.chosen(mix, shares)
             for share, atoms in shares.items():
-                partial[home, share] = [
-                    mixed(here[share], strength, v).to(inputs[0].dtype)
-                    for here, strength, (_, v) in zip(chosen, strengths, atoms, strict=True)
-                ]
+                parts = mixed(chosen[share], strength_BK, [v for _, v in atoms])
+                partial[home, share] = [part.to(dtype) for part in parts]
         outputs = [
-            in_order([part.to(precise) for part in parts]).to(inputs[0].dtype)
+            in_order([part.to(precise) for part in parts]).to(dtype)
             for parts in place.collect(partial, "outputs")
         ]
         if call.recorded and any(ctx.needs_input_grad):
             ctx.call, ctx.homes = call, list(tokens)
             # Atoms of the bank are not saved: they are had again from the placement.
             grams = call.grams()
-            kept = [
-                score if gram is None else score[:, score.shape[1] - num_new :].contiguous()
-                for (_, share), found in scores.items()
-                for num_new in [len(shares[share][0][0]) - call.first_active(share)]
-                for score, gram in zip(found, grams, strict=True)
-            ]
+            kept = [*scores.values()]
+            if grams is not None:
+                active = [
+                    len(shares[share][0][0]) - call.first_active(share) for _, share in scores
+                ]
+                kept = [
+                    score[:, score.shape[1] - num_new :].contiguous()
+                    for score, num_new in zip(kept, active, strict=True)
+                ]
             ctx.num_scores = len(kept)
             indices = _smallest_integer(call.num_atoms)
+            # Where all scores are saved, those of chosen atoms are among them.
+            among = grams is None and call.num_shares == 1
             flat = [
                 t
-                for mixtures_of in mixtures.values()
-                for mix, gram in zip(mixtures_of, grams, strict=True)
-                for t in (
-                    mix.index_TK.to(indices),
-                    None if call.keeps_all(gram) else mix.score_TK,
-                    mix.norm_T1,
-                )
+                for mix in mixtures.values()
+                for t in (mix.index_TK.to(indices), None if among else mix.score_TK, mix.norm_T1)
             ]
             ctx.save_for_backward(*tensors, *kept, *flat)
             ctx.set_materialize_grads(False)
@@ -246,12 +243,12 @@ class Recall(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         inputs, keys, values = ([next(saved) for _ in linears] for _ in range(3))
         kept = [next(saved) for _ in range(ctx.num_scores)]
-        mixtures: dict[int, list[Mixture]] = {home: [] for home in ctx.homes}
-        for home, one in itertools.product(ctx.homes, linears):
-            index_TK, score_TK, norm_T1 = next(saved).int(), next(saved), next(saved)
-            if score_TK is None:  # the only home's, of the only share
-                score_TK = kept[one].gather(1, index_TK.long())
-            mixtures[home].append(weigh(index_TK, score_TK, norm_T1, call.routing))
+        mixtures: dict[int, Mixture] = {}
+        for home in ctx.homes:
+            index_BK, score_BK, norm_B1 = next(saved).int(), next(saved), next(saved)
+            if score_BK is None:  # the only home's, of the only share
+                score_BK = kept[0].gather(1, index_BK.long())
+            mixtures[home] = weigh(index_BK, score_BK, norm_B1, call.routing)
         dtype = inputs[0].dtype
         precise = torch.promote_types(dtype, torch.float32)
         upstream = [
@@ -262,87 +259,63 @@ class Recall(torch.autograd.Function):
         shares = call.shares(keys, values, forward=False)
         gradients = place.tokens(upstream, "gradients")
         pairs = [(home, share) for home in gradients for share in shares]
-        scores = {
-            pair: kept[i * len(linears) : (i + 1) * len(linears)] for i, pair in enumerate(pairs)
-        }
-        chosen_of = {
-            home: [call.chosen(mix, _rows_of(shares, i)) for i, mix in enumerate(mixtures[home])]
-            for home in gradients
-        }
-        chosen = {(home, share): [here[share] for here in chosen_of[home]] for home, share in pairs}
+        scores = dict(zip(pairs, kept, strict=True))
+        chosen = {home: call.chosen(mixtures[home], shares) for home in gradients}
         u = {
-            (home, share): [
-                products(gradients[home][one], shares[share][one][1], here, precise)
-                for one, here in enumerate(chosen[home, share])
-            ]
+            (home, share): products(
+                gradients[home], [v for _, v in shares[share]], chosen[home][share], precise
+            )
             for home, share in pairs
         }
-        sums = {
-            (home, share): [
-                _sums(mix, u_TK) for mix, u_TK in zip(mixtures[home], u[home, share], strict=True)
-            ]
-            for home, share in pairs
-        }
-        totals = {
-            home: [in_order(parts) for parts in linear] for home, linear in place.sums(sums).items()
-        }
+        sums = {(home, share): _sums(mixtures[home], u[home, share]) for home, share in pairs}
+        totals = {home: in_order(parts) for home, parts in place.sums(sums, len(linears)).items()}
 
         # What goes home: for each linear the input's gradient, then the active scores' gradients.
         wanted = any(ctx.needs_input_grad[1 : 1 + len(linears)])
         grams = call.grams()
         partial: dict[Any, list[Tensor]] = {}
-        through_norm: dict[int, list[Tensor]] = {home: [] for home in gradients}
+        through_norm: dict[int, Tensor] = {}
         for home, share in pairs:
+            direct_BK, through_norm[home] = _score_gradient(
+                mixtures[home], u[home, share], totals[home], call.routing.temperature
+            )
+            # Of the share's atoms, or, where K^T K serves for the frozen ones, its active ones.
+            dp_BN = scores[home, share] * through_norm[home]
+            here, first = chosen[home][share], call.first_active(share)
+            add(here if grams is None else here.since(first), direct_BK, dp_BN)
             gone: list[Tensor] = []
-            active: list[Tensor] = []
-            first = call.first_active(share)
-            for one in linears:
-                k, pair = shares[share][one][0].to(precise), (home, share)
-                direct_TK, each_T1 = _score_gradient(
-                    mixtures[home][one],
-                    u[pair][one],
-                    totals[home][one],
-                    call.routing.temperature,
-                )
-                through_norm[home].append(each_T1)
-                dp_TN = scores[pair][one] * each_T1  # of the share's atoms, or its active ones
-                here, k_N = chosen[pair][one], k
-                if grams[one] is not None:
-                    here, k_N = here.since(first), k[first:]
-                add(here, direct_TK, dp_TN)
-                if wanted:
-                    part = dp_TN @ k_N
-                    if grams[one] is not None:
-                        part += mixed(chosen[pair][one].before(first), direct_TK, k)
-                    gone.append(part.to(dtype))
-                active_TR = dp_TN if grams[one] is not None else dp_TN[:, first:]
-                active.append(call.packed(active_TR).view(dtype))
-            partial[home, share] = gone + active
+            if wanted:
+                atoms = [k.to(precise) for k, _ in shares[share]]
+                begin = 0 if grams is None else first
+                parts = each(dp_BN, len(linears))
+                gone = [dp_TN @ k[begin:] for dp_TN, k in zip(parts, atoms, strict=True)]
+                if grams is not None:
+                    frozen = mixed(here.before(first), direct_BK, atoms)
+                    gone = [part + other for part, other in zip(gone, frozen, strict=True)]
+            active_BR = dp_BN[:, first:] if grams is None else dp_BN
+            packed = each(call.packed(active_BR), len(linears))
+            partial[home, share] = [part.to(dtype) for part in gone] + [
+                p.view(dtype) for p in packed
+            ]
         collected = place.collect(partial, "input gradients")
 
         dx: list[Tensor | None] = [None] * len(linears)
         if wanted:
-            for one in linears:
-                terms = [part.to(precise) for part in collected[one]]
-                gram = grams[one]
-                if gram is not None:
-                    each_T1 = through_norm[place.group.rank][one]
-                    terms.append((inputs[one].to(precise) @ gram.to(precise)) * each_T1)
+            norms = each(through_norm[place.group.rank], len(linears))
+            for one, parts in enumerate(collected[: len(linears)]):
+                terms = [part.to(precise) for part in parts]
+                if grams is not None:
+                    gram_DD = grams[one].to(precise)
+                    terms.append((inputs[one].to(precise) @ gram_DD) * norms[one])
                 dx[one] = in_order(terms).to(dtype)
-        own = mixtures[place.group.rank]
+        strengths = each(call.active_strength(mixtures[place.group.rank]), len(linears))
         dk, dv = [], []
-        for one, (x, k, v, mix) in enumerate(zip(inputs, keys, values, own, strict=True)):
-            parts = collected[len(collected) - len(linears) + one]
-            dp_TR = call.unpacked([part.contiguous().view(precise) for part in parts])
+        for one, (x, k, v) in enumerate(zip(inputs, keys, values, strict=True)):
+            of_shares = collected[len(collected) - len(linears) + one]
+            dp_TR = call.unpacked([part.contiguous().view(precise) for part in of_shares])
             dk.append((dp_TR.T @ x.to(precise)).to(k.dtype))
-            strength_TR = call.active_strength(mix)
-            dv.append(strength_TR.to(v.dtype).T @ upstream[one].to(v.dtype))
+            dv.append(strengths[one].to(v.dtype).T @ upstream[one].to(v.dtype))
         return (None, *dx, *dk, *dv)
-
-
-def _rows_of(shares: Mapping[int, Sequence[Atoms]], one: int) -> dict[int, int]:
-    """Share to how many atoms it has, of one of the linears that are asked."""
-    return {share: len(atoms[one][1]) for share, atoms in shares.items()}
 
 
 def _smallest_integer(num_atoms: int) -> torch.dtype:

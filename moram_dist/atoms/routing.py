@@ -104,10 +104,10 @@ def _best_without_ties(score_TN: Tensor, num_kept: int) -> Tensor | None:
         flat = np.flatnonzero(scores >= last_T[:, None])
         if len(flat) != num_tokens * num_kept:
             return None
-        start_T1 = torch.arange(num_tokens)[:, None] * num_atoms
-        index_TK = torch.from_numpy(flat).view(num_tokens, num_kept) - start_T1
-        in_row = (index_TK[:, 0] >= 0) & (index_TK[:, -1] < num_atoms)
-        return index_TK if in_row.all() else None
+        start_T1 = np.arange(num_tokens)[:, None] * num_atoms
+        index_TK = flat.reshape(num_tokens, num_kept) - start_T1
+        in_row = (index_TK[:, 0] >= 0).all() and (index_TK[:, -1] < num_atoms).all()
+        return torch.from_numpy(index_TK) if in_row else None
     num_rows, rest = divmod(num_atoms, COLUMNS)
     whole_TN, rest_TN = score_TN.split([num_atoms - rest, rest], -1)
     largest_TC = whole_TN.unflatten(1, (num_rows, COLUMNS)).amax(1)
@@ -162,14 +162,14 @@ def candidates(
         )
         return Candidates(*found)
     local = best(score_TN, min(num_kept, score_TN.shape[1]))
-    lacking = (0, num_kept - local.shape[1])
-    return Candidates(
-        torch.linalg.vector_norm(score_TN, dim=-1, keepdim=True).square(),
-        torch.nn.functional.pad(score_TN.gather(1, local), lacking, value=-torch.inf),
-        torch.nn.functional.pad(
-            (local + first) * num_shares + share, lacking, value=num_atoms
-        ).int(),
-    )
+    squares_T1 = torch.linalg.vector_norm(score_TN, dim=-1, keepdim=True).square()
+    score_TC, index_TC = score_TN.gather(1, local), local
+    if first or num_shares > 1:
+        index_TC = (local + first) * num_shares + share
+    if lacking := num_kept - local.shape[1]:
+        score_TC = torch.nn.functional.pad(score_TC, (0, lacking), value=-torch.inf)
+        index_TC = torch.nn.functional.pad(index_TC, (0, lacking), value=num_atoms)
+    return Candidates(squares_T1, score_TC, index_TC.int())
 
 
 def mixture(shares: Sequence[Candidates], *, num_atoms: int, routing: Routing) -> Mixture:
@@ -220,7 +220,7 @@ def weigh(index_TK: Tensor, score_TK: Tensor, norm_T1: Tensor, routing: Routing)
         return Mixture(index_TK, score_TK, norm_T1, *found)
     relevance_TK = score_TK / norm_T1
     weight_TK = torch.softmax(relevance_TK / routing.temperature, -1)
-    weight_TK = weight_TK.masked_fill(norm_T1.isinf(), 0.0)
+    weight_TK = weight_TK.masked_fill(norm_T1 == torch.inf, 0.0)
     spoken_TK = weight_TK
     if routing.threshold > 0:
         spoken_TK = weight_TK * (relevance_TK >= routing.threshold)

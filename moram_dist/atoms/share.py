@@ -4,13 +4,16 @@ Chosen atoms are given as their rows in the share. Where a share has many more r
 chooses, only the chosen rows are touched; where it has few, a matrix product over all of them is
 faster. The choice depends on sizes alone, so it is the same wherever the atoms are.
 
-Shape letters: T tokens, N rows of the share, D inputs, E outputs, K atoms chosen per token, S
-pairs of a token and a row.
+Linears that are asked together have matrices of their own, and share all that is done to small
+numbers: those of the first linear's tokens come first, then the next one's.
+
+Shape letters: T tokens, L linears, B = L T tokens of all of them, N rows of the share, D inputs, E
+outputs, K atoms chosen per token, S pairs of a token and a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,6 +54,16 @@ class Chosen(NamedTuple):
         """Those among the rows before ``first``."""
         return Chosen(self.row_TK, self._only(self.row_TK < first))
 
+    def each(self, num_linears: int) -> list[Chosen]:
+        """Those of each linear's tokens, where they are of linears that are asked together."""
+        if num_linears == 1:
+            return [self]
+        rows = each(self.row_TK, num_linears)
+        if self.here_TK is None:
+            return [Chosen(row_TK, None) for row_TK in rows]
+        here = each(self.here_TK, num_linears)
+        return [Chosen(*both) for both in zip(rows, here, strict=True)]
+
     def _only(self, these_TK: Tensor) -> Tensor:
         return these_TK if self.here_TK is None else these_TK & self.here_TK
 
@@ -59,28 +72,53 @@ class Chosen(NamedTuple):
         return numbers_TK if self.here_TK is None else numbers_TK * self.here_TK
 
 
-def scored(tokens_TD: Tensor, keys_ND: Tensor, precise: torch.dtype) -> Tensor:
-    """Each token times each key, (T, N), summed and returned in float32 or more.
+def each(stacked_B: Tensor, num_linears: int) -> Sequence[Tensor]:
+    """The part of each linear, of what all of them share: (B, ...) to (T, ...)."""
+    if num_linears == 1:
+        return [stacked_B]
+    size = len(stacked_B) // num_linears
+    return stacked_B.view(num_linears, size, *stacked_B.shape[1:]).unbind()
+
+
+def scored(tokens: Sequence[Tensor], keys: Sequence[Tensor], precise: torch.dtype) -> Tensor:
+    """Each linear's tokens (T, D) times its keys (N, D): (B, N), in float32 or more.
 
     Products of two bf16 or fp16 numbers are exact in float32, so on CUDA their own matrix product,
     asked for a float32 result, is as precise as that of float32 copies. CPUs have no such product.
     """
-    halves = tokens_TD.dtype in HALVES and keys_ND.dtype == tokens_TD.dtype
-    if tokens_TD.is_cuda and halves and tokens_TD.numel() and keys_ND.numel():
-        return torch.mm(tokens_TD, keys_ND.T, out_dtype=precise)
-    return tokens_TD.to(precise) @ keys_ND.to(precise).T
+    x_TD, k_ND = tokens[0], keys[0]
+    halves = x_TD.dtype in HALVES and k_ND.dtype == x_TD.dtype
+    pairs = zip(tokens, keys, strict=True)
+    if x_TD.is_cuda and halves and x_TD.numel() and k_ND.numel():
+        return _stacked([torch.mm(x, k.T, out_dtype=precise) for x, k in pairs])
+    out_BN = x_TD.new_empty(len(tokens) * len(x_TD), len(k_ND), dtype=precise)
+    for (x, k), out_TN in zip(pairs, each(out_BN, len(tokens)), strict=True):
+        torch.mm(x.to(precise), k.to(precise).T, out=out_TN)
+    return out_BN
 
 
-def mixed(chosen: Chosen, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
-    """Sum of each token's chosen rows by their strengths, (T, F)."""
-    if _few(rows_NF, chosen, MIX_ALL):
-        return spread(chosen, strength_TK, len(rows_NF), rows_NF.dtype) @ rows_NF
-    if kernels.serve(rows_NF):
-        return kernels.mix(*chosen, strength_TK, rows_NF)
-    strength_TK = chosen.masked(strength_TK).to(rows_NF.dtype)
-    return F.embedding_bag(
-        chosen.row_TK, rows_NF, mode="sum", per_sample_weights=strength_TK.contiguous()
-    )
+def mixed(chosen: Chosen, strength_BK: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
+    """For each linear, the sum of its tokens' chosen rows (N, F) by their strengths: (T, F)."""
+    num_linears, like_NF = len(rows), rows[0]
+    if _few(like_NF, chosen, MIX_ALL):
+        weight_BN = spread(chosen, strength_BK, len(like_NF), like_NF.dtype)
+        parts = each(weight_BN, num_linears)
+        return [weight_TN @ rows_NF for weight_TN, rows_NF in zip(parts, rows, strict=True)]
+    kernel = kernels.serve(like_NF)
+    if not kernel:
+        strength_BK = chosen.masked(strength_BK).to(like_NF.dtype)
+    strengths = each(strength_BK, num_linears)
+    out = []
+    for here, strength_TK, rows_NF in zip(chosen.each(num_linears), strengths, rows, strict=True):
+        if kernel:
+            out.append(kernels.mix(*here, strength_TK, rows_NF))
+        else:
+            out.append(
+                F.embedding_bag(
+                    here.row_TK, rows_NF, mode="sum", per_sample_weights=strength_TK.contiguous()
+                )
+            )
+    return out
 
 
 def spread(chosen: Chosen, numbers_TK: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
@@ -99,23 +137,35 @@ def add(chosen: Chosen, numbers_TK: Tensor, to_TN: Tensor) -> Tensor:
     return to_TN.scatter_add_(1, chosen.row_TK.long(), numbers_TK)
 
 
-def products(tokens_TF: Tensor, rows_NF: Tensor, chosen: Chosen, precise: torch.dtype) -> Tensor:
-    """Each token times its chosen rows, (T, K)."""
-    tokens_TF = tokens_TF.to(rows_NF.dtype)
-    if not len(rows_NF):
-        return tokens_TF.new_zeros(chosen.row_TK.shape, dtype=precise)
-    if _few(rows_NF, chosen, MULTIPLY_ALL):
-        found_TN = tokens_TF @ rows_NF.T
-        if kernels.serve(found_TN):
-            return kernels.pick(found_TN, *chosen, precise)
-        found_TK = found_TN.gather(1, chosen.row_TK.long())
-    elif kernels.serve(rows_NF):
-        return kernels.products(tokens_TF, *chosen, rows_NF, precise)
-    elif rows_NF.device.type != "cpu":  # there the op below is slow, and has no bf16
-        found_TK = (tokens_TF @ rows_NF.T).gather(1, chosen.row_TK.long())
-    else:
-        found_TK = _products_of_rows(tokens_TF, rows_NF, chosen.row_TK)
-    return chosen.masked(found_TK.to(precise))
+def products(
+    tokens: Sequence[Tensor], rows: Sequence[Tensor], chosen: Chosen, precise: torch.dtype
+) -> Tensor:
+    """Each linear's tokens (T, F) times their chosen rows (N, F): (B, K)."""
+    num_linears, like_NF = len(rows), rows[0]
+    tokens = [token_TF.to(like_NF.dtype) for token_TF in tokens]
+    if not len(like_NF):
+        return tokens[0].new_zeros(chosen.row_TK.shape, dtype=precise)
+    if _few(like_NF, chosen, MULTIPLY_ALL):
+        found = [token_TF @ rows_NF.T for token_TF, rows_NF in zip(tokens, rows, strict=True)]
+        return _picked(_stacked(found), chosen, precise)
+    pieces = zip(tokens, chosen.each(num_linears), rows, strict=True)
+    if kernels.serve(like_NF):
+        return _stacked([kernels.products(x_TF, *h, r_NF, precise) for x_TF, h, r_NF in pieces])
+    if like_NF.device.type != "cpu":  # there the op below is slow, and has no bf16
+        return _stacked([_picked(x_TF @ r_NF.T, here, precise) for x_TF, here, r_NF in pieces])
+    found = [_products_of_rows(x_TF, r_NF, here.row_TK) for x_TF, here, r_NF in pieces]
+    return chosen.masked(_stacked(found).to(precise))
+
+
+def _picked(found_TN: Tensor, chosen: Chosen, precise: torch.dtype) -> Tensor:
+    """The numbers at the chosen rows, (T, K)."""
+    if kernels.serve(found_TN):
+        return kernels.pick(found_TN, *chosen, precise)
+    return chosen.masked(found_TN.gather(1, chosen.row_TK.long()).to(precise))
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat([*parts])
 
 
 def _products_of_rows(tokens_TF: Tensor, rows_NF: Tensor, row_TK: Tensor) -> Tensor:

@@ -252,30 +252,31 @@ ROWS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
     ("num_rows", "num_chosen", "num_features"), [(9, 1, 5), (80, 8, 100), (100, 16, 1030)]
 )
 def test_rows(num_rows, num_chosen, num_features, dtype, shared, in_torch, launched):
-    """Against float64, by hand; and torch's way agrees where it does not round strengths."""
+    """Two linears, against float64, by hand; torch's way agrees where it rounds no strengths."""
     precise = torch.promote_types(dtype, torch.float32)
-    chosen = choice(4, num_rows, num_chosen, shared=shared)
-    rows_NF = random(num_rows, num_features, dtype=dtype)
-    token_TF = random(4, num_features, dtype=dtype, seed=1)
-    strength_TK = random(4, num_chosen, dtype=precise, seed=2)
-    mixed = share.mixed(chosen, strength_TK, rows_NF)
-    found = share.products(token_TF, rows_NF, chosen, precise)
-    assert launched == ["mix", "products"]
+    chosen = choice(2 * 4, num_rows, num_chosen, shared=shared)
+    rows = [random(num_rows, num_features, dtype=dtype, seed=s) for s in (0, 3)]
+    tokens = [random(4, num_features, dtype=dtype, seed=s) for s in (1, 4)]
+    strength_BK = random(2 * 4, num_chosen, dtype=precise, seed=2)
+    mixed = torch.cat(share.mixed(chosen, strength_BK, rows))
+    found = share.products(tokens, rows, chosen, precise)
+    assert launched == ["mix"] * 2 + ["products"] * 2
     assert (mixed.dtype, found.dtype) == (dtype, precise)
 
-    picked_TKF = rows_NF.double()[chosen.row_TK.long()]
-    here_TK = torch.ones_like(strength_TK) if chosen.here_TK is None else chosen.here_TK
-    expected = torch.einsum("tk,tkf->tf", strength_TK.double() * here_TK, picked_TKF)
+    of_linear = [4 * [0] + 4 * [1]]
+    picked_BKF = torch.stack(rows).double()[torch.tensor(of_linear).T, chosen.row_TK.long()]
+    here_BK = torch.ones_like(strength_BK) if chosen.here_TK is None else chosen.here_TK
+    expected = torch.einsum("tk,tkf->tf", strength_BK.double() * here_BK, picked_BKF)
     step = {torch.bfloat16: 2**-7, torch.float16: 2**-10}
     near = {"rtol": step.get(dtype, 1e-5), "atol": 1e-5}
     torch.testing.assert_close(mixed.double(), expected, **near)
-    expected = torch.einsum("tf,tkf->tk", token_TF.double(), picked_TKF) * here_TK
+    expected = torch.einsum("tf,tkf->tk", torch.cat(tokens).double(), picked_BKF) * here_BK
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
     if precise == dtype:
-        in_torch_TF = in_torch(share.mixed, chosen, strength_TK, rows_NF)
-        torch.testing.assert_close(mixed, in_torch_TF, rtol=1e-5, atol=1e-5)
-        in_torch_TK = in_torch(share.products, token_TF, rows_NF, chosen, precise)
-        torch.testing.assert_close(found, in_torch_TK, rtol=1e-5, atol=1e-4)
+        in_torch_BF = torch.cat(in_torch(share.mixed, chosen, strength_BK, rows))
+        torch.testing.assert_close(mixed, in_torch_BF, rtol=1e-5, atol=1e-5)
+        in_torch_BK = in_torch(share.products, tokens, rows, chosen, precise)
+        torch.testing.assert_close(found, in_torch_BK, rtol=1e-5, atol=1e-4)
 
 
 def test_rows_of_other_shares_are_not_read():
@@ -283,8 +284,9 @@ def test_rows_of_other_shares_are_not_read():
     assert chosen.here_TK is not None and 0 < chosen.here_TK.sum() < 8
     rows_NF = random(80, 30)
     rows_NF[chosen.row_TK[~chosen.here_TK].long()] = torch.nan
-    assert share.mixed(chosen, random(1, 8), rows_NF).isfinite().all()
-    assert share.products(random(1, 30), rows_NF, chosen, torch.float32).isfinite().all()
+    (mixed,) = share.mixed(chosen, random(1, 8), [rows_NF])
+    assert mixed.isfinite().all()
+    assert share.products([random(1, 30)], [rows_NF], chosen, torch.float32).isfinite().all()
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -293,8 +295,9 @@ def test_rows_of_other_shares_are_not_read():
 def test_few_rows(num_rows, num_chosen, dtype, shared, in_torch, launched):
     """Where a product with all rows is faster, kernels spread numbers and pick products."""
     chosen = choice(70, num_rows, num_chosen, shared=shared)
-    rows_NF, token_TF = random(num_rows, 12, dtype=dtype), random(70, 12, dtype=dtype, seed=1)
-    given = (token_TF, rows_NF, chosen, dtype)
+    rows = [random(num_rows, 12, dtype=dtype, seed=s) for s in (0, 3)]
+    tokens = [random(35, 12, dtype=dtype, seed=s) for s in (1, 4)]
+    given = (tokens, rows, chosen, dtype)
     torch.testing.assert_close(share.products(*given), in_torch(share.products, *given))
     number_TK = random(70, num_chosen, dtype=dtype, seed=2)
     spread = (chosen, number_TK, num_rows, dtype)

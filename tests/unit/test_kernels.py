@@ -200,7 +200,7 @@ def operations(num_frozen, monkeypatch, *, served):
     bank = Bank([(64, 48)], AtomGroup(), like=torch.empty(0, **here))
     bank.grow([(torch.empty(num_frozen, 64, **here), torch.empty(num_frozen, 48, **here))])
     placement, asked = Resident(bank.group), Routing(top_k=16, temperature=0.03, threshold=0.2)
-    placement.gram(bank, 0)  # once a task
+    placement.grams(bank, (0,))  # once a task
     x, keys, values = (
         torch.empty(rows, size, requires_grad=True, **here)
         for rows, size in ((32, 64), (8, 64), (8, 48))

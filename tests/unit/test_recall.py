@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from moram_dist.atoms import recall
+from moram_dist.atoms import placement, recall
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Resident
 from moram_dist.atoms.recall import recall_together
@@ -127,6 +127,48 @@ def test_gradcheck(threshold):
         lambda *inputs: recall(*inputs, top_k=3, temperature=0.5, threshold=threshold),
         case(6, 2, 2),
     )
+
+
+@pytest.mark.parametrize(("num_frozen", "num_active"), [(0, 3), (4, 0), (5, 3), (12, 3), (60, 3)])
+def test_linears_that_are_asked_together(num_frozen, num_active, monkeypatch):
+    """Each is the formula of its own: two see one input, a third a wider one, all other outputs.
+
+    12 atoms are more than some have inputs, 60 are scanned.
+    """
+    monkeypatch.setattr(placement, "supported", lambda device: True)
+    x, wide = case(num_active, 7, seed=1)[0], torch.randn(7, 9, dtype=torch.float64)
+    inputs = [x, wide.requires_grad_(), x]
+    shapes = [(5, 4), (9, 2), (5, 6)]
+    bank = Bank(shapes, AtomGroup(), like=x)
+    drawn = [
+        tuple(torch.randn(num_frozen + num_active, n, dtype=torch.float64) for n in shape)
+        for shape in shapes
+    ]
+    bank.grow([(k[:num_frozen], v[:num_frozen]) for k, v in drawn])
+    active = [[t[num_frozen:].clone().requires_grad_() for t in pair] for pair in drawn]
+    keys, values = zip(*active, strict=True)
+    routing = Routing(top_k=4, temperature=0.1, threshold=0.2)
+    found = recall_together(bank, Resident(bank.group), routing, inputs, keys, values, (0, 1, 2))
+    expected = [
+        oracle.recall(
+            x,
+            *(torch.cat([t[:num_frozen], new]) for t, new in zip(pair, both, strict=True)),
+            top_k=4,
+            temperature=0.1,
+            threshold=0.2,
+        )
+        for x, pair, both in zip(inputs, drawn, active, strict=True)
+    ]
+    upstream = [torch.randn_like(y) for y in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    wanted = [x, wide, *keys, *values]
+    gradients = [
+        torch.autograd.grad(y, wanted, upstream, allow_unused=True, materialize_grads=True)
+        for y in (found, expected)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_bfloat16_routes_in_float32():

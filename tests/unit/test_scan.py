@@ -240,15 +240,15 @@ def test_gradcheck(used):
 
 def test_only_many_atoms_of_a_copy_are_scanned(used):
     few, many = memory(4 * D, 2, 3)[0], memory(4 * D + 1, 2, 3)[0]
-    assert Resident(few.group).image(few, 0) is None
-    assert Resident(many.group).image(many, 0) is not None
-    assert Gathered(many.group).image(many, 0) is None
+    assert Resident(few.group).images(few, (0,)) is None
+    assert len(Resident(many.group).images(many, (0,))) == 1
+    assert Gathered(many.group).images(many, (0,)) is None
 
 
 def test_a_machine_without_bf16(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     bank = memory(90, 2, 3)[0]
-    assert Resident(bank.group).image(bank, 0) is None
+    assert Resident(bank.group).images(bank, (0,)) is None
 
 
 def test_freezing_changes_rounding_only(used):
