@@ -34,7 +34,7 @@ class Settings:
     seconds: float = 5.0
     """CPU time that the repetitions of a case may take, but for the least number of them."""
 
-    least_repeats: int = 5
+    least_repeats: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
