@@ -57,7 +57,10 @@ class Placement(ABC):
         """Share to its frozen atoms, flat as in the bank, for every share this rank works on."""
 
     def grams(self, bank: Bank, linears: Sequence[int]) -> list[Tensor] | None:
-        """K^T K of each linear's frozen atoms, where the rank has it and it is the smaller one."""
+        """K^T K of each linear's frozen atoms, where the rank has it and it is the smaller one.
+
+        Linears that are asked together have it all or none: the widest decides, as for images.
+        """
         return None
 
     def images(self, bank: Bank, linears: Sequence[int]) -> list[Image] | None:
@@ -90,15 +93,15 @@ class _Local(Placement):
         self, offered: Mapping[Pair, Candidates], num_linears: int
     ) -> dict[int, list[Candidates]]:
         """What its shares offered."""
-        return {self.group.rank: _in_order(offered)}
+        return {self.group.rank: _by_share(offered)}
 
     def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
         """Terms that are all here."""
-        return {self.group.rank: _in_order(parts)}
+        return {self.group.rank: _by_share(parts)}
 
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
         """Parts that are all here."""
-        return [list(linear) for linear in zip(*_in_order(parts), strict=True)]
+        return [list(linear) for linear in zip(*_by_share(parts), strict=True)]
 
 
 class Resident(_Local):
@@ -234,7 +237,7 @@ class Stationary(Placement):
         return F.pad(rows_TF, (*beyond, 0, max(self.num_tokens) - len(rows_TF)))
 
 
-def _in_order(parts: Mapping[Pair, Part]) -> list[Part]:
+def _by_share(parts: Mapping[Pair, Part]) -> list[Part]:
     """From one home's pairs: what is of each share, in the order of shares."""
     return [parts[pair] for pair in sorted(parts)]
 

@@ -291,7 +291,7 @@ class Recall(torch.autograd.Function):
                 gone = [dp_TN @ k[begin:] for dp_TN, k in zip(parts, atoms, strict=True)]
                 if grams is not None:
                     frozen = mixed(here.before(first), direct_BK, atoms)
-                    gone = [part + other for part, other in zip(gone, frozen, strict=True)]
+                    gone = [part.add_(other) for part, other in zip(gone, frozen, strict=True)]
             active_BR = dp_BN[:, first:] if grams is None else dp_BN
             packed = each(call.packed(active_BR), len(linears))
             partial[home, share] = [part.to(dtype) for part in gone] + [

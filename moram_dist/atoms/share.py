@@ -104,21 +104,18 @@ def mixed(chosen: Chosen, strength_BK: Tensor, rows: Sequence[Tensor]) -> list[T
         weight_BN = spread(chosen, strength_BK, len(like_NF), like_NF.dtype)
         parts = each(weight_BN, num_linears)
         return [weight_TN @ rows_NF for weight_TN, rows_NF in zip(parts, rows, strict=True)]
-    kernel = kernels.serve(like_NF)
-    if not kernel:
-        strength_BK = chosen.masked(strength_BK).to(like_NF.dtype)
-    strengths = each(strength_BK, num_linears)
-    out = []
-    for here, strength_TK, rows_NF in zip(chosen.each(num_linears), strengths, rows, strict=True):
-        if kernel:
-            out.append(kernels.mix(*here, strength_TK, rows_NF))
-        else:
-            out.append(
-                F.embedding_bag(
-                    here.row_TK, rows_NF, mode="sum", per_sample_weights=strength_TK.contiguous()
-                )
-            )
-    return out
+    pieces = zip(chosen.each(num_linears), each(strength_BK, num_linears), rows, strict=True)
+    return [_mixed_rows(*piece) for piece in pieces]
+
+
+def _mixed_rows(chosen: Chosen, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
+    """The same for one linear, without the other rows."""
+    if kernels.serve(rows_NF):
+        return kernels.mix(*chosen, strength_TK, rows_NF)
+    strength_TK = chosen.masked(strength_TK).to(rows_NF.dtype)
+    return F.embedding_bag(
+        chosen.row_TK, rows_NF, mode="sum", per_sample_weights=strength_TK.contiguous()
+    )
 
 
 def spread(chosen: Chosen, numbers_TK: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
@@ -165,6 +162,7 @@ def _picked(found_TN: Tensor, chosen: Chosen, precise: torch.dtype) -> Tensor:
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """What ``each`` takes apart: (T, ...) of each linear to (B, ...)."""
     return parts[0] if len(parts) == 1 else torch.cat([*parts])
 
 

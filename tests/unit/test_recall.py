@@ -129,12 +129,13 @@ def test_gradcheck(threshold):
     )
 
 
-@pytest.mark.parametrize(("num_frozen", "num_active"), [(0, 3), (4, 0), (5, 3), (12, 3), (60, 3)])
+@pytest.mark.parametrize(("num_frozen", "num_active"), [(0, 3), (4, 0), (7, 3), (12, 3), (60, 3)])
 def test_linears_that_are_asked_together(num_frozen, num_active, monkeypatch):
     """Each is the formula of its own: two see one input, a third a wider one, all other outputs.
 
-    12 atoms are more than some have inputs, 60 are scanned.
+    7 atoms are more than the narrow ones have inputs, 12 than the wide one, 60 are scanned.
     """
+    torch.manual_seed(0)
     monkeypatch.setattr(placement, "supported", lambda device: True)
     x, wide = case(num_active, 7, seed=1)[0], torch.randn(7, 9, dtype=torch.float64)
     inputs = [x, wide.requires_grad_(), x]
@@ -148,7 +149,10 @@ def test_linears_that_are_asked_together(num_frozen, num_active, monkeypatch):
     active = [[t[num_frozen:].clone().requires_grad_() for t in pair] for pair in drawn]
     keys, values = zip(*active, strict=True)
     routing = Routing(top_k=4, temperature=0.1, threshold=0.2)
-    found = recall_together(bank, Resident(bank.group), routing, inputs, keys, values, (0, 1, 2))
+    place, members = Resident(bank.group), (0, 1, 2)
+    assert (place.grams(bank, members) is not None) == (num_frozen > 9)
+    assert (place.images(bank, members) is not None) == (num_frozen > 4 * 9)
+    found = recall_together(bank, place, routing, inputs, keys, values, members)
     expected = [
         oracle.recall(
             x,
