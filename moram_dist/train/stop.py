@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ EXIT_CODE = 75
 
 LEAVE_AFTER_S = 25.0
 """From the first signal; a rank that still waits for something by then is ended."""
+
+AGAIN_AFTER_S = 0.05
+"""A stop that was lost in a finalizer is asked for again: by then the finalizer has ended."""
 
 REPEATED_AFTER_S = 3.0
 """A second signal within this time is the first one again, passed on by a launcher."""
@@ -53,6 +57,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         """Install the handlers."""
         self._before: dict[int, Any] = {s: signal.signal(s, self._handle) for s in self.signals}
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -69,6 +74,7 @@ class StopSignals:
             env.barrier()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self._hook
         signal.set_wakeup_fd(self._wakeup)
         if not self.asked:
             self._writer.close()
@@ -96,6 +102,15 @@ class StopSignals:
             self.asked = True
             if not self._held:
                 raise Stopped(together=False)
+
+    def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:
+        """A generator that is closed, or a ``__del__``, lets no exception out: signal once more."""
+        if lost.exc_type is not Stopped:
+            return self._hook(lost)
+        self.asked = False
+        again = threading.Timer(AGAIN_AFTER_S, os.kill, (os.getpid(), self.signals[0]))
+        again.daemon = True
+        again.start()
 
     def _watch(self) -> None:
         """End the process in time, even where the main thread waits in a collective for ever.

@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -83,6 +84,48 @@ def test_outside_of_steps_it_stops_at_once_and_is_no_exception():
                 say(stopped.together)
 
     assert outcome(body) == (0, [False])
+
+
+@pytest.mark.parametrize("kind", ["generator", "object"])
+def test_a_signal_while_something_is_finalized_is_not_lost(kind):
+    class Closing:
+        def __del__(self):
+            send()
+
+    def generator():
+        try:
+            yield
+        finally:
+            send()
+
+    def body(say):
+        with StopSignals("SIGTERM"):
+            try:
+                left = Closing() if kind == "object" else generator()
+                if kind == "generator":
+                    next(left)
+                del left
+                say("the exception went nowhere")
+                time.sleep(20)
+                say("not here")
+            except Stopped as stopped:
+                say(stopped.together)
+
+    assert outcome(body) == (0, ["the exception went nowhere", False])
+
+
+def test_other_exceptions_that_go_nowhere_are_shown_as_before():
+    class Closing:
+        def __del__(self):
+            raise ValueError
+
+    def body(say):
+        sys.unraisablehook = lambda lost: say(lost.exc_type.__name__)
+        with StopSignals("SIGTERM"):
+            Closing()
+        Closing()
+
+    assert outcome(body) == (0, ["ValueError", "ValueError"])
 
 
 def test_a_signal_after_the_last_check_is_not_lost():
