@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.audit_checks import NOTE, WARNING, Finding, listed
-from moram_dist.files import read_json
+from moram_dist.reading import read_json
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import kind_of, read_records
 

@@ -21,7 +21,7 @@ from eval.predictions import predictions_path
 from eval.score_matrix import scores_path
 from moram_dist import config_io
 from moram_dist.config import RunConfig
-from moram_dist.files import read_json
+from moram_dist.reading import read_json
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records
 
@@ -112,7 +112,7 @@ def read_runs(paths: Sequence[Path], answers: str | None = None) -> list[Run]:
 
 def read_run_directory(folder: Path, answers: str | None = None) -> Run:
     """A run's record from its directory. Raises InputError as ``read_runs`` does."""
-    saved = config_io.read_yaml(folder / "run.yaml")
+    saved = config_io.read_mapping(folder / "run.yaml")
     # A setting that is younger than the run had its default's effect.
     settings = config_io.flat(RunConfig()) | {
         f"{section}.{name}": value

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from eval.continual import sequence_metrics
-from moram_dist.files import read_json
+from moram_dist.reading import read_json
 from moram_dist.registry import InputError
 
 FILE = Path(__file__).with_name("reference_scores.json")

@@ -25,8 +25,9 @@ from eval.plots import (
 from eval.predictions import predictions_path
 from eval.report_html import page
 from eval.score_matrix import scores_path
-from moram_dist.config_io import read_yaml
-from moram_dist.files import read_json, write_atomically
+from moram_dist.config_io import read_mapping
+from moram_dist.files import write_atomically
+from moram_dist.reading import read_json
 from moram_dist.tasks.readers import read_records
 from moram_dist.tracking import read_metrics
 from moram_dist.tracking.names import without_password
@@ -112,7 +113,7 @@ def write_report(run_dir: Path) -> Path:
 
 def read_run(run_dir: Path) -> RunRecord:
     """Read a run directory. Raises InputError where a file is missing that every run has."""
-    config = flatten(read_yaml(run_dir / "run.yaml"))
+    config = flatten(read_mapping(run_dir / "run.yaml"))
     environment = read_json(run_dir / "environment.json")
     matrix = Scores.load(run_dir / "scores.json")
     memory = _read_optional(run_dir / "memory" / "memory.json")

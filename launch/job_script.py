@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from moram_dist.config_io import read_yaml
-from moram_dist.files import read_text
+from moram_dist.config_io import read_mapping
+from moram_dist.reading import read_text
 from moram_dist.registry import InputError, unknown
 
 BODY = Path(__file__).resolve().parent / "slurm" / "job.sh"
@@ -64,7 +64,7 @@ class Task:
 
 def read_site(path: Path) -> Site:
     """A site's settings. Raises InputError that names the file and the field."""
-    given, known = read_yaml(path), {item.name: item for item in fields(Site)}
+    given, known = read_mapping(path), {item.name: item for item in fields(Site)}
     for name in given:
         if name not in known:
             raise unknown(f"setting in {path}", name, known)

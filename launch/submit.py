@@ -33,7 +33,8 @@ from launch.flags import DEFAULT_DS_CONFIG, read_flags
 from launch.job_script import Job, Site, Task, read_site, render, seconds
 from moram_dist.command_line import Parser
 from moram_dist.config import RunConfig
-from moram_dist.files import read_json, write_atomically
+from moram_dist.files import write_atomically
+from moram_dist.reading import read_json
 from moram_dist.registry import InputError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,10 +10,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moram_dist.config import RunConfig
-from moram_dist.files import read_text
+from moram_dist.reading import parse_yaml, read_yaml
 from moram_dist.registry import InputError, unknown
 
 MAY_CHANGE = frozenset(
@@ -66,7 +64,7 @@ def build(overrides: Mapping[str, Any], recipe: Path | None = None) -> RunConfig
         InputError: a key that does not exist, a value of another type, a recipe that is no YAML
             mapping, or a value that its section refuses.
     """
-    values = dict(_flatten(read_yaml(recipe), str(recipe))) if recipe else {}
+    values = dict(_flatten(read_mapping(recipe), str(recipe))) if recipe else {}
     values |= {_bare(key, "flag"): value for key, value in overrides.items()}
     known = fields()
     given: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
@@ -103,14 +101,9 @@ def differences(
     ]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML mapping. Raises InputError that names the file and the position of what is wrong."""
-    try:
-        value = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1} column {mark.column + 1}" if mark else ""
-        raise InputError(f"{path}{where}: not valid YAML") from None
+    value = read_yaml(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a mapping of names to values")
     return value
@@ -126,7 +119,7 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     (target,) = wanted
     try:
         return _as(value, target)
-    except (ValueError, TypeError, KeyError, yaml.YAMLError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         name_of = getattr(target, "__name__", str(target))
         raise InputError(
             f"--{name} must be {_NAMES.get(name_of, name_of)}, got {value!r}"
@@ -152,7 +145,7 @@ def _as(value: Any, target: Any) -> Any:
         return _finite(value)
     if target in (str, Path):
         return target(value) if isinstance(value, str | int | float | Path) else _refuse()
-    parsed = yaml.safe_load(value) if isinstance(value, str) else value
+    parsed = parse_yaml(value, "its text") if isinstance(value, str) else value
     if not isinstance(parsed, dict) or not all(
         isinstance(v, dict) and all(isinstance(x, str) for x in v.values()) for v in parsed.values()
     ):

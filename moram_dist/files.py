@@ -1,18 +1,17 @@
-"""Files that are whole or not there: atomic writes, locks, digests, names; their text and JSON."""
+"""Files that are whole or not there: atomic writes, locks, digests, names."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from moram_dist.registry import InputError, MachineError
+from moram_dist.registry import MachineError
 
 
 class WriteError(MachineError, OSError):
@@ -68,38 +67,6 @@ def sha256(path: Path) -> str:
 def safe_name(name: str) -> str:
     """A task's name as part of a file name."""
     return re.sub(r"[^\w.-]", "_", name)
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises InputError as ``read_text`` and ``parse_json`` do."""
-    return parse_json(read_text(path), path)
-
-
-def parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
-    """Parse JSON. Raises InputError with line and column where it is malformed."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise InputError(
-            f"{path}, line {line}, column {error.colno}: malformed JSON: {error.msg}"
-        ) from None
-    except (RecursionError, ValueError):  # the latter for integers of thousands of digits
-        raise InputError(
-            f"{path}, line {first_line}: JSON nested too deeply or with too long a number"
-        ) from None
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file's text, without a byte order mark. Raises InputError where it cannot be had."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 @contextmanager

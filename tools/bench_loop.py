@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from moram_dist.files import read_json  # noqa: E402
+from moram_dist.reading import read_json  # noqa: E402
 
 PORT = 29650
 

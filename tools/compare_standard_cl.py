@@ -35,7 +35,8 @@ from eval.compare_runs import read_run_directory, read_runs  # noqa: E402
 from eval.compare_tables import markdown  # noqa: E402
 from eval.continual import sequence_metrics  # noqa: E402
 from eval.references import read_references  # noqa: E402
-from moram_dist.files import read_json, write_atomically  # noqa: E402
+from moram_dist.files import write_atomically  # noqa: E402
+from moram_dist.reading import read_json  # noqa: E402
 from moram_dist.tasks.readers import read_records  # noqa: E402
 
 METHODS = (

@@ -20,7 +20,8 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from moram_dist.files import read_json, safe_name, sha256, write_atomically
+from moram_dist.files import safe_name, sha256, write_atomically
+from moram_dist.reading import read_json
 from moram_dist.registry import InputError
 
 VERSION = 1

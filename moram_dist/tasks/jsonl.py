@@ -21,10 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from moram_dist.files import read_text
 from moram_dist.metrics import METRICS
+from moram_dist.reading import read_yaml
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks.orders import choose_order
 from moram_dist.tasks.readers import read_examples
@@ -117,13 +115,7 @@ def _split_file(folder: Path, split: str) -> Path:
 
 
 def _listed(path: Path) -> list[_Entry]:
-    try:
-        listing = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not a text that YAML can hold"
-        raise InputError(f"{path}{where}: malformed YAML: {problem}") from None
+    listing = read_yaml(path)
     if not isinstance(listing, list) or not listing:
         raise InputError(f"{path}: expected a list of tasks")
     entries: list[_Entry] = []

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from moram_dist.files import parse_json, read_json, read_text
+from moram_dist.reading import read_json, read_json_lines
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example
 
@@ -61,10 +61,8 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         InputError: as for ``read_examples``, but an empty file is no error here.
     """
     if path.suffix == ".jsonl":
-        for number, line in enumerate(read_text(path).split("\n"), start=1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                yield where, _object(parse_json(line, path, first_line=number), where)
+        for where, value in read_json_lines(path):
+            yield where, _object(value, where)
     elif path.suffix == ".json":
         yield from check_records(path, read_json(path))
     else:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moram_dist.files import read_json
+from moram_dist.reading import read_json
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import check_records, kind_of, read_records, text_field, texts_field
 

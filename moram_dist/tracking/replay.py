@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moram_dist.files import exclusive_lock, read_json, write_atomically
+from moram_dist.files import exclusive_lock, write_atomically
+from moram_dist.reading import read_json
 from moram_dist.tracking.connect import connect
 from moram_dist.tracking.entities import dataset_input, points
 from moram_dist.tracking.names import allowed_name, cut, without_password

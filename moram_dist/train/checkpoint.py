@@ -23,7 +23,8 @@ from torch import Tensor
 
 from moram_dist.comm import env
 from moram_dist.config import RecordConfig
-from moram_dist.files import read_json, sha256, write_atomically
+from moram_dist.files import sha256, write_atomically
+from moram_dist.reading import read_json
 from moram_dist.registry import InputError
 
 VERSION = 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moram_dist.comm import env
-from moram_dist.files import read_json
+from moram_dist.reading import read_json
 from moram_dist.registry import InputError
 
 RUN_DECIDES = {

@@ -59,7 +59,7 @@ class RunDir:
             if any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise InputError(f"--output_dir {self.path} is not empty and holds no run")
             return
-        ran_with = config_io.read_yaml(record)
+        ran_with = config_io.read_mapping(record)
         lacking = [s for s in config_io.SECTIONS if not isinstance(ran_with.get(s), dict)]
         if lacking:
             raise InputError(

@@ -19,9 +19,9 @@ from moram_dist.comm.zero3 import release_leftovers
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import Encoded, encode_training
 from moram_dist.data.stream import Step, blank, collate, num_steps, order, steps
-from moram_dist.files import read_json
 from moram_dist.methods.method import Method
 from moram_dist.models.language_model import Base
+from moram_dist.reading import read_json
 from moram_dist.tasks.task import Benchmark
 from moram_dist.tracking import IDS_FILE, Tracker
 from moram_dist.train.checkpoint import Place, SaveTimer

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [  # a package imports only packages on lines above its own
     {"registry"},
     {"config", "command_line"},
-    {"files"},
+    {"files", "reading"},
     {"config_io"},
     {"comm", "metrics", "tracking"},
     {"tasks"},

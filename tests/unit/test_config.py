@@ -156,7 +156,7 @@ def test_recipes_flat_and_nested_and_flags_on_top(tmp_path):
         ("train: {top_k: 3}", "unknown key in {path} 'train.top_k'"),
         ("- 1", "{path}: expected a mapping"),
         ("", "{path}: expected a mapping"),
-        ("a: [", "{path} line 1 column 5: not valid YAML"),
+        ("a: [", "{path}, line 1, column 5: malformed YAML"),
     ],
 )
 def test_bad_recipes(tmp_path, text, said):

@@ -1,0 +1,188 @@
+"""Files from outside. Whatever is wrong with one is an InputError that names file and place.
+
+Nothing else in the project parses JSON or YAML that a person, another program or a crash may have
+written: one reader knows what parsers raise, and what hostile input does to them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from moram_dist.registry import InputError
+
+T = TypeVar("T")
+
+MOST_YAML_VALUES = 100_000
+"""A YAML file may not mean more values than this, however few bytes its aliases say them in."""
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text, without a byte order mark. Raises InputError where it cannot be had."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:  # a name with a null byte
+        raise InputError(f"{str(path)!r}: cannot be a file's name") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises InputError as ``read_text`` and ``parse_json`` do."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
+    """Parse JSON. Raises InputError with line and column where it is malformed."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise InputError(
+            f"{path}, line {line}, column {error.colno}: malformed JSON: {error.msg}"
+        ) from None
+    except (RecursionError, ValueError):  # the latter for integers of thousands of digits
+        raise InputError(
+            f"{path}, line {first_line}: JSON nested too deeply or with too long a number"
+        ) from None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The values of a ``.jsonl`` file, each with words for where it stands. Skips blank lines.
+
+    Raises:
+        InputError: as ``read_text`` and ``parse_json`` do.
+    """
+    # Not splitlines: texts may hold characters that it takes for the end of a line.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", parse_json(line, path, first_line=number)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises InputError where it holds anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return value
+
+
+def record(kind: type[T], value: Any, where: str | Path) -> T:
+    """A JSON value as the dataclass ``kind``: every field there, none unknown, each of its type.
+
+    Args:
+        kind: a dataclass; its fields may be dataclasses, tuples, lists and mappings of these.
+        value: what JSON gave.
+        where: words for its place, for the message.
+
+    Raises:
+        InputError: the first field that is not as its type says.
+    """
+    # By way of JSON, where a list may stand for a tuple and an object for a dataclass, and yet
+    # "1" is no number.
+    try:
+        return _adapter(typing.cast(Any, kind)).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{where}: {field + ': ' if field else ''}{first['msg'].lower()}"
+        ) from None
+    except (RecursionError, ValueError, TypeError):
+        raise InputError(f"{where}: not a record that this program writes") from None
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """A JSON file as a dataclass. Raises InputError as ``read_json`` and ``record`` do."""
+    return record(kind, read_json(path), path)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    for each in _dataclasses_in(kind):
+        each.__pydantic_config__ = ConfigDict(extra="forbid")
+    return TypeAdapter(kind)
+
+
+def _dataclasses_in(kind: Any) -> Iterator[Any]:
+    """``kind`` and the dataclasses that its fields are made of."""
+    if dataclasses.is_dataclass(kind):
+        yield kind
+        for hint in typing.get_type_hints(kind).values():
+            yield from _dataclasses_in(hint)
+    for part in typing.get_args(kind):
+        yield from _dataclasses_in(part)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds. Raises InputError as ``read_text`` and ``parse_yaml`` do."""
+    return parse_yaml(read_text(path), path)
+
+
+def parse_yaml(text: str, where: str | Path) -> Any:
+    """Parse YAML. Dates stay text.
+
+    Raises:
+        InputError: malformed, nested too deeply, a number too long to read, a value that holds
+            itself, or aliases that stand for more than ``MOST_YAML_VALUES`` values.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {}, where)
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not a text that YAML can hold"
+        raise InputError(f"{where}{place}: malformed YAML: {problem}") from None
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        raise InputError(
+            f"{where}: YAML nested too deeply, with too long a number, or a value unlike its tag"
+        ) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain values: a date is a text, as nobody here asks for dates."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _count(node: yaml.Node, counted: dict[int, int | None], where: str | Path) -> int:
+    """How many values a node means, aliases written out."""
+    known = counted.get(id(node), 0)
+    if known is None:
+        raise InputError(f"{where}: a YAML value holds itself")
+    if known:
+        return known
+    counted[id(node)] = None
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    total = 1 + sum(_count(part, counted, where) for part in parts)
+    if total > MOST_YAML_VALUES:
+        raise InputError(f"{where}: YAML with more than {MOST_YAML_VALUES:,} values")
+    counted[id(node)] = total
+    return total
