@@ -85,14 +85,16 @@ def audit(argv: Sequence[str]) -> int:
     # These need torch, which the other commands do without.
     from eval.audit import audit_benchmark
     from eval.audit_table import markdown
+    from moram_dist.data.chat import write_chats
     from moram_dist.models.language_model import load_tokenizer
 
     data_dir = Path(args.data_dir) if args.data_dir is not None else None
     source = Source(data_dir=data_dir, order=args.order, protocol=args.protocol)
     model = ModelConfig() if args.model is None else ModelConfig(model=args.model)
+    tokenizer = load_tokenizer(model)
     found = audit_benchmark(
-        BENCHMARKS[args.benchmark](source),
-        load_tokenizer(model),
+        write_chats(BENCHMARKS[args.benchmark](source), tokenizer),
+        tokenizer,
         data_dir=data_dir,
         say=lambda line: print(line, file=sys.stderr),
     )

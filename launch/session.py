@@ -25,6 +25,7 @@ from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
+from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
 from moram_dist.files import write_atomically
 from moram_dist.methods import METHODS, Method
@@ -314,7 +315,10 @@ def _benchmark(config: RunConfig) -> Benchmark:
             f"{benchmark.name} has any"
         )
     tasks = tuple(dataclasses.replace(task, **lengths) for task in benchmark.tasks)
-    return dataclasses.replace(benchmark, tasks=tasks)
+    benchmark = dataclasses.replace(benchmark, tasks=tasks)
+    if has_chats(benchmark):
+        return write_chats(benchmark, language_model.load_tokenizer(config.model))
+    return benchmark
 
 
 def _settled(config: RunConfig, benchmark: Benchmark) -> RunConfig:
