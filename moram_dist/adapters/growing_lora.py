@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.lora import LoraLinear, Terms
+from moram_dist.adapters.prefix import Prefix
 
 
 class GrowingLora(LoraLinear):
@@ -21,10 +22,16 @@ class GrowingLora(LoraLinear):
     older_A: Tensor
     older_B: Tensor
 
-    def __init__(self, base: nn.Linear, *, size: int, scale: float, dropout: nn.Module) -> None:
+    def __init__(
+        self, base: nn.Linear, *, size: int, scale: float, dropout: nn.Module, prefix: Prefix
+    ) -> None:
+        """``prefix`` says how many tasks answer each row."""
         super().__init__(base, size=size, scale=scale, dropout=dropout)
         self.learning = False
         """Whether the active terms take part. They do from a task's beginning to its end."""
+        self.prefix = prefix
+        self.ends = [0]
+        """Frozen terms after so many tasks."""
         for name in ("A", "B"):
             empty = getattr(self, f"lora_{name}").detach()[:0].clone()
             self.register_buffer(f"older_{name}", empty, persistent=False)
@@ -37,9 +44,12 @@ class GrowingLora(LoraLinear):
         """Freeze ``stored`` terms; they take on dtype and device. RuntimeError: another size."""
         self.older_A = torch.cat([self.older_A, A.to(self.older_A)])
         self.older_B = torch.cat([self.older_B, B.to(self.older_B)])
+        self.ends.append(len(self.older_A))
 
-    def terms(self) -> Terms:
-        """All that act: (N + R, in) and (N + R, out)."""
+    def terms(self, tasks: int | None = None) -> Terms:
+        """All that act, or those of the first so many tasks: (N + R, in) and (N + R, out)."""
+        if tasks is not None:
+            return self.older_A[: self.ends[tasks]], self.older_B[: self.ends[tasks]]
         if not self.learning:
             return self.older_A, self.older_B
         A, B = self.stored()
@@ -47,5 +57,8 @@ class GrowingLora(LoraLinear):
 
     def update(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        A, B = self.terms()
+        return self.prefix.each(x, lambda tasks: (self._update(x, tasks),))[0]
+
+    def _update(self, x: Tensor, tasks: int | None) -> Tensor:
+        A, B = self.terms(tasks)
         return (self.dropout(x) @ A.T) @ B

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.growing_lora import GrowingLora
+from moram_dist.adapters.prefix import Prefix
 
 
 class LoraExperts(GrowingLora):
@@ -24,25 +25,31 @@ class LoraExperts(GrowingLora):
         size: int,
         scale: float,
         dropout: nn.Module,
+        prefix: Prefix,
         num_tasks: int,
         top: int,
     ) -> None:
-        super().__init__(base, size=size, scale=scale, dropout=dropout)
+        super().__init__(base, size=size, scale=scale, dropout=dropout, prefix=prefix)
         self.size = size
         self.top = top
         # ZeRO-3 cannot add parameters later, so rows of experts to come are there from the start.
         self.router = nn.Parameter(base.weight.new_zeros(num_tasks, base.in_features))
+        self.routers: list[Tensor] = []
+        """As the router was after each task, (task + 1, in): it goes on learning."""
 
     @property
     def num_experts(self) -> int:
         """N: the frozen ones, and the one that is learned."""
         return len(self.older_A) // self.size + self.learning
 
-    def update(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        A, B = self.terms()
-        # Routing is in float32 whatever the model is in. Rows of experts to come take no part.
-        logits = x.float() @ self.router[: self.num_experts].float().T
+    def _update(self, x: Tensor, tasks: int | None) -> Tensor:
+        A, B = self.terms(tasks)
+        # Rows of experts to come take no part.
+        router = self.router[: self.num_experts]
+        if tasks is not None:
+            router = self.routers[tasks - 1].to(x.device) if tasks else router[:0]
+        # Routing is in float32 whatever the model is in.
+        logits = x.float() @ router.float().T
         shares = gates(logits, self.top).to(x.dtype).repeat_interleave(self.size, dim=-1)
         return ((self.dropout(x) @ A.T) * shares) @ B
 

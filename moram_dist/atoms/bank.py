@@ -89,18 +89,22 @@ class Bank(nn.Module):
         rows = share_size(self.num_atoms, share, self.group.size)
         return [(k[:rows], v[:rows]) for k, v in self._matrices(flat_F)]
 
-    def joined(self, flat_F: Tensor, share: int, active: Mapping[int, Atoms]) -> dict[int, Atoms]:
+    def joined(
+        self, flat_F: Tensor, share: int, active: Mapping[int, Atoms], num_frozen: int
+    ) -> dict[int, Atoms]:
         """Atoms of linears in a flat share, and active ones behind them.
 
         Args:
             flat_F: the share, as a placement has it.
             share: which it is.
-            active: linear to the active atoms that will be frozen into this share.
+            active: linear to the active atoms that will be frozen into this share; none of them
+                where not all frozen atoms are asked.
+            num_frozen: atoms that are asked: all of the memory's, or the first ones.
 
         Returns:
             Linear to its atoms: in place if there is room, until the next call, else copied.
         """
-        first = share_size(self.num_atoms, share, self.group.size)
+        first = share_size(num_frozen, share, self.group.size)
         matrices = self._matrices(flat_F)
         return {
             i: (self._behind(matrices[i][0], k, first), self._behind(matrices[i][1], v, first))

@@ -9,13 +9,14 @@ Shape letters: R active atoms, D inputs, E outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.dropout import TokenDropout
+from moram_dist.adapters.prefix import Prefix
 from moram_dist.atoms.bank import Atoms, Bank
 from moram_dist.atoms.placer import Placer
 from moram_dist.atoms.recall import recall_together
@@ -61,6 +62,9 @@ class MemorySettings:
     scale: float
     """An active value acts scaled by this; freezing folds it in."""
 
+    prefix: Prefix = field(default_factory=Prefix)
+    """How many tasks answer each row."""
+
 
 class Memory(nn.Module):
     """The atoms of linears that share an input: a bank of frozen ones, parameters for active ones.
@@ -76,6 +80,8 @@ class Memory(nn.Module):
         self.placer = placer
         self.learning = False
         """Whether active atoms take part. They do from a task's beginning to its end."""
+        self.ends = [0]
+        """Frozen atoms after so many tasks."""
         self.reads_source = False
         """Whether the tokens are an encoder's in a model whose decoder has others."""
         self.dropouts = tuple(layer.dropout for layer in layers)  # children of their layers only
@@ -100,11 +106,17 @@ class Memory(nn.Module):
         """Append frozen atoms, values as stored, one pair a linear. All ranks call together."""
         self.placer.growing()
         self.bank.grow(atoms)
+        self.ends.append(self.bank.num_atoms)
 
     def forward(self, x: Tensor, members: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Updates of some of the linears for their input ``x``, (..., D) to (..., E) each."""
+        return self.settings.prefix.each(x, lambda tasks: self._recall(x, members, tasks))
+
+    def _recall(self, x: Tensor, members: tuple[int, ...], tasks: int | None) -> tuple[Tensor, ...]:
+        """By the first so many tasks; None: all, and the one that is learned."""
         routing = self.settings.routing
-        keys, values = zip(*(self._answering(i) for i in members), strict=True)
+        learning = self.learning and tasks is None
+        keys, values = zip(*(self._answering(i, learning) for i in members), strict=True)
         return tuple(
             recall_together(
                 self.bank,
@@ -114,12 +126,13 @@ class Memory(nn.Module):
                 keys,
                 values,
                 members,
+                None if tasks is None else self.ends[tasks],
             )
         )
 
-    def _answering(self, i: int) -> Atoms:
+    def _answering(self, i: int, learning: bool) -> Atoms:
         """Active atoms of linear ``i`` that take part."""
-        if self.learning:
+        if learning:
             return self.stored(i)
         keys_RD, values_RE = self.active(i)
         return keys_RD[:0], values_RE[:0]

@@ -68,6 +68,7 @@ def recall_together(
     active_keys: Sequence[Tensor],
     active_values: Sequence[Tensor],
     members: Sequence[int] = (0,),
+    num_frozen: int | None = None,
 ) -> list[Tensor]:
     """``recall`` for linears of a bank, over its frozen atoms and active ones after them.
 
@@ -81,11 +82,13 @@ def recall_together(
         active_keys: one a linear, (R, D), the same on all ranks.
         active_values: one a linear, (R, E), the same on all ranks.
         members: which of the bank's linears they are.
+        num_frozen: ask the first so many frozen atoms only, and no active ones; default: all.
 
     Returns:
         One a linear, (..., E).
     """
-    if bank.num_atoms + len(active_keys[0]) == 0:
+    num_frozen = bank.num_atoms if num_frozen is None else num_frozen
+    if num_frozen + len(active_keys[0]) == 0:
         return [
             x.new_zeros(*x.shape[:-1], values.shape[1])
             for x, values in zip(inputs, active_values, strict=True)
@@ -95,7 +98,7 @@ def recall_together(
         members=tuple(members),
         placement=placement,
         routing=routing,
-        num_frozen=bank.num_atoms,
+        num_frozen=num_frozen,
         num_active=len(active_keys[0]),
         recorded=torch.is_grad_enabled(),
     )

@@ -67,7 +67,7 @@ class Call:
     placement: Placement
     routing: Routing
     num_frozen: int
-    """When it was asked: a bank grows."""
+    """That are asked: all, or the first ones of the bank's."""
 
     num_active: int
 
@@ -95,7 +95,7 @@ class Call:
             active = {
                 i: (k[own], v[own]) for i, k, v in zip(self.members, keys, values, strict=True)
             }
-            out[share] = [*self.bank.joined(flat_F, share, active).values()]
+            out[share] = [*self.bank.joined(flat_F, share, active, self.num_frozen).values()]
         return out
 
     def active_rows(self, share: int) -> slice:
@@ -132,7 +132,13 @@ class Call:
 
     def grams(self) -> list[Tensor] | None:
         """K^T K of the frozen atoms of each linear that is asked, (D, D), where it is at hand."""
-        return self.placement.grams(self.bank, self.members)
+        whole = self.num_frozen == self.bank.num_atoms
+        return self.placement.grams(self.bank, self.members) if whole else None
+
+    def images(self) -> list[Image] | None:
+        """For scans of the frozen atoms of each linear that is asked, where that pays."""
+        whole = self.num_frozen == self.bank.num_atoms
+        return self.placement.images(self.bank, self.members) if whole else None
 
     def first_active(self, share: int) -> int:
         """The row of a share from which its atoms are active."""
@@ -175,7 +181,7 @@ class Recall(torch.autograd.Function):
         num_kept = min(call.routing.top_k, largest_share(call.num_atoms, call.num_shares))
         tokens = place.tokens(inputs, "tokens")
         shares = call.shares(keys, values, forward=True)
-        images = place.images(call.bank, call.members)
+        images = call.images()
         scores: dict[Any, Tensor] = {}
         offered: dict[Any, Candidates] = {}
         for home, rows in tokens.items():

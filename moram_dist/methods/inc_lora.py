@@ -20,10 +20,11 @@ class IncLora(SequentialLora):
     Source: IncLoRA in Wang et al. 2023, arXiv:2310.14152.
     """
 
+    keeps_prefixes = True
     layers: dict[str, GrowingLora]  # type: ignore[assignment]
 
     def _layer(self, base: nn.Linear, **settings: Any) -> GrowingLora:
-        return GrowingLora(base, **settings)
+        return GrowingLora(base, **settings, prefix=self.prefix)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """New terms, which join the frozen ones."""

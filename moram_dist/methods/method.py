@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.dropout import TokenDropout, TokenKeys
 from moram_dist.adapters.inject import adapt, find_linears
+from moram_dist.adapters.prefix import Prefix
 from moram_dist.atoms import Placer
 from moram_dist.config import MethodConfig
 from moram_dist.registry import Registry
@@ -66,6 +67,9 @@ class Method:
     eval_rows: str | None = None
     """What is measured whatever ``EvalConfig.eval_rows`` says; None: what it says."""
 
+    keeps_prefixes = False
+    """Whether the model after an earlier task is still at hand: ``prefix`` has it answer."""
+
     def __init__(
         self, config: MethodConfig, seed: int, placer: Placer | None = None, num_tasks: int = 1
     ) -> None:
@@ -83,6 +87,8 @@ class Method:
         self.placer = placer or Placer()
         self.token_keys = TokenKeys()
         """Who the tokens of a micro-batch are, for dropout; set before each training pass."""
+        self.prefix = Prefix()
+        """How many tasks answer each row, where ``keeps_prefixes``."""
         self.layers: dict[str, AdaptedLinear] = {}
         """Adapted linears by full name, in the model's order."""
 

@@ -31,7 +31,13 @@ class MoeLora(IncLora):
     layers: dict[str, LoraExperts]  # type: ignore[assignment]
 
     def _layer(self, base: nn.Linear, **settings: Any) -> LoraExperts:
-        return LoraExperts(base, **settings, num_tasks=self.num_tasks, top=self.config.top_experts)
+        return LoraExperts(
+            base,
+            **settings,
+            prefix=self.prefix,
+            num_tasks=self.num_tasks,
+            top=self.config.top_experts,
+        )
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """A new expert. Its row of the router is 0, as it has been since the first task."""
@@ -47,6 +53,7 @@ class MoeLora(IncLora):
         for name, layer in self.layers.items():
             with whole([layer.router]):
                 tensors[f"{name}.router"] = layer.router[: i + 1].detach().clone()
+            layer.routers.append(tensors[f"{name}.router"])
         return tensors
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
@@ -55,3 +62,4 @@ class MoeLora(IncLora):
         for name, layer in self.layers.items():
             with whole([layer.router], write=True), torch.no_grad():
                 layer.router[: i + 1].copy_(tensors[f"{name}.router"])
+            layer.routers.append(tensors[f"{name}.router"])

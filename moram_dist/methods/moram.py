@@ -30,6 +30,7 @@ class Moram(Method):
     Source: Lu et al. 2026, arXiv:2506.21035.
     """
 
+    keeps_prefixes = True
     layers: dict[str, MemoryLinear]  # type: ignore[assignment]
     memories: dict[tuple[str, ...], Memory]
     """Full names of the linears that are asked together -> their memory."""
@@ -48,6 +49,7 @@ class Moram(Method):
             ),
             num_active=config.atoms_per_task,
             scale=config.alpha / config.atoms_per_task,
+            prefix=self.prefix,
         )
         self.memories = give_memory(self.layers, settings, self.placer)
         if self.in_step:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping
+from typing import Any
 
-from moram_dist.methods.method import METHODS
+from torch import Tensor, nn
+
+from moram_dist.adapters.chosen_lora import ChosenLora
+from moram_dist.methods.method import METHODS, Look
 from moram_dist.methods.sequential_lora import SequentialLora
 
 
@@ -17,7 +21,27 @@ class SingleTask(SequentialLora):
     """
 
     eval_rows = "diagonal"
+    keeps_prefixes = True
+    layers: dict[str, ChosenLora]  # type: ignore[assignment]
+
+    def _layer(self, base: nn.Linear, **settings: Any) -> ChosenLora:
+        return ChosenLora(base, **settings, prefix=self.prefix)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """A new LoRA: what was learned before is gone."""
         return self._fresh(i)
+
+    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+        """The task's adapter, which is kept."""
+        tensors = super().end_task(i, look)
+        self._keep(tensors)
+        return tensors
+
+    def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
+        """Act with task i's adapter, and keep it."""
+        super().load_task(i, tensors)
+        self._keep(tensors)
+
+    def _keep(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, layer in self.layers.items():
+            layer.kept.append((tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]))

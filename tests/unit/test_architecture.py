@@ -16,7 +16,7 @@ LAYERS = [  # a package imports only packages on lines above its own
     {"config_io"},
     {"comm", "metrics", "tracking"},
     {"tasks"},
-    {"adapters"},
+    {"adapters", "recognise"},
     {"atoms"},
     {"models", "data"},
     {"decode", "memory"},

@@ -1,0 +1,82 @@
+"""What a recogniser sees of a prompt: the mean of its tokens' input embeddings, in three views.
+
+No forward pass is needed. The views are fixed before any data is seen, so a task's statistics never
+change when later tasks arrive.
+
+Shape letters: N prompts, D embedding size, M features of a view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PROJECTED = 256
+"""Features of ``projected``, at most: a task's second moments then take a quarter of a megabyte."""
+
+RANDOM = 256
+"""Features of ``random``, without the constant one."""
+
+
+def prompt_features(embedding_VD: Tensor, prompts: Iterable[Sequence[int]]) -> Tensor:
+    """Mean input embedding of each prompt, (N, D) in float64 on the CPU.
+
+    Each prompt is summed by itself, in the order of its tokens, so that its features do not depend
+    on what else is asked for.
+
+    Args:
+        embedding_VD: the base's whole input embedding, V words, on any device.
+        prompts: token ids of each.
+    """
+    rows = []
+    for prompt in prompts:
+        ids = torch.as_tensor(prompt, dtype=torch.int64, device=embedding_VD.device)
+        rows.append(F.embedding(ids, embedding_VD).double().mean(0).cpu())
+    if not rows:
+        return torch.zeros(0, embedding_VD.shape[1], dtype=torch.float64)
+    return torch.stack(rows)
+
+
+def plain(x_ND: Tensor) -> Tensor:
+    """The features as they are."""
+    return x_ND
+
+
+def projected(x_ND: Tensor) -> Tensor:
+    """Onto fixed random directions, (N, min(D, ``PROJECTED``)).
+
+    Squared distances keep their expectation (Johnson and Lindenstrauss 1984).
+    """
+    size = x_ND.shape[1]
+    if size <= PROJECTED:
+        return x_ND
+    return x_ND @ _gaussian(size, PROJECTED).to(x_ND) / math.sqrt(PROJECTED)
+
+
+def random(x_ND: Tensor) -> Tensor:
+    """``relu`` of fixed random directions of the normalised features, and a constant, (N, M + 1).
+
+    Source: the random projection of RanPAC, McDonnell et al. 2023, arXiv:2307.02251.
+    """
+    unit_ND = F.normalize(x_ND, dim=1)
+    hidden_NM = (unit_ND @ _gaussian(x_ND.shape[1], RANDOM).to(x_ND)).relu()
+    return torch.cat([hidden_NM, hidden_NM.new_ones(len(hidden_NM), 1)], 1)
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "plain": plain,
+    "projected": projected,
+    "random": random,
+}
+"""Name -> (N, D) to (N, M)."""
+
+
+@cache
+def _gaussian(rows: int, columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64)

@@ -1,0 +1,139 @@
+"""Recognisers: from the statistics of the tasks so far to a score for each task.
+
+Each is a closed formula of sums over all tasks' prompts, so it is the same in whatever order the
+tasks were learned.
+
+Shape letters: N prompts, T tasks, D embedding size, M features of a view.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from moram_dist.recognise.features import VIEWS
+from moram_dist.recognise.statistics import LEVELS, TaskStatistics
+from moram_dist.registry import Registry
+
+SHRINK = 0.1
+"""Share of a pooled covariance that is replaced by its mean variance: it is singular where there
+are fewer prompts than features."""
+
+RIDGE = 1e-4
+"""Ridge, in mean eigenvalues of the second moments."""
+
+UNKNOWN = LEVELS.index(0.995)
+"""A prompt that is further from its task than this quantile of the task's own belongs to none."""
+
+
+class Recogniser(ABC):
+    """Scores tasks for prompts. Made anew after each task, from all tasks so far."""
+
+    view: str
+    """What it sees of the features, by name."""
+
+    def __init__(self, tasks: Sequence[TaskStatistics]) -> None:
+        """``tasks`` in the order of learning, at least one."""
+        self.tasks = tuple(tasks)
+        self.count_T = torch.tensor([float(t.count) for t in tasks], dtype=torch.float64)
+        self.sum_TM = torch.stack([t.moments[self.view].sum_M for t in tasks])
+        self.second = torch.stack([t.moments[self.view].second for t in tasks]).sum(0)
+
+    @abstractmethod
+    def _scores(self, seen_NM: Tensor) -> Tensor:
+        """(N, M) of the view to (N, T)."""
+
+    def scores(self, x_ND: Tensor) -> Tensor:
+        """(N, T) for prompts' features (N, D): the likelier the task, the higher."""
+        return self._scores(VIEWS[self.view](x_ND.double()))
+
+    def tasks_of(self, x_ND: Tensor) -> list[int]:
+        """The likeliest task of each prompt; of equal ones the earliest."""
+        return self.scores(x_ND).argmax(1).tolist()
+
+    def unknown(self, x_ND: Tensor, tasks: Sequence[int]) -> list[bool]:
+        """Whether each prompt is further from its task than the task's own prompts are."""
+        return [
+            bool(self.tasks[t].distance(x_D[None]) > self.tasks[t].distances[UNKNOWN])
+            for x_D, t in zip(x_ND, tasks, strict=True)
+        ]
+
+    def _rounding(self) -> Tensor:
+        """What is lost where variances are differences of squares; more than 0."""
+        square = self.second if self.second.dim() == 1 else self.second.diagonal()
+        machine = torch.finfo(torch.float64)
+        return 16 * machine.eps * square.mean() / self.count_T.sum() + machine.tiny
+
+    def _within(self) -> Tensor:
+        """Pooled (co)variance within tasks, of the shape of ``second``."""
+        mean_TM = self.sum_TM / self.count_T[:, None]
+        outer = self.count_T[:, None] * mean_TM
+        between = (outer * mean_TM).sum(0) if self.second.dim() == 1 else outer.T @ mean_TM
+        return (self.second - between) / self.count_T.sum()
+
+
+RECOGNISERS: Registry[type[Recogniser]] = Registry("recogniser")
+
+
+@RECOGNISERS.register("means")
+class Means(Recogniser):
+    """The nearest task mean, each dimension in units of its pooled standard deviation."""
+
+    view = "plain"
+
+    def _scores(self, seen_NM: Tensor) -> Tensor:
+        variance_M = self._within().clamp(min=0)
+        variance_M = variance_M + SHRINK * variance_M.mean() + self._rounding()
+        scale_M = variance_M.rsqrt()
+        mean_TM = self.sum_TM / self.count_T[:, None]
+        return -torch.cdist(seen_NM * scale_M, mean_TM * scale_M).square()
+
+
+@RECOGNISERS.register("discriminant")
+class Discriminant(Recogniser):
+    """Linear discriminant analysis: the nearest task mean under the pooled covariance.
+
+    Source: Fisher 1936; the covariance shrunk as in Friedman 1989, without priors.
+    """
+
+    view = "projected"
+
+    def _scores(self, seen_NM: Tensor) -> Tensor:
+        within_MM = self._within()
+        mean_variance = within_MM.diagonal().mean().clamp(min=0) + self._rounding()
+        eye_MM = torch.eye(len(within_MM), dtype=within_MM.dtype)
+        shrunk_MM = (1 - SHRINK) * within_MM + SHRINK * mean_variance * eye_MM
+        mean_TM = self.sum_TM / self.count_T[:, None]
+        solved_MT = torch.linalg.solve(shrunk_MM, mean_TM.T)
+        return seen_NM @ solved_MT - 0.5 * (mean_TM.T * solved_MT).sum(0)
+
+
+@RECOGNISERS.register("ridge")
+class Ridge(Recogniser):
+    """Ridge regression of one-hot tasks on random features, with equal weight for each task.
+
+    A task's sums are divided by its count, so that a large task does not outvote a small one.
+
+    Source: the closed-form routers of Any-SSR (Tong et al. 2025) and RanPAC (arXiv:2307.02251).
+    """
+
+    view = "random"
+
+    def __init__(self, tasks: Sequence[TaskStatistics]) -> None:
+        super().__init__(tasks)
+        self.second = sum(
+            (t.moments[self.view].second / t.count for t in tasks), torch.zeros(())
+        ).double()
+
+    def _scores(self, seen_NM: Tensor) -> Tensor:
+        return seen_NM @ self.weights_MT()
+
+    def weights_MT(self) -> Tensor:
+        """``(sum_t F_t^T F_t / n_t + lambda I)^-1 [mean_1, ..., mean_T]``."""
+        eye_MM = torch.eye(len(self.second), dtype=self.second.dtype)
+        ridge = RIDGE * self.second.diagonal().mean() + torch.finfo(torch.float64).tiny
+        mean_MT = (self.sum_TM / self.count_T[:, None]).T
+        return torch.linalg.solve(self.second + ridge * eye_MM, mean_MT)

@@ -1,0 +1,107 @@
+"""What is kept of a task's prompts: sums, from which every recogniser is made.
+
+Sums of one task never change when another arrives, so they lie in that task's memory file.
+
+Shape letters: N prompts, D embedding size, M features of a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moram_dist.recognise.features import VIEWS
+
+PREFIX = "recogniser."
+"""Begins the names of these tensors in a task's memory file."""
+
+LEVELS = (0.9, 0.95, 0.99, 0.995, 1.0)
+"""Quantiles that are kept of how far a task's own prompts are from the task."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over prompts of one view of their features, in float64."""
+
+    sum_M: Tensor
+    second: Tensor
+    """Sum of squares, (M,), or of outer products, (M, M)."""
+
+
+@dataclass(frozen=True)
+class TaskStatistics:
+    """Of one task's training prompts."""
+
+    count: int
+    moments: Mapping[str, Moments]
+    """By name of the view: ``plain`` with squares, the others with outer products."""
+
+    distances: Tensor
+    """Of the task's own prompts to the task, each left out in turn: quantiles at ``LEVELS``."""
+
+    @classmethod
+    def of(cls, x_ND: Tensor) -> TaskStatistics:
+        """From the features of all training prompts of a task, at least one."""
+        moments = {}
+        for name, view in VIEWS.items():
+            seen_NM = view(x_ND.double())
+            second = seen_NM.square().sum(0) if name == "plain" else seen_NM.T @ seen_NM
+            moments[name] = Moments(seen_NM.sum(0), second)
+        return cls(len(x_ND), moments, _left_out(x_ND.double(), moments["plain"]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For the task's memory file; of outer products the upper triangle alone."""
+        out = {
+            f"{PREFIX}count": torch.tensor(self.count),
+            f"{PREFIX}distances": self.distances,
+        }
+        for name, moments in self.moments.items():
+            second = moments.second
+            if second.dim() == 2:
+                rows, columns = torch.triu_indices(*second.shape)
+                second = second[rows, columns]
+            out[f"{PREFIX}{name}.sum"] = moments.sum_M
+            out[f"{PREFIX}{name}.second"] = second
+        return out
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> TaskStatistics | None:
+        """From a task's memory file; None where it is of a run that kept none."""
+        if f"{PREFIX}count" not in tensors:
+            return None
+        moments = {}
+        for name in VIEWS:
+            sum_M = tensors[f"{PREFIX}{name}.sum"].double()
+            second = tensors[f"{PREFIX}{name}.second"].double()
+            if len(second) != len(sum_M):
+                rows, columns = torch.triu_indices(len(sum_M), len(sum_M))
+                whole = second.new_zeros(len(sum_M), len(sum_M))
+                whole[rows, columns] = whole[columns, rows] = second
+                second = whole
+            moments[name] = Moments(sum_M, second)
+        count = int(tensors[f"{PREFIX}count"])
+        return cls(count, moments, tensors[f"{PREFIX}distances"].double())
+
+    def distance(self, x_ND: Tensor) -> Tensor:
+        """Mean over dimensions of the squared distance from the task's mean, in variances, (N,)."""
+        plain = self.moments["plain"]
+        return _distance(x_ND.double(), self.count, plain.sum_M, plain.second)
+
+
+def _distance(x_ND: Tensor, count: Tensor | int, sum_D: Tensor, square_D: Tensor) -> Tensor:
+    mean_D = sum_D / count
+    variance_D = (square_D / count - mean_D.square()).clamp(min=0)
+    # A dimension in which few prompts happen to agree must not decide alone.
+    floor = variance_D.mean(-1, keepdim=True) / 10 + torch.finfo(x_ND.dtype).tiny
+    return ((x_ND - mean_D).square() / (variance_D + floor)).mean(-1)
+
+
+def _left_out(x_ND: Tensor, plain: Moments) -> Tensor:
+    """Quantiles of each prompt's distance to the statistics of all others."""
+    if len(x_ND) < 2:
+        return torch.full((len(LEVELS),), torch.inf, dtype=torch.float64)
+    found = _distance(x_ND, len(x_ND) - 1, plain.sum_M - x_ND, plain.second - x_ND.square())
+    return torch.quantile(found, torch.tensor(LEVELS, dtype=torch.float64))

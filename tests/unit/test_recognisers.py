@@ -1,0 +1,157 @@
+"""Recognisers against formulas written out by hand, and what they promise of their statistics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moram_dist.recognise import PREFIX, RECOGNISERS, TaskStatistics, prompt_features
+from moram_dist.recognise.features import PROJECTED, VIEWS
+from moram_dist.recognise.recognisers import RIDGE, SHRINK, UNKNOWN
+from moram_dist.recognise.statistics import LEVELS
+
+SIZES = (40, 25, 60)
+D = 12
+
+
+def prompts(seed=0, width=D):
+    """Features of three tasks around means that differ less than a common offset."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    scales = 0.1 + draw(width).abs()
+    return [5 + draw(width) + draw(n, width) * scales for n in SIZES]
+
+
+def statistics(tasks):
+    return [TaskStatistics.of(x) for x in tasks]
+
+
+def test_features_are_means_of_embeddings():
+    table = torch.randn(7, 3)
+    found = prompt_features(table, [[1, 1, 4], [6]])
+    assert torch.equal(found[0], (table[1].double() * 2 + table[4].double()) / 3)
+    assert torch.equal(found[1], table[6].double())
+    assert prompt_features(table, []).shape == (0, 3)
+    together = prompt_features(table.bfloat16(), [[1, 2], [3]])
+    assert torch.equal(together[1:], prompt_features(table.bfloat16(), [[3]]))
+
+
+def test_means_by_the_formula():
+    tasks, (x, *_) = prompts(), prompts(seed=1)
+    means = torch.stack([t.mean(0) for t in tasks])
+    pooled = sum(((t - m) ** 2).sum(0) for t, m in zip(tasks, means, strict=True)) / sum(SIZES)
+    pooled = pooled + SHRINK * pooled.mean()
+    expected = torch.stack([-((x - m) ** 2 / pooled).sum(1) for m in means], 1)
+    found = RECOGNISERS["means"](statistics(tasks)).scores(x)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("width", [D, PROJECTED + 44])
+def test_discriminant_by_the_formula(width):
+    tasks, (x, *_) = prompts(width=width), prompts(seed=1, width=width)
+    seen, y = [VIEWS["projected"](t) for t in tasks], VIEWS["projected"](x)
+    means = torch.stack([t.mean(0) for t in seen])
+    centred = torch.cat([t - m for t, m in zip(seen, means, strict=True)])
+    within = centred.T @ centred / sum(SIZES)
+    size = len(within)
+    assert size == min(width, PROJECTED)
+    shrunk = (1 - SHRINK) * within + SHRINK * within.diagonal().mean() * torch.eye(size)
+    inverse = torch.linalg.inv(shrunk)
+    distance = torch.stack([((y - m) @ inverse * (y - m)).sum(1) for m in means], 1)
+    scores = RECOGNISERS["discriminant"](statistics(tasks)).scores(x)
+    # Equal but for what all tasks have in common.
+    found = scores - scores[:, :1]
+    torch.testing.assert_close(found, -0.5 * (distance - distance[:, :1]), rtol=1e-6, atol=1e-6)
+
+
+def test_ridge_equals_one_solve_over_all_data():
+    tasks, (x, *_) = prompts(), prompts(seed=1)
+    seen = [VIEWS["random"](t) for t in tasks]
+    every = torch.cat([f / len(f) ** 0.5 for f in seen])
+    labels = torch.cat(
+        [
+            torch.nn.functional.one_hot(torch.tensor(t), 3).double().expand(n, 3) / n**0.5
+            for t, n in enumerate(SIZES)
+        ]
+    )
+    gram = every.T @ every
+    ridge = RIDGE * gram.diagonal().mean()
+    weights = torch.linalg.lstsq(
+        torch.cat([every, ridge**0.5 * torch.eye(len(gram), dtype=torch.float64)]),
+        torch.cat([labels, torch.zeros(len(gram), 3, dtype=torch.float64)]),
+    ).solution
+    found = RECOGNISERS["ridge"](statistics(tasks)).scores(x)
+    torch.testing.assert_close(found, VIEWS["random"](x) @ weights, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", [*RECOGNISERS])
+def test_any_order_gives_the_same_scores(name):
+    tasks, (x, *_) = prompts(), prompts(seed=1)
+    found = RECOGNISERS[name](statistics(tasks)).scores(x)
+    other = RECOGNISERS[name](statistics([tasks[2], tasks[0], tasks[1]])).scores(x)
+    torch.testing.assert_close(found[:, [2, 0, 1]], other, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", [*RECOGNISERS])
+def test_unseen_prompts_are_recognised(name):
+    tasks = prompts()
+    recogniser = RECOGNISERS[name](statistics([t[::2] for t in tasks]))
+    right = [recogniser.tasks_of(t[1::2]).count(i) / len(t[1::2]) for i, t in enumerate(tasks)]
+    assert min(right) > 0.9
+    assert recogniser.scores(tasks[0][:2]).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", [*RECOGNISERS])
+@pytest.mark.parametrize("num_prompts", [1, 2])
+def test_few_prompts_and_one_task(name, num_prompts):
+    tasks = [t[:num_prompts] for t in prompts()]
+    assert RECOGNISERS[name](statistics(tasks)).tasks_of(torch.cat(tasks)[:1]) == [0]
+    assert RECOGNISERS[name](statistics(tasks[:1])).tasks_of(tasks[1]) == [0] * num_prompts
+    same = torch.ones(3, D, dtype=torch.float64)
+    scores = RECOGNISERS[name](statistics([same, same])).scores(same)
+    assert scores.isfinite().all()
+
+
+def test_statistics_survive_their_file():
+    for width in (D, PROJECTED + 5):
+        (x, *_) = prompts(width=width)
+        before = TaskStatistics.of(x)
+        tensors = before.tensors()
+        assert all(name.startswith(PREFIX) for name in tensors)
+        after = TaskStatistics.from_tensors({"layer.keys": torch.zeros(1), **tensors})
+        assert after.count == before.count
+        assert torch.equal(after.distances, before.distances)
+        for name, moments in before.moments.items():
+            assert torch.equal(after.moments[name].sum_M, moments.sum_M)
+            torch.testing.assert_close(after.moments[name].second, moments.second)
+    assert TaskStatistics.from_tensors({"layer.keys": torch.zeros(1)}) is None
+
+
+def test_a_file_of_statistics_is_a_few_hundred_kilobytes():
+    tensors = TaskStatistics.of(torch.randn(9, 4096)).tensors()
+    assert sum(t.numel() * t.element_size() for t in tensors.values()) < 700_000
+
+
+def test_distances_leave_each_prompt_out():
+    (x, *_) = prompts()
+    found = []
+    for i in range(len(x)):
+        others = torch.cat([x[:i], x[i + 1 :]])
+        variance = others.var(0, unbiased=False)
+        floor = variance.mean() / 10
+        found.append(((x[i] - others.mean(0)) ** 2 / (variance + floor)).mean())
+    expected = torch.quantile(torch.stack(found), torch.tensor(LEVELS, dtype=torch.float64))
+    torch.testing.assert_close(TaskStatistics.of(x).distances, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_foreign_prompt_is_unknown():
+    tasks = prompts()
+    recogniser = RECOGNISERS["means"](statistics(tasks))
+    own = recogniser.unknown(tasks[2], [2] * len(tasks[2]))
+    assert sum(own) <= 2  # the 0.995 quantile of 60
+    assert recogniser.unknown(tasks[0] + 20, [0] * len(tasks[0])) == [True] * len(tasks[0])
+    alone = TaskStatistics.of(tasks[0][:1])
+    assert alone.distances[UNKNOWN] == float("inf")
