@@ -1,6 +1,7 @@
 """Continual-learning methods, one file each; imported by hand so that every name can be found."""
 
 from moram_dist.methods import (
+    any_ssr,
     ewc,
     in_context,
     inc_lora,
@@ -12,6 +13,7 @@ from moram_dist.methods import (
     replay,
     sequential_lora,
     single_task,
+    slao,
     zero_shot,
 )
 from moram_dist.methods.method import METHODS, Method
@@ -19,6 +21,7 @@ from moram_dist.methods.method import METHODS, Method
 __all__ = [
     "METHODS",
     "Method",
+    "any_ssr",
     "ewc",
     "in_context",
     "inc_lora",
@@ -30,5 +33,6 @@ __all__ = [
     "replay",
     "sequential_lora",
     "single_task",
+    "slao",
     "zero_shot",
 ]

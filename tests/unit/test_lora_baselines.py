@@ -14,6 +14,7 @@ from moram_dist.methods import METHODS
 from moram_dist.methods.ewc import FISHER_EXAMPLES
 from moram_dist.methods.lwf import divergence
 from moram_dist.methods.method import Seen
+from moram_dist.methods.slao import orthonormal
 from moram_dist.registry import InputError
 
 LN3 = math.log(3)
@@ -84,6 +85,50 @@ def test_inc_lora_sums_all_tasks_and_freezing_changes_no_bit():
     again, restored = built("inc_lora", d_in=2, d_out=1, alpha=3.0)
     again.load_task(0, tensors)
     assert restored(x).item() == 18
+
+
+# slao
+
+
+def test_slao_three_tasks_by_hand():
+    method, model = built("slao", d_in=2, d_out=1, alpha=2.0)
+    begin(method, model, 0, A=[[3.0, 4.0]], B=[[2.0]])
+    method.end_task(0, no_look)
+    x = torch.tensor([[1.0, 1.0]])
+    assert model(x).item() == 2 * 7 * 2  # scale 2
+    fresh = method.begin_task(1)
+    # A direction of length 1, and B as it was trained.
+    torch.testing.assert_close(fresh["layer.lora_A"], torch.tensor([[0.6, 0.8]]))
+    assert fresh["layer.lora_B"].tolist() == [[2.0]]
+    begin(method, model, 1, A=[[0.0, -2.0]], B=[[5.0]])
+    tensors = method.end_task(1, no_look)
+    assert tensors["layer.lora_A"].tolist() == [[0.0, -2.0]]
+    assert tensors["layer.trained_B"].tolist() == [[5.0]]
+    second = 2 + 3 / math.sqrt(2)
+    assert tensors["layer.lora_B"].item() == pytest.approx(second)
+    assert model(x).item() == pytest.approx(2 * -2 * second)
+
+    again, restored = built("slao", d_in=2, d_out=1, alpha=2.0)
+    again.load_task(1, tensors)
+    for one, other in ((method, model), (again, restored)):
+        fresh = one.begin_task(2)
+        assert fresh["layer.lora_A"].tolist() == [[0.0, -1.0]]
+        assert fresh["layer.lora_B"].tolist() == [[5.0]]
+        begin(one, other, 2, A=[[1.0, 0.0]], B=[[-1.0]])
+        third = second + (-1 - second) / math.sqrt(3)
+        assert one.end_task(2, no_look)["layer.lora_B"].item() == pytest.approx(third)
+
+
+def test_orthonormal_rows_span_the_same():
+    A = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = orthonormal(A)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(A @ rows.T @ rows, A)
+    # R = A rows^T, transposed, is upper triangular with a positive diagonal: Gram and Schmidt.
+    R = rows @ A.T
+    torch.testing.assert_close(R, R.triu())
+    assert (R.diagonal() > 0).all()
+    assert orthonormal(A.bfloat16()).dtype == torch.bfloat16
 
 
 # o_lora
