@@ -18,7 +18,8 @@ from eval.report import write_report
 from eval.score_matrix import score_matrices
 from launch.summary import summary
 from moram_dist import config_io
-from moram_dist.adapters.inject import find_linears
+from moram_dist.adapters.reached import unreached
+from moram_dist.adapters.targets import Targets, choose_targets
 from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
@@ -56,6 +57,8 @@ class Session:
     run_dir: RunDir
     tracker: Tracker
     watch: Watch
+    targets: Targets | None
+    """The linears to adapt; None for a method that adapts none."""
 
     def run(self) -> None:
         """Train what is not trained, evaluate what is not evaluated, write the report."""
@@ -89,7 +92,9 @@ class Session:
         method = METHODS[config.method.method](
             config.method, config.train.seed, placer, num_tasks=len(self.benchmark.tasks)
         )
-        method.build(base.model)
+        method.build(base.model, self.targets.names if self.targets else None)
+        if self.targets:
+            progress.say(self.targets.line)
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
         asked = method.asked(self.benchmark, partial(fits, base.tokenizer))
@@ -245,7 +250,7 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     quiet()
     config, benchmark = settle(config)
     ds_config = deepspeed_config(config, ds_path, env.world_size())
-    find_linears(language_model.skeleton(config.model), config.method.target_modules)
+    targets = _targets(config)
     language_model.load_tokenizer(config.model)
     ds.check_zero(ds_config, path=ds_path)
     run_dir = RunDir(config.run_dir)
@@ -260,7 +265,14 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         world_size=env.world_size(),
     )
     watch = Watch(config.parallel.wait_limit)
-    return Session(config, benchmark, ds_config, run_dir, tracker, watch)
+    return Session(config, benchmark, ds_config, run_dir, tracker, watch, targets)
+
+
+def _targets(config: RunConfig) -> Targets | None:
+    skeleton = language_model.skeleton(config.model)
+    if METHODS[config.method.method].build is Method.build:
+        return None
+    return choose_targets(skeleton, config.method.target_modules, unreached(skeleton))
 
 
 def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[str, Any]:

@@ -5,8 +5,8 @@ Which kind of language model it is, causal or encoder-decoder, its own configura
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from moram_dist.config import EMBEDDED, ModelConfig
+from moram_dist.models import attention
 from moram_dist.registry import InputError
 
 DEMO_BASE = Path(__file__).parent / "demo_base"
@@ -43,24 +44,21 @@ def resolve_dtype(config: ModelConfig) -> torch.dtype:
 
 
 def resolve_attention(config: ModelConfig, architecture: Any) -> str:
-    """The attention kernel: flash-attn on CUDA in bf16 where it imports, else torch's own.
+    """The attention kernel. Not to be called while ZeRO-3 shards what is built.
 
     Raises:
-        InputError: flash-attn was asked for where it cannot run.
+        InputError: as ``attention.resolve``.
     """
-    installed = importlib.util.find_spec("flash_attn") is not None
-    half = resolve_dtype(config) == torch.bfloat16
-    flash = torch.cuda.is_available() and installed and half
-    if flash and architecture.is_encoder_decoder:
-        flash = False  # T5 adds a bias to attention scores, and flash-attn has no place for it
-    if config.attention == "auto":
-        return "flash_attention_2" if flash else "sdpa"
-    if config.attention == "flash_attention_2" and not flash:
-        raise InputError(
-            "--attention flash_attention_2 needs CUDA, --dtype bf16, the package flash-attn and a "
-            "causal model"
-        )
-    return config.attention
+
+    def build(kernel: str) -> None:
+        with torch.device("meta"):
+            _auto_class(architecture).from_config(
+                copy.deepcopy(architecture),
+                attn_implementation=kernel,
+                trust_remote_code=config.trust_remote_code,
+            )
+
+    return attention.resolve(config.attention, resolve_dtype(config), build)
 
 
 def source(config: ModelConfig) -> str:
@@ -123,12 +121,14 @@ def decoder_start(config: ModelConfig, architecture: Any) -> int | None:
 def skeleton(config: ModelConfig) -> nn.Module:
     """The model's modules without any weights: to look at names before work starts."""
     architecture = check(config)
-    resolve_attention(config, architecture)
     decoder_start(config, architecture)
+    kernel = resolve_attention(config, architecture)
     try:
         with torch.device("meta"):
             return _auto_class(architecture).from_config(
-                architecture, trust_remote_code=config.trust_remote_code
+                architecture,
+                attn_implementation=kernel,
+                trust_remote_code=config.trust_remote_code,
             )
     except ValueError as error:
         kind = "text-to-text" if architecture.is_encoder_decoder else "causal"
@@ -167,16 +167,19 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
         config: which model, in which precision.
         ds_config: resolved DeepSpeed configuration; its stage decides about sharding.
     """
+    from transformers import GenerationConfig
     from transformers.integrations import HfDeepSpeedConfig
 
+    architecture = check(config)
+    kernel = resolve_attention(config, architecture)
     keep_alive = None
     if ds_config["zero_optimization"]["stage"] == 3:
         keep_alive = HfDeepSpeedConfig(ds_config)
-    architecture = check(config)
     model = _auto_class(architecture).from_pretrained(
         source(config),
         dtype=resolve_dtype(config),
-        attn_implementation=resolve_attention(config, architecture),
+        attn_implementation=kernel,
+        generation_config=GenerationConfig(),  # decoding is the protocol's: the base's is not read
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
     )
