@@ -16,6 +16,7 @@ import torch
 from eval.harness import Evaluator
 from eval.report import write_report
 from eval.score_matrix import score_matrices
+from launch.base import check_base, check_loaded
 from launch.summary import summary
 from moram_dist import config_io
 from moram_dist.adapters.inject import find_linears
@@ -97,6 +98,7 @@ class Session:
         for note in asked.notes:
             progress.say(f"note: {note}")
         engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
+        check_loaded(base, engine, config.model.model)
         manifest = self._manifest(method, base)
         if env.is_main():
             self.run_dir.describe(config, asked, self.ds_config, env.world_size())
@@ -246,8 +248,9 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     quiet()
     config, benchmark = settle(config)
     ds_config = deepspeed_config(config, ds_path, env.world_size())
-    find_linears(language_model.skeleton(config.model), config.method.target_modules)
-    language_model.load_tokenizer(config.model)
+    model = language_model.skeleton(config.model)
+    find_linears(model, config.method.target_modules)
+    benchmark = check_base(config, benchmark, model)
     ds.check_zero(ds_config, path=ds_path)
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)
