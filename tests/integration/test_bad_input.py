@@ -226,11 +226,11 @@ def change(path: Path, **values: object) -> None:
 def test_model_folders(complaint, model):
     assert f"--model {model}x: no such folder" in complaint(model=f"{model}x")
     change(model / "config.json", model_type="clip")
-    assert f"--model {model} is no causal language model" in complaint(model=model)
+    assert f"--model {model}: is no causal language model" in complaint(model=model)
     change(model / "config.json", model_type="nonesuch")
-    assert f"--model {model}: cannot be loaded" in complaint(model=model)
+    assert f"--model {model}: config.json cannot be used" in complaint(model=model)
     (model / "config.json").write_text("{")
-    assert f"--model {model}: cannot be loaded" in complaint(model=model)
+    assert f"{model / 'config.json'}, line 1, column 2: malformed" in complaint(model=model)
     (model / "config.json").unlink()
     assert f"{model / 'config.json'} does not exist" in complaint(model=model)
 
@@ -238,7 +238,7 @@ def test_model_folders(complaint, model):
 def test_a_model_without_tokenizer_or_weights(complaint, model):
     for path in model.glob("tokenizer*"):
         path.unlink()
-    assert f"--model {model}: no tokenizer" in complaint(model=model)
+    assert f"--model {model}: holds neither tokenizer.json nor" in complaint(model=model)
     (model / "model.safetensors").unlink()
     assert f"--model {model}: holds no *.safetensors" in complaint(model=model)
 
