@@ -256,7 +256,7 @@ def test_a_models_own_code_does_not_run(complaint, model, tmp_path, model_type):
     change(model / "config.json", model_type=model_type, auto_map=own)
     change(model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]})
     # A known type loads by transformers' own code, and is then refused for another reason.
-    expected = "cannot be loaded" if model_type == "nonesuch" else "--target_modules 'query'"
+    expected = "needs code of its own" if model_type == "nonesuch" else "--target_modules 'query'"
     assert expected in complaint(model=model, target_modules="query")
     assert not planted.exists()
 
