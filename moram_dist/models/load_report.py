@@ -19,11 +19,12 @@ from torch import Tensor
 from moram_dist.models.folder import BaseError, because, header, weight_files
 
 BUFFERS = re.compile(
-    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids|masked_bias|_extra_state)$"
+    r"(^|\.)(inv_freq|rotary_emb\.(cos|sin)_cached|position_ids|token_type_ids|masked_bias"
+    r"|embed_positions\.weights|_extra_state)$"
 )
 """Constants that older versions saved with the weights, and that models now make themselves."""
 
-MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
+MASK = re.compile(r"(^|\.)(attn|attention)\.(bias|causal_mask)$")
 """A causal mask, likewise, where it has the four dimensions of one."""
 
 ROWS_AT_ONCE = 4096
@@ -114,12 +115,12 @@ def _known(tensor: str, content: Tensor | None) -> bool:
 
 def _refuse_integers(model: Any, tensors: Mapping[str, Tensor], name: str) -> None:
     """Transformers would take whole numbers for weights as they are."""
+    counts = {t for t, content in model.state_dict().items() if not content.is_floating_point()}
     prefix = f"{model.base_model_prefix}."
-    wanted = model.state_dict()
     for tensor, content in tensors.items():
-        of_model = wanted.get(tensor, wanted.get(prefix + tensor))
-        of_model = wanted.get(tensor.removeprefix(prefix)) if of_model is None else of_model
-        if of_model is not None and of_model.is_floating_point() > content.is_floating_point():
+        if content.is_floating_point() or _known(tensor, content):
+            continue
+        if not counts & {tensor, prefix + tensor, tensor.removeprefix(prefix)}:
             raise BaseError(
                 name,
                 f"{tensor} is of {str(content.dtype).removeprefix('torch.')}: quantised weights "

@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from moram_dist.models.folder import TOKENIZER, BaseError, because
-from moram_dist.reading import read_json, read_object
+from moram_dist.reading import read_object, read_text
 from moram_dist.registry import InputError
 
 WHOLE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
+
+VOCABULARY = "vocab.json"
+MERGES = "merges.txt"
+
+END = "</w>"
+"""Of a word, in the vocabularies of XLM and CLIP."""
+
+FEW = 100
+"""So many words, and a tenth of the vocabulary, may come from elsewhere: special ones, fillers."""
 
 SPACE = "▁"
 """The one token that is no special one in T5's vocabulary where its file is missing."""
@@ -67,9 +76,11 @@ def _check_files(folder: Path, name: str) -> None:
         if not path.stat().st_size:
             raise BaseError(name, f"{path.name} is empty; download it again")
         if path.suffix == ".json" and path.name != WHOLE:  # large, and read by the library
-            _read(path, name)
+            _object(path, name)
     if (folder / WHOLE).exists():
         return
+    if (folder / VOCABULARY).exists() and (folder / MERGES).exists():
+        _check_merges(folder, name)
     if not (folder / SETTINGS).exists():
         raise BaseError(
             name,
@@ -79,11 +90,25 @@ def _check_files(folder: Path, name: str) -> None:
     _check_class(folder / SETTINGS, name)
 
 
+def _check_merges(folder: Path, name: str) -> None:
+    """Whether the merges make the vocabulary's words: a list that ends early is taken as it is."""
+    lines = read_text(folder / MERGES).split("\n")
+    merged = {"".join(line.split(" ")[:2]) for line in lines}
+    vocabulary = _object(folder / VOCABULARY, name)
+    words = {word.removesuffix(END) for word in vocabulary if len(word) > 1} - merged
+    if len(words) > FEW + len(vocabulary) // 10:
+        raise BaseError(
+            name,
+            f"{MERGES} does not make {len(words)} of the {len(vocabulary)} tokens of {VOCABULARY}, "
+            f"such as {max(words)!r}; it is cut short, or of another model",
+        )
+
+
 def _check_class(path: Path, name: str) -> None:
     """Whether transformers knows the class; else it takes another one, without a word."""
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-    settings = read_object(path)
+    settings = _object(path, name)
     kind = settings.get("tokenizer_class")
     if kind is None or "auto_map" in settings:
         return
@@ -93,11 +118,8 @@ def _check_class(path: Path, name: str) -> None:
         )
 
 
-def _read(path: Path, name: str) -> None:
+def _object(path: Path, name: str) -> dict[str, Any]:
     try:
-        if path.name in (SETTINGS, "special_tokens_map.json"):
-            read_object(path)
-        else:
-            read_json(path)
+        return read_object(path)
     except InputError as error:
         raise BaseError(name, f"{error}; download the file again") from None

@@ -272,3 +272,52 @@ def test_a_tokenizer_whose_file_is_missing_knows_no_word(folder):
         assert "knows special tokens only" in refusal(folder)
     (folder / "tokenizer_config.json").unlink()
     assert "holds neither tokenizer.json nor tokenizer_config.json" in refusal(folder)
+
+
+def test_merges_that_end_early_would_spell_words_by_letters(folder):
+    """transformers takes a list that was cut short as it is."""
+    letters = "abcdefghij"
+    words = [a + b + c for a in letters for b in letters for c in letters]
+    pairs = [(a, b) for a in letters for b in letters]
+    merges = [*pairs, *((word[:2], word[2]) for word in words)]
+    vocabulary = ["</s>", "<s>", *letters, *map("".join, pairs), *words]
+    (folder / "tokenizer.model").unlink()
+    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "</s>", "bos_token": "<s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": "</s>"}))
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}))
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (folder / "merges.txt").write_text("\n".join(lines))
+    assert refusal(folder) == ""
+    (folder / "merges.txt").write_text("\n".join(lines[: len(lines) // 2]))
+    assert "merges.txt does not make 553 of the 1112 tokens of vocab.json" in refusal(folder)
+    (folder / "merges.txt").write_text("")
+    assert "merges.txt is empty" in refusal(folder)
+
+
+@pytest.fixture
+def cached(whole, tmp_path, monkeypatch):
+    """A model in the cache of the hub, which cannot be reached."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    home = tmp_path / "models--some--model"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    return shutil.copytree(whole, home / "snapshots" / commit)
+
+
+def test_a_model_of_the_hub_is_looked_at_in_its_cache(cached):
+    assert refusal("some/model") == ""
+    (cached / WEIGHTS).write_bytes(b"x" * 100)
+    assert f"some/model: {WEIGHTS} is cut short or damaged" in refusal("some/model")
+    (cached / WEIGHTS).unlink()
+    assert f"neither {WEIGHTS} nor {INDEX} with its files is in the cache" in refusal("some/model")
+    (cached / "adapter_config.json").write_text("{}")
+    assert "of a PEFT adapter" in refusal("some/model")
+
+
+def test_a_model_of_the_hub_in_shards(cached):
+    shard(cached)
+    assert refusal("some/model") == ""
+    (cached / SHARDS[1]).unlink()
+    assert "with its files is in the cache" in refusal("some/model")
