@@ -20,7 +20,7 @@ import yaml
 from moram_dist import config_io
 from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.config import RunConfig
-from moram_dist.files import exclusive_lock, write_atomically
+from moram_dist.files import exclusive_lock, sync_folder, write_atomically, writing
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
 from moram_dist.train.checkpoint import ProgressFiles
@@ -84,24 +84,35 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second run off this folder, until this process ends in any way. Main rank only.
+        """Make the folder, and keep a second run off it until this process ends. Main rank only.
 
         Raises:
-            InputError: another run holds it.
+            InputError: another run holds it, or what is at the lock's name is no file.
+            WriteError: it cannot be made, or the disk is full.
         """
         path = self.path / ".lock"
         with ExitStack() as stack:
             try:
                 file = stack.enter_context(exclusive_lock(path, wait=False))
             except BlockingIOError:
-                holder = path.read_text().strip()
+                holder = path.read_bytes()[:200].decode("utf-8", errors="replace").strip()
                 raise InputError(
                     f"--output_dir {self.path} is in use by another run ({holder})"
                 ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+            with writing(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}".encode())
+                self._sync_folders()
             yield
+
+    def _sync_folders(self) -> None:
+        """Put on disk every name that is there: a process may have died before it had done so.
+
+        What is built on them from here on is synced, and must not outlive them.
+        """
+        sync_folder(self.path.resolve().parent)
+        for folder, _, _ in os.walk(self.path):
+            sync_folder(Path(folder))
 
     def describe(
         self, config: RunConfig, benchmark: Benchmark, ds_config: dict[str, Any], world_size: int
