@@ -147,6 +147,14 @@ def open_to_append(path: Path, *, private: bool = False) -> BinaryIO:
         return file
 
 
+def append(file: BinaryIO, line: bytes) -> None:
+    """Add a line to what ``open_to_append`` gave: whole, or not at all. Raises OSError."""
+    end = file.seek(0, os.SEEK_END)
+    if file.write(line) != len(line):
+        file.truncate(end)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:
