@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,12 +27,18 @@ from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
-from moram_dist.files import write_atomically
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
-from moram_dist.tracking import IDS_FILE, DatasetRecord, RunDescription, Tracker, open_tracker
+from moram_dist.tracking import (
+    DatasetRecord,
+    RunDescription,
+    Tracker,
+    open_tracker,
+    read_ids,
+    write_ids,
+)
 from moram_dist.train import ds_config as ds
 from moram_dist.train.checkpoint import Place
 from moram_dist.train.engine import make_engine
@@ -191,16 +196,15 @@ class Session:
         return saved
 
     def _saved(self, manifest: Manifest, progress: Progress) -> Place | None:
-        """Where the next task goes on; its MLflow ids are put back if their file is gone."""
+        """Where the next task goes on; its MLflow ids are put back if their file is lost."""
         saved = None
         if env.is_main():
             learned = [task.sha256 for task in manifest.tasks]
             saved = self.run_dir.progress.newest(
                 task=len(learned), learned=learned, say=progress.say
             )
-            ids = self.run_dir.path / IDS_FILE
-            if saved and saved.tracking and not ids.exists():
-                write_atomically(ids, json.dumps(saved.tracking, indent=2) + "\n")
+            if saved and saved.tracking and read_ids(self.run_dir.path) is None:
+                write_ids(self.run_dir.path, saved.tracking)
         return env.from_main(saved)
 
     def _description(self) -> RunDescription:
