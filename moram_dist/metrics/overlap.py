@@ -33,13 +33,25 @@ def rouge_l_set(answer: Answer) -> float:
 
     The package itself recurses once a word, and raises on a text of nothing but ``.``; here long
     sentences are no problem and such a text scores 0.0, as an empty one does. MoRAM's scorer avoids
-    that exception by a line break after every prediction without one. Behind a final ``.`` this
-    counts as one more word, the empty one, so that even the reference would not score 100; that
-    side effect is left out.
+    that exception by a line break, see ``rouge_l_set_line_break``; here it is left out.
 
     Source: MeetingBank in TRACE, arXiv:2310.06762; rouge 1.0.1.
     """
     return _rouge_l_set(answer.prediction, answer.reference)
+
+
+@METRICS.register("rouge_l_set_line_break")
+def rouge_l_set_line_break(answer: Answer) -> float:
+    """``rouge_l_set``, with a line break behind a prediction that has none.
+
+    Behind a final ``.`` it is one more predicted word, the empty one, so that the reference itself
+    scores under 100. An empty prediction scores 0.0 and gets no line break.
+
+    Source: MeetingBank in the MoRAM and TreeLoRA code for TRACE (``metrics.py``).
+    """
+    prediction = answer.prediction
+    appended = prediction if "\n" in prediction or not prediction else prediction + "\n"
+    return _rouge_l_set(appended, answer.reference)
 
 
 @METRICS.register("rouge_l_set_swapped")
