@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def read_runs(paths: Sequence[Path], answers: str | None = None) -> list[Run]:
     for path in paths:
         if path.suffix == ".jsonl":
             runs += [_checked(part(Run, one, at), at) for at, one in read_records(path)]
-        elif path.is_dir():
+        elif os.path.isdir(path):
             runs.append(read_run_directory(path, answers))
         else:
             raise InputError(f"{path}: no such run directory or .jsonl file")

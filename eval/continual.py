@@ -230,6 +230,10 @@ def _tasks(value: Any, path: Path) -> tuple[str, ...]:
         raise InputError(f"{path}: tasks must be a list of names")
     seen: set[str] = set()
     for name in value:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # JSON can say half a character, and no file has it in its name
+            raise InputError(f"{path}: tasks holds {name!r}, which is no text") from None
         if name in seen:
             raise InputError(f"{path}: tasks holds {name!r} twice")
         seen.add(name)
