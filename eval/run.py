@@ -8,7 +8,8 @@
     python eval/run.py compare RUN... --out DIR
     python eval/run.py compare --experiment NAME --tracking_uri sqlite:///RUNS/mlflow.db
 
-Results go to standard output. Bad input is one line on standard error and exit code 2.
+Results go to standard output. Bad input is one line on standard error and exit code 2; what cannot
+be written, as on a full disk, is one line and exit code 4.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +30,7 @@ from moram_dist.command_line import Parser
 from moram_dist.config import ModelConfig
 from moram_dist.files import write_atomically
 from moram_dist.metrics import METRICS
-from moram_dist.registry import InputError, unknown
+from moram_dist.registry import InputError, MachineError, unknown
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.rules import RULES, choose_protocol
 
@@ -59,7 +61,7 @@ def report(argv: Sequence[str]) -> None:
     """Write a run's report and print where it is."""
     args = _parse(report, argv, "--run")
     run = Path(args.run)
-    if not run.is_dir():
+    if not os.path.isdir(run):
         raise InputError(f"--run: no such folder: {run}")
     from eval.report import write_report  # plots are slow to import, and only needed here
 
@@ -82,17 +84,21 @@ def audit(argv: Sequence[str]) -> int:
     out = Path(args.out) if args.out is not None else None
     if out is not None and out.suffix not in (".md", ".json"):
         raise InputError(f"--out {out}: expected a name that ends in .md or .json")
+    if out is not None and os.path.isdir(out):
+        raise InputError(f"--out {out}: is a folder")
     # These need torch, which the other commands do without.
     from eval.audit import audit_benchmark
     from eval.audit_table import markdown
+    from moram_dist.data.chat import write_chats
     from moram_dist.models.language_model import load_tokenizer
 
     data_dir = Path(args.data_dir) if args.data_dir is not None else None
     source = Source(data_dir=data_dir, order=args.order, protocol=args.protocol)
     model = ModelConfig() if args.model is None else ModelConfig(model=args.model)
+    tokenizer = load_tokenizer(model)
     found = audit_benchmark(
-        BENCHMARKS[args.benchmark](source),
-        load_tokenizer(model),
+        write_chats(BENCHMARKS[args.benchmark](source), tokenizer),
+        tokenizer,
         data_dir=data_dir,
         say=lambda line: print(line, file=sys.stderr),
     )
@@ -111,6 +117,8 @@ def compare(argv: Sequence[str]) -> None:
         optional="--experiment --tracking_uri --answers --out --resamples",
         words="RUN",
     )
+    if args.out is not None and os.path.exists(args.out) and not os.path.isdir(args.out):
+        raise InputError(f"--out {args.out}: is no folder")
     from eval.compare_command import compare_runs, write_comparison  # numpy is only needed here
 
     text, comparison = compare_runs(
@@ -143,9 +151,9 @@ def main(argv: Sequence[str]) -> int:
         if argv[0] not in COMMANDS:
             raise unknown("command", argv[0], COMMANDS)
         return COMMANDS[argv[0]](argv[1:]) or 0
-    except InputError as error:
+    except (InputError, MachineError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return MachineError.EXIT_CODE if isinstance(error, MachineError) else 2
 
 
 def _parse(
@@ -201,7 +209,7 @@ def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
 def _scores(path: str) -> Scores:
     """The score matrix of a file, or of a run's folder."""
     run = Path(path)
-    return Scores.load(run / "scores.json" if run.is_dir() else run)
+    return Scores.load(run / "scores.json" if os.path.isdir(run) else run)
 
 
 def _print_json(content: object) -> None:

@@ -49,6 +49,8 @@ def main(*arguments: str, **flags: str) -> None:
         session = prepare(config, ds_path)
     except InputError as error:
         refuse(error)
+    except MachineError as error:
+        refuse(error, code=MachineError.EXIT_CODE)
     from moram_dist.train.stop import Stopped
     from moram_dist.train.trainer import NonFiniteLossError
 

@@ -1,7 +1,8 @@
 """A person's own tasks: a folder of them, or a YAML list.
 
 A folder holds one subfolder a task, each with ``train`` and ``test`` as ``.json`` or ``.jsonl``
-files of ``prompt`` and ``answer``. A YAML list gives each task's files and rules::
+files of records in one of the forms of ``tasks.examples``, such as ``prompt`` and ``answer``. A
+YAML list gives each task's files and rules::
 
     - name: tickets
       train: tickets/train.jsonl        # relative to the YAML file
@@ -24,8 +25,8 @@ from typing import Any
 from moram_dist.metrics import METRICS
 from moram_dist.reading import read_yaml
 from moram_dist.registry import InputError, unknown
+from moram_dist.tasks.examples import read_examples
 from moram_dist.tasks.orders import choose_order
-from moram_dist.tasks.readers import read_examples
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Source, Task, TaskRules
 
 _LISTING = "tasks.yaml"
@@ -109,8 +110,10 @@ def _split_file(folder: Path, split: str) -> Path:
         path for suffix in ("json", "jsonl") if (path := folder / f"{split}.{suffix}").exists()
     ]
     if len(files) != 1:
-        found = "both are there" if files else "found neither"
-        raise InputError(f"{folder}: expected {split}.json or {split}.jsonl, {found}")
+        there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        listed = ", ".join([*there[:8], *(["..."] if there[8:] else [])]) or "nothing"
+        found = "both are there" if files else f"found: {listed}"
+        raise InputError(f"{folder}: expected {split}.json or {split}.jsonl; {found}")
     return files[0]
 
 

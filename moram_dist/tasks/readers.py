@@ -1,4 +1,4 @@
-"""From files of prompts and answers to examples.
+"""Records of a data file, and their fields.
 
 Two shapes: ``.json`` holds one list of objects, ``.jsonl`` one object a line. Every complaint is
 one line that names the file and the record, counted from 0 as in the examples' ids, or the line.
@@ -7,49 +7,11 @@ one line that names the file and the record, counted from 0 as in the examples' 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from moram_dist.reading import read_json, read_json_lines
 from moram_dist.registry import InputError
-from moram_dist.tasks.task import Example
-
-
-def read_examples(
-    path: Path,
-    *,
-    split: str,
-    prompt_field: str = "prompt",
-    answer_field: str = "answer",
-    limit: int | None = None,
-) -> tuple[Example, ...]:
-    """The examples of one split, in the order of the file.
-
-    Args:
-        path: a ``.json`` or ``.jsonl`` file in UTF-8.
-        split: first part of the examples' ids, ``<split>-<index in the file>``.
-        prompt_field: the key that holds the prompt, a text.
-        answer_field: the key that holds the answer: a text, or a list of accepted texts.
-        limit: take the first so many; later records are then not looked at.
-
-    Raises:
-        InputError: the file is missing, unreadable, not UTF-8, malformed or empty, a record lacks a
-            field or holds something else than text in it, or ``limit`` is under 1.
-    """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit on {split} examples must be at least 1, got {limit}")
-    examples = tuple(
-        Example(
-            id=f"{split}-{index}",
-            prompt=text_field(record, prompt_field, where),
-            references=texts_field(record, answer_field, where),
-        )
-        for index, (where, record) in enumerate(islice(read_records(path), limit))
-    )
-    if not examples:
-        raise InputError(f"{path}: holds no examples")
-    return examples
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -58,7 +20,8 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Blank lines of a ``.jsonl`` file are skipped.
 
     Raises:
-        InputError: as for ``read_examples``, but an empty file is no error here.
+        InputError: the file is missing, unreadable, not UTF-8, malformed, or holds something else
+            than objects. An empty file is no error.
     """
     if path.suffix == ".jsonl":
         for where, value in read_json_lines(path):

@@ -24,6 +24,10 @@ class Example:
     references: tuple[str, ...]
     """Accepted answers, at least one. Training uses the first; a score is the best over all."""
 
+    turns: tuple[tuple[str, str], ...] = ()
+    """Of a chat: (role, text) of each turn before the answer. ``data.chat`` makes the prompt of
+    them, by the tokenizer's template."""
+
 
 def digest(examples: Iterable[Example]) -> str:
     """sha256 of examples, hex: equal for equal data, whatever file it came from."""

@@ -140,9 +140,7 @@ def test_bad_folders(folder, tmp_path):
     with pytest.raises(InputError, match="neither task folders nor tasks"):
         jsonl(tmp_path / "empty")
     (folder / "beta" / "test.json").unlink()
-    with pytest.raises(
-        InputError, match=r"beta: expected test\.json or test\.jsonl, found neither"
-    ):
+    with pytest.raises(InputError, match=r"beta: expected test\.json or test\.jsonl; found: "):
         jsonl(folder)
     for suffix in ("json", "jsonl"):
         write(folder / "beta" / f"test.{suffix}")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from moram_dist.registry import InputError
-from moram_dist.tasks.readers import read_examples
+from moram_dist.tasks.examples import read_examples
 from moram_dist.tasks.task import Example
 
 RECORDS = [
@@ -74,7 +74,7 @@ BAD = [
     ("a.json", '["x"]', "record 0: expected an object, got a text"),
     ("a.jsonl", '[{"prompt": "x", "answer": "y"}]', "line 1: expected an object, got a list"),
     ("a.json", '[{"prompt": "x", "answr": "y"}]', "record 0: no field 'answer'; found: 'prompt'"),
-    ("a.json", "[{}]", "record 0: no field 'prompt'; found: none"),
+    ("a.json", "[{}]", "record 0: expected the fields prompt and answer; or instruction"),
     ("a.jsonl", '\n{"prompt": "x"}', "line 2: no field 'answer'"),
     ("a.json", '[{"prompt": " ", "answer": "y"}]', "record 0: 'prompt' is empty"),
     ("a.json", '[{"prompt": "x", "answer": ""}]', "record 0: 'answer' is empty"),
