@@ -30,7 +30,7 @@ from moram_dist.config import RunConfig
 from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
 from moram_dist.methods import METHODS, Method
-from moram_dist.models import language_model
+from moram_dist.models import identity, language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
 from moram_dist.tracking import (
@@ -110,7 +110,7 @@ class Session:
             progress.say(f"note: {note}")
         engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
         check_loaded(base, engine, config.model.model)
-        manifest = self._manifest(method, base)
+        manifest = self._manifest(method)
         if env.is_main():
             self.run_dir.describe(config, asked, self.ds_config, env.world_size())
         saved = self._saved(manifest, progress)
@@ -179,16 +179,17 @@ class Session:
             for row in range(-1, last + 1)
         )
 
-    def _manifest(self, method: Method, base: language_model.Base) -> Manifest:
+    def _manifest(self, method: Method) -> Manifest:
+        source = language_model.source(self.config.model)
         saved = self.run_dir.memory.manifest()
         if saved is None:
             return Manifest(
                 method=self.config.method.method,
                 settings=dataclasses.asdict(self.config.method),
-                base=base.identity,
+                base=identity.fingerprint_of(source),
                 modules=list(method.layers),
             )
-        if saved.base != base.identity:
+        if not identity.is_base(saved.base, source):
             raise InputError(
                 f"{self.run_dir.memory.path} was trained on {saved.base.get('name')}, and --model "
                 f"{self.config.model.model} is another model or another version of it"

@@ -6,8 +6,6 @@ Which kind of language model it is, causal or encoder-decoder, its own configura
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from moram_dist.config import EMBEDDED, ModelConfig
 from moram_dist.models import attention, load_report
 from moram_dist.models.folder import BaseError, because, check_folder, check_name, fetch, local
 from moram_dist.models.tokenizer import read_tokenizer
-from moram_dist.registry import InputError
 
 DEMO_BASE = Path(__file__).parent / "demo_base"
 
@@ -47,11 +44,10 @@ is not named here, ``probe`` finds."""
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen language model, its tokenizer, and who it is."""
+    """A frozen language model and its tokenizer."""
 
     model: nn.Module
     tokenizer: Any
-    identity: dict[str, Any]
     keep_alive: Any
     """transformers' handle on the DeepSpeed configuration; it holds it by weak reference only."""
 
@@ -265,28 +261,6 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
     return Base(
         model,
         load_tokenizer(config),
-        identity(config, model.config),
         keep_alive,
         decoder_start(config, architecture),
     )
-
-
-def identity(config: ModelConfig, architecture: Any) -> dict[str, Any]:
-    """Who the base is: name, and a fingerprint of its configuration and weight files.
-
-    The fingerprint covers the architecture and each weight file's size and first megabyte, where
-    safetensors keeps names, shapes and offsets: enough to tell models apart without reading 100 GB.
-    """
-    digest = hashlib.sha256()
-    plain = {
-        key: value
-        for key, value in architecture.to_dict().items()
-        if not key.startswith("_") and key not in ("transformers_version", "dtype")
-    }
-    digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
-    for path in sorted(Path(source(config)).glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size}".encode())
-            digest.update(file.read(1 << 20))
-    name = config.model if not Path(config.model).exists() else Path(config.model).resolve().name
-    return {"name": name, "fingerprint": digest.hexdigest()}
