@@ -33,6 +33,7 @@ from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
 from moram_dist.tracking import IDS_FILE, DatasetRecord, RunDescription, Tracker, open_tracker
+from moram_dist.train import ds_check
 from moram_dist.train import ds_config as ds
 from moram_dist.train.checkpoint import Place
 from moram_dist.train.engine import make_engine
@@ -248,7 +249,6 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     ds_config = deepspeed_config(config, ds_path, env.world_size())
     find_linears(language_model.skeleton(config.model), config.method.target_modules)
     language_model.load_tokenizer(config.model)
-    ds.check_zero(ds_config, path=ds_path)
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)
     record = config.record
@@ -268,11 +268,14 @@ def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[
     """DeepSpeed's settings for a configuration that is settled.
 
     Raises:
-        InputError: the file and the flags disagree.
+        InputError: the file holds what DeepSpeed or this trainer does not take, or it and the
+            flags disagree.
     """
     assert config.train.batch_size is not None  # settled
+    file = ds.read(ds_path)
+    ds_check.check(file, path=ds_path)
     return ds.resolve(
-        ds.read(ds_path),
+        file,
         path=ds_path,
         batch_size=config.train.batch_size,
         world_size=world_size,

@@ -166,9 +166,10 @@ def checked(flags: dict[str, str]) -> RunConfig:
     """The run that flags are for. Raises InputError, as the run itself would."""
     config, ds_config = read_flags((), flags)
     from launch.session import settle  # needs torch, so only once the flags are right
+    from moram_dist.train import ds_check
+    from moram_dist.train import ds_config as ds
 
-    if not ds_config.is_file():
-        raise InputError(f"--ds_config {ds_config}: no such file")
+    ds_check.check(ds.read(ds_config), path=ds_config)
     settled, _ = settle(config)
     if config.run_dir.exists():
         from moram_dist.train.run_dir import RunDir

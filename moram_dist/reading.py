@@ -39,15 +39,27 @@ def read_text(path: Path) -> str:
         raise InputError(f"{str(path)!r}: cannot be a file's name") from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, unique: bool = False) -> Any:
     """What a JSON file holds. Raises InputError as ``read_text`` and ``parse_json`` do."""
-    return parse_json(read_text(path), path)
+    return parse_json(read_text(path), path, unique=unique)
 
 
-def parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
-    """Parse JSON. Raises InputError with line and column where it is malformed."""
+def parse_json(text: str, path: Path, *, first_line: int = 1, unique: bool = False) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: of the file, or of one line.
+        path: where it came from, for messages.
+        first_line: number of the text's first line in the file.
+        unique: refuse an object that holds a key twice; otherwise the last one counts.
+
+    Raises:
+        InputError: with line and column where it is malformed.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique if unique else None)
+    except _TwiceError as error:
+        raise InputError(f"{path}: key {error.args[0]!r} is given twice") from None
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise InputError(
@@ -71,9 +83,22 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             yield f"{path}, line {number}", parse_json(line, path, first_line=number)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+class _TwiceError(Exception):
+    """An object holds a key twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in out:
+            raise _TwiceError(key)
+        out[key] = value
+    return out
+
+
+def read_object(path: Path, *, unique: bool = False) -> dict[str, Any]:
     """A JSON file that holds an object. Raises InputError where it holds anything else."""
-    value = read_json(path)
+    value = read_json(path, unique=unique)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object")
     return value
@@ -135,8 +160,8 @@ def parse_yaml(text: str, where: str | Path) -> Any:
     """Parse YAML. Dates stay text.
 
     Raises:
-        InputError: malformed, nested too deeply, a number too long to read, a value that holds
-            itself, or aliases that stand for more than ``MOST_YAML_VALUES`` values.
+        InputError: malformed, nested too deeply, a number too long to read, a key given twice, a
+            value that holds itself, or aliases for more than ``MOST_YAML_VALUES`` values.
     """
     try:
         loader = _Loader(text)
@@ -144,6 +169,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:
         if node is None:
             return None
         _count(node, {}, where)
+        _refuse_twice(node, where)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -186,3 +212,19 @@ def _count(node: yaml.Node, counted: dict[int, int | None], where: str | Path) -
         raise InputError(f"{where}: YAML with more than {MOST_YAML_VALUES:,} values")
     counted[id(node)] = total
     return total
+
+
+def _refuse_twice(node: yaml.Node, where: str | Path) -> None:
+    """Raises InputError where a mapping gives a key twice, of which YAML takes the last."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise InputError(f"{where}, line {line}: key {key.value!r} is given twice")
+                seen.add(key.value)
+            _refuse_twice(value, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            _refuse_twice(part, where)
