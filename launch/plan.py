@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
-from launch.flags import read_flags
-from launch.submit import train_flags
-from moram_dist.command_line import Parser
+from launch.flags import read_flags, train_flags
+from moram_dist import terminal
+from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RunConfig
 from moram_dist.files import write_atomically
 from moram_dist.registry import InputError
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     plan = make(own, config, ds_path)
     from launch.planning.table import table
 
-    print(table(plan))
+    terminal.say(table(plan))
     if own.json:
         write_atomically(own.json, json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
 
@@ -120,12 +120,9 @@ def available_ranks(device: str) -> int:
 
 def say(line: str) -> None:
     """What goes on, beside the plan."""
-    print(line, file=sys.stderr, flush=True)
+    terminal.say(line, error=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+    terminal.make_output_last()
+    sys.exit(run_command(main, sys.argv[1:]))

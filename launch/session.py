@@ -32,6 +32,7 @@ from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
+from moram_dist.terminal import say
 from moram_dist.tracking import IDS_FILE, DatasetRecord, RunDescription, Tracker, open_tracker
 from moram_dist.train import ds_check
 from moram_dist.train import ds_config as ds
@@ -71,7 +72,7 @@ class Session:
                 self._work(progress)
         if env.is_main():
             report = write_report(self.run_dir.path)
-            print(summary(self.run_dir.path, report, self.config), flush=True)
+            say(summary(self.run_dir.path, report, self.config))
 
     def _work(self, progress: Progress) -> None:
         progress.say(f"run directory: {self.run_dir.path}")

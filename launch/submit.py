@@ -29,13 +29,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
 from launch import checks
-from launch.flags import DEFAULT_DS_CONFIG, read_flags
+from launch.flags import DEFAULT_DS_CONFIG, read_flags, train_flags
 from launch.job_script import Job, Site, Task, read_site, render, seconds
-from moram_dist.command_line import Parser
+from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RunConfig
 from moram_dist.files import write_atomically
 from moram_dist.reading import read_json
 from moram_dist.registry import InputError
+from moram_dist.terminal import make_output_last, one_line, say
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,23 +101,10 @@ def main(argv: Sequence[str]) -> None:
     ]
     made_by = "python launch/submit.py " + shlex.join(argv)
     script = render(job, tasks, site, python=sys.executable, made_by=" ".join(made_by.split()))
-    print(script, end="", flush=True)
+    say(script, end="")
     warn_of_sqlite(runs, site)
     if not own.dry_run:
         submit(script, jobs / f"{job.name}.sbatch")
-
-
-def train_flags(words: Sequence[str]) -> dict[str, str]:
-    """Flags of launch/train.py by name; a bare one is "True". Raises InputError."""
-    flags, words = {}, list(words)
-    while words:
-        name, given, value = words.pop(0).partition("=")
-        if not name.startswith("--"):
-            raise InputError(f"unexpected argument {name!r}; settings are given as --name value")
-        if not given:
-            value = words.pop(0) if words and not words[0].startswith("--") else "True"
-        flags[name.removeprefix("--")] = value
-    return flags
 
 
 def sequences(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str, str]]:
@@ -202,7 +190,7 @@ def warn_of_sqlite(runs: Sequence[RunConfig], site: Site) -> None:
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     result = checks.tracking(uri or f"sqlite:///{runs[0].run_dir.absolute().parent / 'mlflow.db'}")
     if result.state == "fault":
-        print(f"warning: {result.found}; {result.remedy}", file=sys.stderr)
+        say(f"warning: {one_line(f'{result.found}; {result.remedy}')}", error=True)
 
 
 def submit(script: str, path: Path) -> None:
@@ -216,14 +204,9 @@ def submit(script: str, path: Path) -> None:
     if done.returncode:
         raise InputError(f"sbatch refused {path}: {' '.join(done.stderr.split())}")
     number = done.stdout.strip().split(";")[0]
-    print(
-        json.dumps({"job": number, "script": str(path), "logs": str(path.parent)}), file=sys.stderr
-    )
+    say(json.dumps({"job": number, "script": str(path), "logs": str(path.parent)}), error=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+    make_output_last()
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -10,12 +10,15 @@ number of ranks as it is.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
 
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.command_line import run_command
 from moram_dist.registry import InputError, unknown
+from moram_dist.terminal import make_output_last, say
 
 
 def show(files: MemoryFiles, manifest: Manifest) -> str:
@@ -50,22 +53,25 @@ def verify(files: MemoryFiles, manifest: Manifest) -> str:
 COMMANDS = {"show": show, "verify": verify}
 
 
-def main(words: list[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Run one command; the exit code."""
-    try:
-        if len(words) != 2:
-            raise InputError("usage: python -m moram_dist.memory show|verify RUN/memory")
-        command, folder = words
-        if command not in COMMANDS:
-            raise unknown("command", command, COMMANDS)
-        files = MemoryFiles(Path(folder))
-        manifest = files.manifest()
-        if manifest is None:
-            raise InputError(f"{files.path} does not exist: no memory was published there")
-        print(COMMANDS[command](files, manifest))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(_run, words)
+
+
+def _run(words: Sequence[str]) -> int:
+    if list(words) in (["-h"], ["--help"]):
+        say((__doc__ or "").strip())
+        return 0
+    if len(words) != 2:
+        raise InputError("usage: python -m moram_dist.memory show|verify RUN/memory")
+    command, folder = words
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    files = MemoryFiles(Path(folder))
+    manifest = files.manifest()
+    if manifest is None:
+        raise InputError(f"{files.path} does not exist: no memory was published there")
+    say(COMMANDS[command](files, manifest))
     return 0
 
 
@@ -77,4 +83,5 @@ def _atoms(path: Path) -> int:
 
 
 if __name__ == "__main__":
+    make_output_last()
     sys.exit(main(sys.argv[1:]))

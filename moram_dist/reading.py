@@ -188,6 +188,14 @@ class _Loader(yaml.SafeLoader):
     """Reads plain values: a date is a text, as nobody here asks for dates."""
 
 
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    value = loader.construct_yaml_int(node)
+    if abs(value) >= 2**63:
+        raise ValueError("in base 16 a number may have digits without end")
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()

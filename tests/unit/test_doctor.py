@@ -76,9 +76,9 @@ def test_a_healthy_machine(tmp_path, free_port):
 
 def test_all_faults_at_once(tmp_path):
     """By the command, each planted where the machine would have it."""
-    info = tmp_path / "site" / "fire-0.0.1.dist-info"
+    info = tmp_path / "site" / "rapidfuzz-0.0.1.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fire\nVersion: 0.0.1\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rapidfuzz\nVersion: 0.0.1\n")
     (tmp_path / "site" / "flash_attn").mkdir()
     (tmp_path / "site" / "flash_attn" / "__init__.py").write_text("raise ImportError('symbol')")
     lock = stale_lock(tmp_path / "extensions")
@@ -101,7 +101,7 @@ def test_all_faults_at_once(tmp_path):
     planted = {"packages", "compiler", "extension lock", "run directory", "port", "gpu"}
     assert faults == planted | {"flash-attn"}
     assert states["ranks"] == "warning"  # with that lock it would wait for ever
-    assert "fire 0.0.1 (0.7.1)" in said and "pip install -r" in said
+    assert "rapidfuzz 0.0.1 (3.14.6)" in said and "pip install -r" in said
     assert f"rm {lock}" in said
     assert "7 at fault" in said
     lines = said.splitlines()
