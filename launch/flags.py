@@ -20,6 +20,9 @@ OWN = {
 LAUNCHERS = ("local_rank",)
 """Flags that a launcher adds by itself; the environment says the same."""
 
+MOST_NODES, MOST_RANKS = 100_000, 1_024
+"""Of a job, and of a node."""
+
 DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3.json"
 
 

@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
-from launch.flags import read_flags, train_flags
+from launch.flags import MOST_NODES, MOST_RANKS, read_flags, train_flags
 from moram_dist import terminal
 from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RunConfig
 from moram_dist.files import write_atomically
 from moram_dist.registry import InputError
+from moram_dist.terminal import quoted
 
 if TYPE_CHECKING:
     from launch.planning.estimate import Plan
@@ -56,9 +57,12 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     """Check everything, then plan and print. Raises InputError."""
     own, rest = parser().parse_known_args(argv)
-    for name in ("nodes", "gpus_per_node", "memory"):
-        if getattr(own, name) is not None and getattr(own, name) <= 0:
-            raise InputError(f"--{name} must be > 0, got {getattr(own, name):g}")
+    for name, most in (("nodes", MOST_NODES), ("gpus_per_node", MOST_RANKS), ("memory", 2**20)):
+        value = getattr(own, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name} must be > 0, got {value:g}")
+        if value is not None and value > most:
+            raise InputError(f"--{name} must be <= {most}, got {quoted(value)}")
     config, ds_path = read_flags((), train_flags(rest))
     if config.method.method != "moram":
         raise InputError(f"--method {config.method.method}: plans are for moram")

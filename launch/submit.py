@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
 from launch import checks
-from launch.flags import DEFAULT_DS_CONFIG, read_flags, train_flags
+from launch.flags import DEFAULT_DS_CONFIG, MOST_RANKS, read_flags, train_flags
 from launch.job_script import Job, Site, Task, read_site, render, seconds
 from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RunConfig
@@ -39,6 +39,9 @@ from moram_dist.registry import InputError
 from moram_dist.terminal import make_output_last, one_line, say
 
 ROOT = Path(__file__).resolve().parents[1]
+
+MOST = 1_000_000
+"""Of what is counted here: more is a slip."""
 
 LEAST_WORK_S = 60
 """Of each attempt, between its start and the signal before its time limit."""
@@ -67,10 +70,12 @@ def main(argv: Sequence[str]) -> None:
     """Check everything, then write, print, submit. Raises InputError."""
     own, rest = parser().parse_known_args(argv)
     for name in ("nodes", "attempts", "stop_before", "parallel"):
-        if getattr(own, name) is not None and getattr(own, name) < 1:
-            raise InputError(f"--{name} must be >= 1, got {getattr(own, name)}")
-    if own.gpus_per_node < 0:
-        raise InputError(f"--gpus_per_node must be >= 0, got {own.gpus_per_node}")
+        if getattr(own, name) is not None and not 1 <= getattr(own, name) <= MOST:
+            raise InputError(f"--{name} must be from 1 to {MOST:,}, got {getattr(own, name)}")
+    if not 0 <= own.gpus_per_node <= MOST_RANKS:
+        raise InputError(
+            f"--gpus_per_node must be from 0 to {MOST_RANKS:,}, got {own.gpus_per_node}"
+        )
     if seconds(own.time) < own.stop_before + LEAST_WORK_S:
         raise InputError(
             f"--time {own.time} leaves less than {LEAST_WORK_S} s of work before the signal, "
@@ -169,8 +174,11 @@ def checked(flags: dict[str, str]) -> RunConfig:
 def command(flags: dict[str, str], run_dir: Path) -> list[str]:
     """The training command of a run."""
     named = {"ds_config": str(DEFAULT_DS_CONFIG)} | flags | {"output_dir": str(run_dir)}
-    words = itertools.chain.from_iterable((f"--{name}", value) for name, value in named.items())
-    return [str(ROOT / "launch" / "train.py"), *words]
+    words = [str(ROOT / "launch" / "train.py")]
+    for name, value in named.items():
+        # A value that looks like a flag is one, unless it is tied to its own.
+        words += [f"--{name}={value}"] if value.startswith("--") else [f"--{name}", value]
+    return words
 
 
 def job_name(run_dirs: Sequence[Path]) -> str:

@@ -188,23 +188,6 @@ def test_wrong_input(flags, word):
     assert word in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("partition: gpu", "partition"),
-        ("cpus_per_rank: many", "cpus_per_rank"),
-        ("cpus_per_rank: 0", "cpus_per_rank"),
-        ("sbatch: gpu", "sbatch"),
-        ("gpus: all", "gpus"),
-        ("environment: {a-b: 1}", "a-b"),
-    ],
-)
-def test_wrong_site(text, word, tmp_path):
-    (tmp_path / "site.yaml").write_text(text)
-    with pytest.raises(InputError, match=word):
-        read_site(tmp_path / "site.yaml")
-
-
 def test_time_limits():
     read = {"90": 5400, "1:30": 90, "24:00:00": 86400, "2-0": 172800, "1-12:30": 131400}
     read |= {"1-0:0:5": 86405}
