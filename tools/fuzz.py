@@ -32,7 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
 from moram_dist import config_io
-from moram_dist.registry import InputError, MachineError
+from moram_dist.registry import MachineError, unknown
 from moram_dist.terminal import say
 from tools.mutations import (
     ODD,
@@ -358,15 +358,18 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inputs", type=int, default=2000, help="over all areas [2000]")
-    parser.add_argument("--only", metavar="AREA[:INDEX]", help="one area, or one input")
+    parser.add_argument(
+        "--only", metavar="AREA", help="some areas, joined by commas; or AREA:INDEX"
+    )
     args = parser.parse_args(argv)
-    areas = list(AREAS)
-    chosen = [(areas[n % len(areas)], n // len(areas)) for n in range(args.inputs)]
-    if args.only:
-        area, _, index = args.only.partition(":")
+    names, _, index = (args.only or ",".join(AREAS)).partition(":")
+    areas = names.split(",")
+    for area in areas:
         if area not in AREAS:
-            raise InputError(f"--only {area}: known areas are {', '.join(areas)}")
-        chosen = [(area, int(index))] if index else [(area, n) for n in range(args.inputs)]
+            raise unknown("area", area, AREAS)
+    chosen = [(areas[n % len(areas)], n // len(areas)) for n in range(args.inputs)]
+    if index:
+        chosen = [(areas[0], int(index))]
     counts: Counter[tuple[str, str]] = Counter()
     faults: list[Result] = []
 
@@ -374,7 +377,7 @@ def main(argv: Sequence[str]) -> int:
         counts[result.area, result.state] += 1
         if result.state == "fault":
             faults.append(result)
-        if args.only and index:
+        if index:
             say(f"{result.state}: {result.said}")
 
     fuzz(args.seed, chosen, tell)
