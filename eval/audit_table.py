@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from eval.audit import Audit, Split
 from eval.audit_checks import ERROR, NOTE, WARNING, Finding
+from eval.markup import markdown_text, visible
 
 _HEADER = (
     "task",
@@ -48,7 +49,7 @@ def markdown(audit: Audit) -> str:
 
 def _cells(split: Split) -> tuple[str, ...]:
     return (
-        split.task,
+        markdown_text(split.task),
         split.split,
         str(split.examples),
         f"{split.prompt.median:.0f}",
@@ -76,4 +77,5 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _line(finding: Finding) -> str:
     ids = ", ".join(finding.examples[:_SHOWN]) + (", ..." if len(finding.examples) > _SHOWN else "")
-    return f"- {finding.severity}: {finding.where}: {finding.text}" + (f" ({ids})" if ids else "")
+    line = f"- {finding.severity}: {finding.where}: {finding.text}" + (f" ({ids})" if ids else "")
+    return " ".join(visible(line).split())

@@ -8,7 +8,8 @@
     python eval/run.py compare RUN... --out DIR
     python eval/run.py compare --experiment NAME --tracking_uri sqlite:///RUNS/mlflow.db
 
-Results go to standard output. Bad input is one line on standard error and exit code 2.
+Results go to standard output. Bad input is one line on standard error and exit code 2; what cannot
+be written, as on a full disk, is one line and exit code 4.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +62,7 @@ def report(argv: Sequence[str]) -> None:
     """Write a run's report and print where it is."""
     args = _parse(report, argv, "--run")
     run = Path(args.run)
-    if not run.is_dir():
+    if not os.path.isdir(run):
         raise InputError(f"--run: no such folder: {run}")
     from eval.report import write_report  # plots are slow to import, and only needed here
 
@@ -83,6 +85,8 @@ def audit(argv: Sequence[str]) -> int:
     out = Path(args.out) if args.out is not None else None
     if out is not None and out.suffix not in (".md", ".json"):
         raise InputError(f"--out {out}: expected a name that ends in .md or .json")
+    if out is not None and os.path.isdir(out):
+        raise InputError(f"--out {out}: is a folder")
     # These need torch, which the other commands do without.
     from eval.audit import audit_benchmark
     from eval.audit_table import markdown
@@ -114,6 +118,8 @@ def compare(argv: Sequence[str]) -> None:
         optional="--experiment --tracking_uri --answers --out --resamples",
         words="RUN",
     )
+    if args.out is not None and os.path.exists(args.out) and not os.path.isdir(args.out):
+        raise InputError(f"--out {args.out}: is no folder")
     from eval.compare_command import compare_runs, write_comparison  # numpy is only needed here
 
     text, comparison = compare_runs(
@@ -204,7 +210,7 @@ def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
 def _scores(path: str) -> Scores:
     """The score matrix of a file, or of a run's folder."""
     run = Path(path)
-    return Scores.load(run / "scores.json" if run.is_dir() else run)
+    return Scores.load(run / "scores.json" if os.path.isdir(run) else run)
 
 
 def _print_json(content: object) -> None:

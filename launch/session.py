@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from eval.harness import Evaluator
 from eval.report import write_report
 from eval.score_matrix import score_matrices
+from launch.base import check_base, check_loaded
 from launch.summary import summary
 from moram_dist import config_io
 from moram_dist.adapters.inject import find_linears
@@ -27,13 +27,19 @@ from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
-from moram_dist.files import write_atomically
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
 from moram_dist.terminal import say
-from moram_dist.tracking import IDS_FILE, DatasetRecord, RunDescription, Tracker, open_tracker
+from moram_dist.tracking import (
+    DatasetRecord,
+    RunDescription,
+    Tracker,
+    open_tracker,
+    read_ids,
+    write_ids,
+)
 from moram_dist.train import ds_check
 from moram_dist.train import ds_config as ds
 from moram_dist.train.checkpoint import Place
@@ -99,6 +105,7 @@ class Session:
         for note in asked.notes:
             progress.say(f"note: {note}")
         engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
+        check_loaded(base, engine, config.model.model)
         manifest = self._manifest(method, base)
         if env.is_main():
             self.run_dir.describe(config, asked, self.ds_config, env.world_size())
@@ -191,16 +198,15 @@ class Session:
         return saved
 
     def _saved(self, manifest: Manifest, progress: Progress) -> Place | None:
-        """Where the next task goes on; its MLflow ids are put back if their file is gone."""
+        """Where the next task goes on; its MLflow ids are put back if their file is lost."""
         saved = None
         if env.is_main():
             learned = [task.sha256 for task in manifest.tasks]
             saved = self.run_dir.progress.newest(
                 task=len(learned), learned=learned, say=progress.say
             )
-            ids = self.run_dir.path / IDS_FILE
-            if saved and saved.tracking and not ids.exists():
-                write_atomically(ids, json.dumps(saved.tracking, indent=2) + "\n")
+            if saved and saved.tracking and read_ids(self.run_dir.path) is None:
+                write_ids(self.run_dir.path, saved.tracking)
         return env.from_main(saved)
 
     def _description(self) -> RunDescription:
@@ -248,8 +254,9 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     quiet()
     config, benchmark = settle(config)
     ds_config = deepspeed_config(config, ds_path, env.world_size())
-    find_linears(language_model.skeleton(config.model), config.method.target_modules)
-    language_model.load_tokenizer(config.model)
+    model = language_model.skeleton(config.model)
+    find_linears(model, config.method.target_modules)
+    benchmark = check_base(config, benchmark, model)
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)
     record = config.record

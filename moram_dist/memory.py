@@ -10,12 +10,10 @@ number of ranks as it is.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors import safe_open
-
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.memory_files import Manifest, MemoryFiles, Shape
 from moram_dist.command_line import run_command
 from moram_dist.registry import InputError, unknown
 from moram_dist.terminal import make_output_last, say
@@ -30,7 +28,7 @@ def show(files: MemoryFiles, manifest: Manifest) -> str:
     ]
     for task in manifest.tasks:
         try:
-            state, atoms = "verified", str(_atoms(files.verify(task)))
+            state, atoms = "verified", str(_atoms(files.shapes(task)))
         except InputError as error:
             state, atoms = str(error), "?"
         lines.append(f"{task.name:24} {atoms:>7} {task.bytes:>12,}  {task.sha256[:12]}  {state}")
@@ -46,7 +44,7 @@ def verify(files: MemoryFiles, manifest: Manifest) -> str:
         InputError: the first file that is missing or is not the one published.
     """
     for task in manifest.tasks:
-        files.verify(task)
+        files.shapes(task)
     return f"{len(manifest.tasks)} tasks verified"
 
 
@@ -75,11 +73,9 @@ def _run(words: Sequence[str]) -> int:
     return 0
 
 
-def _atoms(path: Path) -> int:
+def _atoms(shapes: Mapping[str, Shape]) -> int:
     """Rank-1 atoms in a task's file, over all layers; 0 for a method that has none."""
-    with safe_open(path, "pt") as tensors:
-        names = [name for name in tensors.keys() if name.endswith(".keys")]
-        return sum(tensors.get_slice(name).get_shape()[0] for name in names)
+    return sum(shape[0] for name, shape in shapes.items() if name.endswith(".keys") and shape)
 
 
 if __name__ == "__main__":

@@ -158,17 +158,17 @@ def model_folders(rng: Random, folder: Path, run: Path) -> Do:
     spoil_folder(rng, folder / "base")
     check = check_run(["--model", "base"])
 
-    def do() -> None:
-        from moram_dist.command_line import run_command
+    def load(words: Sequence[str]) -> None:
         from moram_dist.config import ModelConfig
         from moram_dist.models import language_model
 
+        language_model.load(ModelConfig(model="base"), {"zero_optimization": {"stage": 0}})
+
+    def do() -> int:
+        from moram_dist.command_line import run_command
+
         check()
-        stage = {"zero_optimization": {"stage": 0}}
-        code = run_command(
-            lambda words: language_model.load(ModelConfig(model="base"), stage) and None, []
-        )
-        os._exit(code)
+        return run_command(load, [])
 
     return do
 
@@ -314,9 +314,7 @@ def listing(folder: Path) -> dict[str, Any]:
 
 def import_all() -> None:
     """What the commands import, once for all children."""
-    import deepspeed
     import matplotlib.pyplot
-    import pydantic
     import safetensors.torch
     import transformers.models.llama.modeling_llama
 
@@ -325,8 +323,10 @@ def import_all() -> None:
     import launch.session
     import launch.submit
     import moram_dist.memory
+    from moram_dist.train import ds_check
 
-    del deepspeed, matplotlib, pydantic, safetensors, transformers, eval, launch, moram_dist
+    ds_check.check({}, path=Path("none"))  # imports DeepSpeed
+    del matplotlib, safetensors, transformers, eval, launch, moram_dist
 
 
 def make_run(folder: Path) -> Path:

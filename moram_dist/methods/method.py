@@ -51,6 +51,9 @@ class Seen:
     it or none does."""
 
 
+Linears = Mapping[str, nn.Linear] | Mapping[str, AdaptedLinear]
+"""Layers by full name, of which sizes are wanted."""
+
 Look = Callable[[int], tuple[int, Iterator[Tensor]]]
 """Called with a number, it draws so many of a task's training examples by seed, or all if there are
 fewer: how many, over all ranks, and this rank's share of their losses.
@@ -159,6 +162,15 @@ class Method:
         Args:
             i: the task.
             look: for methods that look at the task's data once more.
+        """
+        return {}
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what ``end_task(i)`` gives and ``load_task`` takes.
+
+        Args:
+            i: the task.
+            linears: the adapted ones by full name, before or after they are adapted.
         """
         return {}
 

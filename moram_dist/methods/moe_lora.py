@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moram_dist.adapters.lora_experts import LoraExperts
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.inc_lora import IncLora
-from moram_dist.methods.method import METHODS, Look
+from moram_dist.methods.method import METHODS, Linears, Look
 
 
 @METHODS.register("moe_lora")
@@ -48,6 +48,11 @@ class MoeLora(IncLora):
             with whole([layer.router]):
                 tensors[f"{name}.router"] = layer.router[: i + 1].detach().clone()
         return tensors
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """The expert's A and B, and rows of the router so far."""
+        routers = {f"{n}.router": (i + 1, linear.in_features) for n, linear in linears.items()}
+        return super().shapes(i, linears) | routers
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Append task i's expert, and set the router to what it was after task i."""

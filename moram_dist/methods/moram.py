@@ -19,7 +19,7 @@ from moram_dist.atoms import (
     reads_source,
 )
 from moram_dist.comm.zero3 import whole
-from moram_dist.methods.method import METHODS, Look, Method
+from moram_dist.methods.method import METHODS, Linears, Look, Method
 from moram_dist.registry import MachineError
 
 
@@ -93,6 +93,14 @@ class Moram(Method):
         self.load_task(i, tensors)
         self._check_frozen()
         return tensors
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """Keys and values of a task's atoms."""
+        out: dict[str, tuple[int, ...]] = {}
+        for name, linear in linears.items():
+            out[f"{name}.keys"] = (self.config.atoms_per_task, linear.in_features)
+            out[f"{name}.values"] = (self.config.atoms_per_task, linear.out_features)
+        return out
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Append task i's atoms to the memory."""

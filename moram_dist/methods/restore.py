@@ -9,6 +9,7 @@ from torch import nn
 from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.config import MethodConfig
 from moram_dist.methods.method import METHODS
+from moram_dist.reading import record
 from moram_dist.registry import InputError
 
 
@@ -33,23 +34,19 @@ def load_memory(model: nn.Module, path: str | Path, upto: int | None = None) -> 
     count = len(manifest.tasks) if upto is None else upto
     if not 0 <= count <= len(manifest.tasks):
         raise InputError(f"upto={upto}, but {files.path} holds {len(manifest.tasks)} tasks")
-    present = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    lacking = [name for name in manifest.modules if name not in present]
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    lacking = [name for name in manifest.modules if name not in linears]
     if lacking:
         raise InputError(
             f"{files.path} belongs to {manifest.base.get('name')}: "
             f"this {type(model).__name__} has no linear {lacking[0]}"
         )
-    settings = MethodConfig(**manifest.settings)
+    settings = record(MethodConfig, manifest.settings, f"{files.path}: settings")
     method = METHODS[manifest.method](settings, seed=0, num_tasks=len(manifest.tasks))
+    linears = {name: module for name, module in linears.items() if name in manifest.modules}
+    for i, task in enumerate(manifest.tasks[:count]):
+        files.check(task, method.shapes(i, linears))  # of all, before the model is touched
     method.build(model, manifest.modules)
     for i, task in enumerate(manifest.tasks[:count]):
-        tensors = files.read(task)
-        try:
-            method.load_task(i, tensors)
-        except RuntimeError:  # torch, of sizes
-            raise InputError(
-                f"{files.path} belongs to {manifest.base.get('name')}: "
-                f"{task.file} does not fit the layers of this {type(model).__name__}"
-            ) from None
+        method.load_task(i, files.read(task))
     return model.eval()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moram_dist.adapters.lora import LoraLinear
 from moram_dist.comm.zero3 import whole
-from moram_dist.methods.method import METHODS, Look, Method
+from moram_dist.methods.method import METHODS, Linears, Look, Method
 
 
 @METHODS.register("sequential_lora")
@@ -63,6 +63,14 @@ class SequentialLora(Method):
                 tensors[f"{name}.lora_A"] = layer.lora_A.detach().clone()
                 tensors[f"{name}.lora_B"] = layer.lora_B.detach().clone()
         return tensors
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """A and B of each linear."""
+        out: dict[str, tuple[int, ...]] = {}
+        for name, linear in linears.items():
+            out[f"{name}.lora_A"] = (self.config.atoms_per_task, linear.in_features)
+            out[f"{name}.lora_B"] = (self.config.atoms_per_task, linear.out_features)
+        return out
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace the adapter by the one after task i."""

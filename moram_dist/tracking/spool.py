@@ -7,7 +7,6 @@ They stay when all is sent, so that another store can be told everything too.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moram_dist.files import writing
+from moram_dist.files import append, open_to_append, writing
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +30,15 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._file = open_to_append(path, private=True)
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b", buffering=0)  # a line is one write: whole, or not there
             self._drop_half_a_line()
 
     def append(self, operation: Operation, *, sync: bool = False) -> None:
         """Add an operation; with ``sync`` it is on the disk itself when this returns."""
         text = json.dumps(operation, ensure_ascii=False, allow_nan=False) + "\n"
-        line = text.encode("utf-8")
         with writing(self._path):
-            if self._file.write(line) != len(line):
-                self._drop_half_a_line()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            append(self._file, text.encode("utf-8"))
             if sync:
                 os.fsync(self._file.fileno())
 
@@ -66,6 +61,25 @@ class Spool:
             self._file.truncate(end)
 
 
+FIELDS = {
+    "open": {
+        *("sequence", "name", "experiment", "run_directory", "parameters", "tags", "datasets"),
+    },
+    "begin_task": {"task", "name"},
+    "log": {"task", "step", "metrics"},
+    "attach": {"paths", "folder"},
+    "publish": {"task", "name"},
+    "end": {"task", "status", "whole"},
+}
+"""What each operation has of its own."""
+
+
+def on_disk(path: Path) -> None:
+    """Sync a spool: nothing may be acknowledged of it that a machine without power would lose."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def spools(run_dir: Path) -> list[Path]:
     """The files that there are, the main rank's first: the others need the run that it opens."""
     folder = run_dir / FOLDER
@@ -81,7 +95,18 @@ def operations(path: Path, offset: int = 0) -> Iterator[tuple[Operation, int]]:
             if not line.endswith(b"\n"):
                 return  # it is being written
             offset += len(line)
-            try:
-                yield json.loads(line), offset
-            except ValueError:  # of a disk that lost power
+            operation = _operation(line)
+            if operation is not None:
+                yield operation, offset
+            else:  # of a disk that lost power
                 logger.warning("%s: the line before byte %d is damaged, left out", path, offset)
+
+
+def _operation(line: bytes) -> Operation | None:
+    """What ``Spool`` wrote as this line; None where it did not."""
+    try:
+        found = json.loads(line)
+        whole = FIELDS[found["do"]] | {"time"} <= found.keys()
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return None
+    return found if whole else None

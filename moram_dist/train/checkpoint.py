@@ -24,7 +24,7 @@ from torch import Tensor
 from moram_dist.comm import env
 from moram_dist.config import RecordConfig
 from moram_dist.files import sha256, write_atomically
-from moram_dist.reading import read_json
+from moram_dist.reading import read_record
 from moram_dist.registry import InputError
 
 VERSION = 1
@@ -107,16 +107,15 @@ class ProgressFiles:
 
     def _check(self, path: Path) -> Place:
         """Raises InputError where one of the two files is not what was written."""
-        value = read_json(path)
-        try:
-            place = Place(**value)
-            whole = place.version == VERSION and place.name == path.stem
-        except (TypeError, ValueError):
-            raise InputError(f"{path} is no record of progress") from None
-        tensors = path.with_suffix(".safetensors")
-        if not whole:
+        place = read_record(path, Place)
+        if place.version != VERSION or place.name != path.stem:
             raise InputError(f"{path} is no record of progress of version {VERSION}")
-        if not tensors.exists() or sha256(tensors) != place.sha256:
+        tensors = path.with_suffix(".safetensors")
+        try:
+            whole = sha256(tensors) == place.sha256
+        except OSError:
+            whole = False
+        if not whole:
             raise InputError(f"{tensors} is not whole")
         return place
 

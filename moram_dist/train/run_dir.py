@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +20,25 @@ import yaml
 from moram_dist import config_io
 from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.config import RunConfig
-from moram_dist.files import exclusive_lock, write_atomically
+from moram_dist.files import (
+    IN_THE_WAY,
+    LONGEST_NAME,
+    WriteError,
+    exclusive_lock,
+    sync_folder,
+    write_atomically,
+    writing,
+)
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
 from moram_dist.train.checkpoint import ProgressFiles
 
 PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "mlflow", "numpy")
+
+LOCK = ".lock"
+FOLDERS = ("memory", "predictions", "progress", "report", "tracking")
+SUFFIXES = (".json", ".jsonl", ".yaml", ".safetensors")
+"""Of files, none of folders."""
 
 
 class RunDir:
@@ -41,22 +54,19 @@ class RunDir:
         self.progress = ProgressFiles(path / "progress")
 
     def check(self, config: RunConfig) -> None:
-        """Whether this run may use the folder; creates it.
+        """Whether this run may use the folder. Nothing is written.
 
         Raises:
             InputError: it cannot be written, holds another configuration or a memory that was
-                learned with one, or holds something that is no run.
+                learned with one, or holds something that is no run, or a link.
+            WriteError: the disk fails.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path, prefix="."):
-                pass
-        except OSError as error:
-            raise InputError(f"--output_dir {self.path}: cannot write: {error.strerror}") from None
+        self._check_entries()
+        self._check_writable()
         record = self.path / "run.yaml"
         if not record.exists():
-            # Hidden files do not count: another rank's probe, or what a stop cut short.
-            if any(not path.name.startswith(".") for path in self.path.iterdir()):
+            # Hidden files do not count: a lock, or what a stop cut short.
+            if self.path.exists() and any(p.name[0] != "." for p in self.path.iterdir()):
                 raise InputError(f"--output_dir {self.path} is not empty and holds no run")
             return
         ran_with = config_io.read_mapping(record)
@@ -82,26 +92,90 @@ class RunDir:
                     "choose another folder or the same settings"
                 )
 
+    def _check_writable(self) -> None:
+        """Whether files can be made in the folder, or where it is to be made."""
+        if "\0" in str(self.path):
+            raise InputError(f"--output_dir {str(self.path)!r} cannot be a folder's name")
+        try:
+            # A name as long as any that is to come there.
+            deepest = self.path / "predictions" / "after_000" / ("x" * (LONGEST_NAME + 50))
+            with suppress(FileNotFoundError):
+                deepest.lstat()
+            there = self.path.absolute()
+            while not os.path.lexists(there):
+                there = there.parent
+            if not there.is_dir():
+                raise InputError(f"--output_dir {self.path}: {there} is not a folder")
+            with tempfile.TemporaryFile(dir=there, prefix="."):
+                pass
+        except OSError as error:
+            problem = f"--output_dir {self.path}: cannot write: {error.strerror}"
+            if error.errno in IN_THE_WAY:
+                raise InputError(problem) from None
+            raise WriteError(problem) from None
+
+    def _check_entries(self) -> None:
+        """Whether folders are folders, files are files, and nothing is a link to elsewhere.
+
+        The folder itself may be reached by a link; what this program writes is not to leave it.
+        """
+        try:
+            if not self.path.is_dir():
+                return
+            for entry in self._entries():
+                place = f"--output_dir {self.path}: {Path(entry.path).relative_to(self.path)}"
+                if entry.is_symlink():
+                    raise InputError(f"{place} is a link; runs are not written through links")
+                if entry.is_dir():
+                    if entry.name == LOCK or Path(entry.name).suffix in SUFFIXES:
+                        raise InputError(f"{place} is not a file")
+                elif not entry.is_file() or entry.name in FOLDERS:
+                    raise InputError(f"{place} is not a {_kind(entry.name)}")
+        except OSError as error:
+            raise InputError(
+                f"--output_dir {self.path}: cannot be read: {error.strerror}"
+            ) from None
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        """What is in the folder, and in its folders."""
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    with os.scandir(entry) as inner:
+                        yield from inner
+
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second run off this folder, until this process ends in any way. Main rank only.
+        """Make the folder, and keep a second run off it until this process ends. Main rank only.
 
         Raises:
-            InputError: another run holds it.
+            InputError: another run holds it, or what is at the lock's name is no file.
+            WriteError: it cannot be made, or the disk is full.
         """
-        path = self.path / ".lock"
+        path = self.path / LOCK
         with ExitStack() as stack:
             try:
                 file = stack.enter_context(exclusive_lock(path, wait=False))
             except BlockingIOError:
-                holder = path.read_text().strip()
+                holder = path.read_bytes()[:200].decode("utf-8", errors="replace").strip()
                 raise InputError(
                     f"--output_dir {self.path} is in use by another run ({holder})"
                 ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+            with writing(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}".encode())
+                self._sync_folders()
             yield
+
+    def _sync_folders(self) -> None:
+        """Put on disk every name that is there: a process may have died before it had done so.
+
+        What is built on them from here on is synced, and must not outlive them.
+        """
+        sync_folder(self.path.resolve().parent)
+        for folder, _, _ in os.walk(self.path):
+            sync_folder(Path(folder))
 
     def describe(
         self, config: RunConfig, benchmark: Benchmark, ds_config: dict[str, Any], world_size: int
@@ -145,6 +219,10 @@ class RunDir:
 
     def _json(self, name: str, value: Any) -> None:
         write_atomically(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _kind(name: str) -> str:
+    return "folder" if name in FOLDERS else "file"
 
 
 def environment(world_size: int) -> dict[str, Any]:

@@ -21,9 +21,8 @@ from moram_dist.data.encode import Encoded, encode_training
 from moram_dist.data.stream import Step, blank, collate, num_steps, order, steps
 from moram_dist.methods.method import Method
 from moram_dist.models.language_model import Base
-from moram_dist.reading import read_json
 from moram_dist.tasks.task import Benchmark
-from moram_dist.tracking import IDS_FILE, Tracker
+from moram_dist.tracking import Tracker, read_ids
 from moram_dist.train.checkpoint import Place, SaveTimer
 from moram_dist.train.engine import set_learning_rate, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
@@ -90,7 +89,9 @@ class Trainer:
         finished = len(self.manifest.tasks)
         self.evaluate(-1)
         for i, published in enumerate(self.manifest.tasks):
-            self.method.load_task(i, self.run_dir.memory.read(published))
+            memory = self.run_dir.memory
+            memory.check(published, self.method.shapes(i, self.method.layers))
+            self.method.load_task(i, memory.read(published))
             self.evaluate(i)
         for i in range(finished, len(self.benchmark.tasks)):
             with self.stop.held():
@@ -154,14 +155,13 @@ class Trainer:
         tensors |= {f"{OF_METHOD}{n}": t for n, t in self.method.state_dict().items()}
         if not env.is_main():
             return
-        ids = self.run_dir.path / IDS_FILE
         place = Place(
             task=i,
             step=done,
             optimizer_steps=optimizer_steps,
             seed=self.config.train.seed,
             learned=[task.sha256 for task in self.manifest.tasks],
-            tracking=read_json(ids) if ids.exists() else None,
+            tracking=read_ids(self.run_dir.path),
             world_size=env.world_size(),
         )
         try:

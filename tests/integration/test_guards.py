@@ -9,11 +9,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
 
+from moram_dist import files
 from moram_dist.tracking import MetricsFile
 from moram_dist.train.run_dir import RunDir
 from tests.integration.launching import train
@@ -97,6 +100,17 @@ def change(folder: Path, **values: object) -> None:
 FULL = "/dev/full"
 
 
+def no_room_for(rank: int, *, full: Path) -> None:
+    """The disk has no room for one file."""
+    created = files.create
+
+    def create(path: Path, **kwargs: bool) -> BinaryIO:
+        file = created(path, **kwargs)
+        return Path(FULL).open("wb") if path == full.with_name(f".{full.name}.partial") else file
+
+    files.create = create
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -111,13 +125,7 @@ FULL = "/dev/full"
 def test_a_full_disk(whole, tmp_path, name):
     folder = tmp_path / "run"
     path = folder / name
-    path.parent.mkdir(parents=True)
-    # The writer's own temporary name. It is cleared away after a failure; then there is room.
-    path.with_name(f".{path.name}.partial").symlink_to(FULL)
-    if path.parent != folder:
-        shutil.copy(whole / "run.yaml", folder)
-
-    code, _, (complaint,) = command(folder)
+    code, _, (complaint,) = command(folder, before=partial(no_room_for, full=path))
 
     assert code == 4
     assert complaint.startswith(f"error: {path} cannot be written: No space left on device; ")
@@ -136,7 +144,7 @@ def no_room_for_metrics(rank: int) -> None:
 
     def open_(self, run, from_step=None):
         opened(self, run, from_step)
-        self._file = open(FULL, "a", buffering=1)
+        self._file = open(FULL, "ab", buffering=0)
 
     MetricsFile.open = open_
 

@@ -63,7 +63,7 @@ def test_lines_hold_all_that_directories_do(tmp_path):
     with pytest.raises(InputError, match=r"r0 holds answers by 'generate', not by 'labels'"):
         read_runs([lines], "labels")
     lines.write_text(lines.read_text().replace('"protocol"', '"protocoll"'))
-    with pytest.raises(InputError, match="line 1: no field 'protocol'"):
+    with pytest.raises(InputError, match="line 1: protocol: field required"):
         read_runs([lines])
 
 
