@@ -83,7 +83,7 @@ class Session:
     def _work(self, progress: Progress) -> None:
         progress.say(f"run directory: {self.run_dir.path}")
         # The watch speaks first: what a backend says of a time limit is no line for people.
-        env.join(self.config.parallel.wait_limit + WATCH_FIRST_S)
+        env.join(self.config.parallel.wait_limit + WATCH_FIRST_S, self.watch.still)
         self.watch.at("the model to load")
         self.watch.start()
         with StopSignals(self.config.record.stop_signals) as stop:
