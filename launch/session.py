@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from eval.harness import Evaluator
 from eval.report import write_report
@@ -18,7 +19,8 @@ from eval.score_matrix import score_matrices
 from launch.base import check_base, check_loaded
 from launch.summary import summary
 from moram_dist import config_io
-from moram_dist.adapters.inject import find_linears
+from moram_dist.adapters.reached import unreached
+from moram_dist.adapters.targets import Targets, choose_targets
 from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
@@ -28,7 +30,7 @@ from moram_dist.config import RunConfig
 from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
 from moram_dist.methods import METHODS, Method
-from moram_dist.models import language_model
+from moram_dist.models import identity, language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
 from moram_dist.terminal import say
@@ -65,6 +67,8 @@ class Session:
     run_dir: RunDir
     tracker: Tracker
     watch: Watch
+    targets: Targets | None
+    """The linears to adapt; None for a method that adapts none."""
 
     def run(self) -> None:
         """Train what is not trained, evaluate what is not evaluated, write the report."""
@@ -98,7 +102,9 @@ class Session:
         method = METHODS[config.method.method](
             config.method, config.train.seed, placer, num_tasks=len(self.benchmark.tasks)
         )
-        method.build(base.model)
+        method.build(base.model, self.targets.names if self.targets else None)
+        if self.targets:
+            progress.say(self.targets.line)
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
         asked = method.asked(self.benchmark, partial(fits, base.tokenizer))
@@ -106,7 +112,7 @@ class Session:
             progress.say(f"note: {note}")
         engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
         check_loaded(base, engine, config.model.model)
-        manifest = self._manifest(method, base)
+        manifest = self._manifest(method)
         if env.is_main():
             self.run_dir.describe(config, asked, self.ds_config, env.world_size())
         saved = self._saved(manifest, progress)
@@ -175,16 +181,17 @@ class Session:
             for row in range(-1, last + 1)
         )
 
-    def _manifest(self, method: Method, base: language_model.Base) -> Manifest:
+    def _manifest(self, method: Method) -> Manifest:
+        source = language_model.source(self.config.model)
         saved = self.run_dir.memory.manifest()
         if saved is None:
             return Manifest(
                 method=self.config.method.method,
                 settings=dataclasses.asdict(self.config.method),
-                base=base.identity,
+                base=identity.fingerprint_of(source),
                 modules=list(method.layers),
             )
-        if saved.base != base.identity:
+        if not identity.is_base(saved.base, source):
             raise InputError(
                 f"{self.run_dir.memory.path} was trained on {saved.base.get('name')}, and --model "
                 f"{self.config.model.model} is another model or another version of it"
@@ -255,7 +262,7 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     config, benchmark = settle(config)
     ds_config = deepspeed_config(config, ds_path, env.world_size())
     model = language_model.skeleton(config.model)
-    find_linears(model, config.method.target_modules)
+    targets = _targets(config, model)
     benchmark = check_base(config, benchmark, model)
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)
@@ -269,7 +276,13 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         world_size=env.world_size(),
     )
     watch = Watch(config.parallel.wait_limit)
-    return Session(config, benchmark, ds_config, run_dir, tracker, watch)
+    return Session(config, benchmark, ds_config, run_dir, tracker, watch, targets)
+
+
+def _targets(config: RunConfig, skeleton: nn.Module) -> Targets | None:
+    if METHODS[config.method.method].build is Method.build:
+        return None
+    return choose_targets(skeleton, config.method.target_modules, unreached(skeleton))
 
 
 def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[str, Any]:

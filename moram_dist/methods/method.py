@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moram_dist.adapters.adapter import AdaptedLinear
+from moram_dist.adapters.adapter import AdaptedLinear, sizes
 from moram_dist.adapters.dropout import TokenDropout, TokenKeys
-from moram_dist.adapters.inject import adapt, find_linears
+from moram_dist.adapters.inject import adapt
+from moram_dist.adapters.targets import find_linears
 from moram_dist.atoms import Placer
 from moram_dist.config import MethodConfig
 from moram_dist.registry import Registry
@@ -101,14 +102,14 @@ class Method:
         self,
         model: nn.Module,
         modules: Sequence[str] | None,
-        make: Callable[[str, nn.Linear], AdaptedLinear],
+        make: Callable[[str, nn.Module], AdaptedLinear],
     ) -> None:
         """What most ``build`` are: ``make(name, linear)`` for each linear that is meant."""
         self.layers = adapt(model, modules or find_linears(model, self.config.target_modules), make)
 
-    def _dropout(self, name: str, base: nn.Linear) -> TokenDropout:
+    def _dropout(self, name: str, base: nn.Module) -> TokenDropout:
         """On the input of the adapted linear ``name``."""
-        return TokenDropout(self.config.dropout, self.token_keys, name=name, size=base.in_features)
+        return TokenDropout(self.config.dropout, self.token_keys, name=name, size=sizes(base)[0])
 
     @property
     def in_step(self) -> bool:

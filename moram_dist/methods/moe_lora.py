@@ -30,7 +30,7 @@ class MoeLora(IncLora):
 
     layers: dict[str, LoraExperts]  # type: ignore[assignment]
 
-    def _layer(self, base: nn.Linear, **settings: Any) -> LoraExperts:
+    def _layer(self, base: nn.Module, **settings: Any) -> LoraExperts:
         return LoraExperts(base, **settings, num_tasks=self.num_tasks, top=self.config.top_experts)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ class Moram(Method):
         """Give the target linears an empty memory and room for one task's atoms."""
         config = self.config
 
-        def make(name: str, base: nn.Linear) -> MemoryLinear:
+        def make(name: str, base: nn.Module) -> MemoryLinear:
             return MemoryLinear(base, dropout=self._dropout(name, base))
 
         self._adapt(model, modules, make)

@@ -28,14 +28,14 @@ class SequentialLora(Method):
         """Put a LoRA on the target linears; its inner size is ``atoms_per_task``."""
         size = self.config.atoms_per_task
 
-        def make(name: str, base: nn.Linear) -> LoraLinear:
+        def make(name: str, base: nn.Module) -> LoraLinear:
             return self._layer(
                 base, size=size, scale=self.config.alpha / size, dropout=self._dropout(name, base)
             )
 
         self._adapt(model, modules, make)
 
-    def _layer(self, base: nn.Linear, **settings: Any) -> LoraLinear:
+    def _layer(self, base: nn.Module, **settings: Any) -> LoraLinear:
         """What takes the place of a linear; ``settings`` are those of any LoRA."""
         return LoraLinear(base, **settings)
 
