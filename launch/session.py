@@ -29,6 +29,7 @@ from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
+from moram_dist.data.round_trip import round_trip_notes
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import identity, language_model
 from moram_dist.registry import InputError
@@ -108,7 +109,8 @@ class Session:
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
         asked = method.asked(self.benchmark, partial(fits, base.tokenizer))
-        for note in asked.notes:
+        lost = round_trip_notes(base.tokenizer, asked) if env.is_main() else []
+        for note in (*asked.notes, *lost):
             progress.say(f"note: {note}")
         engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
         check_loaded(base, engine, config.model.model)
