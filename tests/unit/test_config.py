@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moram_dist.config import RunConfig
+from moram_dist.config import RunConfig, TrainConfig
 from moram_dist.config_io import SECTIONS, build, differences, fields, flat, to_dict
 from moram_dist.registry import InputError
 
@@ -220,6 +220,12 @@ def test_differences_of_a_run_from_before_a_field_was_there():
     then = to_dict(RunConfig())
     del then["method"]["alpha"]
     assert differences(RunConfig(), then) == ["alpha: None -> 16.0"]
+
+
+@pytest.mark.parametrize("epochs", [0.0, -1.0, float("nan"), float("inf"), 1e300])
+def test_epochs_that_mean_nothing(epochs):
+    with pytest.raises(InputError, match="--epochs must be"):
+        TrainConfig(epochs=epochs)
 
 
 def test_names_of_runs():
