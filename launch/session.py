@@ -54,7 +54,14 @@ from moram_dist.train.trainer import Trainer
 
 WATCH_FIRST_S = 60.0
 
-DESCRIPTION = ("run.yaml", "ds_config.json", "environment.json", "benchmark.json", "scores.json")
+DESCRIPTION = (
+    "run.yaml",
+    "inputs.json",
+    "ds_config.json",
+    "environment.json",
+    "benchmark.json",
+    "scores.json",
+)
 """Files of a run directory that a tracker keeps beside the report."""
 
 
@@ -77,7 +84,7 @@ class Session:
         """Train what is not trained, evaluate what is not evaluated, write the report."""
         progress = Progress(enabled=env.is_main())
         if self._complete():
-            if self.inputs is not None:
+            if self.inputs is not None and not self.run_dir.has_inputs:
                 with self.run_dir.locked():
                     self.run_dir.record_inputs(self.inputs, progress.say)
             progress.say(

@@ -190,7 +190,13 @@ def _weights(folder: ModelFolder) -> list[str]:
         if not isinstance(shards, dict) or not all(isinstance(x, str) for x in shards.values()):
             raise InputError(f"{index}: weight_map must map tensors to files")
         return sorted({*shards.values()})
-    return sorted(path.name for path in folder.path.glob("*.safetensors"))
+    found = sorted(path.name for path in folder.path.glob("*.safetensors"))
+    if not found:
+        raise InputError(
+            f"--model {folder.source}: holds no *.safetensors; other formats are not read, because "
+            "unpickling runs code"
+        )
+    return found
 
 
 def _of_values(config: Mapping[str, Any]) -> str:

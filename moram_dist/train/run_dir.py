@@ -90,9 +90,9 @@ class RunDir:
         manifest = self.memory.manifest()
         unused = METHODS[config.method.method].unused_settings()
         by_content = {"model.dtype"}
-        if manifest or self._has_inputs():
+        if manifest or self.has_inputs:
             by_content.add("model.model")
-        if self._has_inputs():
+        if self.has_inputs:
             by_content.add("data.splits")
         different = config_io.differences(config, saved, unused | by_content)
         if different:
@@ -117,7 +117,7 @@ class RunDir:
         Raises:
             InputError: names what changed since, or what the memory was learned on instead.
         """
-        if self._has_inputs():
+        if self.has_inputs:
             changed = differences(read_inputs(self.path / INPUTS), now)
         else:
             changed = differences_from_older(self.path, now)
@@ -141,7 +141,7 @@ class RunDir:
 
     def record_inputs(self, inputs: Inputs, say: Callable[[str], None]) -> None:
         """Write down what defines the result, where that has not been done. Main rank only."""
-        if self._has_inputs():
+        if self.has_inputs:
             return
         if self.memory.path.exists() or self.progress.folder.exists():
             say(
@@ -150,7 +150,9 @@ class RunDir:
             )
         self._json(INPUTS, asdict(inputs))
 
-    def _has_inputs(self) -> bool:
+    @property
+    def has_inputs(self) -> bool:
+        """Whether what defines the result is written down; an older version did not."""
         return (self.path / INPUTS).exists()
 
     def _check_writable(self) -> None:

@@ -114,6 +114,7 @@ def no_room_for(rank: int, *, full: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "inputs.json",
         "environment.json",
         "memory/001_mood.safetensors",
         "memory/memory.json",
