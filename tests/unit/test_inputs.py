@@ -11,11 +11,13 @@ import pytest
 from launch.session import deepspeed_config, settle
 from moram_dist import config_io
 from moram_dist.atoms.memory_files import Manifest
+from moram_dist.methods.restore import load_memory
 from moram_dist.models import language_model
 from moram_dist.models.identity import older_fingerprints
 from moram_dist.registry import InputError
 from moram_dist.train.inputs import gather
 from moram_dist.train.run_dir import RunDir
+from tests.helpers.tiny import tiny_model
 from tests.unit.test_identity import change_last_byte, set_rope
 
 LISTING = """
@@ -304,6 +306,14 @@ def test_a_memory_of_a_newer_version_is_refused_by_name(start):
         assert said in start.refused()
     path.write_text(json.dumps(manifest | {"settings": {"ewc_weight": 3}}))
     assert start() == []
+
+
+def test_a_memory_of_a_newer_version_is_not_loaded(tmp_path):
+    files = RunDir(tmp_path).memory
+    manifest = Manifest(method="moram", settings={"heads": 3}, base={"name": "x"}, modules=[])
+    files.publish(manifest, "a", {})
+    with pytest.raises(InputError, match=r"memory\.json: settings: heads"):
+        load_memory(tiny_model(), tmp_path)
 
 
 def test_a_run_yaml_that_was_cut_short(start):
