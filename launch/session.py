@@ -31,7 +31,7 @@ from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
 from moram_dist.data.round_trip import round_trip_notes
 from moram_dist.methods import METHODS, Method
-from moram_dist.models import identity, language_model
+from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
 from moram_dist.terminal import say
@@ -47,6 +47,7 @@ from moram_dist.train import ds_check
 from moram_dist.train import ds_config as ds
 from moram_dist.train.checkpoint import Place
 from moram_dist.train.engine import make_engine
+from moram_dist.train.inputs import Inputs, gather
 from moram_dist.train.progress import Progress
 from moram_dist.train.run_dir import RunDir
 from moram_dist.train.stop import Stopped, StopSignals
@@ -54,7 +55,14 @@ from moram_dist.train.trainer import Trainer
 
 WATCH_FIRST_S = 60.0
 
-DESCRIPTION = ("run.yaml", "ds_config.json", "environment.json", "benchmark.json", "scores.json")
+DESCRIPTION = (
+    "run.yaml",
+    "inputs.json",
+    "ds_config.json",
+    "environment.json",
+    "benchmark.json",
+    "scores.json",
+)
 """Files of a run directory that a tracker keeps beside the report."""
 
 
@@ -70,11 +78,16 @@ class Session:
     watch: Watch
     targets: Targets | None
     """The linears to adapt; None for a method that adapts none."""
+    inputs: Inputs | None
+    """What defines the result, as the main rank found it; None on the others."""
 
     def run(self) -> None:
         """Train what is not trained, evaluate what is not evaluated, write the report."""
         progress = Progress(enabled=env.is_main())
         if self._complete():
+            if self.inputs is not None and not self.run_dir.has_inputs:
+                with self.run_dir.locked():
+                    self.run_dir.record_inputs(self.inputs, progress.say)
             progress.say(
                 f"all {len(self.benchmark.tasks)} tasks are done: nothing is trained again"
             )
@@ -117,6 +130,8 @@ class Session:
         manifest = self._manifest(method)
         if env.is_main():
             self.run_dir.describe(config, asked, self.ds_config, env.world_size())
+        if self.inputs is not None:
+            self.run_dir.record_inputs(self.inputs, progress.say)
         saved = self._saved(manifest, progress)
         tracker = self.tracker
         evaluator = Evaluator(
@@ -184,19 +199,14 @@ class Session:
         )
 
     def _manifest(self, method: Method) -> Manifest:
-        source = language_model.source(self.config.model)
+        base = env.from_main(self.inputs.base.saved if self.inputs is not None else None)
         saved = self.run_dir.memory.manifest()
         if saved is None:
             return Manifest(
                 method=self.config.method.method,
                 settings=dataclasses.asdict(self.config.method),
-                base=identity.fingerprint_of(source),
+                base=base,
                 modules=list(method.layers),
-            )
-        if not identity.is_base(saved.base, source):
-            raise InputError(
-                f"{self.run_dir.memory.path} was trained on {saved.base.get('name')}, and --model "
-                f"{self.config.model.model} is another model or another version of it"
             )
         other = {*saved.modules} ^ {*method.layers}
         if other:
@@ -266,8 +276,14 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     model = language_model.skeleton(config.model)
     targets = _targets(config, model)
     benchmark = check_base(config, benchmark, model)
+    tokenizer = language_model.load_tokenizer(config.model)
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)
+    inputs = None
+    if env.is_main():
+        say = Progress(enabled=True).say
+        inputs = gather(config, benchmark, ds_config, tokenizer, say)
+        run_dir.check_inputs(inputs, config.model)
     record = config.record
     tracker = open_tracker(
         record.tracking,
@@ -278,7 +294,7 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         world_size=env.world_size(),
     )
     watch = Watch(config.parallel.wait_limit)
-    return Session(config, benchmark, ds_config, run_dir, tracker, watch, targets)
+    return Session(config, benchmark, ds_config, run_dir, tracker, watch, targets, inputs)
 
 
 def _targets(config: RunConfig, skeleton: nn.Module) -> Targets | None:

@@ -19,7 +19,7 @@ from moram_dist.comm.watch import Watch
 from moram_dist.comm.zero3 import release_leftovers
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import Encoded
-from moram_dist.data.stream import Step, blank, collate, num_steps, order, steps
+from moram_dist.data.stream import Step, blank, collate, is_under_a_step, num_steps, order, steps
 from moram_dist.data.tokens import Told, clear, encode_task
 from moram_dist.methods.method import Method
 from moram_dist.models.language_model import Base
@@ -109,7 +109,13 @@ class Trainer:
         task = self.benchmark.tasks[i]
         self.watch.at(f"the start of task {task.name}")
         examples = self._examples(i)
-        total = num_steps(len(examples), self.batch_size, self._epochs(i))
+        length = (len(examples), self.batch_size, self._epochs(i))
+        total = num_steps(*length)
+        if is_under_a_step(*length):
+            self.progress.say(
+                f"note: task {task.name} takes one step: {self._epochs(i):g} epochs of its "
+                f"{len(examples)} examples round to none"
+            )
         done = self._begin(i)
         self.engine.train()
         self.tracker.begin_task(i, task.name)
