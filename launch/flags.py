@@ -53,7 +53,8 @@ def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunC
     """The run and its DeepSpeed file.
 
     Raises:
-        InputError: an unknown flag, a stray argument, a value of the wrong type.
+        InputError: an unknown flag, a stray argument, a value of the wrong type, or a run
+            directory whose name no record could hold.
     """
     if arguments:
         raise InputError(
@@ -66,7 +67,12 @@ def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunC
             raise unknown("flag", f"--{name}", [f"--{k}" for k in known])
     ds_config = config_io.coerce("ds_config", given.pop("ds_config", DEFAULT_DS_CONFIG), Path)
     recipe = config_io.coerce("recipe", given.pop("recipe", None), Path | None)
-    return config_io.build(given, recipe), ds_config
+    config = config_io.build(given, recipe)
+    try:
+        config_io.check_path("output_dir", config.run_dir.absolute())
+    except FileNotFoundError:
+        raise InputError("the current folder is gone; start from one that is there") from None
+    return config, ds_config
 
 
 def usage(introduction: str) -> str:

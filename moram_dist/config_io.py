@@ -170,7 +170,7 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     if isinstance(out, str | Path):
         _check_text(name, str(out))
     if isinstance(out, Path):
-        _check_path(name, out)
+        check_path(name, out)
     return out
 
 
@@ -226,7 +226,10 @@ def _check_text(name: str, text: str) -> None:
         raise InputError(f"--{name} {what}: {quoted(text)}")
 
 
-def _check_path(name: str, path: Path) -> None:
+def check_path(name: str, path: Path) -> None:
+    """Raises InputError where a path is no UTF-8, or longer than file systems take."""
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        raise InputError(f"--{name} is not UTF-8: {quoted(str(path))}")
     longest = max((len(part.encode()) for part in path.parts), default=0)
     if longest > _LONGEST_NAME or len(str(path).encode()) > _LONGEST_PATH:
         raise InputError(

@@ -132,3 +132,14 @@ def test_wrong_site(text, word, tmp_path):
     (tmp_path / "site.yaml").write_text(text)
     with pytest.raises(InputError, match=word):
         read_site(tmp_path / "site.yaml")
+
+
+def test_a_folder_without_a_name_that_can_be_written_down(script, tmp_path, monkeypatch):
+    bad = tmp_path / "w_\udcff"
+    bad.mkdir()
+    monkeypatch.chdir(bad)
+    with pytest.raises(InputError, match="--output_dir is not UTF-8"):
+        script("--top_k", 4)
+    bad.rmdir()
+    with pytest.raises(InputError, match="the current folder is gone"):
+        script("--top_k", 4)
