@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from moram_dist.comm import env
 from moram_dist.comm.rendezvous import Rendezvous
 from moram_dist.files import exclusive_lock
-from moram_dist.registry import MachineError
+from moram_dist.registry import InputError, MachineError
 
 NAME = "deepspeed_shm_comm"
 """What DeepSpeed loads when CPU ranks meet."""
@@ -167,13 +167,12 @@ def _sole_builder(place: Path, still: Still) -> Iterator[None]:
         file = _locked(place / ".moram.lock", stack, still)
         if file:
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+            file.write(f"process {os.getpid()} on {platform.node()}".encode())
         _clear(place, still)
         yield
 
 
-def _locked(path: Path, stack: ExitStack, still: Still) -> IO[str] | None:
+def _locked(path: Path, stack: ExitStack, still: Still) -> BinaryIO | None:
     """Our lock, held until the stack ends; None on a disk without locks: torch's own has to do."""
     wait = _Wait(still)
     while True:
@@ -181,7 +180,7 @@ def _locked(path: Path, stack: ExitStack, still: Still) -> IO[str] | None:
             return stack.enter_context(exclusive_lock(path, wait=False))
         except BlockingIOError:
             wait.tick(f"the build in {path.parent} by {path.read_text() or 'another process'}")
-        except OSError:
+        except (OSError, InputError):
             return None
 
 

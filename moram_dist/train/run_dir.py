@@ -186,9 +186,13 @@ class RunDir:
             if not self.path.is_dir():
                 return
             for entry in self._entries():
-                place = f"--output_dir {self.path}: {Path(entry.path).relative_to(self.path)}"
+                name = Path(entry.path).relative_to(self.path)
+                place = f"--output_dir {self.path}: {name}"
                 if entry.is_symlink():
-                    raise InputError(f"{place} is a link; runs are not written through links")
+                    raise InputError(
+                        f"--output_dir {self.path}: {name} is a link; runs are not written "
+                        "through links"
+                    )
                 if entry.is_dir():
                     if entry.name == LOCK or Path(entry.name).suffix in SUFFIXES:
                         raise InputError(f"{place} is not a file")

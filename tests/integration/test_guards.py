@@ -195,6 +195,25 @@ def test_a_file_that_is_cut_short(run, name):
     assert str(run / name) in refused(run)
 
 
+def test_damage_to_what_is_made_anew_stops_nothing(unfinished, whole):
+    (unfinished / "progress").mkdir()
+    for name in ("benchmark.json", "ds_config.json", "environment.json", "tracking.json"):
+        (unfinished / name).write_bytes(b"")
+    for name in ("001_000001.json", "001_000001.safetensors"):
+        (unfinished / "progress" / name).write_bytes(b"\0" * 40)
+    for path in unfinished.glob("predictions/after_001/*"):
+        path.write_bytes(b"{")
+    (unfinished / "scores.json").unlink()  # and with it the scores
+    first = (whole / "metrics.jsonl").read_bytes().split(b"\n")[0]
+    (unfinished / "metrics.jsonl").write_bytes(b"\0\0\n" + first + b"\n[]\n{\xe5")
+    code, out, complaints = command(unfinished, "--save_every", "1")
+    assert (code, complaints) == (0, [])
+    assert "001_000001.json, line 1, column 1: malformed JSON" in out
+    assert contents(unfinished) == contents(whole)
+    for name in ("benchmark.json", "ds_config.json"):
+        assert (unfinished / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_scores_that_are_cut_short(run):
     path = run / "scores.json"
     path.write_text(path.read_text()[:50])
