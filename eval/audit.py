@@ -164,10 +164,10 @@ def _measure(task: Task, split: str, tokenizer: Any) -> tuple[Split, list[Findin
     found.add(WARNING, "no_end", "answers whose end is not learned, for want of room", endless)
     text = f"answers longer than the {task.max_answer_tokens} tokens that are generated"
     found.add(WARNING, "long_answer", text, long)
-    lost = lost_answers(tokenizer, examples, task)
+    gone = lost_answers(tokenizer, examples, task)
     text = "answers that do not survive the tokenizer, so no model can give them"
-    first = f": {lost[0]}" if lost else ""
-    found.add(severity, "lost_answer", text, [one.example for one in lost], first)
+    first = f": {gone[0]}" if gone else ""
+    found.add(severity, "lost_answer", text, [one.example for one in gone], first)
     if split == "test":
         oracle, through, empty = _scores(task, examples, found, tokenizer)
         figures = dataclasses.replace(figures, oracle=oracle, through_tokens=through, empty=empty)

@@ -245,6 +245,18 @@ def test_another_seed_may_have_its_own_questions(tmp_path):
     assert "Test sets differ between seeds" in compare_runs(runs)[0]
 
 
+def test_many_tasks_are_counted_and_not_listed(tmp_path):
+    tasks = [f"task{i:03d}" for i in range(120)]
+    cells = {(t, i): [100.0, 0.0] for t in (0, 119) for i in range(120)}
+    cells |= {(i, i): [100.0, 0.0] for i in range(120)}
+    run = make_run(tmp_path / "a", cells, tasks=tasks)
+    text, comparison = compare_runs([run], resamples="1000")
+    assert "Test items: 2 to 2 in each of 120 tasks." in text
+    assert max(map(len, text.split("\n"))) < 500
+    curve = forgetting_curve(comparison.groups[0])
+    assert (len(curve), curve[0], curve[1], curve[-1]) == (120, 0, None, 0)
+
+
 def test_unfinished_and_broken_runs(tmp_path):
     folder = noisy_run(tmp_path / "a", 0.5)
     line = folder / "predictions/after_001/on_000_topic.jsonl"
