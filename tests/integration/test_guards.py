@@ -170,7 +170,10 @@ def test_a_full_disk_under_the_metrics(whole, tmp_path):
         ({"version": 7}, "memory.json has version 7; this program reads 1"),
         ({"method": "sequential_lora"}, "(method: sequential_lora -> moram)"),
         ({"settings": {"top_k": 3}}, "(top_k: 3 -> 8)"),
-        ({"settings": {"threshold": 0.5, "alpha": 2}}, "(alpha: 2.0 -> 16.0; threshold: 0.5 -> 0.2)"),
+        (
+            {"settings": {"threshold": 0.5, "alpha": 2}},
+            "(alpha: 2.0 -> 16.0; threshold: 0.5 -> 0.2)",
+        ),
     ],
 )
 def test_a_memory_of_other_settings(run, changes, expected):
