@@ -18,6 +18,7 @@ from moram_dist.config import EMBEDDED, ModelConfig
 from moram_dist.models import attention, load_report
 from moram_dist.models.folder import BaseError, because, check_folder, check_name, fetch, local
 from moram_dist.models.tokenizer import read_tokenizer
+from moram_dist.registry import InputError
 
 DEMO_BASE = Path(__file__).parent / "demo_base"
 
@@ -169,15 +170,17 @@ def skeleton(config: ModelConfig) -> nn.Module:
     """The model's modules without any weights: to look at names before work starts."""
     architecture = check(config)
     decoder_start(config, architecture)
-    kernel = resolve_attention(config, architecture)
     kind = "text-to-text" if architecture.is_encoder_decoder else "causal"
     try:
+        kernel = resolve_attention(config, architecture)
         with torch.device("meta"):
             model = _auto_class(architecture).from_config(
                 architecture,
                 attn_implementation=kernel,
                 trust_remote_code=config.trust_remote_code,
             )
+    except InputError:
+        raise
     except Exception as error:  # sizes that do not go together raise whatever they lead to
         raise BaseError(config.model, f"is no {kind} language model: {because(error)}") from None
     _refuse_sizes(model, config.model)
