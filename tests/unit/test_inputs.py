@@ -310,7 +310,8 @@ def test_a_memory_of_a_newer_version_is_refused_by_name(start):
 
 def test_a_memory_of_a_newer_version_is_not_loaded(tmp_path):
     files = RunDir(tmp_path).memory
-    manifest = Manifest(method="moram", settings={"heads": 3}, base={"name": "x"}, modules=[])
+    base = {"name": "x", "fingerprint": "0" * 64}
+    manifest = Manifest(method="moram", settings={"heads": 3}, base=base, modules=[])
     files.publish(manifest, "a", {})
     with pytest.raises(InputError, match=r"memory\.json: settings: heads"):
         load_memory(tiny_model(), tmp_path)
