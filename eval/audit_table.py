@@ -19,6 +19,7 @@ _HEADER = (
     "answer median",
     "answer max",
     "oracle",
+    "by tokens",
     "empty",
 )
 _TEXT_COLUMNS = 2
@@ -36,7 +37,8 @@ def markdown(audit: Audit) -> str:
             f"# {audit.benchmark}, order {audit.order}, protocol {audit.protocol}",
             "",
             f"Lengths in tokens of {audit.tokenizer}. Oracle: the mean score of the gold answers; "
-            "empty: of no answer.",
+            "by tokens: of the same, once "
+            "they were tokens and are text again; empty: of no answer.",
             "",
             *_table([_HEADER, *map(_cells, audit.splits)]),
             "",
@@ -59,6 +61,7 @@ def _cells(split: Split) -> tuple[str, ...]:
         f"{split.answer.median:.0f}",
         str(split.answer.longest),
         "" if split.oracle is None else f"{split.oracle:.2f}",
+        "" if split.through_tokens is None else f"{split.through_tokens:.2f}",
         "" if split.empty is None else f"{split.empty:.2f}",
     )
 

@@ -110,8 +110,8 @@ class Evaluator:
             for column, modes in self._missing(row).items():
                 for mode in modes:
                     score = self.matrices[mode].get(source, column)
-                    if score is not None:
-                        measured = self._path(source, column, mode)
+                    measured = self._path(source, column, mode)
+                    if score is not None and measured.is_file():
                         write_atomically(self._path(row, column, mode), measured.read_bytes())
                         self.matrices[mode].set(row, column, score)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from eval.harness import Evaluator
 from eval.report import write_report
@@ -18,7 +19,8 @@ from eval.score_matrix import score_matrices
 from launch.base import check_base, check_loaded
 from launch.summary import summary
 from moram_dist import config_io
-from moram_dist.adapters.inject import find_linears
+from moram_dist.adapters.reached import unreached
+from moram_dist.adapters.targets import Targets, choose_targets
 from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
@@ -27,6 +29,7 @@ from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
+from moram_dist.data.round_trip import round_trip_notes
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
@@ -44,6 +47,7 @@ from moram_dist.train import ds_check
 from moram_dist.train import ds_config as ds
 from moram_dist.train.checkpoint import Place
 from moram_dist.train.engine import make_engine
+from moram_dist.train.inputs import Inputs, gather
 from moram_dist.train.progress import Progress
 from moram_dist.train.run_dir import RunDir
 from moram_dist.train.stop import Stopped, StopSignals
@@ -51,7 +55,14 @@ from moram_dist.train.trainer import Trainer
 
 WATCH_FIRST_S = 60.0
 
-DESCRIPTION = ("run.yaml", "ds_config.json", "environment.json", "benchmark.json", "scores.json")
+DESCRIPTION = (
+    "run.yaml",
+    "inputs.json",
+    "ds_config.json",
+    "environment.json",
+    "benchmark.json",
+    "scores.json",
+)
 """Files of a run directory that a tracker keeps beside the report."""
 
 
@@ -65,11 +76,18 @@ class Session:
     run_dir: RunDir
     tracker: Tracker
     watch: Watch
+    targets: Targets | None
+    """The linears to adapt; None for a method that adapts none."""
+    inputs: Inputs | None
+    """What defines the result, as the main rank found it; None on the others."""
 
     def run(self) -> None:
         """Train what is not trained, evaluate what is not evaluated, write the report."""
         progress = Progress(enabled=env.is_main())
         if self._complete():
+            if self.inputs is not None and not self.run_dir.has_inputs:
+                with self.run_dir.locked():
+                    self.run_dir.record_inputs(self.inputs, progress.say)
             progress.say(
                 f"all {len(self.benchmark.tasks)} tasks are done: nothing is trained again"
             )
@@ -83,7 +101,7 @@ class Session:
     def _work(self, progress: Progress) -> None:
         progress.say(f"run directory: {self.run_dir.path}")
         # The watch speaks first: what a backend says of a time limit is no line for people.
-        env.join(self.config.parallel.wait_limit + WATCH_FIRST_S)
+        env.join(self.config.parallel.wait_limit + WATCH_FIRST_S, self.watch.still)
         self.watch.at("the model to load")
         self.watch.start()
         with StopSignals(self.config.record.stop_signals) as stop:
@@ -98,17 +116,22 @@ class Session:
         method = METHODS[config.method.method](
             config.method, config.train.seed, placer, num_tasks=len(self.benchmark.tasks)
         )
-        method.build(base.model)
+        method.build(base.model, self.targets.names if self.targets else None)
+        if self.targets:
+            progress.say(self.targets.line)
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
         asked = method.asked(self.benchmark, partial(fits, base.tokenizer))
-        for note in asked.notes:
+        lost = round_trip_notes(base.tokenizer, asked) if env.is_main() else []
+        for note in (*asked.notes, *lost):
             progress.say(f"note: {note}")
         engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
         check_loaded(base, engine, config.model.model)
-        manifest = self._manifest(method, base)
+        manifest = self._manifest(method)
         if env.is_main():
             self.run_dir.describe(config, asked, self.ds_config, env.world_size())
+        if self.inputs is not None:
+            self.run_dir.record_inputs(self.inputs, progress.say)
         saved = self._saved(manifest, progress)
         tracker = self.tracker
         evaluator = Evaluator(
@@ -175,19 +198,15 @@ class Session:
             for row in range(-1, last + 1)
         )
 
-    def _manifest(self, method: Method, base: language_model.Base) -> Manifest:
+    def _manifest(self, method: Method) -> Manifest:
+        base = env.from_main(self.inputs.base.saved if self.inputs is not None else None)
         saved = self.run_dir.memory.manifest()
         if saved is None:
             return Manifest(
                 method=self.config.method.method,
                 settings=dataclasses.asdict(self.config.method),
-                base=base.identity,
+                base=base,
                 modules=list(method.layers),
-            )
-        if saved.base != base.identity:
-            raise InputError(
-                f"{self.run_dir.memory.path} was trained on {saved.base.get('name')}, and --model "
-                f"{self.config.model.model} is another model or another version of it"
             )
         other = {*saved.modules} ^ {*method.layers}
         if other:
@@ -255,10 +274,16 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     config, benchmark = settle(config)
     ds_config = deepspeed_config(config, ds_path, env.world_size())
     model = language_model.skeleton(config.model)
-    find_linears(model, config.method.target_modules)
+    targets = _targets(config, model)
     benchmark = check_base(config, benchmark, model)
+    tokenizer = language_model.load_tokenizer(config.model)
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)
+    inputs = None
+    if env.is_main():
+        say = Progress(enabled=True).say
+        inputs = gather(config, benchmark, ds_config, tokenizer, say)
+        run_dir.check_inputs(inputs, config.model)
     record = config.record
     tracker = open_tracker(
         record.tracking,
@@ -269,7 +294,13 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         world_size=env.world_size(),
     )
     watch = Watch(config.parallel.wait_limit)
-    return Session(config, benchmark, ds_config, run_dir, tracker, watch)
+    return Session(config, benchmark, ds_config, run_dir, tracker, watch, targets, inputs)
+
+
+def _targets(config: RunConfig, skeleton: nn.Module) -> Targets | None:
+    if METHODS[config.method.method].build is Method.build:
+        return None
+    return choose_targets(skeleton, config.method.target_modules, unreached(skeleton))
 
 
 def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class ModelConfig:
     """Parameters and compute: fp32, bf16, or auto (bf16 on an accelerator, fp32 on a CPU)."""
 
     attention: str = "auto"
-    """flash_attention_2, sdpa, eager, or auto (flash-attn where it imports, on CUDA in bf16)."""
+    """flash_attention_2, sdpa, eager, or auto: the first of these that the model supports here."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""

@@ -31,6 +31,8 @@ MAY_CHANGE = frozenset(
         "eval.eval_gather",
         "data.data_dir",
         "model.attention",
+        "model.gradient_checkpointing",
+        "model.trust_remote_code",
         "train.micro_batch_size",
         "train.micro_batch_tokens",
         "parallel.atom_group",
@@ -91,17 +93,54 @@ def flat(config: RunConfig) -> dict[str, Any]:
     return {f"{s}.{k}": v for s, values in to_dict(config).items() for k, v in values.items()}
 
 
+def from_saved(saved: Mapping[str, Any], where: str | Path) -> RunConfig:
+    """A configuration that a run wrote down, with defaults for the fields that are younger.
+
+    Args:
+        saved: section -> its fields, as ``to_dict`` gives them.
+        where: the file, for messages.
+
+    Raises:
+        InputError: a section or field that this version does not know, or a value that the
+            field cannot have.
+    """
+    known = fields()
+    values: dict[str, Any] = {}
+    strange: list[str] = []
+    for section, content in saved.items():
+        if section not in SECTIONS:
+            strange.append(str(section))
+            continue
+        if not isinstance(content, Mapping):
+            raise InputError(f"{where}: {section} must be a mapping of names to values")
+        for name, value in content.items():
+            if name in known and known[name][0] == section:
+                values[f"{section}.{name}"] = value
+            else:
+                strange.append(f"{section}.{name}")
+    if strange:
+        raise InputError(
+            f"{where} was written by another version of this program, whose settings this one does "
+            f"not know: {', '.join(strange)}"
+        )
+    try:
+        return build(values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
 def differences(
-    config: RunConfig,
-    saved: Mapping[str, Mapping[str, Any]],
-    sections: Collection[str] = tuple(SECTIONS),
+    config: RunConfig, saved: RunConfig, ignored: Collection[str] = frozenset()
 ) -> list[str]:
-    """``name: saved -> now`` for each result-defining field in which two runs differ."""
-    then = {f"{s}.{k}": v for s, values in saved.items() for k, v in values.items()}
+    """``name: saved -> now`` for each field in which two runs differ, but for the ignored ones.
+
+    ``ignored`` holds dotted names, which come on top of ``MAY_CHANGE``.
+    """
+    then = flat(saved)
     return [
-        f"{name.split('.')[1]}: {then.get(name)} -> {now}"
+        f"{name.split('.')[1]}: {then[name]} -> {now}"
         for name, now in flat(config).items()
-        if name not in MAY_CHANGE and name.split(".")[0] in sections and then.get(name) != now
+        if name not in MAY_CHANGE and name not in ignored and then[name] != now
     ]
 
 

@@ -21,9 +21,9 @@ from moram_dist.terminal import make_output_last, say
 
 def show(files: MemoryFiles, manifest: Manifest) -> str:
     """What the manifest names, a line a task, and whether each file is the one published."""
-    adapted = f"{len(manifest.modules)} linears of {manifest.base['name']}"
+    adapted = f"{len(manifest.modules)} linears of {_shown(manifest.base['name'])}"
     lines = [
-        f"{manifest.method} on {adapted} ({manifest.base['fingerprint'][:12]})",
+        f"{_shown(manifest.method)} on {adapted} ({_shown(manifest.base['fingerprint'][:12])})",
         f"{'task':24} {'atoms':>7} {'bytes':>12}  {'sha256':12}  state",
     ]
     for task in manifest.tasks:
@@ -31,7 +31,8 @@ def show(files: MemoryFiles, manifest: Manifest) -> str:
             state, atoms = "verified", str(_atoms(files.shapes(task)))
         except InputError as error:
             state, atoms = str(error), "?"
-        lines.append(f"{task.name:24} {atoms:>7} {task.bytes:>12,}  {task.sha256[:12]}  {state}")
+        name, digest = _shown(task.name), task.sha256[:12]
+        lines.append(f"{name:24} {atoms:>7} {task.bytes:>12,}  {digest}  {state}")
     total = sum(task.bytes for task in manifest.tasks)
     lines.append(f"{len(manifest.tasks)} tasks, {total:,} bytes")
     return "\n".join(lines)
@@ -71,6 +72,11 @@ def _run(words: Sequence[str]) -> int:
         raise InputError(f"{files.path} does not exist: no memory was published there")
     say(COMMANDS[command](files, manifest))
     return 0
+
+
+def _shown(text: str) -> str:
+    """For a terminal, which would take some characters for commands."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _atoms(shapes: Mapping[str, Shape]) -> int:

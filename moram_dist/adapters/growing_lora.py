@@ -21,7 +21,7 @@ class GrowingLora(LoraLinear):
     older_A: Tensor
     older_B: Tensor
 
-    def __init__(self, base: nn.Linear, *, size: int, scale: float, dropout: nn.Module) -> None:
+    def __init__(self, base: nn.Module, *, size: int, scale: float, dropout: nn.Module) -> None:
         super().__init__(base, size=size, scale=scale, dropout=dropout)
         self.learning = False
         """Whether the active terms take part. They do from a task's beginning to its end."""

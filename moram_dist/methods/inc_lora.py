@@ -22,7 +22,7 @@ class IncLora(SequentialLora):
 
     layers: dict[str, GrowingLora]  # type: ignore[assignment]
 
-    def _layer(self, base: nn.Linear, **settings: Any) -> GrowingLora:
+    def _layer(self, base: nn.Module, **settings: Any) -> GrowingLora:
         return GrowingLora(base, **settings)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:

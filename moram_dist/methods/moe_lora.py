@@ -28,9 +28,10 @@ class MoeLora(IncLora):
     all tasks, it routes each token, without noise, and an expert belongs to a task.
     """
 
+    settings = IncLora.settings | {"top_experts"}
     layers: dict[str, LoraExperts]  # type: ignore[assignment]
 
-    def _layer(self, base: nn.Linear, **settings: Any) -> LoraExperts:
+    def _layer(self, base: nn.Module, **settings: Any) -> LoraExperts:
         return LoraExperts(base, **settings, num_tasks=self.num_tasks, top=self.config.top_experts)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:

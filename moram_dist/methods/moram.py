@@ -30,6 +30,17 @@ class Moram(Method):
     Source: Lu et al. 2026, arXiv:2506.21035.
     """
 
+    settings = frozenset(
+        {
+            "target_modules",
+            "dropout",
+            "atoms_per_task",
+            "alpha",
+            "top_k",
+            "temperature",
+            "threshold",
+        }
+    )
     layers: dict[str, MemoryLinear]  # type: ignore[assignment]
     memories: dict[tuple[str, ...], Memory]
     """Full names of the linears that are asked together -> their memory."""
@@ -38,7 +49,7 @@ class Moram(Method):
         """Give the target linears an empty memory and room for one task's atoms."""
         config = self.config
 
-        def make(name: str, base: nn.Linear) -> MemoryLinear:
+        def make(name: str, base: nn.Module) -> MemoryLinear:
             return MemoryLinear(base, dropout=self._dropout(name, base))
 
         self._adapt(model, modules, make)

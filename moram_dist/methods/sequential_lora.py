@@ -22,20 +22,21 @@ class SequentialLora(Method):
     arXiv:2310.14152.
     """
 
+    settings = frozenset({"target_modules", "dropout", "atoms_per_task", "alpha"})
     layers: dict[str, LoraLinear]  # type: ignore[assignment]
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
         """Put a LoRA on the target linears; its inner size is ``atoms_per_task``."""
         size = self.config.atoms_per_task
 
-        def make(name: str, base: nn.Linear) -> LoraLinear:
+        def make(name: str, base: nn.Module) -> LoraLinear:
             return self._layer(
                 base, size=size, scale=self.config.alpha / size, dropout=self._dropout(name, base)
             )
 
         self._adapt(model, modules, make)
 
-    def _layer(self, base: nn.Linear, **settings: Any) -> LoraLinear:
+    def _layer(self, base: nn.Module, **settings: Any) -> LoraLinear:
         """What takes the place of a linear; ``settings`` are those of any LoRA."""
         return LoraLinear(base, **settings)
 

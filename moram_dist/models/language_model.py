@@ -5,9 +5,8 @@ Which kind of language model it is, causal or encoder-decoder, its own configura
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import json
+import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ import torch
 from torch import nn
 
 from moram_dist.config import EMBEDDED, ModelConfig
-from moram_dist.models import load_report
+from moram_dist.models import attention, load_report
 from moram_dist.models.folder import BaseError, because, check_folder, check_name, fetch, local
 from moram_dist.models.tokenizer import read_tokenizer
-from moram_dist.registry import InputError
 
 DEMO_BASE = Path(__file__).parent / "demo_base"
+
+SIZES = re.compile(r"must match the|cannot be multiplied|is invalid for input of size")
+"""How torch says that two tensors do not fit."""
 
 BIDIRECTIONAL = (
     "bert",
@@ -47,11 +48,10 @@ is not named here, ``probe`` finds."""
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen language model, its tokenizer, and who it is."""
+    """A frozen language model and its tokenizer."""
 
     model: nn.Module
     tokenizer: Any
-    identity: dict[str, Any]
     keep_alive: Any
     """transformers' handle on the DeepSpeed configuration; it holds it by weak reference only."""
 
@@ -67,24 +67,21 @@ def resolve_dtype(config: ModelConfig) -> torch.dtype:
 
 
 def resolve_attention(config: ModelConfig, architecture: Any) -> str:
-    """The attention kernel: flash-attn on CUDA in bf16 where it imports, else torch's own.
+    """The attention kernel. Not to be called while ZeRO-3 shards what is built.
 
     Raises:
-        InputError: flash-attn was asked for where it cannot run.
+        InputError: as ``attention.resolve``.
     """
-    installed = importlib.util.find_spec("flash_attn") is not None
-    half = resolve_dtype(config) == torch.bfloat16
-    flash = torch.cuda.is_available() and installed and half
-    if flash and architecture.is_encoder_decoder:
-        flash = False  # T5 adds a bias to attention scores, and flash-attn has no place for it
-    if config.attention == "auto":
-        return "flash_attention_2" if flash else "sdpa"
-    if config.attention == "flash_attention_2" and not flash:
-        raise InputError(
-            "--attention flash_attention_2 needs CUDA, --dtype bf16, the package flash-attn and a "
-            "causal model"
-        )
-    return config.attention
+
+    def build(kernel: str) -> None:
+        with torch.device("meta"):
+            _auto_class(architecture).from_config(
+                copy.deepcopy(architecture),
+                attn_implementation=kernel,
+                trust_remote_code=config.trust_remote_code,
+            )
+
+    return attention.resolve(config.attention, resolve_dtype(config), build)
 
 
 def source(config: ModelConfig) -> str:
@@ -171,16 +168,19 @@ def decoder_start(config: ModelConfig, architecture: Any) -> int | None:
 def skeleton(config: ModelConfig) -> nn.Module:
     """The model's modules without any weights: to look at names before work starts."""
     architecture = check(config)
-    resolve_attention(config, architecture)
     decoder_start(config, architecture)
+    kernel = resolve_attention(config, architecture)
     kind = "text-to-text" if architecture.is_encoder_decoder else "causal"
     try:
         with torch.device("meta"):
             model = _auto_class(architecture).from_config(
-                architecture, trust_remote_code=config.trust_remote_code
+                architecture,
+                attn_implementation=kernel,
+                trust_remote_code=config.trust_remote_code,
             )
     except Exception as error:  # sizes that do not go together raise whatever they lead to
         raise BaseError(config.model, f"is no {kind} language model: {because(error)}") from None
+    _refuse_sizes(model, config.model)
     if architecture.model_type in BIDIRECTIONAL and not model.config.is_decoder:
         raise BaseError(
             config.model,
@@ -188,6 +188,23 @@ def skeleton(config: ModelConfig) -> nn.Module:
             "it; give a model that was trained to predict the next token",
         )
     return model
+
+
+def _refuse_sizes(model: Any, name: str) -> None:
+    """Sizes that go together where modules are made, and not where they are used.
+
+    Without content, a forward pass of most models is as good as a real one at that.
+    """
+    ids = torch.ones(1, 4, dtype=torch.long, device="meta")
+    inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False, **inputs)
+    except Exception as error:  # many are of operations that need content, and say nothing
+        if SIZES.search(str(error)):
+            raise BaseError(
+                name, f"sizes in config.json do not go together: {because(error)}"
+            ) from None
 
 
 def check_weights(config: ModelConfig, model: nn.Module) -> None:
@@ -237,17 +254,20 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
         config: which model, in which precision.
         ds_config: resolved DeepSpeed configuration; its stage decides about sharding.
     """
+    from transformers import GenerationConfig
     from transformers.integrations import HfDeepSpeedConfig
 
     check_weights(config, skeleton(config))
+    architecture = check(config)
+    kernel = resolve_attention(config, architecture)
     keep_alive = None
     if ds_config["zero_optimization"]["stage"] == 3:
         keep_alive = HfDeepSpeedConfig(ds_config)
-    architecture = check(config)
     model, report = _auto_class(architecture).from_pretrained(
         source(config),
         dtype=resolve_dtype(config),
-        attn_implementation=resolve_attention(config, architecture),
+        attn_implementation=kernel,
+        generation_config=GenerationConfig(),  # decoding is the protocol's: the base's is not read
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
@@ -263,28 +283,6 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
     return Base(
         model,
         load_tokenizer(config),
-        identity(config, model.config),
         keep_alive,
         decoder_start(config, architecture),
     )
-
-
-def identity(config: ModelConfig, architecture: Any) -> dict[str, Any]:
-    """Who the base is: name, and a fingerprint of its configuration and weight files.
-
-    The fingerprint covers the architecture and each weight file's size and first megabyte, where
-    safetensors keeps names, shapes and offsets: enough to tell models apart without reading 100 GB.
-    """
-    digest = hashlib.sha256()
-    plain = {
-        key: value
-        for key, value in architecture.to_dict().items()
-        if not key.startswith("_") and key not in ("transformers_version", "dtype")
-    }
-    digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
-    for path in sorted(Path(source(config)).glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size}".encode())
-            digest.update(file.read(1 << 20))
-    name = config.model if not Path(config.model).exists() else Path(config.model).resolve().name
-    return {"name": name, "fingerprint": digest.hexdigest()}

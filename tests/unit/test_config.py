@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moram_dist.config import RunConfig
-from moram_dist.config_io import SECTIONS, build, differences, fields, flat, to_dict
+from moram_dist.config_io import SECTIONS, build, differences, fields, flat, from_saved, to_dict
 from moram_dist.registry import InputError
 
 
@@ -207,19 +207,46 @@ def test_a_recipe_that_is_not_there(tmp_path):
 def test_a_run_survives_being_written_down():
     run = build({"data_dir": "x", "top_k": "3", "splits": "{a: {train: b}}", "epochs": "0.5"})
     assert build(flat(run)) == run
-    assert differences(run, to_dict(run)) == []
+    assert from_saved(to_dict(run), "run.yaml") == run
+    assert differences(run, run) == []
 
 
 def test_differences_names_what_defines_results():
-    then = to_dict(build({"top_k": "3", "log_every": "5"}))
+    then = build({"top_k": "3", "log_every": "5"})
     now = build({"top_k": "4", "log_every": "6", "tracking": "none", "micro_batch_size": "2"})
     assert differences(now, then) == ["top_k: 3 -> 4"]
+    assert differences(now, then, {"method.top_k"}) == []
 
 
-def test_differences_of_a_run_from_before_a_field_was_there():
+def test_a_run_from_before_a_field_or_section_was_there_had_its_default():
     then = to_dict(RunConfig())
-    del then["method"]["alpha"]
-    assert differences(RunConfig(), then) == ["alpha: None -> 16.0"]
+    del then["method"]["alpha"], then["parallel"]
+    assert from_saved(then, "run.yaml") == RunConfig()
+    now = build({"alpha": "8"})
+    assert differences(now, from_saved(then, "run.yaml")) == ["alpha: 16.0 -> 8.0"]
+
+
+def test_settings_of_another_version_are_named():
+    then = to_dict(RunConfig()) | {"future": {"optimizer": "lion"}, "top_k": 3}
+    then["train"]["optimizer"] = "lion"
+    then["train"]["top_k"] = 3  # known, but elsewhere
+    with pytest.raises(InputError) as error:
+        from_saved(then, "run.yaml")
+    assert str(error.value).endswith(": train.optimizer, train.top_k, future, top_k")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"method": 3}, "run.yaml: method must be a mapping"),
+        ({"method": {"top_k": "many"}}, "run.yaml: --top_k must be a whole number, got 'many'"),
+        ({"method": {"top_k": 0}}, "run.yaml: --top_k must be >= 1"),
+    ],
+)
+def test_a_damaged_record_is_named(change, said):
+    with pytest.raises(InputError) as error:
+        from_saved(to_dict(RunConfig()) | change, "run.yaml")
+    assert said in str(error.value)
 
 
 def test_names_of_runs():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch import checks, doctor
-from moram_dist.comm import env
+from moram_dist.comm import env, extension
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ROOT / "launch" / "doctor.py"
@@ -49,7 +49,7 @@ def program(folder, name, *lines):
 
 
 def stale_lock(home):
-    lock = home / env.EXTENSION / "lock"
+    lock = home / extension.NAME / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
     os.utime(lock, (time.time() - 3600,) * 2)
@@ -173,7 +173,7 @@ def test_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     result = checks.compiler()
     assert result.state == "fault" and "c++" in result.found and "ninja" in result.found
-    built = tmp_path / "extensions" / env.EXTENSION / f"{env.EXTENSION}.so"
+    built = tmp_path / "extensions" / extension.NAME / f"{extension.NAME}.so"
     built.parent.mkdir(parents=True)
     built.touch()
     assert checks.compiler().state == "warning"  # there is nothing left to build
@@ -188,14 +188,14 @@ def test_locks(tmp_path, monkeypatch):
     assert not (tmp_path / "extensions").exists()
     lock = stale_lock(tmp_path / "extensions")
     assert checks.extension_lock().state == "fault"
-    lock.touch()
-    young = checks.extension_lock()
-    assert young.state == "warning" and "wait" in young.remedy
+    with lock.open():  # as torch's builder holds it
+        held = checks.extension_lock()
+        assert held.state == "warning" and f"process {os.getpid()}" in held.found
     in_default_root = tmp_path / "extensions" / "py311_cpu" / "other" / "lock"
     in_default_root.parent.mkdir(parents=True)
     in_default_root.touch()
-    os.utime(in_default_root, (time.time() - 3600,) * 2)
-    assert str(in_default_root) in checks.extension_lock().remedy
+    with lock.open():
+        assert str(in_default_root) in checks.extension_lock().remedy
 
 
 def test_folders(tmp_path, monkeypatch):
