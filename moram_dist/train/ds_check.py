@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,95 +16,22 @@ from typing import Any
 from moram_dist.comm import env
 from moram_dist.registry import InputError, unknown
 from moram_dist.terminal import quoted, shown
+from moram_dist.train.ds_rules import (
+    CHOICES,
+    DTYPES,
+    KNOWN,
+    LARGEST,
+    LARGEST_BUCKET,
+    MONITORS,
+    NO_PART,
+    NOT_HERE,
+    OFF,
+    RUN_FILLS,
+    SWITCHES,
+)
 
 if typing.TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
-
-_OWN_STATE = "the run saves its own state (--save_every)"
-_ONLY_ZERO = "models are sharded by ZeRO alone here"
-_EXAMPLES = "the run deals out its examples itself"
-_NO_PART = "it has no part in this trainer"
-
-NOT_HERE = {
-    "activation_checkpointing": "use --gradient_checkpointing true",
-    "aio": "nothing is offloaded to NVMe here",
-    "autotuning": _NO_PART,
-    "bfloat16": 'write "bf16"',
-    "checkpoint": _OWN_STATE,
-    "compile": _NO_PART,
-    "data_efficiency": _EXAMPLES,
-    "dataloader_drop_last": _EXAMPLES,
-    "datastates_ckpt": _OWN_STATE,
-    "expert_parallel": _ONLY_ZERO,
-    "hybrid_engine": _NO_PART,
-    "pipeline": _ONLY_ZERO,
-    "seq_parallel_communication_data_type": _ONLY_ZERO,
-    "sequence_parallel_size": _ONLY_ZERO,
-    "tensor_parallel": _ONLY_ZERO,
-    "torch_autocast": "--dtype decides the precision (fp32 or bf16)",
-    "use_data_before_expert_parallelism": _ONLY_ZERO,
-    "vocabulary_size": "the model's own is taken",
-    "weight_quantization": _NO_PART,
-}
-"""Keys that DeepSpeed knows and that would change nothing here, or something that is the run's."""
-
-RUN_FILLS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "fp16",
-)
-"""Keys whose values ``ds_config.resolve`` judges."""
-
-SWITCHES = (
-    "disable_allgather",
-    "disable_python_gc",
-    "dump_state",
-    "memory_breakdown",
-    "prescale_gradients",
-    "wall_clock_breakdown",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-)
-
-CHOICES: dict[str, tuple[str | bool | None, ...]] = {
-    "communication_data_type": ("fp32", "fp16", "bf16", None),
-    "gradient_allreduce_op": ("mean",),
-    "log_level": ("debug", "info", "warning", "error", "critical", None),
-    "managed_gradient_accumulation": (True,),  # the trainer says where a step ends
-}
-NUMBERS = ("steps_per_print", "gradient_predivide_factor")
-MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": ""}
-"""DeepSpeed's monitors, each with the package that it needs."""
-
-SECTIONS = ("bf16", "zero_optimization", "comms_logger", "timers", *MONITORS)
-KNOWN = frozenset(
-    {*NOT_HERE, *RUN_FILLS, *SWITCHES, *CHOICES, *NUMBERS, *SECTIONS, "data_types"}
-    | {"flops_profiler"}
-)
-
-DTYPES = ("fp32", "bf16", "fp16")
-LARGEST = sys.maxsize
-LARGEST_BUCKET = 2**36
-"""Elements. DeepSpeed allocates buckets whole, so more is a mistake and not a setting."""
-
-OFF = {
-    "bf16_master_weights_and_grads": "masters are in fp32 here",
-    "bf16_optimizer_states": "moments are in fp32 here",
-    "elastic_checkpoint": _OWN_STATE,
-    "leaf_module": "layers with atoms are gathered one by one",
-    "legacy_stage1": "DeepSpeed has it no more",
-    "zenflow": "resets between tasks are not made for it",
-    "super_offload": "it needs DeepSpeed's own optimizer",
-    "fast_init": "nothing is offloaded to NVMe here",
-    "zero_quantized_weights": "weights stay as --dtype says",
-    "zero_quantized_nontrainable_weights": "weights stay as --dtype says",
-    "zero_quantized_gradients": "gradients stay as --dtype says",
-}
-"""Keys of sections that must be off, and why."""
 
 
 def check(file: Mapping[str, Any], *, path: Path) -> None:
@@ -287,7 +213,8 @@ def _plain_sections(file: Mapping[str, Any], path: Path) -> None:
     dtype = file.get("data_types", {}).get("grad_accum_dtype")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(
-            f"{path}: data_types.grad_accum_dtype must be one of {', '.join(DTYPES)}, got {quoted(dtype)}"
+            f"{path}: data_types.grad_accum_dtype must be one of {', '.join(DTYPES)}, "
+            f"got {quoted(dtype)}"
         )
     profiler = file.get("flops_profiler", {})
     if profiler.get("profile_step", 1) < 1:
@@ -350,7 +277,7 @@ def _zero(file: Mapping[str, Any], path: Path) -> None:
     if zero.get("compute_grad_norm") is False:
         raise InputError(f"{where}: remove 'compute_grad_norm'; the run clips by the norm")
     if zero.get("zero_hpz_partition_size", 1) not in (1, "auto"):
-        raise InputError(f"{where}: remove 'zero_hpz_partition_size'; {_NO_PART}")
+        raise InputError(f"{where}: remove 'zero_hpz_partition_size'; {NO_PART}")
     for key in ("reduce_bucket_size", "allgather_bucket_size"):
         size = zero.get(key, 1)
         if isinstance(size, int | float) and size > LARGEST_BUCKET:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from moram_dist.registry import InputError
-from moram_dist.train.ds_check import KNOWN, NOT_HERE, RUN_FILLS, check
+from moram_dist.train.ds_check import check
 from moram_dist.train.ds_config import read
+from moram_dist.train.ds_rules import KNOWN, NOT_HERE, RUN_FILLS
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 PATH = Path("zero.json")
