@@ -34,9 +34,9 @@ from launch.job_script import Job, Site, Task, read_site, render, seconds
 from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RunConfig
 from moram_dist.files import write_atomically
-from moram_dist.reading import read_json
+from moram_dist.reading import read_object
 from moram_dist.registry import InputError
-from moram_dist.terminal import make_output_last, one_line, say
+from moram_dist.terminal import make_output_last, one_line, quoted, say
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -146,13 +146,21 @@ def evaluations(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str
     for run in own.evaluate:
         if not (run / "run.yaml").is_file():
             raise InputError(f"--evaluate {run}: no run is recorded there")
-        tasks = read_json(run / "benchmark.json")["tasks"]
+        tasks = _tasks_in(run / "benchmark.json")
         manifest = run / "memory" / "memory.json"
-        trained = len(read_json(manifest)["tasks"]) if manifest.exists() else 0
-        if trained < len(tasks):
-            raise InputError(f"--evaluate {run}: {trained} of {len(tasks)} tasks are trained")
+        trained = _tasks_in(manifest) if manifest.exists() else 0
+        if trained < tasks:
+            raise InputError(f"--evaluate {run}: {trained} of {tasks} tasks are trained")
         out.append({"recipe": str(run / "run.yaml"), "output_dir": str(run)} | flags)
     return out
+
+
+def _tasks_in(path: Path) -> int:
+    """How many tasks a run's record lists. Raises InputError where it is no such record."""
+    tasks = read_object(path).get("tasks")
+    if not isinstance(tasks, list):
+        raise InputError(f"{path}: tasks must be a list, got {quoted(tasks)}")
+    return len(tasks)
 
 
 def checked(flags: dict[str, str]) -> RunConfig:

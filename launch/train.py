@@ -6,6 +6,7 @@
 
 The same command again goes on where it was. Exit codes, each with one line that says why:
 
+    1   a fault of this program; the trace-back is in RUN/crash_<time>.log
     2   wrong input
     3   the loss is not finite
     4   the machine failed: a rank died or hangs, the disk is full

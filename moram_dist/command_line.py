@@ -96,6 +96,9 @@ def say_crash(error: BaseException, folder: Path | None = None, who: str = "") -
     if isinstance(error, MemoryError):
         say_error("out of memory", who)
         return MachineError.EXIT_CODE
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        say_error(f"{error.strerror}: {error.filename}", who)  # someone gave it
+        return 2
     if isinstance(error, OSError) and error.errno in MACHINE:
         where = f"{error.filename}: " if error.filename is not None else ""
         say_error(f"{where}{error.strerror}", who)

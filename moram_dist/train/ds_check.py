@@ -7,7 +7,7 @@ and for a text there, and meets most wrong values only once ranks have met and a
 from __future__ import annotations
 
 import importlib.util
-import sys
+import os
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,95 +15,23 @@ from typing import Any
 
 from moram_dist.comm import env
 from moram_dist.registry import InputError, unknown
+from moram_dist.terminal import quoted, shown
+from moram_dist.train.ds_rules import (
+    CHOICES,
+    DTYPES,
+    KNOWN,
+    LARGEST,
+    LARGEST_BUCKET,
+    MONITORS,
+    NO_PART,
+    NOT_HERE,
+    OFF,
+    RUN_FILLS,
+    SWITCHES,
+)
 
 if typing.TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
-
-_OWN_STATE = "the run saves its own state (--save_every)"
-_ONLY_ZERO = "models are sharded by ZeRO alone here"
-_EXAMPLES = "the run deals out its examples itself"
-_NO_PART = "it has no part in this trainer"
-
-NOT_HERE = {
-    "activation_checkpointing": "use --gradient_checkpointing true",
-    "aio": "nothing is offloaded to NVMe here",
-    "autotuning": _NO_PART,
-    "bfloat16": 'write "bf16"',
-    "checkpoint": _OWN_STATE,
-    "compile": _NO_PART,
-    "data_efficiency": _EXAMPLES,
-    "dataloader_drop_last": _EXAMPLES,
-    "datastates_ckpt": _OWN_STATE,
-    "expert_parallel": _ONLY_ZERO,
-    "hybrid_engine": _NO_PART,
-    "pipeline": _ONLY_ZERO,
-    "seq_parallel_communication_data_type": _ONLY_ZERO,
-    "sequence_parallel_size": _ONLY_ZERO,
-    "tensor_parallel": _ONLY_ZERO,
-    "torch_autocast": "--dtype decides the precision (fp32 or bf16)",
-    "use_data_before_expert_parallelism": _ONLY_ZERO,
-    "vocabulary_size": "the model's own is taken",
-    "weight_quantization": _NO_PART,
-}
-"""Keys that DeepSpeed knows and that would change nothing here, or something that is the run's."""
-
-RUN_FILLS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "fp16",
-)
-"""Keys whose values ``ds_config.resolve`` judges."""
-
-SWITCHES = (
-    "disable_allgather",
-    "disable_python_gc",
-    "dump_state",
-    "memory_breakdown",
-    "prescale_gradients",
-    "wall_clock_breakdown",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-)
-
-CHOICES: dict[str, tuple[str | bool | None, ...]] = {
-    "communication_data_type": ("fp32", "fp16", "bf16", None),
-    "gradient_allreduce_op": ("mean",),
-    "log_level": ("debug", "info", "warning", "error", "critical", None),
-    "managed_gradient_accumulation": (True,),  # the trainer says where a step ends
-}
-NUMBERS = ("steps_per_print", "gradient_predivide_factor")
-MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": ""}
-"""DeepSpeed's monitors, each with the package that it needs."""
-
-SECTIONS = ("bf16", "zero_optimization", "comms_logger", "timers", *MONITORS)
-KNOWN = frozenset(
-    {*NOT_HERE, *RUN_FILLS, *SWITCHES, *CHOICES, *NUMBERS, *SECTIONS, "data_types"}
-    | {"flops_profiler"}
-)
-
-DTYPES = ("fp32", "bf16", "fp16")
-LARGEST = sys.maxsize
-LARGEST_BUCKET = 2**36
-"""Elements. DeepSpeed allocates buckets whole, so more is a mistake and not a setting."""
-
-OFF = {
-    "bf16_master_weights_and_grads": "masters are in fp32 here",
-    "bf16_optimizer_states": "moments are in fp32 here",
-    "elastic_checkpoint": _OWN_STATE,
-    "leaf_module": "layers with atoms are gathered one by one",
-    "legacy_stage1": "DeepSpeed has it no more",
-    "zenflow": "resets between tasks are not made for it",
-    "super_offload": "it needs DeepSpeed's own optimizer",
-    "fast_init": "nothing is offloaded to NVMe here",
-    "zero_quantized_weights": "weights stay as --dtype says",
-    "zero_quantized_nontrainable_weights": "weights stay as --dtype says",
-    "zero_quantized_gradients": "gradients stay as --dtype says",
-}
-"""Keys of sections that must be off, and why."""
 
 
 def check(file: Mapping[str, Any], *, path: Path) -> None:
@@ -130,7 +58,7 @@ def check(file: Mapping[str, Any], *, path: Path) -> None:
         if key in NOT_HERE and not _is_off(value):
             raise InputError(f"{path}: remove {key!r}; {NOT_HERE[key]}")
     for key, value in file.items():
-        _numbers_are_finite(value, f"{path}: {key}")
+        _can_be_meant(value, f"{path}: {key}")
     _scalars(file, path)
     for key, kind in _models().items():
         if key in file:
@@ -147,13 +75,17 @@ def _is_off(value: Any) -> bool:
     return not value
 
 
-def _numbers_are_finite(value: Any, where: str) -> None:
+def _can_be_meant(value: Any, where: str) -> None:
+    """No number that nothing can hold, and no text that no name can be."""
     if isinstance(value, dict):
         for key, item in value.items():
-            _numbers_are_finite(item, f"{where}.{key}")
+            _can_be_meant(item, f"{where}.{key}")
     elif isinstance(value, list):
         for item in value:
-            _numbers_are_finite(item, where)
+            _can_be_meant(item, where)
+    elif isinstance(value, str):
+        if shown(value) != value:
+            raise InputError(f"{where} holds a control character: {quoted(value)}")
     elif isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:  # nor NaN
         raise InputError(f"{where} must be a number of at most 2^63 - 1")
 
@@ -161,17 +93,19 @@ def _numbers_are_finite(value: Any, where: str) -> None:
 def _scalars(file: Mapping[str, Any], path: Path) -> None:
     for key in SWITCHES:
         if key in file and not isinstance(file[key], bool):
-            raise InputError(f"{path}: {key} must be true or false, got {file[key]!r}")
+            raise InputError(f"{path}: {key} must be true or false, got {quoted(file[key])}")
     for key, values in CHOICES.items():
         if key in file and file[key] not in values:
             known = ", ".join(str(value).lower() for value in values if value)
-            raise InputError(f"{path}: {key} must be one of {known}, got {file[key]!r}")
+            raise InputError(f"{path}: {key} must be one of {known}, got {quoted(file[key])}")
     steps = file.get("steps_per_print")
     if steps is not None and (type(steps) is not int or steps < 1):
-        raise InputError(f"{path}: steps_per_print must be a whole number from 1, got {steps!r}")
+        raise InputError(
+            f"{path}: steps_per_print must be a whole number from 1, got {quoted(steps)}"
+        )
     factor = file.get("gradient_predivide_factor", 1.0)
     if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
-        raise InputError(f"{path}: gradient_predivide_factor must be > 0, got {factor!r}")
+        raise InputError(f"{path}: gradient_predivide_factor must be > 0, got {quoted(factor)}")
 
 
 def _models() -> dict[str, type[BaseModel]]:
@@ -212,7 +146,7 @@ def _fields(kind: type[BaseModel]) -> dict[str, Any]:
 
 def _keys(kind: type[BaseModel], values: Any, where: str) -> None:
     if not isinstance(values, dict):
-        raise InputError(f"{where} must be an object, got {values!r}")
+        raise InputError(f"{where} must be an object, got {quoted(values)}")
     fields = _fields(kind)
     for key, value in values.items():
         if key not in fields:
@@ -247,10 +181,10 @@ def _kinds(given: Mapping[str, Any], made: BaseModel, where: str) -> None:
         elif value == "auto" or value is None:
             continue
         elif isinstance(found, bool) and not isinstance(value, bool):
-            raise InputError(f"{where}.{key} must be true or false, got {value!r}")
+            raise InputError(f"{where}.{key} must be true or false, got {quoted(value)}")
         elif isinstance(found, int | float) and isinstance(value, bool | str):
             if not isinstance(found, bool):
-                raise InputError(f"{where}.{key} must be a number, got {value!r}")
+                raise InputError(f"{where}.{key} must be a number, got {quoted(value)}")
 
 
 def _plain_sections(file: Mapping[str, Any], path: Path) -> None:
@@ -265,7 +199,7 @@ def _plain_sections(file: Mapping[str, Any], path: Path) -> None:
     for name, known in tables.items():
         values = file.get(name, {})
         if not isinstance(values, dict):
-            raise InputError(f"{path}: {name} must be an object, got {values!r}")
+            raise InputError(f"{path}: {name} must be an object, got {quoted(values)}")
         for key, value in values.items():
             if key not in known:
                 raise InputError(f"{path}: {name}: {unknown('key', key, known)}")
@@ -273,11 +207,14 @@ def _plain_sections(file: Mapping[str, Any], path: Path) -> None:
             number = wanted is float and type(value) is int
             decides = key == "keep_in_fp32_modules" and value == "auto"
             if not (type(value) is wanted or value is None or number or decides):
-                raise InputError(f"{path}: {name}.{key} must be {_WORDS[wanted]}, got {value!r}")
+                raise InputError(
+                    f"{path}: {name}.{key} must be {_WORDS[wanted]}, got {quoted(value)}"
+                )
     dtype = file.get("data_types", {}).get("grad_accum_dtype")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(
-            f"{path}: data_types.grad_accum_dtype must be one of {', '.join(DTYPES)}, got {dtype!r}"
+            f"{path}: data_types.grad_accum_dtype must be one of {', '.join(DTYPES)}, "
+            f"got {quoted(dtype)}"
         )
     profiler = file.get("flops_profiler", {})
     if profiler.get("profile_step", 1) < 1:
@@ -304,6 +241,15 @@ def _monitors(file: Mapping[str, Any], path: Path) -> None:
             raise InputError(f"{path}: {name}: a key is a secret; give it as COMET_API_KEY")
         if section.get("enabled") and package and importlib.util.find_spec(package) is None:
             raise InputError(f"{path}: {name} needs the package {package}, which is not installed")
+        if section.get("enabled") and "output_path" in section:
+            _folder(Path(section["output_path"], section.get("job_name", "")), f"{path}: {name}")
+
+
+def _folder(folder: Path, where: str) -> None:
+    """Whether a folder is there or can be made."""
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    if not there.is_dir():
+        raise InputError(f"{where}: {quoted(str(folder))}: {quoted(str(there))} is no folder")
 
 
 def _zero(file: Mapping[str, Any], path: Path) -> None:
@@ -331,7 +277,7 @@ def _zero(file: Mapping[str, Any], path: Path) -> None:
     if zero.get("compute_grad_norm") is False:
         raise InputError(f"{where}: remove 'compute_grad_norm'; the run clips by the norm")
     if zero.get("zero_hpz_partition_size", 1) not in (1, "auto"):
-        raise InputError(f"{where}: remove 'zero_hpz_partition_size'; {_NO_PART}")
+        raise InputError(f"{where}: remove 'zero_hpz_partition_size'; {NO_PART}")
     for key in ("reduce_bucket_size", "allgather_bucket_size"):
         size = zero.get(key, 1)
         if isinstance(size, int | float) and size > LARGEST_BUCKET:

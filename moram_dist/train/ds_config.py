@@ -13,6 +13,7 @@ from typing import Any
 
 from moram_dist.reading import read_object
 from moram_dist.registry import InputError
+from moram_dist.terminal import quoted
 
 RUN_DECIDES = {
     "optimizer": "--learning_rate and --weight_decay",
@@ -66,24 +67,26 @@ def resolve(
         found = out.get(key, "auto")
         if isinstance(found, bool) or found not in ("auto", value):
             raise InputError(
-                f"{path}: {key} is {found}, but the run's batch sizes and clipping make it "
+                f"{path}: {key} is {quoted(found)}, but the run's batch sizes and clipping make it "
                 f'{value}; write "auto" there, or change --batch_size or --clip'
             )
         out[key] = value
     for key in ("bf16", "zero_optimization"):
         if not isinstance(out.setdefault(key, {}), dict):
-            raise InputError(f"{path}: {key} must be an object, got {out[key]!r}")
+            raise InputError(f"{path}: {key} must be an object, got {quoted(out[key])}")
     precision = out["bf16"]
     enabled = precision.get("enabled", "auto")
     if enabled != "auto" and enabled is not bf16:
         raise InputError(
-            f"{path}: bf16.enabled is {enabled}, but the run's --dtype makes it "
+            f"{path}: bf16.enabled is {quoted(enabled)}, but the run's --dtype makes it "
             f'{str(bf16).lower()}; write "auto" there'
         )
     precision["enabled"] = bf16
     stage = out["zero_optimization"].setdefault("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        raise InputError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
+        raise InputError(
+            f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {quoted(stage)}"
+        )
     if stage == 0:
         out.pop("data_types", None)  # without ZeRO, DeepSpeed accumulates in the model's own dtype
     # torch's AdamW is not on DeepSpeed's list for every stage; resets are tested with it on all.

@@ -37,6 +37,11 @@ def here(tmp_path, monkeypatch):
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (MemoryError(), 4, "error: out of memory"),
         (OSError(errno.ENOSPC, "No space left", "r/x"), 4, "error: r/x: No space left"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "aaa"),
+            2,
+            "error: File name too long: aaa",
+        ),
         (InputError("\x1b[31mred"), 2, "error: \\x1b[31mred"),
         (InputError(f"http://me:{PASSWORD}@host/x"), 2, "error: http://host/x"),
     ],

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from moram_dist.registry import InputError
-from moram_dist.train.ds_check import KNOWN, NOT_HERE, RUN_FILLS, check
+from moram_dist.train.ds_check import check
 from moram_dist.train.ds_config import read
+from moram_dist.train.ds_rules import KNOWN, NOT_HERE, RUN_FILLS
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 PATH = Path("zero.json")
@@ -132,6 +133,11 @@ BAD = [
     ({"flops_profiler": {"output_file": "none/x"}}, "no such folder"),
     ({"comms_logger": {"prof_ops": "all"}}, "comms_logger.prof_ops"),
     ({"csv_monitor": {"enable": True}}, "csv_monitor: unknown key 'enable'"),
+    ({"csv_monitor": {"job_name": "a\0b"}}, "csv_monitor.job_name holds a control character"),
+    (
+        {"csv_monitor": {"enabled": True, "output_path": "/dev/null", "job_name": "a"}},
+        "'/dev/null' is no folder",
+    ),
     ({"comet": {"api_key": "x"}}, "give it as COMET_API_KEY"),
     ({"comet": {"enabled": True}}, "needs the package comet_ml"),
     ({"timers": {"throughput": {"enabled": 5}}}, "DeepSpeed refuses it"),
