@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from eval.audit import Audit, Split
 from eval.audit_checks import ERROR, NOTE, WARNING, Finding
-from eval.markup import markdown_text, visible
+from eval.markup import markdown_text, one_line
 
 _HEADER = (
     "task",
@@ -81,4 +81,4 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 def _line(finding: Finding) -> str:
     ids = ", ".join(finding.examples[:_SHOWN]) + (", ..." if len(finding.examples) > _SHOWN else "")
     line = f"- {finding.severity}: {finding.where}: {finding.text}" + (f" ({ids})" if ids else "")
-    return " ".join(visible(line).split())
+    return one_line(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eval.continual import Scores
-from eval.markup import visible
+from eval.markup import one_line
 from moram_dist.config import RunConfig
 from moram_dist.tracking import store_of
 from moram_dist.tracking.names import without_password
@@ -53,13 +53,13 @@ def _last_scores(saved: Scores) -> list[str]:
         learned = saved.scores[i][i] if i < len(saved.scores) else None
         last = saved.scores[-1][i] if saved.scores else None
         cells = "".join(f"{'' if v is None else f'{v:.2f}':>9}" for v in (learned, last))
-        lines.append(f"{cells}  {visible(name)}")
+        lines.append(f"{cells}  {one_line(name)}")
     return lines
 
 
 def _matrix(saved: Scores) -> list[str]:
     tasks, scores = saved.tasks, saved.scores
-    names = [visible(name) for name in tasks]
+    names = [one_line(name) for name in tasks]
     heads, rows = list(names), list(names)
     if sum(max(6, len(name)) + 2 for name in tasks) > WIDEST:
         heads = [f"{i + 1}" for i in range(len(tasks))]
