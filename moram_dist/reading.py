@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import stat
 import typing
 from collections.abc import Iterator
 from functools import cache
@@ -28,6 +29,7 @@ MOST_YAML_VALUES = 100_000
 def read_text(path: Path) -> str:
     """A UTF-8 file's text, without a byte order mark. Raises InputError where it cannot be had."""
     try:
+        _check_kind(path)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
@@ -35,8 +37,18 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except InputError:
+        raise
     except ValueError:  # a name with a null byte
         raise InputError(f"{str(path)!r}: cannot be a file's name") from None
+
+
+def _check_kind(path: Path) -> None:
+    """Raises InputError on what may have no end, as a device, or no writer, as a pipe."""
+    mode = path.stat().st_mode
+    of_a_shell = stat.S_ISFIFO(mode) and path.is_relative_to("/dev")  # <(...)
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or of_a_shell):
+        raise InputError(f"{path}: is no file but a device, pipe or socket")
 
 
 def read_json(path: Path, *, unique: bool = False) -> Any:

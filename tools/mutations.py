@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +173,8 @@ def _spoil_kind(rng: Random, path: Path) -> None:
         lambda: path.symlink_to(path.name),
         lambda: path.symlink_to("nowhere"),
         lambda: path.symlink_to("/dev/null"),
+        lambda: path.symlink_to("/dev/zero"),
+        lambda: os.mkfifo(path),
         lambda: path.write_bytes(b""),
         lambda: path.write_bytes(POINTER),
     )

@@ -140,7 +140,7 @@ def test_names_that_cannot_be_file_names(tmp_path, name):
 
 
 def test_a_list_that_is_something_else(tmp_path):
-    with pytest.raises(InputError, match="expected a list of tasks"):
+    with pytest.raises(InputError, match="/dev/null: is no file but a device"):
         jsonl(Path("/dev/null"))
     with pytest.raises(InputError, match="no such file or folder"):
         jsonl(tmp_path / ("a" * 300))
