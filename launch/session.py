@@ -30,6 +30,7 @@ from moram_dist.config import RunConfig
 from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
 from moram_dist.data.round_trip import round_trip_notes
+from moram_dist.data.tokens import Told
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
@@ -121,7 +122,8 @@ class Session:
             progress.say(self.targets.line)
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
-        asked = method.asked(self.benchmark, partial(fits, base.tokenizer))
+        told = Told("fitting prompts", None, progress.say, self.watch.at)
+        asked = method.asked(self.benchmark, told.calls_of(partial(fits, base.tokenizer)))
         lost = round_trip_notes(base.tokenizer, asked) if env.is_main() else []
         for note in (*asked.notes, *lost):
             progress.say(f"note: {note}")
