@@ -119,7 +119,8 @@ class Session:
         )
         method.build(base.model, self.targets.names if self.targets else None)
         if self.targets:
-            progress.say(self.targets.line)
+            for line in self.targets.lines:
+                progress.say(line)
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
         told = Told("fitting prompts", None, progress.say, self.watch.at)
