@@ -4,7 +4,7 @@ The only home of mlflow, which takes seconds to import and is imported when a ru
 """
 
 from moram_dist.registry import unknown
-from moram_dist.tracking.connect import store_of
+from moram_dist.tracking.addresses import store_of
 from moram_dist.tracking.ids import read_ids, write_ids
 from moram_dist.tracking.mlflow import MlflowTracker
 from moram_dist.tracking.node import NodeMetrics, wanted

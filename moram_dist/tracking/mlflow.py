@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from moram_dist.files import WriteError
-from moram_dist.tracking.connect import prepare, store_of
-from moram_dist.tracking.names import without_password
+from moram_dist.redaction import clean_address, clean_tree
+from moram_dist.tracking.addresses import store_of
+from moram_dist.tracking.connect import prepare
 from moram_dist.tracking.replay import Replay
 from moram_dist.tracking.sender import Sender
 from moram_dist.tracking.spool import FOLDER, MAIN, Spool, operations
@@ -65,9 +66,9 @@ class MlflowTracker(Tracker):
             name=run.name,
             experiment=run.experiment,
             run_directory=str(self._run_dir),
-            parameters={k: without_password(str(v)) for k, v in run.parameters.items()},
-            tags=run.tags,
-            datasets=[asdict(record) for record in run.datasets],
+            parameters={k: str(v) for k, v in clean_tree(dict(run.parameters)).items()},
+            tags=clean_tree(run.tags),
+            datasets=clean_tree([asdict(record) for record in run.datasets]),
         )
         self._store = store_of(run.run_dir, self._uri)
         self._sender = Sender(Replay(self._store, self._run_dir))
@@ -120,7 +121,7 @@ class MlflowTracker(Tracker):
             logger.warning(
                 "MLflow at %s has not got all of this run. The rest is kept; this sends it: "
                 "python -m moram_dist.tracking send %s",
-                without_password(self._store),
+                clean_address(self._store),
                 self._run_dir,
             )
 
