@@ -197,6 +197,13 @@ def flatten(tree: Any) -> dict[str, Any]:
     return flat
 
 
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_address(value)
+    words = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    return clean_command(value) if words else value
+
+
 def _read_answers(run_dir: Path, modes: str, matrix: Scores) -> dict[str, Scores]:
     first, *others = modes.split(",")
     paths = {mode: scores_path(run_dir, mode) for mode in others}

@@ -50,13 +50,15 @@ def sqlite_file(uri: str) -> Path | None:
     """The file of an sqlite store, None for any other store. Raises InputError as ``check``."""
     if urlsplit(uri).scheme not in ("sqlite", "sqlite+pysqlite"):
         return None
-    from sqlalchemy.engine import make_url  # whose reading of the address counts
-
     if not uri.startswith((SQLITE, SQLITE_ENCODED)):
         raise InputError(
             "an sqlite file is given as sqlite:///FILE, a full path as sqlite:////FILE"
         )
-    path = make_url(uri).database
+    path = uri.partition(":///")[2].partition("?")[0]
+    if "%" in path:
+        from sqlalchemy.engine import make_url  # whose reading of it counts
+
+        path = make_url(uri).database or ""
     if not path or path == ":memory:" or path.startswith("file:"):
         raise InputError("an sqlite store must be a file: sqlite:///FILE")
     return Path(path)
