@@ -78,6 +78,14 @@ class Replay:
         main = spools(self.run_dir)[0]
         return main.stat().st_size == self._state.get("sent", {}).get(main.name, 0)
 
+    def pending(self) -> bool:
+        """Whether there is anything that this store has not acknowledged; it is not asked."""
+        ids = read_ids(self.run_dir)
+        if ids is None or ids["store"] != clean_address(self.uri):
+            return bool(spools(self.run_dir))
+        sizes = ((path.name, path.stat().st_size) for path in spools(self.run_dir))
+        return any(ids["sent"].get(name, 0) != size for name, size in sizes)
+
     def _open(self, main: Path) -> None:
         first = next((one for one, _ in operations(main) if one["do"] == "open"), None)
         if first is None:
