@@ -96,7 +96,7 @@ class MlflowTracker(Tracker):
         self._name = run.name
         self._task: int | None = None
         self._told = recall(path)
-        self._time: int | None = None
+        self._time = 0
         self._added = False
         self._store = store_of(run.run_dir, self._uri)
 
@@ -178,7 +178,7 @@ class MlflowTracker(Tracker):
         if self._told.sequence is None:
             self._open(run)
         metrics = self._run_dir / METRICS_FILE
-        self._time = modified(metrics)  # its lines hold no times
+        self._time = max(modified(metrics), self._told.time)  # its lines hold no times
         tasks = {name: i for i, name in enumerate(dict.fromkeys(r.name for r in run.datasets))}
         for entry in read_metrics(metrics) if metrics.exists() else ():
             task, step, learned = (entry.pop(k, None) for k in ("task", "step", "tasks_learned"))

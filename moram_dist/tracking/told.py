@@ -30,6 +30,9 @@ class Told:
     published: set[int] = field(default_factory=set)
     """Tasks whose memory is a version of a registered model."""
 
+    time: int = 0
+    """When the last word was spooled, in milliseconds since 1970."""
+
     ended: bool = False
     """Whether the last word is that the whole run is finished."""
 
@@ -39,6 +42,7 @@ def recall(path: Path) -> Told:
     told = Told()
     for operation, _ in operations(path):
         do = operation["do"]
+        told.time = max(told.time, operation["time"])
         if do == "open":
             told.sequence = told.sequence or operation["sequence"]
         if told.sequence is None:
@@ -57,6 +61,6 @@ def recall(path: Path) -> Told:
     return told
 
 
-def modified(path: Path) -> int | None:
-    """When a file was written, in milliseconds since 1970; None where it is missing."""
-    return int(path.stat().st_mtime * 1000) if path.exists() else None
+def modified(path: Path) -> int:
+    """When a file was written, in milliseconds since 1970; 0 where it is missing."""
+    return int(path.stat().st_mtime * 1000) if path.exists() else 0
