@@ -85,7 +85,8 @@ class Session:
     def run(self) -> None:
         """Train what is not trained, evaluate what is not evaluated, write the report."""
         progress = Progress(enabled=env.is_main())
-        if self._complete():
+        complete = self._complete()
+        if complete:
             if self.inputs is not None and not self.run_dir.has_inputs:
                 with self.run_dir.locked():
                     self.run_dir.record_inputs(self.inputs, progress.say)
@@ -97,6 +98,8 @@ class Session:
                 self._work(progress)
         if env.is_main():
             report = write_report(self.run_dir.path)
+            if complete:
+                self._catch_up(progress)
             say(summary(self.run_dir.path, report, self.config))
 
     def _work(self, progress: Progress) -> None:
@@ -171,14 +174,27 @@ class Session:
             trainer.run()
             if env.is_main():
                 write_report(self.run_dir.path)
-                tracker.attach([self.run_dir.path / "report"], "report")
-                tracker.attach([self.run_dir.path / name for name in DESCRIPTION], "config")
+                for folder, paths in self._files().items():
+                    tracker.attach(paths, folder)
             status = "finished"
         except Stopped:
             status = "stopped"
             raise
         finally:
             tracker.close(status)  # type: ignore[arg-type]
+
+    def _catch_up(self, progress: Progress) -> None:
+        """Send to the tracking store what earlier starts of a run that is done could not."""
+        try:
+            with self.run_dir.locked():
+                self.tracker.catch_up(self._description(), self._files(), progress.say)
+        except InputError as error:  # another start is at it
+            progress.say(f"nothing is sent to MLflow: {error}")
+
+    def _files(self) -> dict[str, list[Path]]:
+        """What a tracker keeps of a whole run: its folder there, and the files."""
+        path = self.run_dir.path
+        return {"report": [path / "report"], "config": [path / name for name in DESCRIPTION]}
 
     def _placer(self) -> Placer:
         parallel = self.config.parallel
