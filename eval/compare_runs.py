@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,8 @@ def read_runs(paths: Sequence[Path], answers: str | None = None) -> list[Run]:
     runs: list[Run] = []
     for path in paths:
         if path.suffix == ".jsonl":
-            runs += [_checked(part(Run, one, at), at) for at, one in read_records(path)]
+            lines = [_checked(part(Run, one, at), at) for at, one in read_records(path)]
+            runs += [replace(r, settings=_that_count(r.settings, r.method)) for r in lines]
         elif os.path.isdir(path):
             runs.append(read_run_directory(path, answers))
         else:
@@ -157,11 +158,7 @@ def read_run_directory(folder: Path, answers: str | None = None) -> Run:
         "method": settings["method.method"],
         "answers": way,
         "base": {"name": Path(base.name).name, "fingerprint": base.fingerprint},
-        "settings": {
-            name: value
-            for name, value in settings.items()
-            if name not in OF_THE_RUN | config_io.MAY_CHANGE
-        },
+        "settings": _that_count(settings, settings["method.method"]),
         "tasks": matrix.tasks,
         "tests": tests,
         "scores": matrix.scores,
@@ -177,6 +174,16 @@ def unpack(items: Items) -> Array | None:
         digits = np.frombuffer(items.encode(), dtype=np.uint8)
         return np.where(digits == ord("1"), 100.0, 0.0)
     return None if items is None else np.array(items, dtype=np.float64)
+
+
+def _that_count(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Without what has a place of its own, changes nothing, or is for another method."""
+    from moram_dist.methods import METHODS  # torch comes with it
+
+    unused = METHODS[method].unused_settings() if method in set(METHODS) else frozenset()
+    # How to train stays: a table says it of all methods, also of those that do not.
+    left_out = OF_THE_RUN | config_io.MAY_CHANGE | {n for n in unused if n.startswith("method.")}
+    return {name: value for name, value in settings.items() if name not in left_out}
 
 
 def _pack(scores: Sequence[float]) -> Items:

@@ -32,6 +32,11 @@ def visible(text: str) -> str:
     return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def one_line(text: str) -> str:
+    """The same without line breaks and runs of white space, fit for a terminal."""
+    return " ".join(visible(text).split())
+
+
 def html_text(text: str) -> str:
     """As part of a page, outside of tags and inside of quoted attributes."""
     return html.escape(visible(text))
@@ -39,16 +44,15 @@ def html_text(text: str) -> str:
 
 def figure_text(name: str) -> str:
     """As a label of a figure: one line, and not a long one."""
-    line = " ".join(visible(name).split())
+    line = one_line(name)
     return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"
 
 
 def markdown_text(text: str) -> str:
     """As part of a line or of a table's cell. ``learning_rate`` stays as it is: so it is shown."""
-    line = " ".join(visible(text).split())
-    return re.sub(r"[\\`*|<]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
+    return re.sub(r"[\\`*|<]|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line(text))
 
 
 def latex_text(text: str) -> str:
     """As part of a table's cell, without packages."""
-    return "".join(_LATEX.get(c, c) for c in " ".join(visible(text).split()))
+    return "".join(_LATEX.get(c, c) for c in one_line(text))

@@ -26,13 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from eval.continual import Scores
 from eval.predictions import mean_score, read_predictions
-from moram_dist.command_line import Parser
+from moram_dist.command_line import Parser, run_command
 from moram_dist.config import ModelConfig
 from moram_dist.files import write_atomically
 from moram_dist.metrics import METRICS
-from moram_dist.registry import InputError, MachineError, unknown
+from moram_dist.registry import InputError, unknown
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.rules import RULES, choose_protocol
+from moram_dist.terminal import make_output_last, say
 
 
 def rescore(argv: Sequence[str]) -> None:
@@ -65,7 +66,7 @@ def report(argv: Sequence[str]) -> None:
         raise InputError(f"--run: no such folder: {run}")
     from eval.report import write_report  # plots are slow to import, and only needed here
 
-    print(write_report(run))
+    say(str(write_report(run)))
 
 
 def audit(argv: Sequence[str]) -> int:
@@ -100,9 +101,9 @@ def audit(argv: Sequence[str]) -> int:
         write_chats(BENCHMARKS[args.benchmark](source), tokenizer),
         tokenizer,
         data_dir=data_dir,
-        say=lambda line: print(line, file=sys.stderr),
+        say=lambda line: say(line, error=True),
     )
-    print(markdown(found))
+    say(markdown(found))
     if out is not None:
         as_json = json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False)
         write_atomically(out, (as_json if out.suffix == ".json" else markdown(found)) + "\n")
@@ -130,7 +131,7 @@ def compare(argv: Sequence[str]) -> None:
     )
     if args.out is not None:
         write_comparison(Path(args.out), text, comparison)
-    print(text, end="")
+    say(text, end="")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
@@ -144,16 +145,16 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
 
 def main(argv: Sequence[str]) -> int:
     """Run one command. Returns the exit code."""
+    return run_command(_run, argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__.strip())
+        say(__doc__.strip())
         return 0 if argv else 2
-    try:
-        if argv[0] not in COMMANDS:
-            raise unknown("command", argv[0], COMMANDS)
-        return COMMANDS[argv[0]](argv[1:]) or 0
-    except (InputError, MachineError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return MachineError.EXIT_CODE if isinstance(error, MachineError) else 2
+    if argv[0] not in COMMANDS:
+        raise unknown("command", argv[0], COMMANDS)
+    return COMMANDS[argv[0]](argv[1:]) or 0
 
 
 def _parse(
@@ -213,8 +214,9 @@ def _scores(path: str) -> Scores:
 
 
 def _print_json(content: object) -> None:
-    print(json.dumps(content, indent=2))
+    say(json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":
+    make_output_last()
     sys.exit(main(sys.argv[1:]))

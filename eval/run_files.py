@@ -101,8 +101,12 @@ def read_stored_tasks(run_dir: Path) -> dict[str, StoredTask]:
 
 
 def read_base(run_dir: Path) -> BaseIdentity:
-    """The base of a run's memory. Raises InputError where the manifest does not say it."""
-    path = run_dir / "memory" / "memory.json"
+    """A run's base. Raises InputError where no file says it.
+
+    A run that an older version began has its base's fingerprint of today once it was started again.
+    """
+    inputs = run_dir / "inputs.json"
+    path = inputs if os.path.exists(inputs) else run_dir / "memory" / "memory.json"
     content = read_object(path)
     if "base" not in content:
         raise InputError(f"{path}: base is missing")

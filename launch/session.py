@@ -29,10 +29,13 @@ from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
 from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
+from moram_dist.data.round_trip import round_trip_notes
+from moram_dist.data.tokens import Told
 from moram_dist.methods import METHODS, Method
-from moram_dist.models import identity, language_model
+from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
+from moram_dist.terminal import say
 from moram_dist.tracking import (
     DatasetRecord,
     RunDescription,
@@ -41,9 +44,11 @@ from moram_dist.tracking import (
     read_ids,
     write_ids,
 )
+from moram_dist.train import ds_check
 from moram_dist.train import ds_config as ds
 from moram_dist.train.checkpoint import Place
 from moram_dist.train.engine import make_engine
+from moram_dist.train.inputs import Inputs, gather
 from moram_dist.train.progress import Progress
 from moram_dist.train.run_dir import RunDir
 from moram_dist.train.stop import Stopped, StopSignals
@@ -51,7 +56,14 @@ from moram_dist.train.trainer import Trainer
 
 WATCH_FIRST_S = 60.0
 
-DESCRIPTION = ("run.yaml", "ds_config.json", "environment.json", "benchmark.json", "scores.json")
+DESCRIPTION = (
+    "run.yaml",
+    "inputs.json",
+    "ds_config.json",
+    "environment.json",
+    "benchmark.json",
+    "scores.json",
+)
 """Files of a run directory that a tracker keeps beside the report."""
 
 
@@ -67,11 +79,17 @@ class Session:
     watch: Watch
     targets: Targets | None
     """The linears to adapt; None for a method that adapts none."""
+    inputs: Inputs | None
+    """What defines the result, as the main rank found it; None on the others."""
 
     def run(self) -> None:
         """Train what is not trained, evaluate what is not evaluated, write the report."""
         progress = Progress(enabled=env.is_main())
-        if self._complete():
+        complete = self._complete()
+        if complete:
+            if self.inputs is not None and not self.run_dir.has_inputs:
+                with self.run_dir.locked():
+                    self.run_dir.record_inputs(self.inputs, progress.say)
             progress.say(
                 f"all {len(self.benchmark.tasks)} tasks are done: nothing is trained again"
             )
@@ -80,12 +98,14 @@ class Session:
                 self._work(progress)
         if env.is_main():
             report = write_report(self.run_dir.path)
-            print(summary(self.run_dir.path, report, self.config), flush=True)
+            if complete:
+                self._catch_up(progress)
+            say(summary(self.run_dir.path, report, self.config))
 
     def _work(self, progress: Progress) -> None:
         progress.say(f"run directory: {self.run_dir.path}")
         # The watch speaks first: what a backend says of a time limit is no line for people.
-        env.join(self.config.parallel.wait_limit + WATCH_FIRST_S)
+        env.join(self.config.parallel.wait_limit + WATCH_FIRST_S, self.watch.still)
         self.watch.at("the model to load")
         self.watch.start()
         with StopSignals(self.config.record.stop_signals) as stop:
@@ -106,14 +126,18 @@ class Session:
                 progress.say(line)
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
-        asked = method.asked(self.benchmark, partial(fits, base.tokenizer))
-        for note in asked.notes:
+        told = Told("fitting prompts", None, progress.say, self.watch.at)
+        asked = method.asked(self.benchmark, told.calls_of(partial(fits, base.tokenizer)))
+        lost = round_trip_notes(base.tokenizer, asked) if env.is_main() else []
+        for note in (*asked.notes, *lost):
             progress.say(f"note: {note}")
         engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
         check_loaded(base, engine, config.model.model)
         manifest = self._manifest(method)
         if env.is_main():
             self.run_dir.describe(config, asked, self.ds_config, env.world_size())
+        if self.inputs is not None:
+            self.run_dir.record_inputs(self.inputs, progress.say)
         saved = self._saved(manifest, progress)
         tracker = self.tracker
         evaluator = Evaluator(
@@ -150,14 +174,27 @@ class Session:
             trainer.run()
             if env.is_main():
                 write_report(self.run_dir.path)
-                tracker.attach([self.run_dir.path / "report"], "report")
-                tracker.attach([self.run_dir.path / name for name in DESCRIPTION], "config")
+                for folder, paths in self._files().items():
+                    tracker.attach(paths, folder)
             status = "finished"
         except Stopped:
             status = "stopped"
             raise
         finally:
             tracker.close(status)  # type: ignore[arg-type]
+
+    def _catch_up(self, progress: Progress) -> None:
+        """Send to the tracking store what earlier starts of a run that is done could not."""
+        try:
+            with self.run_dir.locked():
+                self.tracker.catch_up(self._description(), self._files(), progress.say)
+        except InputError as error:  # another start is at it
+            progress.say(f"nothing is sent to MLflow: {error}")
+
+    def _files(self) -> dict[str, list[Path]]:
+        """What a tracker keeps of a whole run: its folder there, and the files."""
+        path = self.run_dir.path
+        return {"report": [path / "report"], "config": [path / name for name in DESCRIPTION]}
 
     def _placer(self) -> Placer:
         parallel = self.config.parallel
@@ -181,19 +218,14 @@ class Session:
         )
 
     def _manifest(self, method: Method) -> Manifest:
-        source = language_model.source(self.config.model)
+        base = env.from_main(self.inputs.base.saved if self.inputs is not None else None)
         saved = self.run_dir.memory.manifest()
         if saved is None:
             return Manifest(
                 method=self.config.method.method,
                 settings=dataclasses.asdict(self.config.method),
-                base=identity.fingerprint_of(source),
+                base=base,
                 modules=list(method.layers),
-            )
-        if not identity.is_base(saved.base, source):
-            raise InputError(
-                f"{self.run_dir.memory.path} was trained on {saved.base.get('name')}, and --model "
-                f"{self.config.model.model} is another model or another version of it"
             )
         other = {*saved.modules} ^ {*method.layers}
         if other:
@@ -263,9 +295,14 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     model = language_model.skeleton(config.model)
     targets = _targets(config, model)
     benchmark = check_base(config, benchmark, model)
-    ds.check_zero(ds_config, path=ds_path)
+    tokenizer = language_model.load_tokenizer(config.model)
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)
+    inputs = None
+    if env.is_main():
+        say = Progress(enabled=True).say
+        inputs = gather(config, benchmark, ds_config, tokenizer, say)
+        run_dir.check_inputs(inputs, config.model)
     record = config.record
     tracker = open_tracker(
         record.tracking,
@@ -276,7 +313,7 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         world_size=env.world_size(),
     )
     watch = Watch(config.parallel.wait_limit)
-    return Session(config, benchmark, ds_config, run_dir, tracker, watch, targets)
+    return Session(config, benchmark, ds_config, run_dir, tracker, watch, targets, inputs)
 
 
 def _targets(config: RunConfig, skeleton: nn.Module) -> Targets | None:
@@ -289,11 +326,14 @@ def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[
     """DeepSpeed's settings for a configuration that is settled.
 
     Raises:
-        InputError: the file and the flags disagree.
+        InputError: the file holds what DeepSpeed or this trainer does not take, or it and the
+            flags disagree.
     """
     assert config.train.batch_size is not None  # settled
+    file = ds.read(ds_path)
+    ds_check.check(file, path=ds_path)
     return ds.resolve(
-        ds.read(ds_path),
+        file,
         path=ds_path,
         batch_size=config.train.batch_size,
         world_size=world_size,

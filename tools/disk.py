@@ -123,13 +123,12 @@ class _Recorder:
                 return function(*args, **kwargs)
             self._look()
             out = function(*args, **kwargs)
-            first, *rest = [path for path in paths if path is not None]
+            first, to, *_ = [*(path for path in paths if path is not None), ""]
             if what[0] in ("remove", "rename"):
                 content = self.written.pop(first, None)
-                for to in rest:
-                    if content is not None:
-                        self.written[to] = content
-            self._note(what[0], first, *rest)
+                if content is not None and to:
+                    self.written[to] = content
+            self._note(what[0], first, to)
             return out
 
         setattr(os, name, wrapper)

@@ -221,8 +221,8 @@ def main() -> int:
     operations, expected = reference(args.folder.absolute())
     print(f"{len(operations)} operations in {time.monotonic() - began:.0f} s", flush=True)
     broken = lost(operations, args.seed)
-    for point, said in broken.items():
-        print(f"{point}: {'; '.join(said)}")
+    for where, said in broken.items():
+        print(f"{where}: {'; '.join(said)}")
     print(f"{len(operations) * len(KEEPS)} disks looked at, {len(broken)} broken", flush=True)
     outcomes: list[tuple[str, bool]] = []
     for number, point in enumerate(draw(operations, args.resumed, args.seed)):

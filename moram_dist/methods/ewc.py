@@ -29,6 +29,8 @@ class Ewc(SequentialLora):
     Source: Kirkpatrick et al. 2017, arXiv:1612.00796. Weight: TRACE's published EWC.
     """
 
+    settings = SequentialLora.settings | {"ewc_weight"}
+
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
         """As ``sequential_lora``; nothing is held during the first task."""
         super().build(model, modules)

@@ -15,7 +15,7 @@ the evaluation, ``metrics()`` for the log.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from moram_dist.adapters.dropout import TokenDropout, TokenKeys
 from moram_dist.adapters.inject import adapt
 from moram_dist.adapters.targets import find_linears
 from moram_dist.atoms import Placer
-from moram_dist.config import MethodConfig
+from moram_dist.config import MethodConfig, TrainConfig
 from moram_dist.registry import Registry
 from moram_dist.tasks.task import Benchmark, Example, Task
 
@@ -69,6 +69,24 @@ class Method:
 
     eval_rows: str | None = None
     """What is measured whatever ``EvalConfig.eval_rows`` says; None: what it says."""
+
+    settings: frozenset[str] = frozenset()
+    """Fields of ``MethodConfig`` that its results depend on. A run whose other fields changed is
+    the same run."""
+
+    trains: bool = True
+    """Whether it takes steps, so that its results depend on ``TrainConfig``."""
+
+    reads_training_split: bool = True
+    """Whether its results depend on the tasks' training examples."""
+
+    @classmethod
+    def unused_settings(cls) -> frozenset[str]:
+        """Dotted names of settings that are another method's business."""
+        unused = {f"method.{f.name}" for f in fields(MethodConfig) if f.name not in cls.settings}
+        if not cls.trains:
+            unused |= {f"train.{f.name}" for f in fields(TrainConfig)} - {"train.seed"}
+        return frozenset(unused - {"method.method"})
 
     def __init__(
         self, config: MethodConfig, seed: int, placer: Placer | None = None, num_tasks: int = 1

@@ -29,6 +29,7 @@ class MoeLora(IncLora):
     all tasks, it routes each token, without noise, and an expert belongs to a task.
     """
 
+    settings = IncLora.settings | {"top_experts"}
     layers: dict[str, LoraExperts]  # type: ignore[assignment]
 
     def _layer(self, base: nn.Module, **settings: Any) -> LoraExperts:

@@ -31,6 +31,17 @@ class Moram(Method):
     Source: Lu et al. 2026, arXiv:2506.21035.
     """
 
+    settings = frozenset(
+        {
+            "target_modules",
+            "dropout",
+            "atoms_per_task",
+            "alpha",
+            "top_k",
+            "temperature",
+            "threshold",
+        }
+    )
     layers: dict[str, MemoryLinear]  # type: ignore[assignment]
     memories: dict[tuple[str, ...], Memory]
     """Full names of the linears that are asked together -> their memory."""

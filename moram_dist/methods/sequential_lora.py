@@ -23,6 +23,7 @@ class SequentialLora(Method):
     arXiv:2310.14152.
     """
 
+    settings = frozenset({"target_modules", "dropout", "atoms_per_task", "alpha"})
     layers: dict[str, LoraLinear]  # type: ignore[assignment]
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:

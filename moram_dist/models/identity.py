@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from moram_dist.models.digests import content_digest
+from moram_dist.models.model_folder import ModelFolder
 from moram_dist.reading import read_object
 from moram_dist.registry import InputError
 
@@ -71,7 +72,7 @@ def identify(
     Raises:
         InputError: config.json or a file that belongs to the weights is missing or cannot be read.
     """
-    folder = _Folder(source, revision)
+    folder = ModelFolder(source, revision)
     values = read_object(folder.file("config.json"))
     files = {"config.json": _of_values(values)}
     names = [*_weights(folder), *(folder.code() if "auto_map" in values else ())]
@@ -95,7 +96,12 @@ def fingerprint_of(source: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def is_base(
-    saved: Mapping[str, Any], source: str, *, revision: str | None = None, architecture: Any = None
+    saved: Mapping[str, Any],
+    source: str,
+    *,
+    revision: str | None = None,
+    architecture: Any = None,
+    known: BaseIdentity | None = None,
 ) -> bool:
     """Whether the base at ``source`` is the one that a manifest's ``base`` names.
 
@@ -106,10 +112,14 @@ def is_base(
         source: a folder or an id of the hub.
         revision: as for ``identify``.
         architecture: the loaded model's configuration; default: read from ``source``.
+        known: what ``identify`` said of ``source``, where it has been asked.
 
     Raises:
         InputError: as ``identify``.
     """
+    found = saved.get("fingerprint")
+    if known is not None and found == known.fingerprint:
+        return True
     if architecture is None:
         from transformers import AutoConfig
 
@@ -118,10 +128,9 @@ def is_base(
             architecture = AutoConfig.from_pretrained(source, revision=revision)
         except (OSError, ValueError, KeyError):
             architecture = None
-    found = saved.get("fingerprint")
     if architecture is not None and found in older_fingerprints(source, architecture):
         return True
-    return found == identify(source, revision=revision).fingerprint
+    return known is None and found == identify(source, revision=revision).fingerprint
 
 
 def origin(model: Any) -> tuple[str, str | None] | None:
@@ -171,50 +180,7 @@ def older_fingerprints(source: str, architecture: Any) -> set[str]:
     return found
 
 
-class _Folder:
-    """Files of a folder, or of one commit of an id of the hub."""
-
-    def __init__(self, source: str, revision: str | None) -> None:
-        self.source = source
-        self.path = Path(source)
-        self.commit: str | None = None
-        if not self.path.is_dir():
-            self.path = self._fetched("config.json", revision).parent
-            self.commit = self.path.name  # .../snapshots/COMMIT/config.json
-
-    def file(self, name: str) -> Path:
-        """Where a file is. Raises InputError where there is none."""
-        path = self.path / name
-        if path.is_file():
-            return path
-        if self.commit is None:
-            raise InputError(f"--model {self.source}: {path} does not exist")
-        return self._fetched(name, self.commit)
-
-    def has(self, name: str) -> bool:
-        try:
-            return self.file(name).is_file()
-        except InputError:
-            return False
-
-    def code(self) -> list[str]:
-        """Python files of a model that brings its own."""
-        return sorted(path.name for path in self.path.glob("*.py"))
-
-    def _fetched(self, name: str, revision: str | None) -> Path:
-        from transformers.utils.hub import cached_file
-
-        try:
-            found = cached_file(self.source, name, revision=revision)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"--model {self.source}: {name} cannot be had: {reason}") from None
-        if found is None:
-            raise InputError(f"--model {self.source}: has no {name}")
-        return Path(found)
-
-
-def _weights(folder: _Folder) -> list[str]:
+def _weights(folder: ModelFolder) -> list[str]:
     """The weight files that transformers reads, by name."""
     if folder.has(WEIGHTS):
         return [WEIGHTS]
@@ -224,7 +190,13 @@ def _weights(folder: _Folder) -> list[str]:
         if not isinstance(shards, dict) or not all(isinstance(x, str) for x in shards.values()):
             raise InputError(f"{index}: weight_map must map tensors to files")
         return sorted({*shards.values()})
-    return sorted(path.name for path in folder.path.glob("*.safetensors"))
+    found = sorted(path.name for path in folder.path.glob("*.safetensors"))
+    if not found:
+        raise InputError(
+            f"--model {folder.source}: holds no *.safetensors; other formats are not read, because "
+            "unpickling runs code"
+        )
+    return found
 
 
 def _of_values(config: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ Which kind of language model it is, causal or encoder-decoder, its own configura
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from moram_dist.config import EMBEDDED, ModelConfig
 from moram_dist.models import attention, load_report
 from moram_dist.models.folder import BaseError, because, check_folder, check_name, fetch, local
 from moram_dist.models.tokenizer import read_tokenizer
+from moram_dist.registry import InputError
 
 DEMO_BASE = Path(__file__).parent / "demo_base"
+
+SIZES = re.compile(r"must match the|cannot be multiplied|is invalid for input of size")
+"""How torch says that two tensors do not fit."""
 
 BIDIRECTIONAL = (
     "bert",
@@ -165,17 +170,20 @@ def skeleton(config: ModelConfig) -> nn.Module:
     """The model's modules without any weights: to look at names before work starts."""
     architecture = check(config)
     decoder_start(config, architecture)
-    kernel = resolve_attention(config, architecture)
     kind = "text-to-text" if architecture.is_encoder_decoder else "causal"
     try:
+        kernel = resolve_attention(config, architecture)
         with torch.device("meta"):
             model = _auto_class(architecture).from_config(
                 architecture,
                 attn_implementation=kernel,
                 trust_remote_code=config.trust_remote_code,
             )
+    except InputError:
+        raise
     except Exception as error:  # sizes that do not go together raise whatever they lead to
         raise BaseError(config.model, f"is no {kind} language model: {because(error)}") from None
+    _refuse_sizes(model, config.model)
     if architecture.model_type in BIDIRECTIONAL and not model.config.is_decoder:
         raise BaseError(
             config.model,
@@ -183,6 +191,23 @@ def skeleton(config: ModelConfig) -> nn.Module:
             "it; give a model that was trained to predict the next token",
         )
     return model
+
+
+def _refuse_sizes(model: Any, name: str) -> None:
+    """Sizes that go together where modules are made, and not where they are used.
+
+    Without content, a forward pass of most models is as good as a real one at that.
+    """
+    ids = torch.ones(1, 4, dtype=torch.long, device="meta")
+    inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False, **inputs)
+    except Exception as error:  # many are of operations that need content, and say nothing
+        if SIZES.search(str(error)):
+            raise BaseError(
+                name, f"sizes in config.json do not go together: {because(error)}"
+            ) from None
 
 
 def check_weights(config: ModelConfig, model: nn.Module) -> None:

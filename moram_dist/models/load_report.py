@@ -115,17 +115,21 @@ def _known(tensor: str, content: Tensor | None) -> bool:
 
 def _refuse_integers(model: Any, tensors: Mapping[str, Tensor], name: str) -> None:
     """Transformers would take whole numbers for weights as they are."""
-    counts = {t for t, content in model.state_dict().items() if not content.is_floating_point()}
-    prefix = f"{model.base_model_prefix}."
+    counts = {_last(t) for t, own in model.state_dict().items() if not own.is_floating_point()}
     for tensor, content in tensors.items():
         if content.is_floating_point() or _known(tensor, content):
             continue
-        if not counts & {tensor, prefix + tensor, tensor.removeprefix(prefix)}:
+        if _last(tensor) not in counts:
             raise BaseError(
                 name,
                 f"{tensor} is of {str(content.dtype).removeprefix('torch.')}: quantised weights "
                 "are not supported; give the original weights",
             )
+
+
+def _last(tensor: str) -> str:
+    """What a tensor is called in its own module, whatever that is renamed to."""
+    return tensor.rpartition(".")[2]
 
 
 def _refuse_two_where_tied(model: Any, holder: Mapping[str, Path], name: str) -> None:

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from moram_dist.command_line import Parser
+from moram_dist.redaction import clean_address, without_secrets
 from moram_dist.registry import InputError
-from moram_dist.tracking.connect import prepare, store_of
-from moram_dist.tracking.names import without_password
+from moram_dist.tracking.addresses import store_of
+from moram_dist.tracking.connect import prepare
 from moram_dist.tracking.replay import Replay
 from moram_dist.tracking.spool import spools
 
@@ -43,10 +44,10 @@ def main(words: list[str]) -> int:
             return 2
         except Exception as error:  # a server can fail in many ways
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            shown = without_password(f"{uri} does not take {run_dir}: {reason}")
+            shown = f"{clean_address(uri)} does not take {run_dir}: {without_secrets(reason)}"
             print(f"error: MLflow at {shown}", file=sys.stderr)
             return 4
-        print(f"{run_dir}: MLflow at {without_password(uri)} has all of it")
+        print(f"{run_dir}: MLflow at {clean_address(uri)} has all of it")
     return 0
 
 

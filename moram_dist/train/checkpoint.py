@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -55,7 +56,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """Of both files, without suffix. In order of task and step."""
+        """Of both files, without suffix. Numbers may outgrow their zeros: not in order as text."""
         return f"{self.task:03d}_{self.step:06d}"
 
 
@@ -103,7 +104,9 @@ class ProgressFiles:
         self._keep([])
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*.json"), key=lambda path: path.stem, reverse=True)
+        """Records by task and step, as numbers; what is named otherwise is none."""
+        records = [path for path in self.folder.glob("*.json") if _numbers(path)]
+        return sorted(records, key=_numbers, reverse=True)
 
     def _check(self, path: Path) -> Place:
         """Raises InputError where one of the two files is not what was written."""
@@ -128,6 +131,12 @@ class ProgressFiles:
                 path.unlink()
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _numbers(path: Path) -> tuple[int, ...]:
+    """Task and step, which a record's name says; empty for another file."""
+    name = re.fullmatch(r"(\d{3,})_(\d{6,})", path.stem, re.ASCII)
+    return tuple(map(int, name.groups())) if name else ()
 
 
 class SaveTimer:

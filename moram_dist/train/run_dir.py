@@ -8,9 +8,9 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import yaml
 
 from moram_dist import config_io
 from moram_dist.atoms.memory_files import MemoryFiles
-from moram_dist.config import RunConfig
+from moram_dist.config import ModelConfig, RunConfig
 from moram_dist.files import (
     IN_THE_WAY,
     LONGEST_NAME,
@@ -29,9 +29,20 @@ from moram_dist.files import (
     write_atomically,
     writing,
 )
+from moram_dist.methods import METHODS
+from moram_dist.models import language_model
+from moram_dist.models.identity import is_base
+from moram_dist.redaction import clean_command, clean_tree
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
 from moram_dist.train.checkpoint import ProgressFiles
+from moram_dist.train.inputs import Inputs, differences, in_one_line, read_inputs, task_order
+from moram_dist.train.older_runs import differences_from_older
+
+INPUTS = "inputs.json"
+
+ALWAYS_RECORDED = ("model", "data", "method", "train", "eval")
+"""Sections that every version has written into run.yaml."""
 
 PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "mlflow", "numpy")
 
@@ -44,8 +55,9 @@ SUFFIXES = (".json", ".jsonl", ".yaml", ".safetensors")
 class RunDir:
     """Paths of a run, and its identity.
 
-    run.yaml holds the resolved configuration: a second command on the same folder must be the same
-    run, but for fields that do not define results (``config_io.MAY_CHANGE``).
+    run.yaml holds the resolved configuration, inputs.json digests of data, base and tokenizer: a
+    second command on the same folder must be the same run, but for what does not define its results
+    (``config_io.MAY_CHANGE``, and settings of other methods).
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,27 +82,79 @@ class RunDir:
                 raise InputError(f"--output_dir {self.path} is not empty and holds no run")
             return
         ran_with = config_io.read_mapping(record)
-        lacking = [s for s in config_io.SECTIONS if not isinstance(ran_with.get(s), dict)]
+        lacking = [section for section in ALWAYS_RECORDED if section not in ran_with]
         if lacking:
             raise InputError(
-                f"{record} lacks {', '.join(lacking)}: it was cut short, or written by another "
-                "version of this program"
+                f"{record} lacks {', '.join(lacking)}: it was cut short; choose another folder"
             )
-        different = config_io.differences(config, ran_with)
+        saved = config_io.from_saved(ran_with, record)
+        manifest = self.memory.manifest()
+        unused = METHODS[config.method.method].unused_settings()
+        by_content = {"model.dtype"}
+        if manifest or self.has_inputs:
+            by_content.add("model.model")
+        if self.has_inputs:
+            by_content.add("data.splits")
+        different = config_io.differences(config, saved, unused | by_content)
         if different:
             raise InputError(
                 f"--output_dir {self.path} holds another configuration ({'; '.join(different)}); "
                 "choose another folder or the same settings"
             )
-        manifest = self.memory.manifest()
         if manifest:
-            learned_with = {"method": {**manifest.settings, "method": manifest.method}}
-            different = config_io.differences(config, learned_with, sections=["method"])
+            method = {**manifest.settings, "method": manifest.method}
+            learned = config_io.from_saved({"method": method}, self.memory.path)
+            learned_with = replace(config, method=learned.method)
+            different = config_io.differences(config, learned_with, unused)
             if different:
                 raise InputError(
                     f"{self.memory.path} was learned with other settings ({'; '.join(different)}); "
                     "choose another folder or the same settings"
                 )
+
+    def check_inputs(self, now: Inputs, model: ModelConfig) -> None:
+        """Whether what is here was begun with the same data, base and tokenizer.
+
+        Raises:
+            InputError: names what changed since, or what the memory was learned on instead.
+        """
+        if self.has_inputs:
+            changed = differences(read_inputs(self.path / INPUTS), now)
+        else:
+            changed = differences_from_older(self.path, now)
+        if changed:
+            raise InputError(
+                f"--output_dir {self.path} was begun with other input ({in_one_line(changed)}); "
+                "choose another folder or the same input"
+            )
+        manifest = self.memory.manifest()
+        if manifest is None:
+            return
+        if not is_base(manifest.base, language_model.source(model), known=now.base):
+            raise InputError(
+                f"{self.memory.path} was trained on {manifest.base.get('name')}, and --model "
+                f"{model.model} is another model or another version of it"
+            )
+        learned = [task.name for task in manifest.tasks]
+        changed = task_order(learned, [task.name for task in now.tasks][: len(learned)])
+        if changed:
+            raise InputError(f"{self.memory.path} holds other tasks than this run: {changed[0]}")
+
+    def record_inputs(self, inputs: Inputs, say: Callable[[str], None]) -> None:
+        """Write down what defines the result, where that has not been done. Main rank only."""
+        if self.has_inputs:
+            return
+        if self.memory.path.exists() or self.progress.folder.exists():
+            say(
+                f"{self.path} was begun by an older version of this program: what it recorded is "
+                f"the same; from here on {INPUTS} says what data and base have to be"
+            )
+        self._json(INPUTS, asdict(inputs))
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether what defines the result is written down; an older version did not."""
+        return (self.path / INPUTS).exists()
 
     def _check_writable(self) -> None:
         """Whether files can be made in the folder, or where it is to be made."""
@@ -123,9 +187,13 @@ class RunDir:
             if not self.path.is_dir():
                 return
             for entry in self._entries():
-                place = f"--output_dir {self.path}: {Path(entry.path).relative_to(self.path)}"
+                name = Path(entry.path).relative_to(self.path)
+                place = f"--output_dir {self.path}: {name}"
                 if entry.is_symlink():
-                    raise InputError(f"{place} is a link; runs are not written through links")
+                    raise InputError(
+                        f"--output_dir {self.path}: {name} is a link; runs are not written "
+                        "through links"
+                    )
                 if entry.is_dir():
                     if entry.name == LOCK or Path(entry.name).suffix in SUFFIXES:
                         raise InputError(f"{place} is not a file")
@@ -178,13 +246,20 @@ class RunDir:
             sync_folder(Path(folder))
 
     def describe(
-        self, config: RunConfig, benchmark: Benchmark, ds_config: dict[str, Any], world_size: int
+        self,
+        config: RunConfig,
+        benchmark: Benchmark,
+        ds_config: dict[str, Any],
+        world_size: int,
     ) -> None:
         """Write down what is about to run. Main rank only."""
         record = self.path / "run.yaml"
-        if not record.exists():
-            text = yaml.safe_dump(config_io.to_dict(config), sort_keys=False, allow_unicode=True)
-            write_atomically(record, text)
+        kept = config_io.to_dict(config)
+        if record.exists():  # what ran first stays; an older version kept passwords, too
+            kept = config_io.read_mapping(record)
+        if not record.exists() or clean_tree(kept) != kept:
+            text = yaml.safe_dump(clean_tree(kept), sort_keys=False, allow_unicode=True)
+            write_atomically(record, text, private=True)
         tasks = [
             {
                 "name": task.name,
@@ -218,7 +293,8 @@ class RunDir:
         return len(tasks)
 
     def _json(self, name: str, value: Any) -> None:
-        write_atomically(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(clean_tree(value), indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.path / name, text, private=True)
 
 
 def _kind(name: str) -> str:
@@ -238,7 +314,7 @@ def environment(world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "commit": _commit(),
-        "command": sys.argv,
+        "command": clean_command(sys.argv),
     }
 
 

@@ -114,6 +114,7 @@ def no_room_for(rank: int, *, full: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "inputs.json",
         "environment.json",
         "memory/001_mood.safetensors",
         "memory/memory.json",
@@ -169,7 +170,10 @@ def test_a_full_disk_under_the_metrics(whole, tmp_path):
         ({"version": 7}, "memory.json has version 7; this program reads 1"),
         ({"method": "sequential_lora"}, "(method: sequential_lora -> moram)"),
         ({"settings": {"top_k": 3}}, "(top_k: 3 -> 8)"),
-        ({"settings": {"threshold": 0.5, "alpha": 2}}, "(alpha: 2 -> 16.0; threshold: 0.5 -> 0.2)"),
+        (
+            {"settings": {"threshold": 0.5, "alpha": 2}},
+            "(alpha: 2.0 -> 16.0; threshold: 0.5 -> 0.2)",
+        ),
     ],
 )
 def test_a_memory_of_other_settings(run, changes, expected):
@@ -192,6 +196,25 @@ def test_a_file_that_is_cut_short(run, name):
     content = (run / name).read_bytes()
     (run / name).write_bytes(content[: len(content) // 2])
     assert str(run / name) in refused(run)
+
+
+def test_damage_to_what_is_made_anew_stops_nothing(unfinished, whole):
+    (unfinished / "progress").mkdir()
+    for name in ("benchmark.json", "ds_config.json", "environment.json", "tracking.json"):
+        (unfinished / name).write_bytes(b"")
+    for name in ("001_000001.json", "001_000001.safetensors"):
+        (unfinished / "progress" / name).write_bytes(b"\0" * 40)
+    for path in unfinished.glob("predictions/after_001/*"):
+        path.write_bytes(b"{")
+    (unfinished / "scores.json").unlink()  # and with it the scores
+    first = (whole / "metrics.jsonl").read_bytes().split(b"\n")[0]
+    (unfinished / "metrics.jsonl").write_bytes(b"\0\0\n" + first + b"\n[]\n{\xe5")
+    code, out, complaints = command(unfinished, "--save_every", "1")
+    assert (code, complaints) == (0, [])
+    assert "001_000001.json, line 1, column 1: malformed JSON" in out
+    assert contents(unfinished) == contents(whole)
+    for name in ("benchmark.json", "ds_config.json"):
+        assert (unfinished / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_scores_that_are_cut_short(run):

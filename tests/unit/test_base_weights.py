@@ -146,3 +146,15 @@ def test_loading_checks_as_well(tmp_path):
         language_model.load(
             ModelConfig(model=str(folder), dtype="fp32"), {"zero_optimization": {"stage": 0}}
         )
+
+
+def test_sizes_that_go_together_only_where_modules_are_made(tmp_path):
+    """Known before the weights are: no pass of this model can work."""
+    sizes = {"q_lora_rank": None, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+    sizes |= {"v_head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1}
+    settings = {**LLAMA, **sizes, "num_key_value_heads": 4, "num_experts_per_tok": 2}
+    folder = save("deepseek_v3", tmp_path, **settings)
+    check(folder)
+    change(folder / "config.json", qk_rope_head_dim=7)
+    with pytest.raises(InputError):
+        check(folder)

@@ -33,6 +33,6 @@ def test_each_row_is_asked_for_once_its_memory_is_there(learned):
 
 
 def test_other_rows_are_the_same_run():
-    saved = config_io.to_dict(RunConfig())
+    saved = RunConfig()
     assert config_io.differences(RunConfig(eval=EvalConfig(eval_rows="all")), saved) == []
     assert config_io.differences(RunConfig(eval=EvalConfig(answers="labels")), saved)
