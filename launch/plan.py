@@ -78,21 +78,21 @@ def main(argv: Sequence[str]) -> None:
 
 def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     """The plan of a run. Raises InputError."""
-    from launch import session  # needs torch, so only once the flags are right
+    from launch import settings  # needs torch, so only once the flags are right
     from launch.planning.estimate import Planner
     from launch.planning.rehearsal import Ranks
     from moram_dist.comm import env
     from moram_dist.models import language_model
 
-    session.quiet()
+    settings.quiet()
     here = env.device().type
     device = own.device or here
     if config.model.dtype == "auto":
         dtype = "bf16" if device == "cuda" else "fp32"
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
-    config, benchmark = session.settle(config)
+    config, benchmark = settings.settle(config)
     count = own.nodes * own.gpus_per_node
-    ds_config = session.deepspeed_config(config, ds_path, count)
+    ds_config = settings.deepspeed_config(config, ds_path, count)
     if config.model.gradient_checkpointing:
         raise InputError("--gradient_checkpointing true: plans are for passes without it")
     if language_model.check(config.model).is_encoder_decoder:

@@ -171,7 +171,7 @@ def _tasks_in(path: Path) -> int:
 def checked(flags: dict[str, str]) -> RunConfig:
     """The run that flags are for. Raises InputError, as the run itself would."""
     config, ds_config = read_flags((), flags)
-    from launch.session import settle  # needs torch, so only once the flags are right
+    from launch.settings import settle  # needs torch, so only once the flags are right
     from moram_dist.train import ds_check
     from moram_dist.train import ds_config as ds
 

@@ -136,13 +136,11 @@ def check_folder(folder: Path, name: str) -> None:
             f"holds {adapter}, of a PEFT adapter; give the folder of the base model alone, or "
             "merge the adapter into it (merge_and_unload) and save the result",
         )
-    for each in (CONFIG, "generation_config.json", *TOKENIZER):
+    for each in (CONFIG, *TOKENIZER):
         refuse_pointer(folder / each, name)
     if not (folder / CONFIG).is_file():
         raise BaseError(name, f"{folder / CONFIG} does not exist")
     settings = _object(folder / CONFIG, name)
-    if (folder / "generation_config.json").exists():
-        _object(folder / "generation_config.json", name)
     parts = _most(settings)
     if parts[1] <= MOST_WITHOUT_WEIGHTS:
         return

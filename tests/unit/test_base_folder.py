@@ -199,7 +199,7 @@ def test_settings_that_cannot_be(folder, changes):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "\x00", '{"a": ' * 10**5])
-@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("file", ["config.json"])
 def test_files_of_settings_that_are_no_settings(folder, file, text):
     (folder / file).write_text(text)
     assert file in refusal(folder)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from launch.session import deepspeed_config, settle
+from launch.settings import deepspeed_config, settle
 from moram_dist import config_io
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.methods.restore import load_memory

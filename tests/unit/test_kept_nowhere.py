@@ -9,7 +9,7 @@ import yaml
 
 from eval.report import write_report
 from launch import described
-from launch.session import settle
+from launch.settings import settle
 from launch.summary import summary
 from moram_dist import config_io
 from moram_dist.config import RecordConfig, RunConfig
