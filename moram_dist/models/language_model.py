@@ -268,6 +268,7 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
         keep_alive = HfDeepSpeedConfig(ds_config)
     model, report = _auto_class(architecture).from_pretrained(
         source(config),
+        config=architecture,  # as it was checked
         dtype=resolve_dtype(config),
         attn_implementation=kernel,
         generation_config=GenerationConfig(),  # decoding is the protocol's: the base's is not read

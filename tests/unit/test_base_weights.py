@@ -158,3 +158,11 @@ def test_sizes_that_go_together_only_where_modules_are_made(tmp_path):
     change(folder / "config.json", qk_rope_head_dim=7)
     with pytest.raises(InputError):
         check(folder)
+
+
+def test_a_kernel_that_a_configuration_names_is_not_read(tmp_path):
+    folder = save_tiny_model(tmp_path)
+    change(folder / "config.json", _attn_implementation=[None])
+    config = ModelConfig(model=str(folder), dtype="fp32")
+    loaded = language_model.load(config, {"zero_optimization": {"stage": 0}})
+    assert loaded.model.config._attn_implementation == "sdpa"
