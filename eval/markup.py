@@ -10,7 +10,7 @@ import html
 import re
 
 MINUS = "\N{MINUS SIGN}"
-LONGEST_NAME = 60
+LONGEST_NAME = 44
 """Characters of a name in a figure."""
 
 # But for tab, line feed and carriage return. Right-to-left marks turn what stands beside them.

@@ -94,6 +94,8 @@ def heat_map(
     grid = [[math.nan if value is None else value for value in row] for row in rows]
     many = len(tasks) > MANY_TASKS
     height = FULL_WIDTH if many else 1.0 + 0.38 * max(len(grid), 1)
+    longest = max((len(figure_text(name)) for name in tasks), default=0)
+    height += 0.06 * max(longest - 30, 0)  # slanted names take height, which few rows do not have
     with canvas(FULL_WIDTH, height) as figure:
         axes = figure.subplots()
         if grid and many:

@@ -39,9 +39,9 @@ from eval.score_matrix import scores_path
 from moram_dist.config_io import read_mapping
 from moram_dist.files import write_atomically
 from moram_dist.reading import read_object
+from moram_dist.redaction import clean_address, clean_command
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records
-from moram_dist.tracking.names import without_password
 
 PREDICTIONS_PER_TASK = 5
 PREDICTIONS = 250
@@ -193,8 +193,15 @@ def flatten(tree: Any) -> dict[str, Any]:
             inner = [(f"{name}.{k}" if name else str(k), v) for k, v in value.items()]
             waiting += reversed(inner)
         else:
-            flat[name] = without_password(value) if isinstance(value, str) else value
+            flat[name] = _shown(value)
     return flat
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_address(value)
+    words = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    return clean_command(value) if words else value
 
 
 def _read_answers(run_dir: Path, modes: str, matrix: Scores) -> dict[str, Scores]:

@@ -159,10 +159,12 @@ def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
 
 def tracking(uri: str, mounts: Path = Path("/proc/self/mounts")) -> Result:
     """The MLflow store: sqlite on a disk of this machine, or a server that answers."""
+    from moram_dist.tracking import sqlite_file
+
     server = "run mlflow server on one machine and set MLFLOW_TRACKING_URI, or --tracking none"
     parts = urlsplit(uri)
-    if parts.scheme == "sqlite":
-        database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    database = sqlite_file(uri)
+    if database is not None:
         kind = file_system(database, mounts)
         if kind in NETWORK.split():
             found = f"{database} is on {kind}: runs of several machines can ruin it"

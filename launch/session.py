@@ -16,9 +16,9 @@ from torch import nn
 from eval.harness import Evaluator
 from eval.report import write_report
 from eval.score_matrix import score_matrices
+from launch import described
 from launch.base import check_base, check_loaded
 from launch.summary import summary
-from moram_dist import config_io
 from moram_dist.adapters.reached import unreached
 from moram_dist.adapters.targets import Targets, choose_targets
 from moram_dist.atoms import Placer
@@ -30,14 +30,13 @@ from moram_dist.config import RunConfig
 from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
 from moram_dist.data.round_trip import round_trip_notes
+from moram_dist.data.tokens import Told
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
-from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
+from moram_dist.tasks import BENCHMARKS, Benchmark, Source
 from moram_dist.terminal import say
 from moram_dist.tracking import (
-    DatasetRecord,
-    RunDescription,
     Tracker,
     open_tracker,
     read_ids,
@@ -54,16 +53,6 @@ from moram_dist.train.stop import Stopped, StopSignals
 from moram_dist.train.trainer import Trainer
 
 WATCH_FIRST_S = 60.0
-
-DESCRIPTION = (
-    "run.yaml",
-    "inputs.json",
-    "ds_config.json",
-    "environment.json",
-    "benchmark.json",
-    "scores.json",
-)
-"""Files of a run directory that a tracker keeps beside the report."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +73,8 @@ class Session:
     def run(self) -> None:
         """Train what is not trained, evaluate what is not evaluated, write the report."""
         progress = Progress(enabled=env.is_main())
-        if self._complete():
+        complete = self._complete()
+        if complete:
             if self.inputs is not None and not self.run_dir.has_inputs:
                 with self.run_dir.locked():
                     self.run_dir.record_inputs(self.inputs, progress.say)
@@ -96,6 +86,8 @@ class Session:
                 self._work(progress)
         if env.is_main():
             report = write_report(self.run_dir.path)
+            if complete:
+                self._catch_up(progress)
             say(summary(self.run_dir.path, report, self.config))
 
     def _work(self, progress: Progress) -> None:
@@ -118,10 +110,12 @@ class Session:
         )
         method.build(base.model, self.targets.names if self.targets else None)
         if self.targets:
-            progress.say(self.targets.line)
+            for line in self.targets.lines:
+                progress.say(line)
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
-        asked = method.asked(self.benchmark, partial(fits, base.tokenizer))
+        told = Told("fitting prompts", None, progress.say, self.watch.at)
+        asked = method.asked(self.benchmark, told.calls_of(partial(fits, base.tokenizer)))
         lost = round_trip_notes(base.tokenizer, asked) if env.is_main() else []
         for note in (*asked.notes, *lost):
             progress.say(f"note: {note}")
@@ -162,20 +156,32 @@ class Session:
             saved=saved,
         )
         first = trainer.first_step(len(manifest.tasks)) + (saved.step if saved else 0)
-        tracker.open(self._description(), first)
+        tracker.open(described.description(self.config, self.benchmark, self.run_dir.path), first)
         status = "failed"
         try:
             trainer.run()
             if env.is_main():
                 write_report(self.run_dir.path)
-                tracker.attach([self.run_dir.path / "report"], "report")
-                tracker.attach([self.run_dir.path / name for name in DESCRIPTION], "config")
+                for folder, paths in described.files(self.run_dir.path).items():
+                    tracker.attach(paths, folder)
             status = "finished"
         except Stopped:
             status = "stopped"
             raise
         finally:
             tracker.close(status)  # type: ignore[arg-type]
+
+    def _catch_up(self, progress: Progress) -> None:
+        """Send to the tracking store what earlier starts of a run that is done could not."""
+        try:
+            with self.run_dir.locked():
+                self.tracker.catch_up(
+                    described.description(self.config, self.benchmark, self.run_dir.path),
+                    described.files(self.run_dir.path),
+                    progress.say,
+                )
+        except InputError as error:  # another start is at it
+            progress.say(f"nothing is sent to MLflow: {error}")
 
     def _placer(self) -> Placer:
         parallel = self.config.parallel
@@ -227,41 +233,6 @@ class Session:
             if saved and saved.tracking and read_ids(self.run_dir.path) is None:
                 write_ids(self.run_dir.path, saved.tracking)
         return env.from_main(saved)
-
-    def _description(self) -> RunDescription:
-        config, benchmark = self.config, self.benchmark
-        source = str(config.data.data_dir or benchmark.name)
-        return RunDescription(
-            name=config.name,
-            experiment=benchmark.name,
-            run_dir=self.run_dir.path,
-            # Where it is recorded is a tag: as a parameter it would differ between all runs.
-            parameters={
-                name: value
-                for name, value in config_io.flat(config).items()
-                if name != "record.output_dir"
-            },
-            tags={
-                "method": config.method.method,
-                "benchmark": benchmark.name,
-                "order": benchmark.order,
-                "protocol": benchmark.protocol,
-                "seed": str(config.train.seed),
-                "base": config.model.model,
-                "world_size": str(env.world_size()),
-            },
-            datasets=[
-                DatasetRecord(
-                    name=task.name,
-                    context=context,  # type: ignore[arg-type]
-                    digest=digest(examples),
-                    rows=len(examples),
-                    source=source,
-                )
-                for task in benchmark.tasks
-                for context, examples in (("train", task.train), ("eval", task.test))
-            ],
-        )
 
 
 def prepare(config: RunConfig, ds_path: Path) -> Session:

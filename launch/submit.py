@@ -23,20 +23,22 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
-from launch import checks
+from launch import checks, job_secrets
 from launch.flags import DEFAULT_DS_CONFIG, MOST_RANKS, read_flags, train_flags
 from launch.job_script import Job, Site, Task, read_site, render, seconds
 from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RunConfig
 from moram_dist.files import write_atomically
 from moram_dist.reading import read_object
+from moram_dist.redaction import clean_command, without_secrets
 from moram_dist.registry import InputError
 from moram_dist.terminal import make_output_last, one_line, quoted, say
+from moram_dist.tracking import open_tracker, store_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,16 +102,19 @@ def main(argv: Sequence[str]) -> None:
         parallel=own.parallel,
         attempts=own.attempts,
     )
+    site, hidden = job_secrets.split(site, all_flags, own.site)
     tasks = [
         Task(command=command(each, run_dir), logs=run_dir.parent / "slurm" / run_dir.name)
         for each, run_dir in zip(all_flags, run_dirs, strict=True)
     ]
-    made_by = "python launch/submit.py " + shlex.join(argv)
+    made_by = "python launch/submit.py " + shlex.join(clean_command(list(argv)))
     script = render(job, tasks, site, python=sys.executable, made_by=" ".join(made_by.split()))
     say(script, end="")
     warn_of_sqlite(runs, site)
+    if hidden:
+        say(job_secrets.note(hidden), error=True)
     if not own.dry_run:
-        submit(script, jobs / f"{job.name}.sbatch")
+        submit(script, jobs / f"{job.name}.sbatch", hidden)
 
 
 def sequences(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str, str]]:
@@ -172,6 +177,8 @@ def checked(flags: dict[str, str]) -> RunConfig:
 
     ds_check.check(ds.read(ds_config), path=ds_config)
     settled, _ = settle(config)
+    if config.record.tracking_uri:
+        open_tracker(config.record.tracking, config.record.tracking_uri)
     if config.run_dir.exists():
         from moram_dist.train.run_dir import RunDir
 
@@ -203,22 +210,29 @@ def warn_of_sqlite(runs: Sequence[RunConfig], site: Site) -> None:
     if record.tracking == "none" or len(runs) == 1:
         return
     uri = record.tracking_uri or site.environment.get("MLFLOW_TRACKING_URI")
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    result = checks.tracking(uri or f"sqlite:///{runs[0].run_dir.absolute().parent / 'mlflow.db'}")
+    result = checks.tracking(store_of(runs[0].run_dir, uri))
     if result.state == "fault":
         say(f"warning: {one_line(f'{result.found}; {result.remedy}')}", error=True)
 
 
-def submit(script: str, path: Path) -> None:
-    """Keep the script and hand it to sbatch. Raises InputError where sbatch refuses it."""
+def submit(script: str, path: Path, hidden: Mapping[str, str]) -> None:
+    """Keep the script and hand it to sbatch, and ``hidden`` in the environment that goes with it.
+
+    Raises:
+        InputError: sbatch refuses it.
+    """
     if shutil.which("sbatch") is None:
         raise InputError("no sbatch on PATH: submit on a login node, or give --dry_run")
-    write_atomically(path, script)
+    write_atomically(path, script, private=True)
     done = subprocess.run(
-        ["sbatch", "--parsable", str(path)], capture_output=True, text=True, timeout=120
+        ["sbatch", "--parsable", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **hidden},
     )
     if done.returncode:
-        raise InputError(f"sbatch refused {path}: {' '.join(done.stderr.split())}")
+        raise InputError(f"sbatch refused {path}: {one_line(without_secrets(done.stderr))}")
     number = done.stdout.strip().split(";")[0]
     say(json.dumps({"job": number, "script": str(path), "logs": str(path.parent)}), error=True)
 

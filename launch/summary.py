@@ -7,8 +7,8 @@ from pathlib import Path
 from eval.continual import Scores
 from eval.markup import one_line
 from moram_dist.config import RunConfig
+from moram_dist.redaction import clean_address
 from moram_dist.tracking import store_of
-from moram_dist.tracking.names import without_password
 
 HEADLINE = {"ap": "AP", "bwt_gem": "BWT", "forgetting_max": "forgetting"}
 
@@ -34,7 +34,7 @@ def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
     )
     lines += ["", "   ".join(headline), f"report:  {report}"]
     if config.record.tracking == "mlflow":
-        store = without_password(store_of(run_dir, config.record.tracking_uri))
+        store = clean_address(store_of(run_dir, config.record.tracking_uri))
         server = store.startswith("http")  # which has its own pages
         lines.append(f"compare: {store if server else f'mlflow ui --backend-store-uri {store}'}")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from typing import Any
 
 from moram_dist.config import RunConfig
 from moram_dist.reading import parse_yaml, read_yaml
+from moram_dist.redaction import clean_address, clean_tree
 from moram_dist.registry import InputError, unknown
 from moram_dist.terminal import quoted
 
@@ -81,11 +82,14 @@ def build(overrides: Mapping[str, Any], recipe: Path | None = None) -> RunConfig
 
 
 def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Nested plain values, ready for YAML."""
-    return {
+    """Nested plain values, ready for YAML, without passwords."""
+    plain = {
         section: {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
         for section, values in dataclasses.asdict(config).items()
     }
+    if plain["record"]["tracking_uri"]:
+        plain["record"]["tracking_uri"] = clean_address(plain["record"]["tracking_uri"])
+    return {section: clean_tree(values) for section, values in plain.items()}
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

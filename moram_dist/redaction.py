@@ -6,6 +6,7 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import unquote
 
 HIDDEN = "***"
@@ -38,6 +39,7 @@ _HEADER = re.compile(
 _SECRET_VARIABLE = re.compile(
     r"(?i)(PASSWORD|PASSWD|TOKEN|SECRET|API_?KEY|ACCESS_KEY|SECRET_KEY|CONNECTION_STRING)$"
 )
+_SECRET_KEY = re.compile(r"(?i)(password|passwd|passphrase|secret|access_?key|api_?key|_token)$")
 _IN_A_VARIABLE = re.compile(r"(?:^|://)([^/:@\s]*):([^/\s]+)@")
 
 
@@ -73,6 +75,27 @@ def clean_command(words: list[str]) -> list[str]:
         for word in words
         for name, separator, value in [word.partition("=")]
     ]
+
+
+def clean_tree(tree: Any) -> Any:
+    """Settings without passwords and tokens: addresses in texts, and what a key calls a secret."""
+    match tree:
+        case dict():
+            return {
+                key: HIDDEN if value and _SECRET_KEY.search(str(key)) else clean_tree(value)
+                for key, value in tree.items()
+            }
+        case list() | tuple():
+            return [clean_tree(value) for value in tree]
+        case str() if "://" in tree:  # a path may hold : and @ too
+            return clean_address(tree)
+    return tree
+
+
+def names_secret(variable: str, value: str) -> bool:
+    """Whether an environment variable is one that holds a secret, by its name or its value."""
+    named = _SECRET_VARIABLE.search(variable) and value
+    return bool(named) or clean_address(value) != value
 
 
 def _clean(text: str) -> str:

@@ -40,12 +40,12 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Targets:
-    """The linears that are adapted, and a line about them and the others."""
+    """The linears that are adapted, and what to say of them and the others."""
 
     names: tuple[str, ...]
     """Full names in the model's order."""
 
-    line: str
+    lines: tuple[str, ...]
 
 
 def find_linears(model: nn.Module, target_modules: str) -> list[str]:
@@ -78,7 +78,7 @@ def choose_targets(
         names = _named(linears, target_modules)
     if not names:
         raise linears.no_match(target_modules)
-    return Targets(tuple(names), linears.line(names, target_modules))
+    return Targets(tuple(names), linears.lines(names, target_modules))
 
 
 def _named(linears: _Linears, target_modules: str) -> list[str]:
@@ -174,9 +174,10 @@ class _Linears:
             line = f"--target_modules {target_modules!r} matches no linear layer of {of}"
         else:
             line = f"--target_modules {target_modules!r}: {part!r} is no linear layer of {of}"
-        return InputError(f"{line}; it has: {self.there_is()}{self._others()}")
+        others = self._others()
+        return InputError(f"{line}; it has: {self.there_is()}" + (f"; {others}" if others else ""))
 
-    def line(self, names: list[str], target_modules: str) -> str:
+    def lines(self, names: list[str], target_modules: str) -> tuple[str, ...]:
         """What is adapted, what is not, and what could not be."""
         of = " of attention" if target_modules == "attention" else ""
         taken = {*names}
@@ -184,10 +185,11 @@ class _Linears:
         rest = [name for name in self.free if name not in taken]
         if rest:
             line += f"; left as they are: {self._listed(rest)}"
-        return line + self._others()
+        others = self._others()
+        return (line, others) if others else (line,)
 
     def _others(self) -> str:
-        """The end of a line: what is never adapted, by the reason; empty for the head alone."""
+        """What is never adapted, by the reason; empty for the head alone."""
         reasons: dict[str, list[str]] = {}
         for name, reason in self.left.items():
             if reason != HEAD:
@@ -195,7 +197,7 @@ class _Linears:
                 reasons.setdefault(reason, []).append(what)
         reasons["no linear"] = [*self.weights]
         found = [f"{self._listed(names)} ({why})" for why, names in reasons.items() if names]
-        return f"; cannot be adapted: {', '.join(found)}" if found else ""
+        return f"not adaptable: {', '.join(found)}" if found else ""
 
     def _listed(self, names: Iterable[str]) -> str:
         """Last names, each once; with the parent's where there are several parents."""

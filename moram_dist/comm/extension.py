@@ -14,7 +14,6 @@ import platform
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from moram_dist.comm import env
 from moram_dist.comm.rendezvous import Rendezvous
 from moram_dist.files import exclusive_lock
 from moram_dist.registry import InputError, MachineError
+from moram_dist.terminal import say
 
 NAME = "deepspeed_shm_comm"
 """What DeepSpeed loads when CPU ranks meet."""
@@ -113,17 +113,17 @@ def build(place: Path, load: Callable[[], Any], still: Still = lambda: None) -> 
         with _reminders(f"still building {place.name}", still):
             run_ninja(build_directory, *rest, **named)
 
-    with _sole_builder(place, still):
-        cpp_extension._run_ninja_build = announced
-        try:
+    try:
+        with _sole_builder(place, still):
+            cpp_extension._run_ninja_build = announced
             return load()
-        except (RuntimeError, ImportError, OSError) as error:
-            raise MachineError(
-                f"DeepSpeed's extension {place.name} cannot be built in {place}: "
-                f"{_first_error(str(error))}"
-            ) from None
-        finally:
-            cpp_extension._run_ninja_build = run_ninja
+    except (RuntimeError, ImportError, OSError) as error:
+        raise MachineError(
+            f"DeepSpeed's extension {place.name} cannot be built in {place}: "
+            f"{_first_error(str(error))}"
+        ) from None
+    finally:
+        cpp_extension._run_ninja_build = run_ninja
 
 
 def held_by(place: Path) -> str | None:
@@ -162,8 +162,7 @@ def _link(path: Path) -> str:
 @contextmanager
 def _sole_builder(place: Path, still: Still) -> Iterator[None]:
     """Nobody else builds there; a lock of torch's that nobody holds is removed."""
-    with ExitStack() as stack, suppress(PermissionError):
-        place.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
         file = _locked(place / ".moram.lock", stack, still)
         if file:
             file.truncate(0)
@@ -254,4 +253,4 @@ def _first_error(text: str) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, error=True)

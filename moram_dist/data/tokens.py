@@ -7,6 +7,7 @@ finds it. Its name is the digest of all that its content follows from.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -127,7 +128,9 @@ class Told:
     """Says every few seconds how far a long piece of work is."""
 
     what: str
-    total: int
+    total: int | None
+    """None where it is not known beforehand."""
+
     say: Callable[[str], None]
     at: Callable[[str], None]
     """The watch's: a rank that does this does not hang."""
@@ -140,9 +143,20 @@ class Told:
             self.at(self.what)
             if time.monotonic() - said[0] > QUIET_S:
                 said[0] = time.monotonic()
-                self.say(f"{self.what}: {count:,}/{self.total:,}")
+                of = "" if self.total is None else f"/{self.total:,}"
+                self.say(f"{self.what}: {count:,}{of}")
 
         return done
+
+    def calls_of(self, check: Callable[[Task, str], bool]) -> Callable[[Task, str], bool]:
+        """The check itself, whose calls are the work."""
+        done, count = self.started(), itertools.count(1)
+
+        def counted(task: Task, text: str) -> bool:
+            done(next(count))
+            return check(task, text)
+
+        return counted
 
 
 def encode_task(

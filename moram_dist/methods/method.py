@@ -52,7 +52,7 @@ class Seen:
     it or none does."""
 
 
-Linears = Mapping[str, nn.Linear] | Mapping[str, AdaptedLinear]
+Linears = Mapping[str, nn.Module]
 """Layers by full name, of which sizes are wanted."""
 
 Look = Callable[[int], tuple[int, Iterator[Tensor]]]

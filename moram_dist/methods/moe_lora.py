@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moram_dist.adapters.adapter import sizes
 from moram_dist.adapters.lora_experts import LoraExperts
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.inc_lora import IncLora
@@ -52,7 +53,7 @@ class MoeLora(IncLora):
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
         """The expert's A and B, and rows of the router so far."""
-        routers = {f"{n}.router": (i + 1, linear.in_features) for n, linear in linears.items()}
+        routers = {f"{n}.router": (i + 1, sizes(linear)[0]) for n, linear in linears.items()}
         return super().shapes(i, linears) | routers
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:

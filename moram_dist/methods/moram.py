@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moram_dist.adapters.adapter import sizes
 from moram_dist.atoms import (
     Memory,
     MemoryLinear,
@@ -109,8 +110,9 @@ class Moram(Method):
         """Keys and values of a task's atoms."""
         out: dict[str, tuple[int, ...]] = {}
         for name, linear in linears.items():
-            out[f"{name}.keys"] = (self.config.atoms_per_task, linear.in_features)
-            out[f"{name}.values"] = (self.config.atoms_per_task, linear.out_features)
+            d, e = sizes(linear)
+            out[f"{name}.keys"] = (self.config.atoms_per_task, d)
+            out[f"{name}.values"] = (self.config.atoms_per_task, e)
         return out
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:

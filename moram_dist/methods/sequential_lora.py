@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moram_dist.adapters.adapter import sizes
 from moram_dist.adapters.lora import LoraLinear
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.method import METHODS, Linears, Look, Method
@@ -69,8 +70,9 @@ class SequentialLora(Method):
         """A and B of each linear."""
         out: dict[str, tuple[int, ...]] = {}
         for name, linear in linears.items():
-            out[f"{name}.lora_A"] = (self.config.atoms_per_task, linear.in_features)
-            out[f"{name}.lora_B"] = (self.config.atoms_per_task, linear.out_features)
+            num_in, num_out = sizes(linear)
+            out[f"{name}.lora_A"] = (self.config.atoms_per_task, num_in)
+            out[f"{name}.lora_B"] = (self.config.atoms_per_task, num_out)
         return out
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:

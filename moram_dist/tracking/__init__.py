@@ -4,7 +4,7 @@ The only home of mlflow, which takes seconds to import and is imported when a ru
 """
 
 from moram_dist.registry import unknown
-from moram_dist.tracking.connect import store_of
+from moram_dist.tracking.addresses import sqlite_file, store_of
 from moram_dist.tracking.ids import read_ids, write_ids
 from moram_dist.tracking.mlflow import MlflowTracker
 from moram_dist.tracking.node import NodeMetrics, wanted
@@ -29,6 +29,7 @@ __all__ = [
     "read_ids",
     "read_metrics",
     "run_directories",
+    "sqlite_file",
     "store_of",
     "write_ids",
 ]

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from moram_dist.files import exclusive_lock
+from moram_dist.redaction import clean_address, clean_tree, without_secrets
 from moram_dist.registry import InputError
 from moram_dist.tracking.connect import connect
 from moram_dist.tracking.entities import dataset_input, points
 from moram_dist.tracking.ids import IDS_FILE, read_ids, write_ids
-from moram_dist.tracking.names import allowed_name, cut, without_password
+from moram_dist.tracking.names import allowed_name, run_name, text
 from moram_dist.tracking.spool import FOLDER, Operation, on_disk, operations, spools
 from moram_dist.tracking.versions import publish
 
@@ -77,6 +78,14 @@ class Replay:
         main = spools(self.run_dir)[0]
         return main.stat().st_size == self._state.get("sent", {}).get(main.name, 0)
 
+    def pending(self) -> bool:
+        """Whether there is anything that this store has not acknowledged; it is not asked."""
+        ids = read_ids(self.run_dir)
+        if ids is None or ids["store"] != clean_address(self.uri):
+            return bool(spools(self.run_dir))
+        sizes = ((path.name, path.stat().st_size) for path in spools(self.run_dir))
+        return any(ids["sent"].get(name, 0) != size for name, size in sizes)
+
     def _open(self, main: Path) -> None:
         first = next((one for one, _ in operations(main) if one["do"] == "open"), None)
         if first is None:
@@ -92,7 +101,7 @@ class Replay:
         """
         from mlflow.exceptions import MlflowException
 
-        store = without_password(self.uri)
+        store = clean_address(self.uri)
         fresh: dict[str, Any] = {"store": store, "parent": None, "tasks": {}, "sent": {}}
         found = read_ids(self.run_dir) or fresh
         if found["store"] != store:
@@ -162,12 +171,12 @@ class Replay:
         before = self._client.get_run(parent).data.params
         params, changed = [], {RUN_DIRECTORY: operation["run_directory"], **tags}
         for name, value in operation["parameters"].items():
-            key, text = allowed_name(name), cut(value, MAX_PARAMETER)
+            key, whole = allowed_name(name), text(value, MAX_PARAMETER)
             if key not in before:
-                params.append(Param(key, text))
-            elif before[key] != text:
-                changed[f"restarted_with/{name}"] = text
-        run_tags = [RunTag(allowed_name(key), cut(text, MAX_TAG)) for key, text in changed.items()]
+                params.append(Param(key, whole))
+            elif before[key] != whole:
+                changed[f"restarted_with/{name}"] = whole
+        run_tags = [RunTag(allowed_name(key), text(tag, MAX_TAG)) for key, tag in changed.items()]
         self._client.log_batch(parent, params=params, tags=run_tags)
         if operation["datasets"]:
             inputs = [dataset_input(record) for record in operation["datasets"]]
@@ -202,9 +211,11 @@ class Replay:
         for run in self._all_runs(tags[SEQUENCE]):
             if run.data.tags.get("task_index") == task:
                 return run.info.run_id
-        clean = {allowed_name(key): cut(value, MAX_TAG) for key, value in tags.items()}
+        # Of the repository's address, too, which may hold a password.
+        found = clean_tree(resolve_tags(tags))
+        clean = {allowed_name(key): text(value, MAX_TAG) for key, value in found.items()}
         created = self._client.create_run(
-            self._experiment, start_time=time, tags=resolve_tags(clean), run_name=name
+            self._experiment, start_time=time, tags=clean, run_name=run_name(name)
         )
         return created.info.run_id
 
@@ -230,7 +241,7 @@ class Replay:
         except Exception as error:
             if not _refused(error):
                 raise
-            reason = cut(without_password(str(error)), 300)
+            reason = text(without_secrets(str(error)), 300)
             logger.warning("MLflow keeps no copy of a file of %s: %s", self.run_dir, reason)
 
     def _end(self, operation: Operation) -> None:

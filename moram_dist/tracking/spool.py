@@ -10,11 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from moram_dist.files import append, open_to_append, writing
+from moram_dist.reading import parse_json, record
+from moram_dist.registry import InputError
+from moram_dist.tracking.operations import KINDS
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +42,8 @@ class Spool:
     def append(self, operation: Operation, *, sync: bool = False) -> None:
         """Add an operation; with ``sync`` it is on the disk itself when this returns."""
         text = json.dumps(operation, ensure_ascii=False, allow_nan=False) + "\n"
+        # A path may hold what UTF-8 cannot: its number stands for it, as text.
+        text = re.sub("[\ud800-\udfff]", lambda one: rf"\\u{ord(one[0]):x}", text)
         with writing(self._path):
             append(self._file, text.encode("utf-8"))
             if sync:
@@ -61,19 +68,6 @@ class Spool:
             self._file.truncate(end)
 
 
-FIELDS = {
-    "open": {
-        *("sequence", "name", "experiment", "run_directory", "parameters", "tags", "datasets"),
-    },
-    "begin_task": {"task", "name"},
-    "log": {"task", "step", "metrics"},
-    "attach": {"paths", "folder"},
-    "publish": {"task", "name"},
-    "end": {"task", "status", "whole"},
-}
-"""What each operation has of its own."""
-
-
 def on_disk(path: Path) -> None:
     """Sync a spool: nothing may be acknowledged of it that a machine without power would lose."""
     with path.open("rb") as file:
@@ -95,18 +89,20 @@ def operations(path: Path, offset: int = 0) -> Iterator[tuple[Operation, int]]:
             if not line.endswith(b"\n"):
                 return  # it is being written
             offset += len(line)
-            operation = _operation(line)
+            operation = _operation(line, str(path))
             if operation is not None:
                 yield operation, offset
             else:  # of a disk that lost power
                 logger.warning("%s: the line before byte %d is damaged, left out", path, offset)
 
 
-def _operation(line: bytes) -> Operation | None:
+def _operation(line: bytes, place: str) -> Operation | None:
     """What ``Spool`` wrote as this line; None where it did not."""
     try:
-        found = json.loads(line)
-        whole = FIELDS[found["do"]] | {"time"} <= found.keys()
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        found = parse_json(line.decode("utf-8"), Path(place))
+        kind = KINDS[found["do"]]
+        known = {item.name for item in fields(kind)}  # a newer version may say more
+        record(kind, {name: value for name, value in found.items() if name in known}, place)
+    except (InputError, KeyError, TypeError, UnicodeDecodeError):
         return None
-    return found if whole else None
+    return found

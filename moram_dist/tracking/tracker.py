@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["finished", "failed", "stopped"]
 METRICS_FILE = "metrics.jsonl"
+Files = Mapping[str, Sequence[Path]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,15 @@ class Tracker:
 
     def close(self, status: Status) -> None:
         """Stop recording. Nothing may be logged afterwards; ``open`` may be called again."""
+
+    def catch_up(self, run: RunDescription, files: Files, say: Callable[[str], None]) -> None:
+        """Instead of open and close, for a run that is done: tell what has not been told of it.
+
+        Args:
+            run: its description; its data sets name the tasks in their order.
+            files: what a whole run attaches: folder to paths.
+            say: takes a line for people.
+        """
 
 
 class MetricsFile(Tracker):
@@ -195,6 +205,11 @@ class Together(Tracker):
         """Close each."""
         for tracker in self.trackers:
             tracker.close(status)
+
+    def catch_up(self, run: RunDescription, files: Files, say: Callable[[str], None]) -> None:
+        """Tell each."""
+        for tracker in self.trackers:
+            tracker.catch_up(run, files, say)
 
 
 def as_json(metrics: dict[str, float]) -> dict[str, float | str]:

@@ -32,6 +32,7 @@ from moram_dist.files import (
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
 from moram_dist.models.identity import is_base
+from moram_dist.redaction import clean_command, clean_tree
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
 from moram_dist.train.checkpoint import ProgressFiles
@@ -253,9 +254,12 @@ class RunDir:
     ) -> None:
         """Write down what is about to run. Main rank only."""
         record = self.path / "run.yaml"
-        if not record.exists():
-            text = yaml.safe_dump(config_io.to_dict(config), sort_keys=False, allow_unicode=True)
-            write_atomically(record, text)
+        kept = config_io.to_dict(config)
+        if record.exists():  # what ran first stays; an older version kept passwords, too
+            kept = config_io.read_mapping(record)
+        if not record.exists() or clean_tree(kept) != kept:
+            text = yaml.safe_dump(clean_tree(kept), sort_keys=False, allow_unicode=True)
+            write_atomically(record, text, private=True)
         tasks = [
             {
                 "name": task.name,
@@ -289,7 +293,8 @@ class RunDir:
         return len(tasks)
 
     def _json(self, name: str, value: Any) -> None:
-        write_atomically(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(clean_tree(value), indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.path / name, text, private=True)
 
 
 def _kind(name: str) -> str:
@@ -309,7 +314,7 @@ def environment(world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "commit": _commit(),
-        "command": sys.argv,
+        "command": clean_command(sys.argv),
     }
 
 

@@ -193,7 +193,7 @@ def test_a_comparison_of_odd_names(tmp_path, capsys):
     ("command", "out", "code"),
     [
         (["compare", "RUN", "--resamples", "1000"], "FILE", 2),
-        (["compare", "RUN", "--resamples", "1000"], "/proc/none/x", 4),
+        (["compare", "RUN", "--resamples", "1000"], "/proc/none", 4),
         (["compare", "RUN", "--resamples", "1000"], "n" * 300, 4),
     ],
 )

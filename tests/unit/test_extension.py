@@ -88,6 +88,12 @@ def test_a_build_that_fails_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match=r"cannot be built in .*: .*Not a directory"):
+        extension.build(tmp_path / "file" / "inside", loader(tmp_path / "file" / "inside"))
+
+
 @pytest.mark.parametrize("age_s", [0, 3600])
 def test_a_lock_without_an_owner_is_removed_however_young(tmp_path, capfd, age_s):
     lock = tmp_path / "lock"

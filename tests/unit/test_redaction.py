@@ -6,7 +6,14 @@ import time
 
 import pytest
 
-from moram_dist.redaction import HIDDEN, clean_address, clean_command, without_secrets
+from moram_dist.redaction import (
+    HIDDEN,
+    clean_address,
+    clean_command,
+    clean_tree,
+    names_secret,
+    without_secrets,
+)
 
 SECRET = "s3cr3t-W0rd"
 
@@ -130,6 +137,27 @@ def test_a_word_that_equals_a_password_stays_in_settings(monkeypatch):
 def test_commands():
     words = ["train.py", f"--tracking_uri=http://u:{SECRET}@h", "--model", "a=b", "--x", "--y=1"]
     assert clean_command(words) == ["train.py", "--tracking_uri=http://h", *words[2:]]
+
+
+def test_settings():
+    given = {
+        "comet": {"api_key": SECRET, "enabled": True, "project": None},
+        "path": "runs/a:b@c",
+        "pad_token_id": 3,
+        "list": [f"http://u:{SECRET}@h", ("x", 1)],
+    }
+    assert clean_tree(given) == {
+        "comet": {"api_key": HIDDEN, "enabled": True, "project": None},
+        "path": "runs/a:b@c",
+        "pad_token_id": 3,
+        "list": ["http://h", ["x", 1]],
+    }
+
+
+def test_variables():
+    assert names_secret("HF_TOKEN", "x") and names_secret("http_proxy", "http://u:p@proxy")
+    for name, value in (("HF_TOKEN", ""), ("TOKENIZERS_PARALLELISM", "0"), ("A", "http://h:1")):
+        assert not names_secret(name, value)
 
 
 @pytest.mark.parametrize("part", ["x://a:b", "://", "a:b@", "?token=", "&", "password='", "a"])

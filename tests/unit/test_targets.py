@@ -92,7 +92,7 @@ def test_a_name_in_a_list_that_matches_nothing_is_refused(target, wrong, meant):
 def test_attention_of_a_model_that_has_none():
     with pytest.raises(InputError, match=r"'attention' matches no linear.* it has: 0, 2$"):
         find_linears(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), "attention")
-    with pytest.raises(InputError, match=r"of Mamba2ForCausalLM; it has: in_proj; cannot be"):
+    with pytest.raises(InputError, match=r"of Mamba2ForCausalLM; it has: in_proj; not adap"):
         find_linears(bare("Mamba2"), "attention")
 
 
@@ -134,17 +134,17 @@ def test_all_linear_leaves_out_head_routers_and_stacks_of_experts():
     model = bare("Qwen2Moe", num_experts=4, moe_intermediate_size=16)
     targets = choose_targets(model, "all-linear")
     assert not {n for n in targets.names if n.endswith(("lm_head", "gate"))}
-    assert "left as they are: shared_expert_gate;" in targets.line
-    assert "cannot be adapted: gate_up_proj, experts.down_proj (no linear)" in targets.line
+    assert targets.lines[0].endswith("left as they are: shared_expert_gate")
+    assert "not adaptable: gate_up_proj, experts.down_proj (no linear)" == targets.lines[-1]
 
 
 def test_the_line_says_what_is_adapted_and_what_is_not():
-    assert choose_targets(tiny_model(), "attention").line == (
+    assert choose_targets(tiny_model(), "attention").lines == (
         "adapted: 8 linears of attention (q_proj, k_proj, v_proj, o_proj); "
-        "left as they are: gate_proj, up_proj, down_proj"
+        "left as they are: gate_proj, up_proj, down_proj",
     )
-    assert choose_targets(bare("GPT2"), "attention").line == (
-        "adapted: 4 linears of attention (c_attn, attn.c_proj); left as they are: c_fc, mlp.c_proj"
+    assert choose_targets(bare("GPT2"), "attention").lines == (
+        "adapted: 4 linears of attention (c_attn, attn.c_proj); left as they are: c_fc, mlp.c_proj",
     )
 
 
@@ -161,7 +161,9 @@ def llava():
 def test_a_vision_tower_is_never_adapted(target):
     targets = choose_targets(llava(), target)
     assert targets.names and all(".language_model." in name for name in targets.names)
-    assert "vision_tower, multi_modal_projector (no part of the language model)" in targets.line
+    assert (
+        "vision_tower, multi_modal_projector (no part of the language model)" in targets.lines[-1]
+    )
 
 
 def test_what_only_the_tower_has_is_refused_by_name():
@@ -183,8 +185,8 @@ def test_what_only_the_tower_has_is_refused_by_name():
 def test_linears_whose_weight_a_kernel_reads_are_left_out_by_name(name, read):
     model = bare(name)
     assert not last_names(model, "all-linear") & read
-    line = choose_targets(model, "all-linear").line
-    left = line.partition("cannot be adapted: ")[2].partition(" (its block reads its weight)")[0]
+    line = choose_targets(model, "all-linear").lines[1]
+    left = line.partition("not adaptable: ")[2].partition(" (its block reads its weight)")[0]
     assert {*left.split(", ")} == read
     with pytest.raises(InputError, match="cannot be adapted: its block reads its weight"):
         find_linears(model, ",".join(sorted(read)))
@@ -227,7 +229,7 @@ def test_what_no_text_reaches_is_left_out():
     assert {name.rpartition(".")[2] for name in never} == {"dense", "dense_4h_to_h"}
     targets = choose_targets(model, "attention", never)
     assert {name.rpartition(".")[2] for name in targets.names} == {"query_key_value"}
-    assert "cannot be adapted: dense, dense_4h_to_h (no text reaches it)" in targets.line
+    assert "not adaptable: dense, dense_4h_to_h (no text reaches it)" == targets.lines[-1]
 
 
 def test_where_the_pass_needs_numbers_nothing_is_known():

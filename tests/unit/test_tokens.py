@@ -147,6 +147,15 @@ def test_it_says_how_far_it_is(tokenizer, many, tmp_path, monkeypatch):
     assert at == ["tokenising task x"] * 3
 
 
+def test_calls_are_counted_too(monkeypatch):
+    monkeypatch.setattr(tokens, "QUIET_S", -1.0)
+    lines: list[str] = []
+    told = Told("fitting prompts", None, lines.append, lambda _: None)
+    check = told.calls_of(lambda task, text: text == task)
+    assert [check("a", "a"), check("a", "b")] == [True, False]
+    assert lines == ["fitting prompts: 1", "fitting prompts: 2"]
+
+
 def test_steps_of_earlier_tasks_are_counted_once():
     counted = []
 

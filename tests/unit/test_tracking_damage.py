@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from moram_dist.registry import InputError
 from moram_dist.tracking import MetricsFile, read_ids, write_ids
+from moram_dist.tracking.__main__ import main
 from moram_dist.tracking.replay import Replay
 from moram_dist.tracking.spool import Spool, operations
 from moram_dist.tracking.tracker import RunDescription, read_metrics
@@ -92,7 +94,18 @@ def spooled(path, *lines):
 
 
 @pytest.mark.parametrize(
-    "line", [*JUNK.values(), b'{"do": "log"}', b'{"do": []}', b'{"do": "new", "time": 1}']
+    "line",
+    [
+        *JUNK.values(),
+        b'{"do": "log"}',
+        b'{"do": []}',
+        b'{"do": "new", "time": 1}',
+        json.dumps(LOGGED | {"metrics": 5}).encode(),
+        json.dumps(LOGGED | {"metrics": {"ap": "high"}}).encode(),
+        json.dumps(LOGGED | {"step": "3"}).encode(),
+        json.dumps(LOGGED | {"task": {}}).encode(),
+        json.dumps(ENDED | {"status": "well"}).encode(),
+    ],
 )
 def test_a_damaged_line_of_a_spool_is_left_out(tmp_path, line, caplog):
     path = tmp_path / "tracking" / "run.jsonl"
@@ -102,6 +115,13 @@ def test_a_damaged_line_of_a_spool_is_left_out(tmp_path, line, caplog):
     spooled(path, ENDED)
     assert [found for found, _ in operations(path)] == [LOGGED, ENDED]
     assert len(caplog.messages) == 1 and caplog.messages[0].endswith("is damaged, left out")
+
+
+def test_texts_that_are_no_utf8_and_what_a_newer_version_says(tmp_path):
+    path = tmp_path / "tracking" / "run.jsonl"
+    odd = operation("attach", paths=["a\udcff", "é\\"], folder="x", further=[1])
+    spooled(path, odd)
+    assert [found for found, _ in operations(path)] == [odd | {"paths": ["a\\udcff", "é\\"]}]
 
 
 def test_a_spool_is_for_its_owner_and_no_link(tmp_path):
@@ -152,3 +172,21 @@ def test_what_is_left_of_a_damaged_spool_is_sent(tmp_path):
     client = MlflowClient(uri)
     assert client.get_run(parent).info.status == "FINISHED"
     assert [point.value for point in client.get_metric_history(parent, "ap")] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda run: None, "holds no tracked run"),
+        (lambda run: run.write_text("a file"), "holds no tracked run|cannot be read"),
+        (lambda run: (run / "tracking" / "run.jsonl").mkdir(parents=True), "cannot be read"),
+        (lambda run: spooled(run / "tracking" / "run.jsonl"), "whose run it is"),
+        (lambda run: spooled(run / "tracking" / "run.jsonl", LOGGED, ENDED), "whose run it is"),
+    ],
+)
+def test_a_folder_that_cannot_be_sent_is_one_line(tmp_path, capsys, make, complaint):
+    make(tmp_path / "run")
+    assert main(["send", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert re.search(complaint, said) and said.count("\n") == 1 and said.startswith("error: ")
+    assert not (tmp_path / "mlflow.db").exists()
