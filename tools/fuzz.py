@@ -45,7 +45,7 @@ from tools.mutations import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-CPU_S, WALL_S = 5, 120
+CPU_S, WALL_S = 5, 60
 SHOWN = 20
 """Faults that are printed."""
 

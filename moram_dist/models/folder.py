@@ -129,6 +129,10 @@ def check_folder(folder: Path, name: str) -> None:
     """
     if not folder.is_dir():
         raise BaseError(name, "is a file; give the folder that holds it")
+    for path in sorted(folder.iterdir()):
+        # Whatever reads it would wait for a pipe's writer, and never reach a device's end.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise BaseError(name, f"{path.name} is no file but a device, pipe or socket")
     adapter = next((each for each in ADAPTER if (folder / each).exists()), None)
     if adapter:
         raise BaseError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -321,3 +322,13 @@ def test_a_model_of_the_hub_in_shards(cached):
     assert refusal("some/model") == ""
     (cached / SHARDS[1]).unlink()
     assert "with its files is in the cache" in refusal("some/model")
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, "config.json", "tokenizer_config.json"])
+def test_pipes_and_devices_are_not_waited_for(folder, file):
+    (folder / file).unlink(missing_ok=True)
+    os.mkfifo(folder / file)
+    assert f"{file} is no file but a device, pipe or socket" in refusal(folder)
+    (folder / file).unlink()
+    (folder / file).symlink_to("/dev/zero")
+    assert f"{file} is no file but a device, pipe or socket" in refusal(folder)
