@@ -11,7 +11,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check setup clean
+.PHONY: demo test test-architectures check setup clean
 
 setup: $(VENV)/installed
 
@@ -27,6 +27,9 @@ demo: setup
 
 test: setup check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # many tests wait, for ranks or a queue
+
+test-architectures: setup
+	$(BIN)/python -m pytest -m architectures tests/integration/test_architectures.py
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bench import published
 from bench.peft_lora import Rows
 from moram_dist.adapters.adapter import AdaptedLinear
-from moram_dist.adapters.inject import adapt, find_linears
+from moram_dist.adapters.inject import adapt
+from moram_dist.adapters.targets import find_linears
 from moram_dist.atoms.layer import Memory
 from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS
@@ -44,7 +45,7 @@ def draw_atoms(
 class PublishedLinear(AdaptedLinear):
     """The published formulation."""
 
-    def __init__(self, base: nn.Linear, frozen: Rows, active: Rows, config: MethodConfig) -> None:
+    def __init__(self, base: nn.Module, frozen: Rows, active: Rows, config: MethodConfig) -> None:
         super().__init__(base)
         self.config = config
         self.frozen_keys: Tensor
@@ -68,7 +69,7 @@ class PublishedLinear(AdaptedLinear):
 class PlainLora(AdaptedLinear):
     """What PEFT's LoRA is checked against: y = B A x with all rows trained."""
 
-    def __init__(self, base: nn.Linear, frozen: Rows, active: Rows) -> None:
+    def __init__(self, base: nn.Module, frozen: Rows, active: Rows) -> None:
         super().__init__(base)
         self.num_active = len(active[0])
         self.keys, self.values = (

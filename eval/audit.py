@@ -18,6 +18,7 @@ from typing import Any
 from eval.audit_checks import ERROR, NOTE, WARNING, Finding, check_texts
 from eval.audit_files import check_files
 from moram_dist.data.encode import encode_prompt, encode_training, plain
+from moram_dist.data.round_trip import lost_answers, lost_labels
 from moram_dist.metrics import score
 from moram_dist.tasks.task import Benchmark, Example, Task
 
@@ -55,6 +56,9 @@ class Split:
 
     oracle: float | None = None
     """Mean score of the first references, 0 to 100; test only."""
+
+    through_tokens: float | None = None
+    """The same, once the answers were tokens and are text again; test only."""
 
     empty: float | None = None
     """Mean score of empty predictions; test only."""
@@ -98,7 +102,7 @@ def audit_benchmark(
         Finding(severity=NOTE, where="protocol", kind="note", text=note) for note in benchmark.notes
     ]
     for number, task in enumerate(benchmark.tasks, start=1):
-        of_task = check_texts(task)
+        of_task = [*check_texts(task), *_labels(task, tokenizer)]
         for split in ("train", "test"):
             figures, more = _measure(task, split, tokenizer)
             splits.append(figures)
@@ -160,9 +164,13 @@ def _measure(task: Task, split: str, tokenizer: Any) -> tuple[Split, list[Findin
     found.add(WARNING, "no_end", "answers whose end is not learned, for want of room", endless)
     text = f"answers longer than the {task.max_answer_tokens} tokens that are generated"
     found.add(WARNING, "long_answer", text, long)
+    gone = lost_answers(tokenizer, examples, task)
+    text = "answers that do not survive the tokenizer, so no model can give them"
+    first = f": {gone[0]}" if gone else ""
+    found.add(severity, "lost_answer", text, [one.example for one in gone], first)
     if split == "test":
-        oracle, empty = _scores(task, examples, found)
-        figures = dataclasses.replace(figures, oracle=oracle, empty=empty)
+        oracle, through, empty = _scores(task, examples, found, tokenizer)
+        figures = dataclasses.replace(figures, oracle=oracle, through_tokens=through, empty=empty)
     return figures, found.findings
 
 
@@ -183,22 +191,34 @@ class _Finder:
         self.number = number
         self.findings: list[Finding] = []
 
-    def add(self, severity: str, kind: str, text: str, examples: Sequence[Example]) -> None:
-        """Note ``text`` where there are any examples of it."""
+    def add(
+        self, severity: str, kind: str, text: str, examples: Sequence[Example], more: str = ""
+    ) -> None:
+        """Note ``text``, and ``more`` behind the number, where there are any examples of it."""
         if examples:
             self.findings.append(
                 Finding(
                     severity=severity,
                     where=self.where,
                     kind=kind,
-                    text=f"{text}: {len(examples)} of {self.number}",
+                    text=f"{text}: {len(examples)} of {self.number}{more}",
                     examples=tuple(example.id for example in examples),
                 )
             )
 
 
-def _scores(task: Task, examples: Sequence[Example], found: _Finder) -> tuple[float, float]:
-    """Mean scores of the gold answers and of empty predictions."""
+def _labels(task: Task, tokenizer: Any) -> list[Finding]:
+    lost = lost_labels(tokenizer, task)
+    if not lost:
+        return []
+    text = f"labels that do not survive the tokenizer: {', '.join(map(repr, lost))}"
+    return [Finding(severity=ERROR, where=task.name, kind="lost_label", text=text)]
+
+
+def _scores(
+    task: Task, examples: Sequence[Example], found: _Finder, tokenizer: Any
+) -> tuple[float, float, float]:
+    """Mean scores of the gold answers, of the same through tokens, and of empty predictions."""
     gold = [_score(task, example, example.references[0]) for example in examples]
     empty = [_score(task, example, "") for example in examples]
     wrong = [e for e, value in zip(examples, gold, strict=True) if value < 50]
@@ -211,7 +231,11 @@ def _scores(task: Task, examples: Sequence[Example], found: _Finder) -> tuple[fl
     found.add(
         WARNING, "empty_scores", f"empty predictions that score above 0 by {task.metric}", free
     )
-    return statistics.fmean(gold), statistics.fmean(empty)
+    lost = {one.example.id: one for one in lost_answers(tokenizer, examples, task, limited=True)}
+    through = [
+        lost[e.id].score if e.id in lost else value for e, value in zip(examples, gold, strict=True)
+    ]
+    return statistics.fmean(gold), statistics.fmean(through), statistics.fmean(empty)
 
 
 def _score(task: Task, example: Example, prediction: str) -> float:

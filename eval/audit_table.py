@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from eval.audit import Audit, Split
 from eval.audit_checks import ERROR, NOTE, WARNING, Finding
+from eval.markup import markdown_text, one_line
 
 _HEADER = (
     "task",
@@ -18,6 +19,7 @@ _HEADER = (
     "answer median",
     "answer max",
     "oracle",
+    "by tokens",
     "empty",
 )
 _TEXT_COLUMNS = 2
@@ -35,7 +37,8 @@ def markdown(audit: Audit) -> str:
             f"# {audit.benchmark}, order {audit.order}, protocol {audit.protocol}",
             "",
             f"Lengths in tokens of {audit.tokenizer}. Oracle: the mean score of the gold answers; "
-            "empty: of no answer.",
+            "by tokens: of the same, once "
+            "they were tokens and are text again; empty: of no answer.",
             "",
             *_table([_HEADER, *map(_cells, audit.splits)]),
             "",
@@ -48,7 +51,7 @@ def markdown(audit: Audit) -> str:
 
 def _cells(split: Split) -> tuple[str, ...]:
     return (
-        split.task,
+        markdown_text(split.task),
         split.split,
         str(split.examples),
         f"{split.prompt.median:.0f}",
@@ -58,6 +61,7 @@ def _cells(split: Split) -> tuple[str, ...]:
         f"{split.answer.median:.0f}",
         str(split.answer.longest),
         "" if split.oracle is None else f"{split.oracle:.2f}",
+        "" if split.through_tokens is None else f"{split.through_tokens:.2f}",
         "" if split.empty is None else f"{split.empty:.2f}",
     )
 
@@ -76,4 +80,5 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _line(finding: Finding) -> str:
     ids = ", ".join(finding.examples[:_SHOWN]) + (", ..." if len(finding.examples) > _SHOWN else "")
-    return f"- {finding.severity}: {finding.where}: {finding.text}" + (f" ({ids})" if ids else "")
+    line = f"- {finding.severity}: {finding.where}: {finding.text}" + (f" ({ids})" if ids else "")
+    return one_line(line)

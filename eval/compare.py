@@ -18,7 +18,7 @@ from eval import bootstrap
 from eval.bootstrap import Array
 from eval.compare_groups import Group, Place, check_comparable, group_runs
 from eval.compare_runs import Run, unpack
-from eval.continual import Cell, sequence_metrics
+from eval.continual import Cell, mean_change
 from moram_dist.registry import InputError
 
 METRICS = {"AP": "ap", "BWT": "bwt_gem", "learned": "mean_diagonal"}
@@ -179,13 +179,10 @@ def forgetting_curve(group: Group) -> list[Cell]:
     """
     curve: list[Cell] = [0.0]
     tasks = len(next(iter(group.runs.values())).tasks)
-    for end in range(2, tasks + 1):
-        changes = [
-            sequence_metrics([row[:end] for row in run.scores[:end]])["bwt_gem"]
-            for run in group.runs.values()
-        ]
-        known = [-change for change in changes if change is not None]
-        curve.append(statistics.fmean(known) if len(known) == len(changes) else None)
+    for last in range(1, tasks):
+        lost = [mean_change(run.scores, last) for run in group.runs.values()]
+        known = [-change for change in lost if change is not None]
+        curve.append(statistics.fmean(known) if len(known) == len(lost) else None)
     return curve
 
 

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from eval.compare import Comparison, Estimate, forgetting_curve
 from eval.continual import Cell
+from eval.markup import figure_text
 from eval.plots import FULL_WIDTH, HALF_WIDTH, INK, QUIET, canvas
 
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b7791f", "#2c7a7b", "#b83280", "#4a5568")
@@ -47,7 +48,9 @@ def ap_intervals(
                 if (label, order) in by_order:
                     one = by_order[label, order]
                     colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
-                    series.append((f"order {order}, items", one, one.items, colour, marker))
+                    series.append(
+                        (f"order {figure_text(order)}, items", one, one.items, colour, marker)
+                    )
             for k, (name, one, (low, high), colour, marker) in enumerate(series):
                 y = row - 0.4 + step * (k + 0.5)
                 axes.plot([low, high], [y, y], color=colour, linewidth=1.6, zorder=2)
@@ -61,7 +64,7 @@ def ap_intervals(
                     label=None if name in named else name,
                 )
                 named.add(name)
-        axes.set_yticks(range(len(shown)), shown)
+        axes.set_yticks(range(len(shown)), [figure_text(label) for label in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_xlabel("AP: mean score on all tasks after the last, 95 % intervals")
         axes.grid(axis="x")
@@ -83,7 +86,7 @@ def forgetting_curves(curves: Mapping[str, Sequence[Cell]]) -> Figure:
                 markersize=4.5,
                 linewidth=1.6,
                 linestyle="-" if k < len(COLOURS) else "--",
-                label=label,
+                label=figure_text(label),
             )
         axes.axhline(0, color=QUIET, linewidth=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))

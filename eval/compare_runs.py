@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import numpy as np
 from eval.bootstrap import Array
 from eval.continual import Cell, Scores
 from eval.predictions import predictions_path
+from eval.run_files import part, read_base, read_benchmark
 from eval.score_matrix import scores_path
 from moram_dist import config_io
 from moram_dist.config import RunConfig
-from moram_dist.reading import read_json
+from moram_dist.reading import record
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records
 
@@ -99,8 +101,9 @@ def read_runs(paths: Sequence[Path], answers: str | None = None) -> list[Run]:
     runs: list[Run] = []
     for path in paths:
         if path.suffix == ".jsonl":
-            runs += [_from_json(record, where) for where, record in read_records(path)]
-        elif path.is_dir():
+            lines = [_checked(part(Run, one, at), at) for at, one in read_records(path)]
+            runs += [replace(r, settings=_that_count(r.settings, r.method)) for r in lines]
+        elif os.path.isdir(path):
             runs.append(read_run_directory(path, answers))
         else:
             raise InputError(f"{path}: no such run directory or .jsonl file")
@@ -120,13 +123,19 @@ def read_run_directory(folder: Path, answers: str | None = None) -> Run:
         if isinstance(values, Mapping)
         for name, value in values.items()
     }
+    for name, kind in (("train.seed", int), ("method.method", str)):
+        if not isinstance(settings[name], kind):
+            raise InputError(f"{folder / 'run.yaml'}: {name}: not a run's: {settings[name]!r}")
     ways = str(settings.get("eval.answers", "generate")).split(",")
     way = ways[0] if answers is None else answers
     if way not in ways:
         raise InputError(f"{folder} holds answers by {', '.join(ways)}, not by {way!r}")
     further = None if way == ways[0] else way
-    benchmark = _fields(folder / "benchmark.json", "name", "protocol", "order")
-    base = _fields(folder / "memory" / "memory.json", "base")["base"]
+    benchmark = read_benchmark(folder)
+    for name in ("name", "protocol", "order"):
+        if getattr(benchmark, name) is None:
+            raise InputError(f"{folder / 'benchmark.json'}: {name} is missing")
+    base = read_base(folder)
     matrix = Scores.load(scores_path(folder, further))
     end = len(matrix.tasks) - 1
     if len(matrix.scores) <= end:
@@ -140,26 +149,23 @@ def read_run_directory(folder: Path, answers: str | None = None) -> Run:
         last.append(cells[0][0])
         learned.append(cells[1][0])
         tests.append(cells[0][1] or cells[1][1])
-    return Run(
-        name=folder.name,
-        benchmark=benchmark["name"],
-        protocol=benchmark["protocol"],
-        order=benchmark["order"],
-        seed=settings["train.seed"],
-        method=settings["method.method"],
-        answers=way,
-        base={"name": Path(base["name"]).name, "fingerprint": str(base["fingerprint"])},
-        settings={
-            name: value
-            for name, value in settings.items()
-            if name not in OF_THE_RUN | config_io.MAY_CHANGE
-        },
-        tasks=matrix.tasks,
-        tests=tuple(tests),
-        scores=matrix.scores,
-        last=tuple(last),
-        learned=tuple(learned),
-    )
+    values = {
+        "name": folder.name,
+        "benchmark": benchmark.name,
+        "protocol": benchmark.protocol,
+        "order": benchmark.order,
+        "seed": settings["train.seed"],
+        "method": settings["method.method"],
+        "answers": way,
+        "base": {"name": Path(base.name).name, "fingerprint": base.fingerprint},
+        "settings": _that_count(settings, settings["method.method"]),
+        "tasks": matrix.tasks,
+        "tests": tests,
+        "scores": matrix.scores,
+        "last": last,
+        "learned": learned,
+    }
+    return _checked(record(Run, values, folder), str(folder))
 
 
 def unpack(items: Items) -> Array | None:
@@ -170,18 +176,25 @@ def unpack(items: Items) -> Array | None:
     return None if items is None else np.array(items, dtype=np.float64)
 
 
+def _that_count(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Without what has a place of its own, changes nothing, or is for another method."""
+    from moram_dist.methods import METHODS  # torch comes with it
+
+    unused = METHODS[method].unused_settings() if method in set(METHODS) else frozenset()
+    # How to train stays: a table says it of all methods, also of those that do not.
+    left_out = OF_THE_RUN | config_io.MAY_CHANGE | {n for n in unused if n.startswith("method.")}
+    return {name: value for name, value in settings.items() if name not in left_out}
+
+
 def _pack(scores: Sequence[float]) -> Items:
     if set(scores) <= {0.0, 100.0}:
         return "".join("1" if score else "0" for score in scores)
     return list(scores)
 
 
-def _fields(path: Path, *names: str) -> dict[str, Any]:
-    content = read_json(path)
-    for name in names:
-        if not isinstance(content, dict) or name not in content:
-            raise InputError(f"{path}: {name} is missing")
-    return dict(content)
+def _is_score(value: Any) -> bool:
+    """Whether a JSON value is a number from 0 to 100, which NaN is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
 
 
 def _read_cell(path: Path, mean: Cell) -> tuple[Items, str]:
@@ -189,24 +202,38 @@ def _read_cell(path: Path, mean: Cell) -> tuple[Items, str]:
     if mean is None:
         return None, ""
     scores, digest = [], hashlib.sha256()
-    for where, record in read_records(path):
-        score = record.get("score")
-        if not isinstance(score, int | float):
+    for where, line in read_records(path):
+        if not _is_score(line.get("score")):
             raise InputError(f"{where}: no score; the command that trained the run goes on there")
-        scores.append(float(score))
-        question = [record.get(key) for key in ("id", "prompt", "references")]
-        digest.update(json.dumps(question, ensure_ascii=False).encode())
+        scores.append(float(line["score"]))
+        question = [line.get(key) for key in ("id", "prompt", "references")]
+        try:
+            text = json.dumps(question, ensure_ascii=False)
+        except RecursionError:
+            raise InputError(f"{where}: nested too deeply") from None
+        digest.update(text.encode(errors="surrogatepass"))
     if not scores or abs(sum(scores) / len(scores) - mean) > 1e-6:
         raise InputError(f"{path}: its scores do not have the mean {mean} that the matrix holds")
     return _pack(scores), digest.hexdigest()[:16]
 
 
-def _from_json(record: dict[str, Any], where: str) -> Run:
-    names = [field.name for field in fields(Run)]
-    for name in names:
-        if name not in record:
-            raise InputError(f"{where}: no field {name!r}")
-    values = {name: record[name] for name in names}
-    for name in ("tasks", "tests", "last", "learned"):
-        values[name] = tuple(values[name])
-    return Run(**values | {"scores": tuple(tuple(row) for row in record["scores"])})
+def _checked(run: Run, where: str) -> Run:
+    """The run, once its parts fit together. Raises InputError where they do not."""
+    t = len(run.tasks)
+    cells = [cell for row in run.scores for cell in row if cell is not None]
+    items = [one for one in (*run.last, *run.learned) if one is not None]
+    lengths = [(len(a), len(b)) for a, b in zip(run.last, run.learned, strict=False) if a and b]
+    for what, holds in {
+        "tasks": t > 0 and len(set(run.tasks)) == t,
+        "tests, last and learned": t == len(run.tests) == len(run.last) == len(run.learned),
+        "scores": [len(row) for row in run.scores] == [t] * t and all(map(_is_score, cells)),
+        "scores of items": all(
+            set(one) <= {"0", "1"} if isinstance(one, str) else all(map(_is_score, one))
+            for one in items
+        ),
+        "numbers of items": all(items) and all(a == b for a, b in lengths),
+        "base": {"name", "fingerprint"} <= run.base.keys(),
+    }.items():
+        if not holds:
+            raise InputError(f"{where}: {what}: not those of a finished run")
+    return run

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.compare import METRICS, PAIRED, Comparison, Difference, Estimate
+from eval.markup import MINUS, latex_text, markdown_text
 from eval.references import Reference
 
-MINUS = "\N{MINUS SIGN}"
+MOST_SIZES = 20
+"""Sizes of test sets that are listed one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,10 @@ def markdown(comparison: Comparison, references: Sequence[Reference] = ()) -> st
     """What was compared, the tables, what they mean, and published numbers beside them."""
     run = comparison.any_run
     lines = [
-        f"# {run.benchmark}, protocol {run.protocol}, base {run.base['name']}, answers by "
-        f"{run.answers}",
+        markdown_text(
+            f"# {run.benchmark}, protocol {run.protocol}, base {run.base['name']}, answers by "
+            f"{run.answers}"
+        ),
         "",
         *notes(comparison),
     ]
@@ -58,7 +62,11 @@ def notes(comparison: Comparison) -> list[str]:
     """One line for each thing that a reader of the tables must know."""
     run = comparison.any_run
     items = [len(x or y or "") for x, y in zip(run.last, run.learned, strict=True)]
-    sizes = ", ".join(f"{task} {n}" for task, n in sorted(zip(run.tasks, items, strict=True)))
+    sizes = ", ".join(
+        f"{markdown_text(task)} {n}" for task, n in sorted(zip(run.tasks, items, strict=True))
+    )
+    if len(items) > MOST_SIZES:
+        sizes = f"{min(items)} to {max(items)} in each of {len(items)} tasks"
     places = {place for group in comparison.groups for place in group.runs}
     low, high = comparison.one_run_error
     found = [
@@ -94,7 +102,7 @@ def latex(comparison: Comparison) -> str:
     for table in tables(comparison):
         columns = "l" * len(table.header)
         rows = [table.header, *table.rows]
-        body = [" & ".join(map(_latex_text, row)) + r" \\" for row in rows]
+        body = [" & ".join(map(latex_text, row)) + r" \\" for row in rows]
         body.insert(1, r"\hline")
         parts.append(
             f"% {table.title}\n\\begin{{tabular}}{{{columns}}}\n"
@@ -214,10 +222,4 @@ def _span(span: tuple[float, float]) -> str:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _latex_text(text: str) -> str:
-    escape: Callable[[str], str] = lambda c: f"\\{c}" if c in "_%&#${}" else c  # noqa: E731
-    text = "".join(map(escape, text.replace("\\", "/")))
-    return text.replace(MINUS, "$-$").replace("–", "--").replace("<", "$<$")
+    return f"| {' | '.join(map(markdown_text, cells))} |"

@@ -91,7 +91,7 @@ def sequence_metrics(
         "ap": _mean(last),
         "all_average": _mean(a[t][i] for t in range(T) for i in range(t + 1)),
         "mean_diagonal": _mean(diagonal),
-        "bwt_gem": _mean(changes[:-1]),
+        "bwt_gem": mean_change(a, T - 1),
         "bwt_sapt": _mean(changes),
         "bwt_clipped": _mean(None if change is None else min(change, 0.0) for change in changes),
         "forgetting_max": _mean(map(_difference, best_before, last)),
@@ -111,6 +111,12 @@ def average_so_far(scores: Sequence[Row]) -> list[Cell]:
         _mean(row[: t + 1]) if len(row) > t else None  # a short row lacks a task seen by then
         for t, row in enumerate(scores)
     ]
+
+
+def mean_change(scores: Sequence[Row], last: int) -> Cell:
+    """``bwt_gem`` of the tasks up to ``last``, from 0; None where a cell of it is missing."""
+    row = scores[last]
+    return _mean(_difference(row[i], scores[i][i]) for i in range(last))
 
 
 def _mean(cells: Iterable[Cell]) -> Cell:
@@ -222,9 +228,15 @@ class Scores:
 def _tasks(value: Any, path: Path) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(x, str) for x in value):
         raise InputError(f"{path}: tasks must be a list of names")
+    seen: set[str] = set()
     for name in value:
-        if value.count(name) > 1:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # JSON can say half a character, and no file has it in its name
+            raise InputError(f"{path}: tasks holds {name!r}, which is no text") from None
+        if name in seen:
             raise InputError(f"{path}: tasks holds {name!r} twice")
+        seen.add(name)
     return tuple(value)
 
 

@@ -8,13 +8,14 @@ last answers of this one are still being generated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eval.continual import average_so_far, sequence_metrics
+from eval.continual import sequence_metrics
 from eval.predictions import predictions_path, write_lines
 from eval.score_matrix import score_matrices
 from moram_dist.comm import env
@@ -110,8 +111,8 @@ class Evaluator:
             for column, modes in self._missing(row).items():
                 for mode in modes:
                     score = self.matrices[mode].get(source, column)
-                    if score is not None:
-                        measured = self._path(source, column, mode)
+                    measured = self._path(source, column, mode)
+                    if score is not None and measured.is_file():
                         write_atomically(self._path(row, column, mode), measured.read_bytes())
                         self.matrices[mode].set(row, column, score)
 
@@ -271,9 +272,9 @@ class Evaluator:
             if value is not None
         }
         if row >= 0:
-            so_far = average_so_far(matrix.scores)[row]
-            if so_far is not None:
-                metrics["average_so_far"] = so_far
+            seen = [value for value in scores[:learned] if value is not None]
+            if len(seen) == learned:
+                metrics["average_so_far"] = math.fsum(seen) / learned
         if learned == len(self.benchmark.tasks):
             final = sequence_metrics(matrix.scores, base=matrix.base)
             metrics |= {name: value for name, value in final.items() if value is not None}

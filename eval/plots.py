@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from eval.markup import figure_text
+
 Scores = Sequence[Sequence[float | None]]
 """Row i, column j: score on task j after training on task i, 0 to 100; None where not measured."""
 
@@ -48,6 +50,14 @@ STYLE: dict[Any, Any] = {
 HALF_WIDTH, FULL_WIDTH = 5.0, 10.4
 """Inches that a figure takes on the page: one of two columns, or both."""
 
+MANY_TASKS = 50
+"""From here on a cell is too small for a number. The matrix is then one picture, names are thinned,
+and bars show the tasks that lost most, so that a figure of any run is drawn in a second."""
+
+MOST_NAMES = 40
+
+LARGEST_LOSS = 1e30
+
 
 @contextmanager
 def canvas(width: float, height: float) -> Iterator[Figure]:
@@ -69,7 +79,7 @@ def svg_text(figure: Figure) -> str:
 def heat_map(
     tasks: Sequence[str], scores: Scores, base: Sequence[float | None] | None = None
 ) -> Figure:
-    """The score matrix: a row after each task learned, a column per task.
+    """The score matrix: a row after each task learned, a column per task; see ``MANY_TASKS``.
 
     Args:
         tasks: names in the order of learning.
@@ -82,19 +92,37 @@ def heat_map(
         labels.insert(0, "base model")
         rows.insert(0, base)
     grid = [[math.nan if value is None else value for value in row] for row in rows]
-    with canvas(FULL_WIDTH, 1.0 + 0.38 * max(len(grid), 1)) as figure:
+    many = len(tasks) > MANY_TASKS
+    height = FULL_WIDTH if many else 1.0 + 0.38 * max(len(grid), 1)
+    longest = max((len(figure_text(name)) for name in tasks), default=0)
+    height += 0.06 * max(longest - 30, 0)  # slanted names take height, which few rows do not have
+    with canvas(FULL_WIDTH, height) as figure:
         axes = figure.subplots()
-        if grid:
+        if grid and many:
+            extent = (0, len(tasks), len(grid), 0)
+            image = axes.imshow(
+                grid,
+                cmap=AMOUNTS,
+                vmin=0,
+                vmax=100,
+                extent=extent,
+                aspect="auto",
+                interpolation="nearest",
+            )
+            figure.colorbar(image, ax=axes, shrink=0.4, aspect=40)
+        elif grid:
             axes.pcolormesh(grid, cmap=AMOUNTS, vmin=0, vmax=100, edgecolors="white", linewidth=1.5)
-        for i, row in enumerate(grid):
+        for i, row in enumerate([] if many else grid):
             for j, value in enumerate(row):
                 if not math.isnan(value):
                     colour = "white" if value > 58 else INK  # equal contrast about there
                     axes.text(j + 0.5, i + 0.5, f"{value:.1f}", ha="center", va="center", c=colour)
         axes.set_xlim(0, len(tasks))
         axes.set_ylim(max(len(grid), 1), 0)
-        _name_ticks(axes, tasks, [j + 0.5 for j in range(len(tasks))], room=FULL_WIDTH - 2)
-        axes.set_yticks([i + 0.5 for i in range(len(labels))], labels)
+        named = _thinned(len(tasks))
+        _name_ticks(axes, [tasks[j] for j in named], [j + 0.5 for j in named], FULL_WIDTH - 2)
+        named = _thinned(len(labels))
+        axes.set_yticks([i + 0.5 for i in named], [figure_text(labels[i]) for i in named])
         axes.set_xlabel("score on")
         axes.spines[:].set_visible(False)
     return figure
@@ -137,15 +165,21 @@ def forgetting_per_task(scores: Scores) -> list[float | None]:
 
 
 def forgetting_bars(tasks: Sequence[str], drops: Sequence[float | None]) -> Figure:
-    """How many points each task lost since it was best; tasks without a number are left out."""
+    """How many points each task lost since it was best; tasks without a number are left out.
+
+    Of many tasks, those that lost most.
+    """
     known = [(name, drop) for name, drop in zip(tasks, drops, strict=False) if drop is not None]
+    measured = len(known)
+    if measured > MANY_TASKS:
+        known = sorted(known, key=lambda one: -one[1])[:MOST_NAMES]
     with canvas(HALF_WIDTH, max(2.7, 0.8 + 0.26 * len(known))) as figure:
         axes = figure.subplots()
         values = [drop for _, drop in known]
         colours = [LOSS if value > 0 else AMOUNT for value in values]
         bars = axes.barh(range(len(known)), values, height=0.62, color=colours)
         axes.bar_label(bars, fmt="%.1f", padding=3)
-        axes.set_yticks(range(len(known)), [name for name, _ in known])
+        axes.set_yticks(range(len(known)), [figure_text(name) for name, _ in known])
         axes.axvline(0, color=QUIET, linewidth=0.8)
         # At least 10 points wide, so that a small change does not look like a catastrophe; beyond
         # the bars there is room for their numbers, and few bars stay as thin as many.
@@ -153,7 +187,8 @@ def forgetting_bars(tasks: Sequence[str], drops: Sequence[float | None]) -> Figu
         room = 0.12 * (high - low)
         axes.set_xlim(low - room if low < 0 else 0, high + room)
         axes.set_ylim(max(len(known), 5) - 0.5, -0.5)
-        axes.set_xlabel("points lost since the best row")
+        shown = f": {len(known)} of {measured} tasks" if len(known) < measured else ""
+        axes.set_xlabel(f"points lost since the best row{shown}")
         axes.grid(axis="x")
     return figure
 
@@ -165,20 +200,21 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], tasks: Sequence[st
 
     Args:
         steps: global optimizer steps, rising.
-        losses: one per step; infinite ones and NaN leave a gap.
+        losses: one per step; those that no axis can show, NaN among them, leave a gap.
         tasks: the name of the task of each step.
     """
     with canvas(FULL_WIDTH, 2.3) as figure:
         axes = figure.subplots()
-        finite = [loss if math.isfinite(loss) else math.nan for loss in losses]
-        axes.plot(steps, finite, color=AMOUNT, linewidth=1.2)
+        shown = [loss if abs(loss) < LARGEST_LOSS else math.nan for loss in losses]
+        axes.plot(steps, shown, color=AMOUNT, linewidth=1.2)
         begins = [k for k in range(len(tasks)) if k == 0 or tasks[k] != tasks[k - 1]]
         crowded = len(begins) > 8
         numbered = crowded and max(map(len, tasks)) > 16
-        for number, k in enumerate(begins, start=1):
+        for number in _thinned(len(begins)):
+            k = begins[number]
             axes.axvline(steps[k], color=QUIET, linewidth=0.6, linestyle=(0, (3, 3)))
             axes.annotate(
-                f"{number}" if numbered else tasks[k],
+                f"{number + 1}" if numbered else figure_text(tasks[k]),
                 (steps[k], 1.0),
                 (3, 2),
                 xycoords=("data", "axes fraction"),
@@ -195,8 +231,14 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], tasks: Sequence[st
     return figure
 
 
+def _thinned(number: int) -> range:
+    """Indices of up to ``MOST_NAMES`` of so many things, evenly spread; all where there are few."""
+    return range(0, number, 1 if number <= MANY_TASKS else 1 + (number - 1) // MOST_NAMES)
+
+
 def _name_ticks(axes, names: Sequence[str], places: Sequence[float], room: float) -> None:
     """Label the horizontal axis; slanted where the names would not fit into ``room`` inches."""
+    names = [figure_text(name) for name in names]
     letter = 0.085  # inches, of a 9 point sans-serif
     slanted = any(len(name) * letter > room / max(len(names), 1) for name in names)
     turn = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval.continual import sequence_metrics
-from moram_dist.reading import read_json
+from moram_dist.reading import read_json, record
 from moram_dist.registry import InputError
 
 FILE = Path(__file__).with_name("reference_scores.json")
@@ -67,17 +67,14 @@ def read_references(path: Path = FILE) -> list[Reference]:
     content = read_json(path)
     if not isinstance(content, list):
         raise InputError(f"{path}: expected a list")
-    names = {field.name for field in fields(Reference)}
     references = []
-    for k, record in enumerate(content):
+    for k, value in enumerate(content):
         where = f"{path}, record {k}"
-        if not isinstance(record, dict) or record.keys() != names:
-            raise InputError(f"{where}: expected exactly the fields {', '.join(sorted(names))}")
-        one = Reference(**record)
+        one = record(Reference, value, where)
         if one.provenance not in PROVENANCE or one.metric not in KNOWN_METRICS or not one.source:
             raise InputError(f"{where}: unknown provenance or metric, or no source")
         for order, value in one.values.items():
-            if not isinstance(value, int | float) or not -100 <= value <= 100:
+            if not -100 <= value <= 100:
                 raise InputError(f"{where}: {order}: no score: {value!r}")
         references.append(one)
     return references

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,28 @@ from eval.plots import (
 )
 from eval.predictions import predictions_path
 from eval.report_html import page
+from eval.run_files import (
+    BenchmarkFile,
+    CurvePoint,
+    ScoredExample,
+    StoredTask,
+    read_benchmark,
+    read_curve,
+    read_stored_tasks,
+    scored_example,
+)
 from eval.score_matrix import scores_path
 from moram_dist.config_io import read_mapping
 from moram_dist.files import write_atomically
-from moram_dist.reading import read_json
+from moram_dist.reading import read_object
+from moram_dist.redaction import clean_address, clean_command
+from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records
-from moram_dist.tracking import read_metrics
-from moram_dist.tracking.names import without_password
 
 PREDICTIONS_PER_TASK = 5
+PREDICTIONS = 250
+"""Of all tasks together: of many tasks there are fewer each, and of very many, not of each."""
+
 CURVE_POINTS = 1500
 """A longer curve is thinned: more points than pixels only make the page heavy."""
 
@@ -53,17 +67,15 @@ class RunRecord:
     answers: dict[str, Scores]
     """How answers were obtained -> the matrix of it; ``matrix`` under the first name."""
 
-    benchmark: dict[str, Any]
-    """benchmark.json: name, order, protocol, notes, tasks; empty where the run has none."""
+    benchmark: BenchmarkFile
 
-    memory: dict[str, dict[str, Any]]
+    memory: dict[str, StoredTask]
     """Task to its entry in the memory's manifest."""
 
-    predictions: dict[str, list[dict[str, Any]]]
+    predictions: dict[str, list[ScoredExample]]
     """Task to some of its examples in the last row."""
 
-    curve: list[dict[str, Any]]
-    """Lines of metrics.jsonl that have a training loss."""
+    curve: list[CurvePoint]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +99,16 @@ def write_report(run_dir: Path) -> Path:
     replaced whole, the page last.
 
     Raises:
-        InputError: run.yaml, environment.json or scores.json is missing or broken.
+        InputError: run.yaml, environment.json or scores.json is missing, or a file is broken.
+            Nothing is written then.
+        WriteError: the folder cannot be written.
     """
     record = read_run(run_dir)
     results = compute(record)
     folder = run_dir / "report"
     for name, svg in results.figures.items():
-        write_atomically(folder / f"{name}.svg", svg)
-    write_atomically(folder / "matrix.csv", _matrix_csv(record.matrix))
+        _write(folder / f"{name}.svg", svg)
+    _write(folder / "matrix.csv", _matrix_csv(record.matrix))
     numbers: dict[str, Any] = {
         "metrics": results.sequence,
         "average_so_far": results.average,
@@ -104,28 +118,31 @@ def write_report(run_dir: Path) -> Path:
         numbers["metrics_by_answers"] = {
             mode: matrix.sequence_metrics() for mode, matrix in record.answers.items()
         }
-    write_atomically(
-        folder / "metrics.json", json.dumps(numbers, indent=2, ensure_ascii=False) + "\n"
-    )
-    write_atomically(folder / "index.html", page(record, results))
+    _write(folder / "metrics.json", json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
+    _write(folder / "index.html", page(record, results))
     return folder / "index.html"
 
 
+def _write(path: Path, text: str) -> None:
+    """Half a character, which JSON can say and no file can hold, becomes a question mark."""
+    write_atomically(path, text.encode("utf-8", errors="replace"))
+
+
 def read_run(run_dir: Path) -> RunRecord:
-    """Read a run directory. Raises InputError where a file is missing that every run has."""
+    """Read a run directory. Raises InputError as ``write_report`` does."""
     config = flatten(read_mapping(run_dir / "run.yaml"))
-    environment = read_json(run_dir / "environment.json")
+    environment = read_object(run_dir / "environment.json")
     matrix = Scores.load(run_dir / "scores.json")
-    memory = _read_optional(run_dir / "memory" / "memory.json")
+    curve = read_curve(run_dir / "metrics.jsonl")
     return RunRecord(
         config=config,
         environment=flatten(environment),
         matrix=matrix,
         answers=_read_answers(run_dir, str(config.get("eval.answers", "generate")), matrix),
-        benchmark=_read_optional(run_dir / "benchmark.json"),
-        memory={entry["name"]: entry for entry in memory.get("tasks", [])},
+        benchmark=read_benchmark(run_dir),
+        memory=read_stored_tasks(run_dir),
         predictions=_read_predictions(run_dir, matrix),
-        curve=_read_curve(run_dir / "metrics.jsonl"),
+        curve=curve[:: 1 + len(curve) // CURVE_POINTS],
     )
 
 
@@ -140,9 +157,9 @@ def compute(record: RunRecord) -> Results:
         "forgetting": svg_text(forgetting_bars(matrix.tasks, forgetting)),
     }
     if record.curve:
-        steps = [entry["step"] for entry in record.curve]
-        losses = [float(entry["train/loss"]) for entry in record.curve]
-        names = [entry["task"] or "" for entry in record.curve]
+        steps = [point.step for point in record.curve]
+        losses = [point.loss for point in record.curve]
+        names = [point.task or "" for point in record.curve]
         figures["loss"] = svg_text(loss_curve(steps, losses, names))
     return Results(
         sequence=matrix.sequence_metrics(),
@@ -166,44 +183,49 @@ def _drift(answers: dict[str, Scores]) -> list[float | None]:
     return [None if a is None or b is None else a - b for a, b in pairs]
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any) -> dict[str, Any]:
     """Nested mappings as one, keys joined by dots; passwords in addresses are taken out."""
-    if not isinstance(tree, dict):
-        return {prefix: without_password(tree) if isinstance(tree, str) else tree}
     flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    waiting = [("", tree)]
+    while waiting:  # no recursion: a file may nest as deep as its reader allows
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            inner = [(f"{name}.{k}" if name else str(k), v) for k, v in value.items()]
+            waiting += reversed(inner)
+        else:
+            flat[name] = _shown(value)
     return flat
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_address(value)
+    words = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    return clean_command(value) if words else value
 
 
 def _read_answers(run_dir: Path, modes: str, matrix: Scores) -> dict[str, Scores]:
     first, *others = modes.split(",")
     paths = {mode: scores_path(run_dir, mode) for mode in others}
-    further = {mode: Scores.load(path) for mode, path in paths.items() if path.exists()}
+    further = {mode: Scores.load(path) for mode, path in paths.items() if os.path.exists(path)}
+    for mode, other in further.items():
+        if other.tasks != matrix.tasks:
+            raise InputError(f"{paths[mode]}: its tasks are not those of scores.json")
     return {first: matrix, **further}
 
 
-def _read_predictions(run_dir: Path, matrix: Scores) -> dict[str, list[dict[str, Any]]]:
+def _read_predictions(run_dir: Path, matrix: Scores) -> dict[str, list[ScoredExample]]:
     """Examples of the last row, evenly spread over each file, so that the choice is nobody's."""
     chosen = {}
-    for column, task in enumerate(matrix.tasks):
+    tasks = list(enumerate(matrix.tasks))
+    each = max(1, min(PREDICTIONS_PER_TASK, PREDICTIONS // len(tasks)))
+    for column, task in tasks[:: 1 + (len(tasks) - 1) // PREDICTIONS]:
         path = predictions_path(run_dir, len(matrix.scores) - 1, column, task)
-        if path.exists():
-            answers = [record for _, record in read_records(path)]
-            stride = max(1, len(answers) // PREDICTIONS_PER_TASK)
-            chosen[task] = answers[::stride][:PREDICTIONS_PER_TASK]
+        if os.path.exists(path):
+            answers = list(read_records(path))
+            stride = max(1, len(answers) // each)
+            chosen[task] = [scored_example(one, at) for at, one in answers[::stride][:each]]
     return chosen
-
-
-def _read_curve(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    entries = [entry for entry in read_metrics(path) if "train/loss" in entry]
-    return entries[:: 1 + len(entries) // CURVE_POINTS]
 
 
 def _matrix_csv(matrix: Scores) -> str:

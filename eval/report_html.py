@@ -6,20 +6,30 @@ with a script tag. The figures are the only markup that is put in as it is; our 
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.markup import MINUS, html_text
+from eval.plots import MANY_TASKS
+from eval.run_files import TaskSizes
+
 if TYPE_CHECKING:
     from eval.continual import Scores
     from eval.report import Results, RunRecord
+    from eval.run_files import ScoredExample
 
 STYLESHEET = Path(__file__).with_name("report.css")
 UNKNOWN = "\N{EN DASH}"
 SHOWN_CHARACTERS = 220
 """Longer texts are cut and open on a click."""
+
+LONGEST_TEXT = 50_000
+"""Characters that a click opens, or that a cell of any table holds."""
+
+MOST_EXAMPLES = 2**21
+"""Characters of all examples together: the page stays one that a browser opens at once."""
 
 DEFINITIONS = {
     "ap": "mean of the last row: all tasks, after the last one was learned",
@@ -90,13 +100,17 @@ def _text(value: Any) -> str:
     if value is None:
         return UNKNOWN
     if isinstance(value, list | dict):
-        value = json.dumps(value, ensure_ascii=False)
-    return html.escape(str(value))
+        try:
+            value = json.dumps(value, ensure_ascii=False)
+        except (RecursionError, TypeError, ValueError):  # what YAML can hold and JSON cannot
+            value = f"a {type(value).__name__}"
+    text = str(value)
+    return html_text(text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …")
 
 
 def _number(value: float | None) -> str:
     """Two decimals with a true minus sign, or a dash for what is not known."""
-    return UNKNOWN if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return UNKNOWN if value is None else f"{value:.2f}".replace("-", MINUS)
 
 
 def _find(flat: dict[str, Any], name: str) -> Any:
@@ -106,14 +120,14 @@ def _find(flat: dict[str, Any], name: str) -> Any:
 
 
 def _title(record: RunRecord) -> str:
-    benchmark = record.benchmark.get("name") or _find(record.config, "benchmark")
+    benchmark = record.benchmark.name or _find(record.config, "benchmark")
     return f"{_find(record.config, 'method') or 'run'} on {benchmark or 'a benchmark'}"
 
 
 def _header(record: RunRecord, title: str) -> str:
     facts = {
-        "order": record.benchmark.get("order") or _find(record.config, "order"),
-        "protocol": record.benchmark.get("protocol") or _find(record.config, "protocol"),
+        "order": record.benchmark.order or _find(record.config, "order"),
+        "protocol": record.benchmark.protocol or _find(record.config, "protocol"),
         "seed": _find(record.config, "seed"),
         "base model": _find(record.config, "model"),
     }
@@ -169,6 +183,9 @@ def _sequence_table(results: Results) -> str:
 
 
 def _matrix_table(matrix: Scores) -> str:
+    """Every cell; of many tasks, each one's score when it was learned and in the last row."""
+    if len(matrix.tasks) > MANY_TASKS:
+        return _diagonal_table(matrix)
     header = [
         "after",
         *(f"{_text(t)}<small>{_text(matrix.metrics.get(t))}</small>" for t in matrix.tasks),
@@ -180,6 +197,25 @@ def _matrix_table(matrix: Scores) -> str:
         cells = [f"<b>{_number(v)}</b>" if j == i else _number(v) for j, v in enumerate(row)]
         rows.append([_text(matrix.tasks[i]), *cells])
     return _table(header, rows, numbers=range(1, len(header)))
+
+
+def _diagonal_table(matrix: Scores) -> str:
+    last = matrix.scores[-1] if matrix.scores else [None] * len(matrix.tasks)
+    learned = [row[i] for i, row in enumerate(matrix.scores)]
+    learned += [None] * (len(matrix.tasks) - len(learned))
+    rows = [
+        (
+            str(i),
+            _text(name),
+            _text(matrix.metrics.get(name)),
+            _number(learned[i]),
+            _number(last[i]),
+        )
+        for i, name in enumerate(matrix.tasks)
+    ]
+    header = ("#", "task", "metric", "when learned", "last row")
+    note = "<p>Every cell is in <code>matrix.csv</code> beside this page.</p>"
+    return note + _table(header, rows, numbers=(0, 3, 4))
 
 
 def _answers(record: RunRecord, results: Results) -> str:
@@ -205,19 +241,19 @@ def _answers(record: RunRecord, results: Results) -> str:
 
 
 def _task_table(record: RunRecord) -> str:
-    known = {task["name"]: task for task in record.benchmark.get("tasks", [])}
+    known = {task.name: task for task in record.benchmark.tasks}
     rows = []
     for i, name in enumerate(record.matrix.tasks):
-        task, stored = known.get(name, {}), record.memory.get(name, {})
-        digest = stored.get("sha256")
+        task, stored = known.get(name, TaskSizes(name=name)), record.memory.get(name)
+        digest = stored.sha256 if stored else None
         rows.append(
             (
                 str(i),
                 _text(name),
                 _text(record.matrix.metrics.get(name)),
-                _text(task.get("train")),
-                _text(task.get("test")),
-                _text(stored.get("file")),
+                _text(task.train),
+                _text(task.test),
+                _text(stored.file if stored else None),
                 f'<code class="hash">{_text(digest)}</code>' if digest else UNKNOWN,
             )
         )
@@ -226,29 +262,40 @@ def _task_table(record: RunRecord) -> str:
 
 
 def _notes(record: RunRecord) -> str:
-    notes = "".join(f"<li>{_text(note)}</li>" for note in record.benchmark.get("notes", []))
+    notes = "".join(f"<li>{_text(note)}</li>" for note in record.benchmark.notes)
     return _card("Notes of the benchmark", f"<ul>{notes}</ul>") if notes else ""
 
 
 def _predictions(record: RunRecord) -> str:
-    header = ("prompt (its end)", "accepted", "prediction", "score")
     parts: list[str] = []
+    room = MOST_EXAMPLES
     for task, examples in record.predictions.items():
-        rows = [
-            (
-                _clipped(str(example["prompt"]), tail=True),
-                _clipped(" | ".join(map(str, example["references"]))),
-                _clipped(str(example["prediction"])),
-                _number(example["score"]),
-            )
-            for example in examples
-        ]
-        unfolded = "" if parts else " open"
-        parts.append(
-            f'<details class="task"{unfolded}><summary>{_text(task)}</summary>'
-            f"{_table(header, rows, numbers=(3,))}</details>"
-        )
+        part = _examples_of(task, examples, unfolded=not parts)
+        room -= len(part)
+        if room < 0:
+            break
+        parts.append(part)
+    tasks = len(record.matrix.tasks)
+    if parts and len(parts) < tasks and tasks > MANY_TASKS:
+        parts.append(f"<p>{len(parts)} of {tasks} tasks; all are in <code>predictions</code>.</p>")
     return _card("Some predictions after the last task learned", "".join(parts)) if parts else ""
+
+
+def _examples_of(task: str, examples: Sequence[ScoredExample], *, unfolded: bool) -> str:
+    header = ("prompt (its end)", "accepted", "prediction", "score")
+    rows = [
+        (
+            _clipped(example.prompt, tail=True),
+            _clipped(" | ".join(example.references)),
+            _clipped(example.prediction),
+            _number(example.score),
+        )
+        for example in examples
+    ]
+    return (
+        f'<details class="task"{" open" if unfolded else ""}><summary>{_text(task)}</summary>'
+        f"{_table(header, rows, numbers=(3,))}</details>"
+    )
 
 
 def _clipped(text: str, *, tail: bool = False) -> str:

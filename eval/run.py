@@ -8,7 +8,8 @@
     python eval/run.py compare RUN... --out DIR
     python eval/run.py compare --experiment NAME --tracking_uri sqlite:///RUNS/mlflow.db
 
-Results go to standard output. Bad input is one line on standard error and exit code 2.
+Results go to standard output. Bad input is one line on standard error and exit code 2; what cannot
+be written, as on a full disk, is one line and exit code 4.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,13 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from eval.continual import Scores
 from eval.predictions import mean_score, read_predictions
-from moram_dist.command_line import Parser
+from moram_dist.command_line import Parser, run_command
 from moram_dist.config import ModelConfig
 from moram_dist.files import write_atomically
 from moram_dist.metrics import METRICS
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.rules import RULES, choose_protocol
+from moram_dist.terminal import make_output_last, say
 
 
 def rescore(argv: Sequence[str]) -> None:
@@ -59,11 +62,11 @@ def report(argv: Sequence[str]) -> None:
     """Write a run's report and print where it is."""
     args = _parse(report, argv, "--run")
     run = Path(args.run)
-    if not run.is_dir():
+    if not os.path.isdir(run):
         raise InputError(f"--run: no such folder: {run}")
     from eval.report import write_report  # plots are slow to import, and only needed here
 
-    print(write_report(run))
+    say(str(write_report(run)))
 
 
 def audit(argv: Sequence[str]) -> int:
@@ -82,6 +85,8 @@ def audit(argv: Sequence[str]) -> int:
     out = Path(args.out) if args.out is not None else None
     if out is not None and out.suffix not in (".md", ".json"):
         raise InputError(f"--out {out}: expected a name that ends in .md or .json")
+    if out is not None and os.path.isdir(out):
+        raise InputError(f"--out {out}: is a folder")
     # These need torch, which the other commands do without.
     from eval.audit import audit_benchmark
     from eval.audit_table import markdown
@@ -96,9 +101,9 @@ def audit(argv: Sequence[str]) -> int:
         write_chats(BENCHMARKS[args.benchmark](source), tokenizer),
         tokenizer,
         data_dir=data_dir,
-        say=lambda line: print(line, file=sys.stderr),
+        say=lambda line: say(line, error=True),
     )
-    print(markdown(found))
+    say(markdown(found))
     if out is not None:
         as_json = json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False)
         write_atomically(out, (as_json if out.suffix == ".json" else markdown(found)) + "\n")
@@ -113,6 +118,8 @@ def compare(argv: Sequence[str]) -> None:
         optional="--experiment --tracking_uri --answers --out --resamples",
         words="RUN",
     )
+    if args.out is not None and os.path.exists(args.out) and not os.path.isdir(args.out):
+        raise InputError(f"--out {args.out}: is no folder")
     from eval.compare_command import compare_runs, write_comparison  # numpy is only needed here
 
     text, comparison = compare_runs(
@@ -124,7 +131,7 @@ def compare(argv: Sequence[str]) -> None:
     )
     if args.out is not None:
         write_comparison(Path(args.out), text, comparison)
-    print(text, end="")
+    say(text, end="")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
@@ -138,16 +145,16 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
 
 def main(argv: Sequence[str]) -> int:
     """Run one command. Returns the exit code."""
+    return run_command(_run, argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__.strip())
+        say(__doc__.strip())
         return 0 if argv else 2
-    try:
-        if argv[0] not in COMMANDS:
-            raise unknown("command", argv[0], COMMANDS)
-        return COMMANDS[argv[0]](argv[1:]) or 0
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    if argv[0] not in COMMANDS:
+        raise unknown("command", argv[0], COMMANDS)
+    return COMMANDS[argv[0]](argv[1:]) or 0
 
 
 def _parse(
@@ -203,12 +210,13 @@ def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
 def _scores(path: str) -> Scores:
     """The score matrix of a file, or of a run's folder."""
     run = Path(path)
-    return Scores.load(run / "scores.json" if run.is_dir() else run)
+    return Scores.load(run / "scores.json" if os.path.isdir(run) else run)
 
 
 def _print_json(content: object) -> None:
-    print(json.dumps(content, indent=2))
+    say(json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":
+    make_output_last()
     sys.exit(main(sys.argv[1:]))

@@ -53,7 +53,7 @@ class ScoreMatrix:
         }
         if -1 in self.rows:
             value["base"] = self.rows[-1]
-        write_atomically(self.path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.path, _as_text(value))
 
     def get(self, row: int, column: int) -> float | None:
         """A cell, None where it was not measured."""
@@ -79,6 +79,20 @@ class ScoreMatrix:
     def base(self) -> list[float | None] | None:
         """The untouched base's row."""
         return self.rows.get(-1)
+
+
+def _as_text(value: dict[str, object]) -> str:
+    """JSON with a line for each field and each row: thousands of cells are written at each one."""
+
+    def text(part: object) -> str:
+        return json.dumps(part, ensure_ascii=False)
+
+    fields = []
+    for name, part in value.items():
+        rows = part if name == "scores" and isinstance(part, list) else []
+        lines = ",\n".join(f"    {text(row)}" for row in rows)
+        fields.append(f'  "{name}": ' + (f"[\n{lines}\n  ]" if lines else text(part)))
+    return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
 def score_matrices(

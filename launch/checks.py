@@ -80,7 +80,7 @@ def packages(requirements: Path = ROOT / "requirements.txt") -> Result:
 
 def compiler() -> Result:
     """What DeepSpeed's CPU extension is built with."""
-    from moram_dist.comm import env
+    from moram_dist.comm import env, extension
 
     if env.device().type == "cuda":
         return Result("not needed on a GPU")
@@ -91,7 +91,7 @@ def compiler() -> Result:
         return Result(f"{shutil.which(os.environ.get('CXX', 'c++'))}, ninja, Python.h")
     found = f"not there: {', '.join(lacking)}"
     remedy = "source .venv/bin/activate (ninja); install g++ and python3-dev (a compiler, Python.h)"
-    if _built(f"{env.EXTENSION}.so"):
+    if _built(f"{extension.NAME}.so"):
         return Result(f"{found}; the CPU extension is built already", "warning", remedy)
     return Result(f"{found}, and the CPU extension is not built", "fault", remedy)
 
@@ -110,17 +110,16 @@ def _built(name: str) -> list[Path]:
 
 def extension_lock() -> Result:
     """Locks of builds: torch waits for one for ever, without a word."""
-    from moram_dist.comm import env
+    from moram_dist.comm import extension
 
-    ages = {path: time.time() - path.stat().st_mtime for path in _built("lock")}
-    if not ages:
+    held = {path: extension.held_by(path.parent) for path in _built("lock")}
+    if not held:
         return Result(f"none in {extensions()}")
-    oldest = max(ages, key=lambda path: ages[path])
-    found = f"{oldest}, {ages[oldest] / 60:.0f} min old"
-    if ages[oldest] > env.STALE_AFTER_S:
-        return Result(f"{found}: left by a build that was killed", "fault", f"rm {oldest}")
-    remedy = f"wait for the build that holds it; if there is none, rm {oldest}"
-    return Result(found, "warning", remedy)
+    stale = next((path for path, holder in held.items() if holder is None), None)
+    if stale is not None:
+        return Result(f"{stale}: left by a build that was killed", "fault", f"rm {stale}")
+    path, holder = next(iter(held.items()))
+    return Result(f"{path}, held by {holder}", "warning", "wait for the build that holds it")
 
 
 def folder(path: Path, *, choose: str, needed: bool = True) -> Result:
@@ -160,10 +159,12 @@ def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
 
 def tracking(uri: str, mounts: Path = Path("/proc/self/mounts")) -> Result:
     """The MLflow store: sqlite on a disk of this machine, or a server that answers."""
+    from moram_dist.tracking import sqlite_file
+
     server = "run mlflow server on one machine and set MLFLOW_TRACKING_URI, or --tracking none"
     parts = urlsplit(uri)
-    if parts.scheme == "sqlite":
-        database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    database = sqlite_file(uri)
+    if database is not None:
         kind = file_system(database, mounts)
         if kind in NETWORK.split():
             found = f"{database} is on {kind}: runs of several machines can ruin it"
@@ -254,11 +255,11 @@ def ranks(timeout_s: float = 300.0) -> Result:
     """Start a rank on each GPU, or two on the CPU, let them meet and sum."""
     import torch
 
-    from moram_dist.comm import env
+    from moram_dist.comm import env, extension
 
     on_gpus = torch.cuda.is_available()
     backend, count = ("nccl", torch.cuda.device_count()) if on_gpus else ("gloo", 2)
-    if not on_gpus and any(path.parent.name == env.EXTENSION for path in _built("lock")):
+    if not on_gpus and any(path.parent.name == extension.NAME for path in _built("lock")):
         found = "gloo: not tried, as it would wait for the extension lock"
         return Result(found, "warning", "see extension lock, then run this again")
     place = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(env.free_port())}

@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from launch import checks
 from launch.checks import Result
-from moram_dist.command_line import Parser
+from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RecordConfig, RunConfig
 from moram_dist.registry import InputError
+from moram_dist.terminal import make_output_last, say
 from moram_dist.tracking import open_tracker, store_of
 
 
@@ -79,18 +80,19 @@ def examine(checks_by_name: dict[str, Callable[[], Result]]) -> int:
             what = " ".join(f"{type(error).__name__}: {error}".split())
             result = Result(f"not checked: {what}", "fault", "mend what the line names")
         states.append(result.state)
-        print(f"{result.state:8} {name:{width}}  {result.found}", flush=True)
+        say(f"{result.state:8} {name:{width}}  {result.found}")
         if result.remedy:
-            print(f"{'':8} {'':{width}}  -> {result.remedy}", flush=True)
+            say(f"{'':8} {'':{width}}  -> {result.remedy}")
     faults, warnings = states.count("fault"), states.count("warning")
-    print(f"\n{len(states)} checks: {faults} at fault, {warnings} with a warning")
+    say(f"\n{len(states)} checks: {faults} at fault, {warnings} with a warning")
     return 1 if faults else 0
 
 
+def main(argv: Sequence[str]) -> int:
+    """Examine this machine; the exit code. Raises InputError."""
+    return examine(planned(argv))
+
+
 if __name__ == "__main__":
-    try:
-        todo = planned(sys.argv[1:])
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
-    sys.exit(examine(todo))
+    make_output_last()
+    sys.exit(run_command(main, sys.argv[1:]))

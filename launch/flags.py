@@ -20,14 +20,41 @@ OWN = {
 LAUNCHERS = ("local_rank",)
 """Flags that a launcher adds by itself; the environment says the same."""
 
+MOST_NODES, MOST_RANKS = 100_000, 1_024
+"""Of a job, and of a node."""
+
 DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3.json"
+
+
+def train_flags(words: Sequence[str]) -> dict[str, str]:
+    """Flags of launch/train.py by name, their values as they stand; a bare one is "True".
+
+    Raises:
+        InputError: a word that is no flag and no flag's value.
+    """
+    flags: dict[str, str] = {}
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        name, given, value = word.partition("=")
+        if word in ("-h", "--help"):
+            return {"help": "True"}
+        if not name.startswith("--") or not name.strip("-"):
+            raise InputError(f"unexpected argument {word!r}; settings are given as --name value")
+        if not given:
+            value = left.pop(0) if left and not left[0].startswith("--") else "True"
+        name = name.removeprefix("--").replace("-", "_")
+        flags.pop(name, None)  # the last one counts, and stands where it was given
+        flags[name] = value
+    return flags
 
 
 def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunConfig, Path]:
     """The run and its DeepSpeed file.
 
     Raises:
-        InputError: an unknown flag, a stray argument, a value of the wrong type.
+        InputError: an unknown flag, a stray argument, a value of the wrong type, or a run
+            directory whose name no record could hold.
     """
     if arguments:
         raise InputError(
@@ -38,9 +65,14 @@ def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunC
     for name in given:
         if name.rpartition(".")[2] not in known:
             raise unknown("flag", f"--{name}", [f"--{k}" for k in known])
-    ds_config = Path(given.pop("ds_config", DEFAULT_DS_CONFIG))
-    recipe = given.pop("recipe", None)
-    return config_io.build(given, Path(recipe) if recipe else None), ds_config
+    ds_config = config_io.coerce("ds_config", given.pop("ds_config", DEFAULT_DS_CONFIG), Path)
+    recipe = config_io.coerce("recipe", given.pop("recipe", None), Path | None)
+    config = config_io.build(given, recipe)
+    try:
+        config_io.check_path("output_dir", config.run_dir.absolute())
+    except FileNotFoundError:
+        raise InputError("the current folder is gone; start from one that is there") from None
+    return config, ds_config
 
 
 def usage(introduction: str) -> str:

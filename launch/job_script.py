@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from moram_dist.config_io import read_mapping
 from moram_dist.reading import read_text
 from moram_dist.registry import InputError, unknown
+from moram_dist.terminal import quoted
 
 BODY = Path(__file__).resolve().parent / "slurm" / "job.sh"
 
@@ -67,21 +69,53 @@ def read_site(path: Path) -> Site:
     given, known = read_mapping(path), {item.name: item for item in fields(Site)}
     for name in given:
         if name not in known:
-            raise unknown(f"setting in {path}", name, known)
+            raise unknown(f"setting in {path}", str(name), known)
     kinds = {"sbatch": dict, "environment": dict, "gpus": str, "setup": str, "cpus_per_rank": int}
     for name, value in given.items():
         if type(value) is not kinds[name]:
             kind = {dict: "a mapping", str: "a text", int: "a whole number"}[kinds[name]]
-            raise InputError(f"{path}: {name} must be {kind}, got {value!r}")
+            raise InputError(f"{path}: {name} must be {kind}, got {quoted(value)}")
     site = Site(**given)
     if site.cpus_per_rank < 1:
         raise InputError(f"{path}: cpus_per_rank must be >= 1, got {site.cpus_per_rank}")
     if "{n}" not in site.gpus:
         raise InputError(f"{path}: gpus must hold {{n}}, the number on a node, got {site.gpus!r}")
-    for name in site.environment:
-        if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
+    if not re.fullmatch(r"[a-z][a-z0-9-]*(=[^\s'\"\\$`;|&<>#]*)?", site.gpus.replace("{n}", "1")):
+        raise InputError(f"{path}: gpus must be option=value, got {quoted(site.gpus)}")
+    for name, value in site.environment.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name)):
             raise InputError(f"{path}: environment: {name!r} is no name of a variable")
+        if not isinstance(value, str | int | float):
+            raise InputError(f"{path}: environment.{name} must be a text, got {quoted(value)}")
+    for name, value in site.sbatch.items():
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", str(name)):
+            raise InputError(f"{path}: sbatch: {quoted(name)} is no name of an option")
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise InputError(
+                f"{path}: sbatch.{name} must be a text, a number, or null for an option without a "
+                f"value, got {quoted(value)}"
+            )
+    one_line_each({f"{path}: environment.{k}": v for k, v in site.environment.items()})
+    one_line_each({f"{path}: sbatch.{k}": v for k, v in site.sbatch.items()})
+    one_line_each({f"{path}: setup": site.setup.replace("\n", " ")})
     return site
+
+
+def one_line_each(values: Mapping[str, Any]) -> None:
+    """Raises InputError on the first value that would not stay within its line of a script.
+
+    Args:
+        values: what they are called in a message -> the values.
+    """
+    for name, value in values.items():
+        bad = [x for x in str(value) if x != "\t" and unicodedata.category(x) in _CONTROLS]
+        if bad:
+            raise InputError(
+                f"{name} holds {bad[0]!r}, which a job script cannot: {quoted(str(value))}"
+            )
+
+
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 
 
 def seconds(time: str) -> int:
@@ -90,7 +124,8 @@ def seconds(time: str) -> int:
     Raises:
         InputError: it is none.
     """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    number = r"([0-9]{1,9})"
+    match = re.fullmatch(rf"(?:{number}-)?{number}(?::{number})?(?::{number})?", time)
     if not match:
         raise InputError(f"--time must be MINUTES, H:MM:SS or D-H:MM:SS, got {time!r}")
     days, *rest = match.groups()
@@ -103,7 +138,14 @@ def seconds(time: str) -> int:
 
 
 def render(job: Job, tasks: Sequence[Task], site: Site, *, python: str, made_by: str) -> str:
-    """The whole script, which needs no other file of ours but what its commands name."""
+    """The whole script, which needs no other file of ours but what its commands name.
+
+    Raises:
+        InputError: a value with a line feed or another control character.
+    """
+    one_line_each({"the current folder's path": job.folder, "the interpreter's path": python})
+    one_line_each({f"the path of {task.logs.name!r}": task.logs for task in tasks})
+    one_line_each({f"flag {word[:40]!r}": word for task in tasks for word in task.command})
     ranks = job.gpus_per_node or 1
     options: dict[str, Any] = {
         "job-name": job.name,
@@ -112,7 +154,7 @@ def render(job: Job, tasks: Sequence[Task], site: Site, *, python: str, made_by:
         "cpus-per-task": site.cpus_per_rank * ranks,
         "time": job.time,
         "chdir": job.folder,
-        "output": job.log / f"{job.name}-%j.log",
+        "output": f"{str(job.log).replace('%', '%%')}/{job.name}-%j.log",
         "open-mode": "append",
         "requeue": None,
         "signal": f"B:USR1@{job.stop_before}",
@@ -120,7 +162,7 @@ def render(job: Job, tasks: Sequence[Task], site: Site, *, python: str, made_by:
         "dependency": "singleton",
     }
     if job.gpus_per_node:
-        name, _, value = site.gpus.format(n=job.gpus_per_node).partition("=")
+        name, _, value = site.gpus.replace("{n}", str(job.gpus_per_node)).partition("=")
         options[name] = value or None
     if len(tasks) > 1:
         most = f"%{job.parallel}" if job.parallel else ""

@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
-from launch.flags import read_flags
-from launch.submit import train_flags
-from moram_dist.command_line import Parser
+from launch.flags import MOST_NODES, MOST_RANKS, read_flags, train_flags
+from moram_dist import terminal
+from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RunConfig
 from moram_dist.files import write_atomically
 from moram_dist.registry import InputError
+from moram_dist.terminal import quoted
 
 if TYPE_CHECKING:
     from launch.planning.estimate import Plan
@@ -56,9 +57,12 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     """Check everything, then plan and print. Raises InputError."""
     own, rest = parser().parse_known_args(argv)
-    for name in ("nodes", "gpus_per_node", "memory"):
-        if getattr(own, name) is not None and getattr(own, name) <= 0:
-            raise InputError(f"--{name} must be > 0, got {getattr(own, name):g}")
+    for name, most in (("nodes", MOST_NODES), ("gpus_per_node", MOST_RANKS), ("memory", 2**20)):
+        value = getattr(own, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name} must be > 0, got {value:g}")
+        if value is not None and value > most:
+            raise InputError(f"--{name} must be <= {most}, got {quoted(value)}")
     config, ds_path = read_flags((), train_flags(rest))
     if config.method.method != "moram":
         raise InputError(f"--method {config.method.method}: plans are for moram")
@@ -67,28 +71,28 @@ def main(argv: Sequence[str]) -> None:
     plan = make(own, config, ds_path)
     from launch.planning.table import table
 
-    print(table(plan))
+    terminal.say(table(plan))
     if own.json:
         write_atomically(own.json, json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
 
 
 def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     """The plan of a run. Raises InputError."""
-    from launch import session  # needs torch, so only once the flags are right
+    from launch import settings  # needs torch, so only once the flags are right
     from launch.planning.estimate import Planner
     from launch.planning.rehearsal import Ranks
     from moram_dist.comm import env
     from moram_dist.models import language_model
 
-    session.quiet()
+    settings.quiet()
     here = env.device().type
     device = own.device or here
     if config.model.dtype == "auto":
         dtype = "bf16" if device == "cuda" else "fp32"
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
-    config, benchmark = session.settle(config)
+    config, benchmark = settings.settle(config)
     count = own.nodes * own.gpus_per_node
-    ds_config = session.deepspeed_config(config, ds_path, count)
+    ds_config = settings.deepspeed_config(config, ds_path, count)
     if config.model.gradient_checkpointing:
         raise InputError("--gradient_checkpointing true: plans are for passes without it")
     if language_model.check(config.model).is_encoder_decoder:
@@ -120,12 +124,9 @@ def available_ranks(device: str) -> int:
 
 def say(line: str) -> None:
     """What goes on, beside the plan."""
-    print(line, file=sys.stderr, flush=True)
+    terminal.say(line, error=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+    terminal.make_output_last()
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -3,48 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from eval.harness import Evaluator
 from eval.report import write_report
 from eval.score_matrix import score_matrices
+from launch import described
+from launch.base import check_base, check_loaded
+from launch.settings import deepspeed_config, quiet, settle
 from launch.summary import summary
-from moram_dist import config_io
-from moram_dist.adapters.inject import find_linears
+from moram_dist.adapters.reached import unreached
+from moram_dist.adapters.targets import Targets, choose_targets
 from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.watch import Watch
 from moram_dist.config import RunConfig
-from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.data.encode import fits
-from moram_dist.files import write_atomically
+from moram_dist.data.round_trip import round_trip_notes
+from moram_dist.data.tokens import Told
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
-from moram_dist.tasks import BENCHMARKS, Benchmark, Source, digest
-from moram_dist.tracking import IDS_FILE, DatasetRecord, RunDescription, Tracker, open_tracker
-from moram_dist.train import ds_config as ds
+from moram_dist.tasks import Benchmark
+from moram_dist.terminal import say
+from moram_dist.tracking import (
+    Tracker,
+    open_tracker,
+    read_ids,
+    write_ids,
+)
 from moram_dist.train.checkpoint import Place
 from moram_dist.train.engine import make_engine
+from moram_dist.train.inputs import Inputs, gather
 from moram_dist.train.progress import Progress
 from moram_dist.train.run_dir import RunDir
 from moram_dist.train.stop import Stopped, StopSignals
 from moram_dist.train.trainer import Trainer
 
 WATCH_FIRST_S = 60.0
-
-DESCRIPTION = ("run.yaml", "ds_config.json", "environment.json", "benchmark.json", "scores.json")
-"""Files of a run directory that a tracker keeps beside the report."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,19 @@ class Session:
     run_dir: RunDir
     tracker: Tracker
     watch: Watch
+    targets: Targets | None
+    """The linears to adapt; None for a method that adapts none."""
+    inputs: Inputs | None
+    """What defines the result, as the main rank found it; None on the others."""
 
     def run(self) -> None:
         """Train what is not trained, evaluate what is not evaluated, write the report."""
         progress = Progress(enabled=env.is_main())
-        if self._complete():
+        complete = self._complete()
+        if complete:
+            if self.inputs is not None and not self.run_dir.has_inputs:
+                with self.run_dir.locked():
+                    self.run_dir.record_inputs(self.inputs, progress.say)
             progress.say(
                 f"all {len(self.benchmark.tasks)} tasks are done: nothing is trained again"
             )
@@ -70,12 +82,14 @@ class Session:
                 self._work(progress)
         if env.is_main():
             report = write_report(self.run_dir.path)
-            print(summary(self.run_dir.path, report, self.config), flush=True)
+            if complete:
+                self._catch_up(progress)
+            say(summary(self.run_dir.path, report, self.config))
 
     def _work(self, progress: Progress) -> None:
         progress.say(f"run directory: {self.run_dir.path}")
         # The watch speaks first: what a backend says of a time limit is no line for people.
-        env.join(self.config.parallel.wait_limit + WATCH_FIRST_S)
+        env.join(self.config.parallel.wait_limit + WATCH_FIRST_S, self.watch.still)
         self.watch.at("the model to load")
         self.watch.start()
         with StopSignals(self.config.record.stop_signals) as stop:
@@ -90,16 +104,24 @@ class Session:
         method = METHODS[config.method.method](
             config.method, config.train.seed, placer, num_tasks=len(self.benchmark.tasks)
         )
-        method.build(base.model)
+        method.build(base.model, self.targets.names if self.targets else None)
+        if self.targets:
+            for line in self.targets.lines:
+                progress.say(line)
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
-        asked = method.asked(self.benchmark, partial(fits, base.tokenizer))
-        for note in asked.notes:
+        told = Told("fitting prompts", None, progress.say, self.watch.at)
+        asked = method.asked(self.benchmark, told.calls_of(partial(fits, base.tokenizer)))
+        lost = round_trip_notes(base.tokenizer, asked) if env.is_main() else []
+        for note in (*asked.notes, *lost):
             progress.say(f"note: {note}")
         engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
-        manifest = self._manifest(method, base)
+        check_loaded(base, engine, config.model.model)
+        manifest = self._manifest(method)
         if env.is_main():
             self.run_dir.describe(config, asked, self.ds_config, env.world_size())
+        if self.inputs is not None:
+            self.run_dir.record_inputs(self.inputs, progress.say)
         saved = self._saved(manifest, progress)
         tracker = self.tracker
         evaluator = Evaluator(
@@ -130,20 +152,32 @@ class Session:
             saved=saved,
         )
         first = trainer.first_step(len(manifest.tasks)) + (saved.step if saved else 0)
-        tracker.open(self._description(), first)
+        tracker.open(described.description(self.config, self.benchmark, self.run_dir.path), first)
         status = "failed"
         try:
             trainer.run()
             if env.is_main():
                 write_report(self.run_dir.path)
-                tracker.attach([self.run_dir.path / "report"], "report")
-                tracker.attach([self.run_dir.path / name for name in DESCRIPTION], "config")
+                for folder, paths in described.files(self.run_dir.path).items():
+                    tracker.attach(paths, folder)
             status = "finished"
         except Stopped:
             status = "stopped"
             raise
         finally:
             tracker.close(status)  # type: ignore[arg-type]
+
+    def _catch_up(self, progress: Progress) -> None:
+        """Send to the tracking store what earlier starts of a run that is done could not."""
+        try:
+            with self.run_dir.locked():
+                self.tracker.catch_up(
+                    described.description(self.config, self.benchmark, self.run_dir.path),
+                    described.files(self.run_dir.path),
+                    progress.say,
+                )
+        except InputError as error:  # another start is at it
+            progress.say(f"nothing is sent to MLflow: {error}")
 
     def _placer(self) -> Placer:
         parallel = self.config.parallel
@@ -166,19 +200,15 @@ class Session:
             for row in range(-1, last + 1)
         )
 
-    def _manifest(self, method: Method, base: language_model.Base) -> Manifest:
+    def _manifest(self, method: Method) -> Manifest:
+        base = env.from_main(self.inputs.base.saved if self.inputs is not None else None)
         saved = self.run_dir.memory.manifest()
         if saved is None:
             return Manifest(
                 method=self.config.method.method,
                 settings=dataclasses.asdict(self.config.method),
-                base=base.identity,
+                base=base,
                 modules=list(method.layers),
-            )
-        if saved.base != base.identity:
-            raise InputError(
-                f"{self.run_dir.memory.path} was trained on {saved.base.get('name')}, and --model "
-                f"{self.config.model.model} is another model or another version of it"
             )
         other = {*saved.modules} ^ {*method.layers}
         if other:
@@ -189,52 +219,16 @@ class Session:
         return saved
 
     def _saved(self, manifest: Manifest, progress: Progress) -> Place | None:
-        """Where the next task goes on; its MLflow ids are put back if their file is gone."""
+        """Where the next task goes on; its MLflow ids are put back if their file is lost."""
         saved = None
         if env.is_main():
             learned = [task.sha256 for task in manifest.tasks]
             saved = self.run_dir.progress.newest(
                 task=len(learned), learned=learned, say=progress.say
             )
-            ids = self.run_dir.path / IDS_FILE
-            if saved and saved.tracking and not ids.exists():
-                write_atomically(ids, json.dumps(saved.tracking, indent=2) + "\n")
+            if saved and saved.tracking and read_ids(self.run_dir.path) is None:
+                write_ids(self.run_dir.path, saved.tracking)
         return env.from_main(saved)
-
-    def _description(self) -> RunDescription:
-        config, benchmark = self.config, self.benchmark
-        source = str(config.data.data_dir or benchmark.name)
-        return RunDescription(
-            name=config.name,
-            experiment=benchmark.name,
-            run_dir=self.run_dir.path,
-            # Where it is recorded is a tag: as a parameter it would differ between all runs.
-            parameters={
-                name: value
-                for name, value in config_io.flat(config).items()
-                if name != "record.output_dir"
-            },
-            tags={
-                "method": config.method.method,
-                "benchmark": benchmark.name,
-                "order": benchmark.order,
-                "protocol": benchmark.protocol,
-                "seed": str(config.train.seed),
-                "base": config.model.model,
-                "world_size": str(env.world_size()),
-            },
-            datasets=[
-                DatasetRecord(
-                    name=task.name,
-                    context=context,  # type: ignore[arg-type]
-                    digest=digest(examples),
-                    rows=len(examples),
-                    source=source,
-                )
-                for task in benchmark.tasks
-                for context, examples in (("train", task.train), ("eval", task.test))
-            ],
-        )
 
 
 def prepare(config: RunConfig, ds_path: Path) -> Session:
@@ -246,11 +240,17 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     quiet()
     config, benchmark = settle(config)
     ds_config = deepspeed_config(config, ds_path, env.world_size())
-    find_linears(language_model.skeleton(config.model), config.method.target_modules)
-    language_model.load_tokenizer(config.model)
-    ds.check_zero(ds_config, path=ds_path)
+    model = language_model.skeleton(config.model)
+    targets = _targets(config, model)
+    benchmark = check_base(config, benchmark, model)
+    tokenizer = language_model.load_tokenizer(config.model)
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)
+    inputs = None
+    if env.is_main():
+        say = Progress(enabled=True).say
+        inputs = gather(config, benchmark, ds_config, tokenizer, say)
+        run_dir.check_inputs(inputs, config.model)
     record = config.record
     tracker = open_tracker(
         record.tracking,
@@ -261,84 +261,10 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         world_size=env.world_size(),
     )
     watch = Watch(config.parallel.wait_limit)
-    return Session(config, benchmark, ds_config, run_dir, tracker, watch)
+    return Session(config, benchmark, ds_config, run_dir, tracker, watch, targets, inputs)
 
 
-def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's settings for a configuration that is settled.
-
-    Raises:
-        InputError: the file and the flags disagree.
-    """
-    assert config.train.batch_size is not None  # settled
-    return ds.resolve(
-        ds.read(ds_path),
-        path=ds_path,
-        batch_size=config.train.batch_size,
-        world_size=world_size,
-        clip=config.train.clip,
-        bf16=language_model.resolve_dtype(config.model) == torch.bfloat16,
-    )
-
-
-def settle(config: RunConfig) -> tuple[RunConfig, Benchmark]:
-    """The configuration with what benchmark and method decide written into it, and the benchmark.
-
-    Raises:
-        InputError: there is no such method, or as the benchmark says.
-    """
-    METHODS[config.method.method]
-    benchmark = _benchmark(config)
-    return _settled(config, benchmark), benchmark
-
-
-def _benchmark(config: RunConfig) -> Benchmark:
-    data = config.data
-    benchmark = BENCHMARKS[data.benchmark](
-        Source(
-            **{
-                f.name: getattr(data, f.name)
-                for f in dataclasses.fields(data)
-                if f.name != "benchmark"
-            },
-            seed=config.train.seed,
-        )
-    )
-    lengths = {
-        name: value
-        for name in ("max_prompt_tokens", "max_answer_tokens")
-        if (value := getattr(config.eval, name)) is not None
-    }
-    if config.eval.answers != "generate" and not any(task.labels for task in benchmark.tasks):
-        raise InputError(
-            f"--answers {config.eval.answers} chooses among labels, and no task of "
-            f"{benchmark.name} has any"
-        )
-    tasks = tuple(dataclasses.replace(task, **lengths) for task in benchmark.tasks)
-    benchmark = dataclasses.replace(benchmark, tasks=tasks)
-    if has_chats(benchmark):
-        return write_chats(benchmark, language_model.load_tokenizer(config.model))
-    return benchmark
-
-
-def _settled(config: RunConfig, benchmark: Benchmark) -> RunConfig:
-    eval_rows = METHODS[config.method.method].eval_rows or config.eval.eval_rows
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, order=benchmark.order, protocol=benchmark.protocol),
-        train=dataclasses.replace(
-            config.train,
-            learning_rate=config.train.learning_rate or benchmark.learning_rate,
-            batch_size=config.train.batch_size or benchmark.batch_size,
-        ),
-        eval=dataclasses.replace(config.eval, eval_rows=eval_rows),
-    )
-
-
-def quiet() -> None:
-    """Leave the terminal to the run's own lines, and to warnings."""
-    from transformers.utils import logging as transformers_logging
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+def _targets(config: RunConfig, skeleton: nn.Module) -> Targets | None:
+    if METHODS[config.method.method].build is Method.build:
+        return None
+    return choose_targets(skeleton, config.method.target_modules, unreached(skeleton))

@@ -23,21 +23,27 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
-from launch import checks
-from launch.flags import DEFAULT_DS_CONFIG, read_flags
+from launch import checks, job_secrets
+from launch.flags import DEFAULT_DS_CONFIG, MOST_RANKS, read_flags, train_flags
 from launch.job_script import Job, Site, Task, read_site, render, seconds
-from moram_dist.command_line import Parser
+from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RunConfig
 from moram_dist.files import write_atomically
-from moram_dist.reading import read_json
+from moram_dist.reading import read_object
+from moram_dist.redaction import clean_command, without_secrets
 from moram_dist.registry import InputError
+from moram_dist.terminal import make_output_last, one_line, quoted, say
+from moram_dist.tracking import open_tracker, store_of
 
 ROOT = Path(__file__).resolve().parents[1]
+
+MOST = 1_000_000
+"""Of what is counted here: more is a slip."""
 
 LEAST_WORK_S = 60
 """Of each attempt, between its start and the signal before its time limit."""
@@ -66,10 +72,12 @@ def main(argv: Sequence[str]) -> None:
     """Check everything, then write, print, submit. Raises InputError."""
     own, rest = parser().parse_known_args(argv)
     for name in ("nodes", "attempts", "stop_before", "parallel"):
-        if getattr(own, name) is not None and getattr(own, name) < 1:
-            raise InputError(f"--{name} must be >= 1, got {getattr(own, name)}")
-    if own.gpus_per_node < 0:
-        raise InputError(f"--gpus_per_node must be >= 0, got {own.gpus_per_node}")
+        if getattr(own, name) is not None and not 1 <= getattr(own, name) <= MOST:
+            raise InputError(f"--{name} must be from 1 to {MOST:,}, got {getattr(own, name)}")
+    if not 0 <= own.gpus_per_node <= MOST_RANKS:
+        raise InputError(
+            f"--gpus_per_node must be from 0 to {MOST_RANKS:,}, got {own.gpus_per_node}"
+        )
     if seconds(own.time) < own.stop_before + LEAST_WORK_S:
         raise InputError(
             f"--time {own.time} leaves less than {LEAST_WORK_S} s of work before the signal, "
@@ -94,29 +102,19 @@ def main(argv: Sequence[str]) -> None:
         parallel=own.parallel,
         attempts=own.attempts,
     )
+    site, hidden = job_secrets.split(site, all_flags, own.site)
     tasks = [
         Task(command=command(each, run_dir), logs=run_dir.parent / "slurm" / run_dir.name)
         for each, run_dir in zip(all_flags, run_dirs, strict=True)
     ]
-    made_by = "python launch/submit.py " + shlex.join(argv)
+    made_by = "python launch/submit.py " + shlex.join(clean_command(list(argv)))
     script = render(job, tasks, site, python=sys.executable, made_by=" ".join(made_by.split()))
-    print(script, end="", flush=True)
+    say(script, end="")
     warn_of_sqlite(runs, site)
+    if hidden:
+        say(job_secrets.note(hidden), error=True)
     if not own.dry_run:
-        submit(script, jobs / f"{job.name}.sbatch")
-
-
-def train_flags(words: Sequence[str]) -> dict[str, str]:
-    """Flags of launch/train.py by name; a bare one is "True". Raises InputError."""
-    flags, words = {}, list(words)
-    while words:
-        name, given, value = words.pop(0).partition("=")
-        if not name.startswith("--"):
-            raise InputError(f"unexpected argument {name!r}; settings are given as --name value")
-        if not given:
-            value = words.pop(0) if words and not words[0].startswith("--") else "True"
-        flags[name.removeprefix("--")] = value
-    return flags
+        submit(script, jobs / f"{job.name}.sbatch", hidden)
 
 
 def sequences(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str, str]]:
@@ -153,23 +151,34 @@ def evaluations(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str
     for run in own.evaluate:
         if not (run / "run.yaml").is_file():
             raise InputError(f"--evaluate {run}: no run is recorded there")
-        tasks = read_json(run / "benchmark.json")["tasks"]
+        tasks = _tasks_in(run / "benchmark.json")
         manifest = run / "memory" / "memory.json"
-        trained = len(read_json(manifest)["tasks"]) if manifest.exists() else 0
-        if trained < len(tasks):
-            raise InputError(f"--evaluate {run}: {trained} of {len(tasks)} tasks are trained")
+        trained = _tasks_in(manifest) if manifest.exists() else 0
+        if trained < tasks:
+            raise InputError(f"--evaluate {run}: {trained} of {tasks} tasks are trained")
         out.append({"recipe": str(run / "run.yaml"), "output_dir": str(run)} | flags)
     return out
+
+
+def _tasks_in(path: Path) -> int:
+    """How many tasks a run's record lists. Raises InputError where it is no such record."""
+    tasks = read_object(path).get("tasks")
+    if not isinstance(tasks, list):
+        raise InputError(f"{path}: tasks must be a list, got {quoted(tasks)}")
+    return len(tasks)
 
 
 def checked(flags: dict[str, str]) -> RunConfig:
     """The run that flags are for. Raises InputError, as the run itself would."""
     config, ds_config = read_flags((), flags)
-    from launch.session import settle  # needs torch, so only once the flags are right
+    from launch.settings import settle  # needs torch, so only once the flags are right
+    from moram_dist.train import ds_check
+    from moram_dist.train import ds_config as ds
 
-    if not ds_config.is_file():
-        raise InputError(f"--ds_config {ds_config}: no such file")
+    ds_check.check(ds.read(ds_config), path=ds_config)
     settled, _ = settle(config)
+    if config.record.tracking_uri:
+        open_tracker(config.record.tracking, config.record.tracking_uri)
     if config.run_dir.exists():
         from moram_dist.train.run_dir import RunDir
 
@@ -180,8 +189,11 @@ def checked(flags: dict[str, str]) -> RunConfig:
 def command(flags: dict[str, str], run_dir: Path) -> list[str]:
     """The training command of a run."""
     named = {"ds_config": str(DEFAULT_DS_CONFIG)} | flags | {"output_dir": str(run_dir)}
-    words = itertools.chain.from_iterable((f"--{name}", value) for name, value in named.items())
-    return [str(ROOT / "launch" / "train.py"), *words]
+    words = [str(ROOT / "launch" / "train.py")]
+    for name, value in named.items():
+        # A value that looks like a flag is one, unless it is tied to its own.
+        words += [f"--{name}={value}"] if value.startswith("--") else [f"--{name}", value]
+    return words
 
 
 def job_name(run_dirs: Sequence[Path]) -> str:
@@ -198,31 +210,33 @@ def warn_of_sqlite(runs: Sequence[RunConfig], site: Site) -> None:
     if record.tracking == "none" or len(runs) == 1:
         return
     uri = record.tracking_uri or site.environment.get("MLFLOW_TRACKING_URI")
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    result = checks.tracking(uri or f"sqlite:///{runs[0].run_dir.absolute().parent / 'mlflow.db'}")
+    result = checks.tracking(store_of(runs[0].run_dir, uri))
     if result.state == "fault":
-        print(f"warning: {result.found}; {result.remedy}", file=sys.stderr)
+        say(f"warning: {one_line(f'{result.found}; {result.remedy}')}", error=True)
 
 
-def submit(script: str, path: Path) -> None:
-    """Keep the script and hand it to sbatch. Raises InputError where sbatch refuses it."""
+def submit(script: str, path: Path, hidden: Mapping[str, str]) -> None:
+    """Keep the script and hand it to sbatch, and ``hidden`` in the environment that goes with it.
+
+    Raises:
+        InputError: sbatch refuses it.
+    """
     if shutil.which("sbatch") is None:
         raise InputError("no sbatch on PATH: submit on a login node, or give --dry_run")
-    write_atomically(path, script)
+    write_atomically(path, script, private=True)
     done = subprocess.run(
-        ["sbatch", "--parsable", str(path)], capture_output=True, text=True, timeout=120
+        ["sbatch", "--parsable", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **hidden},
     )
     if done.returncode:
-        raise InputError(f"sbatch refused {path}: {' '.join(done.stderr.split())}")
+        raise InputError(f"sbatch refused {path}: {one_line(without_secrets(done.stderr))}")
     number = done.stdout.strip().split(";")[0]
-    print(
-        json.dumps({"job": number, "script": str(path), "logs": str(path.parent)}), file=sys.stderr
-    )
+    say(json.dumps({"job": number, "script": str(path), "logs": str(path.parent)}), error=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+    make_output_last()
+    sys.exit(run_command(main, sys.argv[1:]))

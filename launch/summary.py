@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from eval.continual import Scores
+from eval.markup import one_line
 from moram_dist.config import RunConfig
+from moram_dist.redaction import clean_address
 from moram_dist.tracking import store_of
-from moram_dist.tracking.names import without_password
 
 HEADLINE = {"ap": "AP", "bwt_gem": "BWT", "forgetting_max": "forgetting"}
 
@@ -15,19 +16,57 @@ HEADLINE = {"ap": "AP", "bwt_gem": "BWT", "forgetting_max": "forgetting"}
 WIDEST = 160
 """Characters of columns; where names need more, columns are numbered."""
 
+MANY_TASKS = 24
+"""More columns than these are wider than any terminal: of the matrix, two columns are printed."""
+
+MOST_ROWS = 40
+"""Tasks that are printed, the last ones."""
+
 
 def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
     """Several lines of text."""
     saved = Scores.load(run_dir / "scores.json")
+    many = len(saved.tasks) > MANY_TASKS
+    lines = ["", *(_last_scores(saved) if many else _matrix(saved))]
+    metrics = saved.sequence_metrics()
+    headline = (
+        f"{label} {metrics[k]:.2f}" for k, label in HEADLINE.items() if metrics[k] is not None
+    )
+    lines += ["", "   ".join(headline), f"report:  {report}"]
+    if config.record.tracking == "mlflow":
+        store = clean_address(store_of(run_dir, config.record.tracking_uri))
+        server = store.startswith("http")  # which has its own pages
+        lines.append(f"compare: {store if server else f'mlflow ui --backend-store-uri {store}'}")
+    return "\n".join(lines)
+
+
+def _last_scores(saved: Scores) -> list[str]:
+    """Of the last tasks, the score when each was learned and after the last one."""
+    names = list(saved.tasks)[-MOST_ROWS:]
+    first = len(saved.tasks) - len(names)
+    left_out = f", the last {len(names)} of {len(saved.tasks)} tasks" if first else ""
+    lines = [
+        f"score when a task was learned, and after the last one{left_out}; all: report/matrix.csv",
+        f"{'learned':>9}{'last':>9}  task",
+    ]
+    for i, name in enumerate(names, start=first):
+        learned = saved.scores[i][i] if i < len(saved.scores) else None
+        last = saved.scores[-1][i] if saved.scores else None
+        cells = "".join(f"{'' if v is None else f'{v:.2f}':>9}" for v in (learned, last))
+        lines.append(f"{cells}  {one_line(name)}")
+    return lines
+
+
+def _matrix(saved: Scores) -> list[str]:
     tasks, scores = saved.tasks, saved.scores
-    heads, rows = list(tasks), list(tasks)
+    names = [one_line(name) for name in tasks]
+    heads, rows = list(names), list(names)
     if sum(max(6, len(name)) + 2 for name in tasks) > WIDEST:
         heads = [f"{i + 1}" for i in range(len(tasks))]
-        rows = [f"{i + 1:2} {name}" for i, name in enumerate(tasks)]
+        rows = [f"{i + 1:2} {name}" for i, name in enumerate(names)]
     width = max(len("after"), *(len(row) for row in rows))
     cells = [max(6, len(head)) for head in heads]
     lines = [
-        "",
         "score on each task (columns) after each task (rows)",
         f"{'after':{width}}  " + "  ".join(f"{h:>{c}}" for h, c in zip(heads, cells, strict=True)),
     ]
@@ -36,13 +75,4 @@ def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
         lines.append(
             f"{name:{width}}  " + "  ".join(f"{s:>{c}}" for s, c in zip(shown, cells, strict=True))
         )
-    metrics = saved.sequence_metrics()
-    headline = (
-        f"{label} {metrics[k]:.2f}" for k, label in HEADLINE.items() if metrics[k] is not None
-    )
-    lines += ["", "   ".join(headline), f"report:  {report}"]
-    if config.record.tracking == "mlflow":
-        store = without_password(store_of(run_dir, config.record.tracking_uri))
-        server = store.startswith("http")  # which has its own pages
-        lines.append(f"compare: {store if server else f'mlflow ui --backend-store-uri {store}'}")
-    return "\n".join(lines)
+    return lines

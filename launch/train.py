@@ -6,6 +6,7 @@
 
 The same command again goes on where it was. Exit codes, each with one line that says why:
 
+    1   a fault of this program; the trace-back is in RUN/crash_<time>.log
     2   wrong input
     3   the loss is not finite
     4   the machine failed: a rank died or hangs, the disk is full
@@ -17,6 +18,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,8 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # The launcher puts this file's folder on the path, not the repository.
 sys.path.insert(0, str(ROOT))
 
-from launch.flags import read_flags, usage  # noqa: E402
+from launch.flags import read_flags, train_flags, usage  # noqa: E402
+from moram_dist.command_line import INTERRUPTED, check_words, say_crash, say_error  # noqa: E402
 from moram_dist.registry import InputError, MachineError  # noqa: E402
+from moram_dist.terminal import make_output_last, say  # noqa: E402
 
 if TYPE_CHECKING:
     from moram_dist.comm.watch import Watch
@@ -40,7 +44,7 @@ OTHERS_LEAVE_S = 1.0
 def main(*arguments: str, **flags: str) -> None:
     """Check everything, then train. Flags: every field of moram_dist.config, and --ds_config."""
     if "help" in flags or "h" in flags:
-        print(usage(__doc__ or ""))
+        say(usage(__doc__ or ""))
         return
     try:
         config, ds_path = read_flags(arguments, flags)
@@ -49,6 +53,12 @@ def main(*arguments: str, **flags: str) -> None:
         session = prepare(config, ds_path)
     except InputError as error:
         refuse(error)
+    except MachineError as error:
+        refuse(error, code=MachineError.EXIT_CODE)
+    except KeyboardInterrupt:
+        refuse("interrupted", code=INTERRUPTED)
+    except Exception as error:
+        crash(error)
     from moram_dist.train.stop import Stopped
     from moram_dist.train.trainer import NonFiniteLossError
 
@@ -62,59 +72,71 @@ def main(*arguments: str, **flags: str) -> None:
         refuse(error, code=MachineError.EXIT_CODE, watch=session.watch)
     except Stopped as stopped:
         leave(stopped, session.watch)
-    except Exception:
+    except KeyboardInterrupt:
+        refuse("interrupted; the same command goes on", INTERRUPTED, session.watch)
+    except Exception as error:
         session.watch.let_speak()
-        raise
+        crash(error, session.run_dir.path, session.watch)
 
 
-def unambiguous(words: list[str]) -> list[str]:
-    """The command line as fire reads it without surprises.
-
-    To fire, ``--nofoo`` means ``--foo False``, and what follows a ``-`` or ``--`` is not for us: a
-    flag there would be dropped without a word.
-    """
-    out = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
-        if word in ("-", "--"):
-            refuse(InputError(f"unexpected argument {word!r}; settings are given as --name value"))
-        bare = word.startswith("--") and "=" not in word and following.startswith("--")
-        out.append(f"{word}=True" if bare else word)
-    return out
-
-
-def refuse(error: Exception, code: int = 2, watch: Watch | None = None) -> NoReturn:
+def refuse(error: Exception | str, code: int = 2, watch: Watch | None = None) -> NoReturn:
     """One line, from the main rank where it has it too, and an exit code from all."""
-    rank = int(os.environ.get("RANK", 0))
-    if rank:
+    if _rank():
         # What is wrong for all, the main rank says, and the launcher ends the others at once. One
         # that is still here has met something of its own, such as a folder its node does not see.
         time.sleep(OWN_ERROR_AFTER_S)
-    who = f" (rank {rank})" if rank else ""
-    print(f"error{who}:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-    # No exception and no clean-up: nothing should add to that line. Ranks that wait for this one in
-    # a collective are ended by the watch, before it is up by the launcher.
+    say_error(error, _who())
+    end(code, watch)
+
+
+def crash(error: Exception, folder: Path | None = None, watch: Watch | None = None) -> NoReturn:
+    """One line for what nobody thought of, with the trace-back in a file of the run."""
+    end(say_crash(error, folder, _who()), watch)
+
+
+def end(code: int, watch: Watch | None) -> NoReturn:
+    """No exception and no clean-up: nothing should add to the line that was said.
+
+    Ranks that wait for this one in a collective are ended by the watch, before it is up by the
+    launcher.
+    """
     if watch is not None:
         watch.leave(code)
     sys.stdout.flush()
     os._exit(code)
 
 
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _who() -> str:
+    return f" (rank {_rank()})" if _rank() else ""
+
+
 def leave(stopped: Stopped, watch: Watch) -> NoReturn:
     """After a signal: say what is saved. The same exit code from all ranks, and no clean-up."""
     from moram_dist.train.stop import EXIT_CODE
 
-    rank = int(os.environ.get("RANK", 0))
-    if rank and not stopped.together:
+    if _rank() and not stopped.together:
         time.sleep(OTHERS_LEAVE_S)
-    if rank == 0 or not stopped.together:
-        print(f"stopped by a signal{stopped.where}; the same command goes on", flush=True)
+    if _rank() == 0 or not stopped.together:
+        say(f"stopped by a signal{stopped.where}; the same command goes on")
     sys.stdout.flush()
     watch.leave(0 if stopped.together else EXIT_CODE)
     os._exit(EXIT_CODE)
 
 
-if __name__ == "__main__":
-    import fire
+def run(words: Sequence[str]) -> None:
+    """The command, from its words."""
+    make_output_last()
+    try:
+        check_words(words)
+        flags = train_flags(words)
+    except InputError as error:
+        refuse(error)
+    main(**flags)
 
-    # Values stay text: fire would read 1e5, a,b or 007 as something else. The fields' types decide.
-    fire.Fire(fire.decorators.SetParseFn(str)(main), command=unambiguous(sys.argv[1:]))
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

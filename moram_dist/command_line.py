@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from moram_dist.registry import InputError
+from moram_dist.redaction import without_secrets
+from moram_dist.registry import InputError, MachineError
+from moram_dist.terminal import lost_output, one_line, quoted, say
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
+
+
+MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE),
+    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+}
+"""System errors that say that a disk is full or broken, or that the machine has no more to give."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,3 +42,96 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Instead of leaving."""
         raise InputError(message)
+
+
+def run_command(main: Callable[[Sequence[str]], int | None], words: Sequence[str]) -> int:
+    """A whole command: its exit code, and one line on standard error for whatever ends it early.
+
+    Args:
+        main: gets the words and returns an exit code, None for 0.
+        words: of the command line, without the command's own name.
+    """
+    try:
+        check_words(words)
+        code = main(words) or 0
+    except InputError as error:
+        say_error(error)
+        return 2
+    except MachineError as error:
+        say_error(error)
+        return MachineError.EXIT_CODE
+    except KeyboardInterrupt:
+        say_error("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        return say_crash(error)
+    if (lost := lost_output()) is not None:
+        say_error(f"standard output cannot be written: {lost.strerror}")
+        return MachineError.EXIT_CODE
+    return code
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raises InputError on a word that is no UTF-8, which no record of a run could hold."""
+    for word in words:
+        if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise InputError(f"not UTF-8: {quoted(word)}; give files names in UTF-8")
+
+
+def say_error(error: object, who: str = "") -> None:
+    """The one line, without passwords. ``who`` is a rank, in brackets."""
+    say(f"error{who}: {one_line(without_secrets(str(error)))}", error=True)
+
+
+def say_crash(error: BaseException, folder: Path | None = None, who: str = "") -> int:
+    """Say in one line that something failed of which nobody thought. Returns the exit code.
+
+    The trace-back is kept in a file, unless the machine failed: then the line says it all.
+
+    Args:
+        error: what was raised.
+        folder: of the run; the current one where there is none, or where it cannot be written.
+        who: a rank, in brackets.
+    """
+    if isinstance(error, MemoryError):
+        say_error("out of memory", who)
+        return MachineError.EXIT_CODE
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        say_error(f"{error.strerror}: {error.filename}", who)  # someone gave it
+        return 2
+    if isinstance(error, OSError) and error.errno in MACHINE:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        say_error(f"{where}{error.strerror}", who)
+        return MachineError.EXIT_CODE
+    trace = without_secrets("".join(traceback.format_exception(error)))
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    own = "a fault of this program, not of your input"
+    if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        own = "docs/troubleshooting.md says what takes less memory"
+    path = _keep(trace, folder)
+    if path is None:
+        say(trace, error=True)
+        say_error(f"{what} ({own}); the trace-back is above", who)
+    else:
+        say_error(f"{what} ({own}); the trace-back is in {path}", who)
+    return 1
+
+
+def _keep(trace: str, folder: Path | None) -> Path | None:
+    """Write a trace-back to the first of three folders that takes it."""
+    rank = f"_rank{os.environ['RANK']}" if os.environ.get("RANK", "0") != "0" else ""
+    name = f"crash_{time.strftime('%Y%m%d-%H%M%S')}{rank}.log"
+    places = [Path.cwd, lambda: Path(tempfile.gettempdir())]
+    for place in (lambda: folder, *places):
+        try:
+            where = place()
+            if where is None or not where.is_dir():
+                continue
+            path = where.absolute() / name
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(trace)
+        except (OSError, ValueError):
+            continue
+        return path
+    return None

@@ -6,11 +6,14 @@ a flag is the bare name (``--top_k 4``) or the dotted one (``--method.top_k 4``)
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moram_dist.registry import InputError, unknown
+from moram_dist.ranges import bounded, one_of, positive
+from moram_dist.registry import InputError
 
 EMBEDDED = "demo"
 """Name of the base model and of the benchmark that ship with the package."""
@@ -25,16 +28,8 @@ PLACEMENTS = ("auto", "resident", "gathered", "stationary")
 ANSWERS = ("generate", "constrained", "labels", "labels_mean")
 """Ways to get an answer from a model; see ``EvalConfig.answers``."""
 
-
-def _positive(section: str, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and value <= 0:
-            raise InputError(f"--{name} must be > 0, got {value} ({section})")
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise unknown(f"--{name}", value, known)
+LONGEST_NAME = 200
+"""Bytes of a run's name, which names its folder, a lock beside it and jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +43,7 @@ class ModelConfig:
     """Parameters and compute: fp32, bf16, or auto (bf16 on an accelerator, fp32 on a CPU)."""
 
     attention: str = "auto"
-    """flash_attention_2, sdpa, eager, or auto (flash-attn where it imports, on CUDA in bf16)."""
+    """flash_attention_2, sdpa, eager, or auto: the first of these that the model supports here."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
@@ -58,8 +53,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
-        _one_of("dtype", self.dtype, ("auto", "fp32", "bf16"))
-        _one_of("attention", self.attention, ("auto", "flash_attention_2", "sdpa", "eager"))
+        one_of("dtype", self.dtype, ("auto", "fp32", "bf16"))
+        one_of("attention", self.attention, ("auto", "flash_attention_2", "sdpa", "eager"))
+        bounded(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +85,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
-        _positive("data", limit_train=self.limit_train, limit_eval=self.limit_eval)
+        positive("data", limit_train=self.limit_train, limit_eval=self.limit_eval)
+        bounded(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +159,9 @@ class MethodConfig:
                 f"--top_experts must be >= 2, got {self.top_experts}: the weight of a single "
                 "expert is always 1, so the router would learn nothing"
             )
-        _positive("method", alpha=self.alpha, distill_temperature=self.distill_temperature)
-        _positive("method", replay_budget=self.replay_budget, demonstrations=self.demonstrations)
+        positive("method", alpha=self.alpha, distill_temperature=self.distill_temperature)
+        positive("method", replay_budget=self.replay_budget, demonstrations=self.demonstrations)
+        bounded(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,15 +201,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
-        _one_of("schedule", self.schedule, ("constant", "linear", "cosine"))
-        _positive("train", learning_rate=self.learning_rate, epochs=self.epochs)
-        _positive("train", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
-        _positive("train", micro_batch_tokens=self.micro_batch_tokens)
+        one_of("schedule", self.schedule, ("constant", "linear", "cosine"))
+        positive("train", learning_rate=self.learning_rate, epochs=self.epochs)
+        positive("train", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
+        positive("train", micro_batch_tokens=self.micro_batch_tokens)
         if not 0 <= self.warmup_ratio <= 1:
             raise InputError(f"--warmup_ratio must be in [0, 1], got {self.warmup_ratio}")
         for name in ("seed", "weight_decay", "clip"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name} must be >= 0, got {getattr(self, name)}")
+        bounded(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,15 +240,16 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
-        _one_of("eval_rows", self.eval_rows, ("all", "seen", "last", "diagonal"))
+        one_of("eval_rows", self.eval_rows, ("all", "seen", "last", "diagonal"))
         for mode in self.answer_modes:
-            _one_of("answers", mode, ANSWERS)
+            one_of("answers", mode, ANSWERS)
             if self.answer_modes.count(mode) > 1:
                 raise InputError(f"--answers names {mode} twice")
-        _one_of("eval_gather", self.eval_gather, ("auto", "true", "false"))
-        _positive("eval", eval_batch_size=self.eval_batch_size)
-        _positive("eval", max_prompt_tokens=self.max_prompt_tokens)
-        _positive("eval", max_answer_tokens=self.max_answer_tokens)
+        one_of("eval_gather", self.eval_gather, ("auto", "true", "false"))
+        positive("eval", eval_batch_size=self.eval_batch_size)
+        positive("eval", max_prompt_tokens=self.max_prompt_tokens)
+        positive("eval", max_answer_tokens=self.max_answer_tokens)
+        bounded(self)
 
     @property
     def answer_modes(self) -> tuple[str, ...]:
@@ -285,17 +285,15 @@ class RecordConfig:
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
         for name in self.stop_signals.split(","):
-            _one_of("stop_signals", name, STOP_SIGNALS)
-        _one_of("tracking", self.tracking, ("mlflow", "none"))
-        _positive("record", log_every=self.log_every)
-        try:
-            valid = 0 < (self.save_steps or self.save_seconds or 0) < float("inf")
-        except ValueError:
-            valid = False
-        if not valid:
+            one_of("stop_signals", name, STOP_SIGNALS)
+        one_of("tracking", self.tracking, ("mlflow", "none"))
+        positive("record", log_every=self.log_every)
+        valid = re.fullmatch(r"[0-9]{1,9}|[0-9]{1,7}(\.[0-9]{0,9})?m", self.save_every)
+        if not valid or not (self.save_steps or self.save_seconds):
             raise InputError(
                 f"--save_every must be steps (200) or minutes (10m), got {self.save_every!r}"
             )
+        bounded(self)
 
     @property
     def save_steps(self) -> int | None:
@@ -328,11 +326,12 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
-        _one_of("placement", self.placement, PLACEMENTS)
-        _one_of("atom_group", self.atom_group, ("world", "node"))
-        _positive("parallel", wait_limit=self.wait_limit)
+        one_of("placement", self.placement, PLACEMENTS)
+        one_of("atom_group", self.atom_group, ("world", "node"))
+        positive("parallel", wait_limit=self.wait_limit)
         if not 0 <= self.resident_fraction <= 1:
             raise InputError(f"--resident_fraction must be in [0, 1], got {self.resident_fraction}")
+        bounded(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,7 +351,11 @@ class RunConfig:
         """Short name of the run: benchmark, order where one was chosen, method, seed."""
         order = "" if self.data.order in (None, "default") else f"-{self.data.order}"
         name = f"{self.data.benchmark}{order}-{self.method.method}-seed{self.train.seed}"
-        return name.replace(os.sep, "_").replace(",", "+")
+        name = name.replace(os.sep, "_").replace(",", "+")
+        if len(name.encode()) <= LONGEST_NAME:
+            return name
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # as of an order of a hundred tasks
+        return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
 
     @property
     def run_dir(self) -> Path:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
+import unicodedata
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from moram_dist.config import RunConfig
 from moram_dist.reading import parse_yaml, read_yaml
+from moram_dist.redaction import clean_address, clean_tree
 from moram_dist.registry import InputError, unknown
+from moram_dist.terminal import quoted
 
 MAY_CHANGE = frozenset(
     {
@@ -28,6 +32,8 @@ MAY_CHANGE = frozenset(
         "eval.eval_gather",
         "data.data_dir",
         "model.attention",
+        "model.gradient_checkpointing",
+        "model.trust_remote_code",
         "train.micro_batch_size",
         "train.micro_batch_tokens",
         "parallel.atom_group",
@@ -64,8 +70,9 @@ def build(overrides: Mapping[str, Any], recipe: Path | None = None) -> RunConfig
         InputError: a key that does not exist, a value of another type, a recipe that is no YAML
             mapping, or a value that its section refuses.
     """
-    values = dict(_flatten(read_mapping(recipe), str(recipe))) if recipe else {}
-    values |= {_bare(key, "flag"): value for key, value in overrides.items()}
+    values = _flatten(read_mapping(recipe), str(recipe)) if recipe else {}
+    for key, value in overrides.items():
+        values[_bare(key, "flag")] = value
     known = fields()
     given: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for name, value in values.items():
@@ -75,11 +82,14 @@ def build(overrides: Mapping[str, Any], recipe: Path | None = None) -> RunConfig
 
 
 def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Nested plain values, ready for YAML."""
-    return {
+    """Nested plain values, ready for YAML, without passwords."""
+    plain = {
         section: {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
         for section, values in dataclasses.asdict(config).items()
     }
+    if plain["record"]["tracking_uri"]:
+        plain["record"]["tracking_uri"] = clean_address(plain["record"]["tracking_uri"])
+    return {section: clean_tree(values) for section, values in plain.items()}
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
@@ -87,17 +97,54 @@ def flat(config: RunConfig) -> dict[str, Any]:
     return {f"{s}.{k}": v for s, values in to_dict(config).items() for k, v in values.items()}
 
 
+def from_saved(saved: Mapping[str, Any], where: str | Path) -> RunConfig:
+    """A configuration that a run wrote down, with defaults for the fields that are younger.
+
+    Args:
+        saved: section -> its fields, as ``to_dict`` gives them.
+        where: the file, for messages.
+
+    Raises:
+        InputError: a section or field that this version does not know, or a value that the
+            field cannot have.
+    """
+    known = fields()
+    values: dict[str, Any] = {}
+    strange: list[str] = []
+    for section, content in saved.items():
+        if section not in SECTIONS:
+            strange.append(str(section))
+            continue
+        if not isinstance(content, Mapping):
+            raise InputError(f"{where}: {section} must be a mapping of names to values")
+        for name, value in content.items():
+            if name in known and known[name][0] == section:
+                values[f"{section}.{name}"] = value
+            else:
+                strange.append(f"{section}.{name}")
+    if strange:
+        raise InputError(
+            f"{where} was written by another version of this program, whose settings this one does "
+            f"not know: {', '.join(strange)}"
+        )
+    try:
+        return build(values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
 def differences(
-    config: RunConfig,
-    saved: Mapping[str, Mapping[str, Any]],
-    sections: Collection[str] = tuple(SECTIONS),
+    config: RunConfig, saved: RunConfig, ignored: Collection[str] = frozenset()
 ) -> list[str]:
-    """``name: saved -> now`` for each result-defining field in which two runs differ."""
-    then = {f"{s}.{k}": v for s, values in saved.items() for k, v in values.items()}
+    """``name: saved -> now`` for each field in which two runs differ, but for the ignored ones.
+
+    ``ignored`` holds dotted names, which come on top of ``MAY_CHANGE``.
+    """
+    then = flat(saved)
     return [
-        f"{name.split('.')[1]}: {then.get(name)} -> {now}"
+        f"{name.split('.')[1]}: {then[name]} -> {now}"
         for name, now in flat(config).items()
-        if name not in MAY_CHANGE and name.split(".")[0] in sections and then.get(name) != now
+        if name not in MAY_CHANGE and name not in ignored and then[name] != now
     ]
 
 
@@ -118,12 +165,17 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
         wanted.remove(type(None))
     (target,) = wanted
     try:
-        return _as(value, target)
+        out = _as(value, target)
     except (ValueError, TypeError, KeyError, OverflowError):
         name_of = getattr(target, "__name__", str(target))
         raise InputError(
-            f"--{name} must be {_NAMES.get(name_of, name_of)}, got {value!r}"
+            f"--{name} must be {_NAMES.get(name_of, name_of)}, got {quoted(value)}"
         ) from None
+    if isinstance(out, str | Path):
+        _check_text(name, str(out))
+    if isinstance(out, Path):
+        check_path(name, out)
+    return out
 
 
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
@@ -132,7 +184,11 @@ _NAMES = {
     "float": "a number",
     "bool": "true or false",
     "dict": "a mapping",
+    "Path": "a path",
 }
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
+"""Bytes of one name and of a whole path, as file systems have it."""
 
 
 def _as(value: Any, target: Any) -> Any:
@@ -144,6 +200,8 @@ def _as(value: Any, target: Any) -> Any:
     if target is float:
         return _finite(value)
     if target in (str, Path):
+        if isinstance(value, bool):  # YAML's true, for a field that knows "true"
+            value = str(value).lower()
         return target(value) if isinstance(value, str | int | float | Path) else _refuse()
     parsed = parse_yaml(value, "its text") if isinstance(value, str) else value
     if not isinstance(parsed, dict) or not all(
@@ -154,21 +212,47 @@ def _as(value: Any, target: Any) -> Any:
 
 
 def _finite(value: Any) -> float:
+    """A number as people write it: Python reads "1_000" and digits of other scripts as well."""
+    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
+        _refuse()
     number = float(value)
-    return number if math.isfinite(number) and value is not True else _refuse()
+    return number if math.isfinite(number) else _refuse()
 
 
 def _refuse() -> Any:
     raise ValueError
 
 
-def _flatten(values: Mapping[str, Any], source: str) -> list[tuple[str, Any]]:
-    out: list[tuple[str, Any]] = []
+def _check_text(name: str, text: str) -> None:
+    bad = next((x for x in text if unicodedata.category(x) in ("Cc", "Cs", "Zl", "Zp")), None)
+    if bad is not None:
+        what = "is not UTF-8" if unicodedata.category(bad) == "Cs" else f"holds {bad!r}"
+        raise InputError(f"--{name} {what}: {quoted(text)}")
+
+
+def check_path(name: str, path: Path) -> None:
+    """Raises InputError where a path is no UTF-8, or longer than file systems take."""
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        raise InputError(f"--{name} is not UTF-8: {quoted(str(path))}")
+    longest = max((len(part.encode()) for part in path.parts), default=0)
+    if longest > _LONGEST_NAME or len(str(path).encode()) > _LONGEST_PATH:
+        raise InputError(
+            f"--{name} is longer than a path can be ({_LONGEST_NAME} bytes for each name, "
+            f"{_LONGEST_PATH} in all): {quoted(str(path))}"
+        )
+
+
+def _flatten(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    out: dict[str, Any] = {}
     for key, value in values.items():
-        if key in SECTIONS and isinstance(value, dict):
-            out += [(_bare(f"{key}.{name}", f"key in {source}"), v) for name, v in value.items()]
-        else:
-            out.append((_bare(str(key), f"key in {source}"), value))
+        nested = key in SECTIONS and isinstance(value, dict)
+        for name, item in (
+            {f"{key}.{n}": v for n, v in value.items()}.items() if nested else [(str(key), value)]
+        ):
+            bare = _bare(name, f"key in {source}")
+            if bare in out:
+                raise InputError(f"{source}: {bare!r} is given twice")
+            out[bare] = item
     return out
 
 

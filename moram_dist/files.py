@@ -1,17 +1,40 @@
-"""Files that are whole or not there: atomic writes, locks, digests, names."""
+"""Files that are whole or not there: atomic writes, folders, appending, locks, digests, names.
+
+Everything that this program writes goes through here, so that power loss, full disks and links put
+in its way are dealt with in one place.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
-from moram_dist.registry import MachineError
+from moram_dist.registry import InputError, MachineError
+
+LONGEST_NAME = 120
+"""Bytes of a task's name within a file's name; file systems take 255 for the whole."""
+
+IN_THE_WAY = frozenset(
+    {
+        errno.EACCES,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+        errno.ENXIO,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+"""Errors that tell of what is at a path, not of a machine that fails."""
 
 
 class WriteError(MachineError, OSError):
@@ -23,6 +46,8 @@ def writing(path: Path) -> Iterator[None]:
     """A context that turns an OSError into a WriteError: one line with the path and the reason."""
     try:
         yield
+    except WriteError:
+        raise
     except OSError as error:
         raise WriteError(
             f"{path} cannot be written: {error.strerror or error}; what is published is whole: "
@@ -30,19 +55,26 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, *, private: bool = False) -> None:
     """Replace ``path`` by ``content`` (text as UTF-8): all of it, or nothing at all.
 
     Written under a temporary name in the same folder, synced, then renamed; one writer per path.
+    Follows no link at either name. When this returns, neither content nor name can be lost.
+
+    Args:
+        path: the file; folders above it are made.
+        content: text or bytes.
+        private: only the owner may read it, from its first byte on.
 
     Raises:
         WriteError: the folder cannot be written, or the disk is full. The old file is untouched.
     """
     temporary = path.with_name(f".{path.name}.partial")
+    make_folder(path.parent)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # left by a crash, or put there to be followed
         try:
-            with temporary.open("wb") as file:
+            with create(temporary, private=private) as file:
                 file.write(content.encode("utf-8") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -51,11 +83,76 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             with suppress(OSError):
                 temporary.unlink()  # on a full disk, half a file is in the way
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
+        sync_folder(path.parent)  # the new name itself
+
+
+def create(path: Path, *, private: bool = False) -> BinaryIO:
+    """A new file, opened to be written. Raises OSError where anything is at that name already."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o600 if private else 0o666), "wb")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; power loss cannot take one back once this returns.
+
+    Raises:
+        WriteError: it cannot be made, or something else is at its name.
+    """
+    with writing(path):
+        if path.is_dir():
+            return
+    make_folder(path.parent)
+    with writing(path):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Put on disk which names a folder holds. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def open_to_append(path: Path, *, private: bool = False) -> BinaryIO:
+    """A file to be read and added to, unbuffered, made where missing. Follows no link.
+
+    Raises:
+        InputError: a link, folder or device is at that name, or it may not be opened.
+        WriteError: the disk is full, or fails.
+    """
+    make_folder(path.parent)
+    new = not os.path.lexists(path)
+    # NONBLOCK: opening a pipe would wait for its other end.
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with writing(path):
         try:
-            os.fsync(folder)  # the new name itself
-        finally:
-            os.close(folder)
+            descriptor = os.open(path, flags, 0o600 if private else 0o666)
+        except OSError as error:
+            if error.errno not in IN_THE_WAY:
+                raise
+            reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+            raise InputError(f"{path} cannot be opened to be written: {reason}") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise InputError(f"{path} cannot be opened to be written: it is not a file")
+        file = os.fdopen(descriptor, "a+b", buffering=0)
+        if private:
+            with suppress(OSError):  # one of an older version, on a file system without modes
+                os.fchmod(descriptor, 0o600)
+        if new:
+            sync_folder(path.parent)
+        return file
+
+
+def append(file: BinaryIO, line: bytes) -> None:
+    """Add a line to what ``open_to_append`` gave: whole, or not at all. Raises OSError."""
+    end = file.seek(0, os.SEEK_END)
+    if file.write(line) != len(line):
+        file.truncate(end)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sha256(path: Path) -> str:
@@ -65,19 +162,30 @@ def sha256(path: Path) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A task's name as part of a file name."""
-    return re.sub(r"[^\w.-]", "_", name)
+    """A task's name as part of a file name; a digest stands for the end of a very long one."""
+    safe = re.sub(r"[^\w.-]", "_", name)
+    if len(safe.encode("utf-8")) <= LONGEST_NAME:
+        return safe
+    begins = safe.encode("utf-8")[: LONGEST_NAME - 9].decode("utf-8", errors="ignore")
+    return f"{begins}-{hashlib.sha256(safe.encode('utf-8')).hexdigest()[:8]}"
 
 
 @contextmanager
-def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[IO[str]]:
+def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[BinaryIO]:
     """Hold an advisory lock on ``path``, made where missing; the system frees it if we die.
 
     Gives the file, open to be read and added to.
 
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is False.
+        InputError: something that is no file of ours is at that name.
+        WriteError: the disk is full, or the file system has no locks.
     """
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    with open_to_append(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise WriteError(f"{path} cannot be locked: {error.strerror}") from None
         yield file

@@ -10,27 +10,29 @@ number of ranks as it is.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors import safe_open
-
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.memory_files import Manifest, MemoryFiles, Shape
+from moram_dist.command_line import run_command
 from moram_dist.registry import InputError, unknown
+from moram_dist.terminal import make_output_last, say
 
 
 def show(files: MemoryFiles, manifest: Manifest) -> str:
     """What the manifest names, a line a task, and whether each file is the one published."""
-    adapted = f"{len(manifest.modules)} linears of {manifest.base['name']}"
+    adapted = f"{len(manifest.modules)} linears of {_shown(manifest.base['name'])}"
     lines = [
-        f"{manifest.method} on {adapted} ({manifest.base['fingerprint'][:12]})",
+        f"{_shown(manifest.method)} on {adapted} ({_shown(manifest.base['fingerprint'][:12])})",
         f"{'task':24} {'atoms':>7} {'bytes':>12}  {'sha256':12}  state",
     ]
     for task in manifest.tasks:
         try:
-            state, atoms = "verified", str(_atoms(files.verify(task)))
+            state, atoms = "verified", str(_atoms(files.shapes(task)))
         except InputError as error:
             state, atoms = str(error), "?"
-        lines.append(f"{task.name:24} {atoms:>7} {task.bytes:>12,}  {task.sha256[:12]}  {state}")
+        name, digest = _shown(task.name), task.sha256[:12]
+        lines.append(f"{name:24} {atoms:>7} {task.bytes:>12,}  {digest}  {state}")
     total = sum(task.bytes for task in manifest.tasks)
     lines.append(f"{len(manifest.tasks)} tasks, {total:,} bytes")
     return "\n".join(lines)
@@ -43,38 +45,45 @@ def verify(files: MemoryFiles, manifest: Manifest) -> str:
         InputError: the first file that is missing or is not the one published.
     """
     for task in manifest.tasks:
-        files.verify(task)
+        files.shapes(task)
     return f"{len(manifest.tasks)} tasks verified"
 
 
 COMMANDS = {"show": show, "verify": verify}
 
 
-def main(words: list[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Run one command; the exit code."""
-    try:
-        if len(words) != 2:
-            raise InputError("usage: python -m moram_dist.memory show|verify RUN/memory")
-        command, folder = words
-        if command not in COMMANDS:
-            raise unknown("command", command, COMMANDS)
-        files = MemoryFiles(Path(folder))
-        manifest = files.manifest()
-        if manifest is None:
-            raise InputError(f"{files.path} does not exist: no memory was published there")
-        print(COMMANDS[command](files, manifest))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(_run, words)
+
+
+def _run(words: Sequence[str]) -> int:
+    if list(words) in (["-h"], ["--help"]):
+        say((__doc__ or "").strip())
+        return 0
+    if len(words) != 2:
+        raise InputError("usage: python -m moram_dist.memory show|verify RUN/memory")
+    command, folder = words
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    files = MemoryFiles(Path(folder))
+    manifest = files.manifest()
+    if manifest is None:
+        raise InputError(f"{files.path} does not exist: no memory was published there")
+    say(COMMANDS[command](files, manifest))
     return 0
 
 
-def _atoms(path: Path) -> int:
+def _shown(text: str) -> str:
+    """For a terminal, which would take some characters for commands."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _atoms(shapes: Mapping[str, Shape]) -> int:
     """Rank-1 atoms in a task's file, over all layers; 0 for a method that has none."""
-    with safe_open(path, "pt") as tensors:
-        names = [name for name in tensors.keys() if name.endswith(".keys")]
-        return sum(tensors.get_slice(name).get_shape()[0] for name in names)
+    return sum(shape[0] for name, shape in shapes.items() if name.endswith(".keys") and shape)
 
 
 if __name__ == "__main__":
+    make_output_last()
     sys.exit(main(sys.argv[1:]))

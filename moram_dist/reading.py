@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import stat
 import typing
 from collections.abc import Iterator
 from functools import cache
@@ -28,6 +29,7 @@ MOST_YAML_VALUES = 100_000
 def read_text(path: Path) -> str:
     """A UTF-8 file's text, without a byte order mark. Raises InputError where it cannot be had."""
     try:
+        _check_kind(path)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
@@ -35,19 +37,41 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except InputError:
+        raise
     except ValueError:  # a name with a null byte
         raise InputError(f"{str(path)!r}: cannot be a file's name") from None
 
 
-def read_json(path: Path) -> Any:
+def _check_kind(path: Path) -> None:
+    """Raises InputError on what may have no end, as a device, or no writer, as a pipe."""
+    mode = path.stat().st_mode
+    of_a_shell = stat.S_ISFIFO(mode) and path.is_relative_to("/dev")  # <(...)
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or of_a_shell):
+        raise InputError(f"{path}: is no file but a device, pipe or socket")
+
+
+def read_json(path: Path, *, unique: bool = False) -> Any:
     """What a JSON file holds. Raises InputError as ``read_text`` and ``parse_json`` do."""
-    return parse_json(read_text(path), path)
+    return parse_json(read_text(path), path, unique=unique)
 
 
-def parse_json(text: str, path: Path, *, first_line: int = 1) -> Any:
-    """Parse JSON. Raises InputError with line and column where it is malformed."""
+def parse_json(text: str, path: Path, *, first_line: int = 1, unique: bool = False) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: of the file, or of one line.
+        path: where it came from, for messages.
+        first_line: number of the text's first line in the file.
+        unique: refuse an object that holds a key twice; otherwise the last one counts.
+
+    Raises:
+        InputError: with line and column where it is malformed.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique if unique else None)
+    except _TwiceError as error:
+        raise InputError(f"{path}: key {error.args[0]!r} is given twice") from None
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise InputError(
@@ -71,9 +95,22 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             yield f"{path}, line {number}", parse_json(line, path, first_line=number)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+class _TwiceError(Exception):
+    """An object holds a key twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in out:
+            raise _TwiceError(key)
+        out[key] = value
+    return out
+
+
+def read_object(path: Path, *, unique: bool = False) -> dict[str, Any]:
     """A JSON file that holds an object. Raises InputError where it holds anything else."""
-    value = read_json(path)
+    value = read_json(path, unique=unique)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object")
     return value
@@ -135,8 +172,8 @@ def parse_yaml(text: str, where: str | Path) -> Any:
     """Parse YAML. Dates stay text.
 
     Raises:
-        InputError: malformed, nested too deeply, a number too long to read, a value that holds
-            itself, or aliases that stand for more than ``MOST_YAML_VALUES`` values.
+        InputError: malformed, nested too deeply, a number too long to read, a key given twice, a
+            value that holds itself, or aliases for more than ``MOST_YAML_VALUES`` values.
     """
     try:
         loader = _Loader(text)
@@ -144,6 +181,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:
         if node is None:
             return None
         _count(node, {}, where)
+        _refuse_twice(node, where)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -162,6 +200,14 @@ class _Loader(yaml.SafeLoader):
     """Reads plain values: a date is a text, as nobody here asks for dates."""
 
 
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    value = loader.construct_yaml_int(node)
+    if abs(value) >= 2**63:
+        raise ValueError("in base 16 a number may have digits without end")
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -186,3 +232,19 @@ def _count(node: yaml.Node, counted: dict[int, int | None], where: str | Path) -
         raise InputError(f"{where}: YAML with more than {MOST_YAML_VALUES:,} values")
     counted[id(node)] = total
     return total
+
+
+def _refuse_twice(node: yaml.Node, where: str | Path) -> None:
+    """Raises InputError where a mapping gives a key twice, of which YAML takes the last."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise InputError(f"{where}, line {line}: key {key.value!r} is given twice")
+                seen.add(key.value)
+            _refuse_twice(value, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            _refuse_twice(part, where)

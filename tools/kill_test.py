@@ -195,6 +195,7 @@ def _watch_for(note: Callable[[str], object]) -> None:
     """Call ``note`` with the kind of each moment that comes."""
     import launch.session
     from eval import harness
+    from moram_dist import files
     from moram_dist.atoms.memory_files import MemoryFiles
     from moram_dist.methods import METHODS
     from moram_dist.train import trainer
@@ -226,7 +227,7 @@ def _watch_for(note: Callable[[str], object]) -> None:
             around(method, "end_task", "freezing")
 
     # write_atomically, from within: the temporary file, half of its bytes, its final name.
-    opened, replaced = Path.open, Path.replace
+    created, replaced = files.create, Path.replace
 
     class HalfWritten:
         def __init__(self, file: Any) -> None:
@@ -248,11 +249,9 @@ def _watch_for(note: Callable[[str], object]) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self.file, name)
 
-    def open_(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if path.suffix != ".partial" or mode != "wb":
-            return opened(path, mode, *args, **kwargs)
+    def create(path: Path, **kwargs: Any) -> Any:
         note("before a file")
-        return HalfWritten(opened(path, mode, *args, **kwargs))
+        return HalfWritten(created(path, **kwargs))
 
     def replace(path: Path, target: Path) -> Path:
         note("before a file's rename")
@@ -260,7 +259,7 @@ def _watch_for(note: Callable[[str], object]) -> None:
         note("after a file's rename")
         return out
 
-    Path.open, Path.replace = open_, replace  # type: ignore[method-assign,assignment]
+    files.create, Path.replace = create, replace  # type: ignore[assignment,method-assign]
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
-from launch import session
+from launch import settings
 from moram_dist.atoms import Placer
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
@@ -82,16 +82,16 @@ def _rank(
 ) -> Calibration:
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}"}
     os.environ |= {"LOCAL_WORLD_SIZE": f"{ranks}", "MASTER_PORT": f"{port}"}
-    session.quiet()
-    config, benchmark = session.settle(config)
+    settings.quiet()
+    config, benchmark = settings.settle(config)
     one_each = replace(config, train=replace(config.train, batch_size=ranks))
-    settings = session.deepspeed_config(one_each, ds_path, ranks)
+    ds_config = settings.deepspeed_config(one_each, ds_path, ranks)
     env.join(TIMEOUT_S)
-    base = language_model.load(config.model, settings)
+    base = language_model.load(config.model, ds_config)
     placer = Placer(make_atom_group("world"), placement)
     method = Moram(config.method, config.train.seed, placer, num_tasks=len(benchmark.tasks))
     method.build(base.model)
-    engine: Any = make_engine(base.model, settings, weight_decay=config.train.weight_decay)
+    engine: Any = make_engine(base.model, ds_config, weight_decay=config.train.weight_decay)
     forward = Forward(engine, base.model)
     found = []
     for i, batches in enumerate(tasks):

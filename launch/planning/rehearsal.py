@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from launch.planning.meter import AsOnDevice, Meter, PretendGroup
+from moram_dist.adapters.reached import unreached
+from moram_dist.adapters.targets import choose_targets
 from moram_dist.atoms import Placer
 from moram_dist.atoms.placement import Resident, Stationary
 from moram_dist.comm import zero3
@@ -79,7 +81,8 @@ class Rehearsal:
         self.base_sizes = [p.numel() for p in self.model.parameters()]
         self.number_bytes = dtype.itemsize
         self.method = Moram(config.method, config.train.seed, self.placer, num_tasks)
-        self.method.build(self.model)
+        targets = choose_targets(self.model, config.method.target_modules, unreached(self.model))
+        self.method.build(self.model, targets.names)
         self.model.to(META)
         self.forward = Forward(self.model, self.model, META)
 

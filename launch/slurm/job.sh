@@ -41,7 +41,7 @@ trap 'asked=yes; say "asked to stop"; [ -z "$step" ] || kill -USR1 "$step"' USR1
 say "attempt $attempt: job $job on $SLURM_JOB_NODELIST, log $log"
 # A launcher that fails alone would keep the others waiting: they get ten minutes. Not by
 # --kill-on-bad-exit, since nodes that save their state leave one after the other.
-srun --ntasks-per-node 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" --input none --output "$log" \
+srun --ntasks-per-node 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" --input none --output "${log//%/%%}" \
   --kill-on-bad-exit=0 --wait 600 \
   bash -c "$(declare -p python command ranks_per_node nodes master port; declare -f node); node" &
 step=$!

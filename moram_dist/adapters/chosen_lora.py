@@ -12,7 +12,7 @@ class ChosenLora(LoraLinear):
     """``LoraLinear`` that keeps the terms of all its tasks."""
 
     def __init__(
-        self, base: nn.Linear, *, size: int, scale: float, dropout: nn.Module, prefix: Prefix
+        self, base: nn.Module, *, size: int, scale: float, dropout: nn.Module, prefix: Prefix
     ) -> None:
         """``prefix``: a row with so many tasks is answered by the last of them alone."""
         super().__init__(base, size=size, scale=scale, dropout=dropout)

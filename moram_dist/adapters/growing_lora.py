@@ -23,7 +23,7 @@ class GrowingLora(LoraLinear):
     older_B: Tensor
 
     def __init__(
-        self, base: nn.Linear, *, size: int, scale: float, dropout: nn.Module, prefix: Prefix
+        self, base: nn.Module, *, size: int, scale: float, dropout: nn.Module, prefix: Prefix
     ) -> None:
         """``prefix`` says how many tasks answer each row."""
         super().__init__(base, size=size, scale=scale, dropout=dropout)

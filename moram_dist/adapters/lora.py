@@ -20,18 +20,18 @@ class LoraLinear(AdaptedLinear):
     Source: Hu et al. 2021, arXiv:2106.09685; B is stored transposed, as the values of atoms are.
     """
 
-    def __init__(self, base: nn.Linear, *, size: int, scale: float, dropout: nn.Module) -> None:
+    def __init__(self, base: nn.Module, *, size: int, scale: float, dropout: nn.Module) -> None:
         super().__init__(base)
         self.scale = scale
         self.dropout = dropout
         self.stand_in: Terms | None = None
         """Used in the place of the parameters, without dropout; see ``standing_in``."""
-        like = base.weight
+        like = self.like
         self.lora_A = nn.Parameter(
-            torch.zeros(size, base.in_features, dtype=like.dtype, device=like.device)
+            torch.zeros(size, self.in_features, dtype=like.dtype, device=like.device)
         )
         self.lora_B = nn.Parameter(
-            torch.zeros(size, base.out_features, dtype=like.dtype, device=like.device)
+            torch.zeros(size, self.out_features, dtype=like.dtype, device=like.device)
         )
 
     def update(self, x: Tensor) -> Tensor:

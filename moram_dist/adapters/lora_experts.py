@@ -20,7 +20,7 @@ class LoraExperts(GrowingLora):
 
     def __init__(
         self,
-        base: nn.Linear,
+        base: nn.Module,
         *,
         size: int,
         scale: float,
@@ -33,7 +33,7 @@ class LoraExperts(GrowingLora):
         self.size = size
         self.top = top
         # ZeRO-3 cannot add parameters later, so rows of experts to come are there from the start.
-        self.router = nn.Parameter(base.weight.new_zeros(num_tasks, base.in_features))
+        self.router = nn.Parameter(self.like.new_zeros(num_tasks, self.in_features))
         self.routers: list[Tensor] = []
         """As the router was after each task, (task + 1, in): it goes on learning."""
 

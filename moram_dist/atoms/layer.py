@@ -40,7 +40,7 @@ class MemoryLinear(AdaptedLinear):
     Source: Lu et al. 2026, arXiv:2506.21035.
     """
 
-    def __init__(self, base: nn.Linear, *, dropout: TokenDropout | nn.Dropout) -> None:
+    def __init__(self, base: nn.Module, *, dropout: TokenDropout | nn.Dropout) -> None:
         """To be given its atoms by ``give_memory`` before it is used."""
         super().__init__(base)
         self.dropout = dropout
@@ -86,7 +86,7 @@ class Memory(nn.Module):
         """Whether the tokens are an encoder's in a model whose decoder has others."""
         self.dropouts = tuple(layer.dropout for layer in layers)  # children of their layers only
         shapes = [(layer.in_features, layer.out_features) for layer in layers]
-        like = layers[0].base.weight
+        like = layers[0].like
         self.bank = Bank(shapes, placer.group, like=like, num_active=settings.num_active)
         for i, sizes in enumerate(shapes):
             for kind, size in zip(("keys", "values"), sizes, strict=True):

@@ -6,25 +6,18 @@ Works without a launcher too: then there is one rank.
 from __future__ import annotations
 
 import os
+import resource
 import socket
-import sys
-import time
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moram_dist.registry import InputError, MachineError
-
-EXTENSION = "deepspeed_shm_comm"
-"""What DeepSpeed compiles for CPU ranks on one machine; with it comes ninja's lock file."""
-
-STALE_AFTER_S = 300
-"""A build takes about a minute. A lock of this age belongs to a build that was killed."""
+from moram_dist.registry import MachineError
 
 
 def rank() -> int:
@@ -79,16 +72,19 @@ def choose_accelerator() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def join(timeout_s: float = 1800.0) -> None:
+def join(timeout_s: float = 1800.0, still: Callable[[], None] = lambda: None) -> None:
     """Meet the other ranks (gloo on a CPU, NCCL on CUDA). Says so when it must compile first.
 
     Args:
         timeout_s: longest wait for the other ranks in any one collective.
+        still: called now and then, here and later, while an extension is compiled.
 
     Raises:
         InputError: the port at which the ranks are to meet is taken.
         MachineError: not all ranks came.
     """
+    from moram_dist.comm import extension, rendezvous
+
     choose_accelerator()
     # DeepSpeed calls torch's collectives by names that torch 2.13 renamed.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
@@ -97,15 +93,22 @@ def join(timeout_s: float = 1800.0) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(free_port())
+    allow_many_files()
+    meeting = None
+    if not dist.is_initialized():
+        if rendezvous.one_machine():
+            keep_gloo_inside()
+        meeting = rendezvous.Rendezvous(timeout_s)
+        meeting.meet()
     if device().type == "cuda":
         torch.cuda.set_device(device())
     else:
         # One machine's ranks share its cores; without this each would start a thread per core.
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size()))
-        prepare_extension()
+        extension.guard(still)
+        if meeting:
+            extension.prepare(meeting)
     # With it DeepSpeed gives each CPU rank 69 MB of shared memory, for an all-reduce of inference
     # engines that nothing here calls, and leaves it to the machine when the rank ends.
     local_size = os.environ.pop("LOCAL_SIZE", None)
@@ -115,21 +118,33 @@ def join(timeout_s: float = 1800.0) -> None:
             timeout=timedelta(seconds=timeout_s),
             auto_mpi_discovery=False,
             verbose=False,
+            init_method=meeting and meeting.init_method(),
         )
     except (dist.DistStoreError, dist.DistNetworkError) as error:
-        if "time" in str(error).lower():
-            raise MachineError(
-                f"rank {rank()} waited {timeout_s:g} s for the other ranks to start"
-            ) from None
-        if "EADDRINUSE" not in str(error):
+        if "time" not in str(error).lower():
             raise
-        raise InputError(
-            f"port {os.environ['MASTER_PORT']} is taken, perhaps by another run on this machine; "
-            "give the launcher another one (deepspeed --master_port N)"
+        raise MachineError(
+            f"rank {rank()} waited {timeout_s:g} s for the other ranks to connect"
         ) from None
     finally:
         if local_size is not None:
             os.environ["LOCAL_SIZE"] = local_size
+
+
+def allow_many_files() -> None:
+    """As many open files as the system allows: gloo connects each rank to every other one.
+
+    The usual soft limit, 1,024, ends that at about 1,000 ranks.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def keep_gloo_inside() -> None:
+    """Ranks of one machine talk over loopback: nothing of it is open to other machines."""
+    if "lo" in (name for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def leave() -> None:
@@ -198,39 +213,6 @@ def sum_(tensor: Tensor) -> None:
     """Sum over ranks, in place; the tensor is on ``device()``."""
     if world_size() > 1:
         dist.all_reduce(tensor)
-
-
-def extension_folder() -> Path:
-    """Where torch keeps the extension that DeepSpeed compiles for CPU ranks."""
-    from torch.utils.cpp_extension import _get_build_directory
-
-    return Path(_get_build_directory(EXTENSION, verbose=False))
-
-
-def prepare_extension() -> None:
-    """Announce the one-time build; remove the lock of a build that was killed.
-
-    torch waits for that lock for ever, without a word.
-    """
-    if rank() != 0:
-        return
-    folder = extension_folder()
-    lock = folder / "lock"
-    if lock.exists() and time.time() - lock.stat().st_mtime > STALE_AFTER_S:
-        print(f"removing {lock}: left by a build that was killed", file=sys.stderr, flush=True)
-        lock.unlink(missing_ok=True)
-    if lock.exists():
-        print(
-            f"waiting for another process that builds {EXTENSION}; if there is none, delete {lock}",
-            file=sys.stderr,
-            flush=True,
-        )
-    elif not (folder / f"{EXTENSION}.so").exists():
-        print(
-            f"building DeepSpeed's CPU extension in {folder} (once, one to two minutes) ...",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 def free_port() -> int:

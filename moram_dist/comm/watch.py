@@ -1,9 +1,11 @@
 """The ranks watch over one another: none outlives a dead one, and none waits for ever.
 
-Every rank holds a TCP connection to every other one. The kernel closes those of a process that
-dies, however it dies, so the others know at once; a rank that leaves on purpose first sends its
-exit code, one byte. The lowest rank that is left says in one line who died, and all exit with code
-4. Keepalive finds a machine that vanished, within ``VANISHED_S``.
+Ranks are connected by TCP (``comm.links``): each to rank 0, and to its neighbours in a tree. The
+kernel closes the connections of a process that dies, however it dies, so those at the other end
+know at once; a rank that leaves on purpose first sends its exit code, one byte. The lowest rank
+that is left says in one line who died, and all exit with code 4. Whoever is told to exit passes it
+on to all its connections first, so word travels over the star or, where rank 0 is dead or stands
+still, through the tree. Keepalive finds a machine that vanished, within ``links.VANISHED_S``.
 
 ``at`` says what a rank does next. One that does nothing new for ``--wait_limit`` seconds waits for
 a rank that hangs: it says so, and all exit.
@@ -14,18 +16,14 @@ This is done in a thread, because the main one is then inside a collective that 
 from __future__ import annotations
 
 import os
-import platform
-import resource
-import secrets
 import selectors
-import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from typing import NoReturn
 
-from moram_dist.comm import env
+from moram_dist.comm import env, links
+from moram_dist.comm.links import Peer
 from moram_dist.registry import MachineError
 
 TICK_S = 0.25
@@ -35,20 +33,10 @@ TURN_S = 3.0
 ECHO_S = 5.0
 """How long after a rank's death the errors that it causes on others may come before the watch."""
 
-MEET_S = 60.0
-VANISHED_S = 60
+NAMED = 8
+"""Dead ranks that the line names; a node may hold many more."""
 
 GO_ON = "; what is published is whole: the same command goes on from there"
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another rank."""
-
-    name: str
-    """For messages: ``rank 1 (process 4711 on node2)``."""
-
-    connection: socket.socket
 
 
 class Watch:
@@ -58,7 +46,7 @@ class Watch:
         self.wait_limit_s = wait_limit_s
         self._doing = ("", time.monotonic())
         self._peers: dict[int, Peer] = {}
-        """Ranks that neither died nor left."""
+        """Ranks that this one is connected to, and that neither died nor left."""
         self._dead: dict[int, str] = {}
         self._died_at = 0.0
         self._left = False
@@ -67,31 +55,19 @@ class Watch:
         """What this rank does, or waits for, from here on; its time starts again."""
         self._doing = (label, time.monotonic())
 
+    def still(self) -> None:
+        """This rank is at the same thing, and does not hang; its time starts again."""
+        self.at(self._doing[0])
+
     def start(self) -> None:
-        """Connect to all other ranks, and watch from here on. All ranks call it together.
+        """Connect to other ranks, and watch from here on. All ranks call it together.
 
         Raises:
             MachineError: another rank cannot be reached.
         """
         if env.world_size() == 1:
             return
-        # A connection a rank: the usual soft limit on open files ends at about 1000 ranks.
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        dual = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if dual else socket.AF_INET
-        with socket.create_server(
-            ("", 0), family=family, dualstack_ipv6=dual, backlog=env.world_size()
-        ) as server:
-            token = env.from_main(secrets.token_hex(16))
-            place = f"process {os.getpid()} on {platform.node()}"
-            places = env.gather_objects((place, _own_address(), server.getsockname()[1]))
-            names = [f"rank {r} ({place})" for r, (place, *_) in enumerate(places)]
-            for rank, (_, *address) in enumerate(places[: env.rank()]):
-                self._peers[rank] = Peer(names[rank], _call(names[rank], address, token))
-            while len(self._peers) < env.world_size() - 1:
-                rank, connection = _answer(server, token)
-                self._peers[rank] = Peer(names[rank], connection)
+        self._peers = links.connect()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def leave(self, code: int) -> None:
@@ -134,13 +110,16 @@ class Watch:
             self._dead[rank] = peer.name
             self._died_at = time.monotonic()
         elif code[0] and not self._left:
-            os._exit(code[0])  # it has said why
+            try:  # it has said why
+                self.leave(code[0])
+            finally:
+                os._exit(code[0])
 
     def _speak_up(self) -> None:
         """End all ranks, if one died or hangs and it is this rank's turn to say so."""
         label, since = self._doing
         if self._dead:
-            line, noticed = f"{' and '.join(self._dead.values())} died", self._died_at
+            line, noticed = f"{_named([*self._dead.values()])} died", self._died_at
         elif not self._peers:
             return
         else:
@@ -161,55 +140,6 @@ class Watch:
             os._exit(MachineError.EXIT_CODE)
 
 
-def _own_address() -> str:
-    """Under which the other ranks reach this one."""
-    master = os.environ["MASTER_ADDR"]
-    family, kind, *_, address = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(address)  # sends nothing; finds the interface that leads there
-        own = probe.getsockname()[0]
-    # On the master's own machine that may be loopback, which to others is themselves.
-    return master if own.startswith("127.") or own == "::1" else own
-
-
-def _call(name: str, address: tuple[str, int], token: str) -> socket.socket:
-    try:
-        connection = socket.create_connection(address, timeout=MEET_S)
-        connection.sendall(f"{token} {env.rank():08d}".encode())
-    except OSError as error:
-        where = f"{address[0]}:{address[1]}"
-        raise MachineError(f"{name} cannot be reached at {where}: {error}") from None
-    return _lasting(connection)
-
-
-def _answer(server: socket.socket, token: str) -> tuple[int, socket.socket]:
-    """The next rank that calls; whoever else does is turned away."""
-    server.settimeout(MEET_S)
-    length = len(token) + len(" 00000000")
-    while True:
-        try:
-            connection, _ = server.accept()
-        except TimeoutError:
-            raise MachineError(f"not all ranks have reached rank {env.rank()}") from None
-        connection.settimeout(MEET_S / 6)
-        try:
-            words = b""  # no more than these: what follows is an exit code
-            while part := connection.recv(length - len(words)):
-                words += part
-            said, rank = words.decode("ascii").split()
-            if secrets.compare_digest(said, token):
-                return int(rank), _lasting(connection)
-        except (OSError, ValueError):
-            pass
-        connection.close()
-
-
-def _lasting(connection: socket.socket) -> socket.socket:
-    """Set up to notice that the machine at the other end has vanished."""
-    connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_S // 2)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, VANISHED_S // 6)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    return connection
+def _named(ranks: list[str]) -> str:
+    further = len(ranks) - NAMED
+    return " and ".join(ranks[:NAMED]) + (f" and {further} more" if further > 0 else "")

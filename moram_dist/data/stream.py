@@ -70,7 +70,20 @@ class Step:
 
 
 def num_steps(num_examples: int, batch_size: int, epochs: float) -> int:
-    """Optimizer steps of a task; a last, smaller batch of an epoch counts."""
+    """Optimizer steps of a task; a last, smaller batch of an epoch counts.
+
+    At least one where there are examples: a task that was never trained must not pass as learned.
+    """
+    steps = _rounded(num_examples, batch_size, epochs)
+    return max(1, steps) if num_examples else 0
+
+
+def is_under_a_step(num_examples: int, batch_size: int, epochs: float) -> bool:
+    """Whether a task takes one step only because it must take some."""
+    return num_examples > 0 and _rounded(num_examples, batch_size, epochs) == 0
+
+
+def _rounded(num_examples: int, batch_size: int, epochs: float) -> int:
     return round(math.ceil(num_examples / batch_size) * epochs)
 
 

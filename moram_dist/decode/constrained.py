@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from moram_dist.data.candidates import Candidates, encode_candidates
-from moram_dist.decode.generate import decoder_start, greedy, num_before
+from moram_dist.decode.generate import greedy, num_before
+from moram_dist.decode.settings import decoder_start
 from moram_dist.tasks.task import Example, Task
 
 
@@ -44,8 +45,8 @@ def choose_batch(
         max_new_tokens=max(len(tail) for one in choices for tail in one.tails),
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
-        prefix_allowed_tokens_fn=allowed,
-        synced_gpus=synced,
+        synced=synced,
+        allowed=allowed,
     )
     return [
         next(

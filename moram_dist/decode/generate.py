@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from moram_dist.data.answers import read_answers
 from moram_dist.data.encode import encode_prompt, encode_source
 from moram_dist.data.stream import pad_left, pad_right
+from moram_dist.decode.settings import decoder_start, generate
 from moram_dist.decode.turns import Room, Row, Turns, can_take_turns
 from moram_dist.tasks.task import Decoding, Example, Task
 
@@ -55,7 +56,7 @@ def generate_batch(
         tokenizer,
         prompts,
         max_new_tokens=task.max_answer_tokens,
-        synced_gpus=synced,
+        synced=synced,
         **asdict(decoding),
     )
     return read_answers(tokenizer, prompts, new_BT.tolist(), task)
@@ -92,7 +93,13 @@ def generate_stream(
 
 @torch.no_grad()
 def greedy(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], **rules: Any
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    synced: bool = False,
+    allowed: Callable[[int, Tensor], list[int]] | None = None,
+    **rules: Any,
 ) -> Tensor:
     """The most likely next token, again and again, until EOS or ``max_new_tokens``.
 
@@ -100,7 +107,9 @@ def greedy(
         model: as for ``generate_batch``.
         tokenizer: with a pad token.
         prompts: token ids of each row.
-        rules: further settings of transformers' ``generate``.
+        synced: as for ``generate_batch``.
+        allowed: which tokens may come next, by a row and all its tokens so far; default: all.
+        rules: further fields of transformers' ``GenerationConfig``.
 
     Returns:
         New tokens only, (B, T); a row that ended early is padded.
@@ -108,17 +117,19 @@ def greedy(
     device = next(iter(model.parameters())).device
     pad = pad_left if decoder_start(model) is None else pad_right
     input_ids, attention_mask = pad(prompts, tokenizer.pad_token_id)
-    sequences = model.generate(  # type: ignore[operator]
+    sequences = generate(
+        model,
+        _settings(tokenizer) | rules,
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
-        **_settings(tokenizer),
-        **rules,
+        synced_gpus=synced,
+        prefix_allowed_tokens_fn=allowed,
     )
     return sequences[:, num_before(model, prompts) :]
 
 
 def _settings(tokenizer: Any) -> dict[str, Any]:
-    """Of transformers' ``generate``, for greedy decoding."""
+    """Fields of transformers' ``GenerationConfig``, for greedy decoding."""
     return {
         "do_sample": False,
         "num_beams": 1,
@@ -126,12 +137,6 @@ def _settings(tokenizer: Any) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
         "use_cache": True,
     }
-
-
-def decoder_start(model: Any) -> int | None:
-    """The token that the decoder of an encoder-decoder model starts from; None: a causal model."""
-    config = model.config
-    return config.decoder_start_token_id if config.is_encoder_decoder else None
 
 
 def num_before(model: nn.Module, prompts: Sequence[Sequence[int]]) -> int:

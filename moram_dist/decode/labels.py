@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from moram_dist.data.candidates import Candidates, encode_candidates
 from moram_dist.data.stream import IGNORED, pad_left, pad_right
 from moram_dist.decode.cache import RoomyCache
-from moram_dist.decode.generate import decoder_start
+from moram_dist.decode.settings import decoder_start
 from moram_dist.tasks.task import Example, Task
 
 WORTH_A_PASS = 256

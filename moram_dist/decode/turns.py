@@ -13,6 +13,7 @@ import torch
 
 from moram_dist.data.stream import pad_left
 from moram_dist.decode.cache import RoomyCache, joined
+from moram_dist.decode.settings import generate
 
 TURN = 8
 """Tokens in a turn. A row that ends in it waits for its end."""
@@ -81,7 +82,7 @@ class Turns:
     """Generates with a model that ``can_take_turns`` and has whole weights."""
 
     def __init__(self, model: Any, room: Room, **settings: Any) -> None:
-        """``settings`` are transformers': its ``eos_token_id`` and ``pad_token_id``, and more."""
+        """``settings`` are of ``GenerationConfig``: ``eos_token_id``, ``pad_token_id`` and more."""
         self.model = model
         self.room = room
         self.settings = settings
@@ -129,13 +130,13 @@ class Turns:
             t.to(self.device)
             for t in pad_left([row.tokens for row in rows], self.settings["pad_token_id"])
         )
-        longer = self.model.generate(
+        longer = generate(
+            self.model,
+            self.settings | {"max_new_tokens": tokens},
             input_ids=ids_BP,
             attention_mask=mask_BP,
             past_key_values=cache,
-            max_new_tokens=tokens,
             synced_gpus=False,  # its default under ZeRO-3, hooks or not, is to wait for other ranks
-            **self.settings,
         )
         for row, said in zip(rows, longer[:, ids_BP.shape[1] :].tolist(), strict=True):
             row.said += said[: said.index(self.eos) + 1] if self.eos in said else said

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moram_dist.adapters.lora import Terms, standing_in
 from moram_dist.comm import env
-from moram_dist.methods.method import METHODS, Look, Seen
+from moram_dist.methods.method import METHODS, Linears, Look, Seen
 from moram_dist.methods.sequential_lora import SequentialLora
 
 FISHER_EXAMPLES = 64
@@ -28,6 +28,8 @@ class Ewc(SequentialLora):
 
     Source: Kirkpatrick et al. 2017, arXiv:1612.00796. Weight: TRACE's published EWC.
     """
+
+    settings = SequentialLora.settings | {"ewc_weight"}
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
         """As ``sequential_lora``; nothing is held during the first task."""
@@ -60,6 +62,11 @@ class Ewc(SequentialLora):
             tensors[f"{name}.fisher_A"], tensors[f"{name}.fisher_B"] = A, B
         self._hold(tensors)
         return tensors
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """A, B, and the Fisher information of both."""
+        lora = super().shapes(i, linears)
+        return lora | {name.replace(".lora_", ".fisher_"): size for name, size in lora.items()}
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace the adapter by the one after task i, and hold it there."""

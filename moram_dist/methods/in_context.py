@@ -26,6 +26,9 @@ class InContext(ZeroShot):
     set.
     """
 
+    settings = frozenset({"demonstrations"})
+    reads_training_split = True
+
     def asked(self, benchmark: Benchmark, fits: Callable[[Task, str], bool]) -> Benchmark:
         """Demonstrations before each test prompt; a note for each task that lacks room for all."""
         tasks: list[Task] = []

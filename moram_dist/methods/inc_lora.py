@@ -23,7 +23,7 @@ class IncLora(SequentialLora):
     keeps_prefixes = True
     layers: dict[str, GrowingLora]  # type: ignore[assignment]
 
-    def _layer(self, base: nn.Linear, **settings: Any) -> GrowingLora:
+    def _layer(self, base: nn.Module, **settings: Any) -> GrowingLora:
         return GrowingLora(base, **settings, prefix=self.prefix)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:

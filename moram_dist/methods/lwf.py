@@ -25,6 +25,8 @@ class Lwf(SequentialLora):
     Source: Li and Hoiem 2016, arXiv:1606.09282.
     """
 
+    settings = SequentialLora.settings | {"distill_weight", "distill_temperature"}
+
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
         """As ``sequential_lora``; before the first task there is nothing to keep to."""
         super().build(model, modules)

@@ -15,19 +15,20 @@ the evaluation, ``metrics()`` for the log.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moram_dist.adapters.adapter import AdaptedLinear
+from moram_dist.adapters.adapter import AdaptedLinear, sizes
 from moram_dist.adapters.dropout import TokenDropout, TokenKeys
-from moram_dist.adapters.inject import adapt, find_linears
+from moram_dist.adapters.inject import adapt
 from moram_dist.adapters.prefix import Prefix
+from moram_dist.adapters.targets import find_linears
 from moram_dist.atoms import Placer
-from moram_dist.config import MethodConfig
+from moram_dist.config import MethodConfig, TrainConfig
 from moram_dist.registry import Registry
 from moram_dist.tasks.task import Benchmark, Example, Task
 
@@ -52,6 +53,9 @@ class Seen:
     it or none does."""
 
 
+Linears = Mapping[str, nn.Module]
+"""Layers by full name, of which sizes are wanted."""
+
 Look = Callable[[int], tuple[int, Iterator[Tensor]]]
 """Called with a number, it draws so many of a task's training examples by seed, or all if there are
 fewer: how many, over all ranks, and this rank's share of their losses.
@@ -69,6 +73,24 @@ class Method:
 
     keeps_prefixes = False
     """Whether the model after an earlier task is still at hand: ``prefix`` has it answer."""
+
+    settings: frozenset[str] = frozenset()
+    """Fields of ``MethodConfig`` that its results depend on. A run whose other fields changed is
+    the same run."""
+
+    trains: bool = True
+    """Whether it takes steps, so that its results depend on ``TrainConfig``."""
+
+    reads_training_split: bool = True
+    """Whether its results depend on the tasks' training examples."""
+
+    @classmethod
+    def unused_settings(cls) -> frozenset[str]:
+        """Dotted names of settings that are another method's business."""
+        unused = {f"method.{f.name}" for f in fields(MethodConfig) if f.name not in cls.settings}
+        if not cls.trains:
+            unused |= {f"train.{f.name}" for f in fields(TrainConfig)} - {"train.seed"}
+        return frozenset(unused - {"method.method"})
 
     def __init__(
         self, config: MethodConfig, seed: int, placer: Placer | None = None, num_tasks: int = 1
@@ -104,14 +126,14 @@ class Method:
         self,
         model: nn.Module,
         modules: Sequence[str] | None,
-        make: Callable[[str, nn.Linear], AdaptedLinear],
+        make: Callable[[str, nn.Module], AdaptedLinear],
     ) -> None:
         """What most ``build`` are: ``make(name, linear)`` for each linear that is meant."""
         self.layers = adapt(model, modules or find_linears(model, self.config.target_modules), make)
 
-    def _dropout(self, name: str, base: nn.Linear) -> TokenDropout:
+    def _dropout(self, name: str, base: nn.Module) -> TokenDropout:
         """On the input of the adapted linear ``name``."""
-        return TokenDropout(self.config.dropout, self.token_keys, name=name, size=base.in_features)
+        return TokenDropout(self.config.dropout, self.token_keys, name=name, size=sizes(base)[0])
 
     @property
     def in_step(self) -> bool:
@@ -165,6 +187,15 @@ class Method:
         Args:
             i: the task.
             look: for methods that look at the task's data once more.
+        """
+        return {}
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what ``end_task(i)`` gives and ``load_task`` takes.
+
+        Args:
+            i: the task.
+            linears: the adapted ones by full name, before or after they are adapted.
         """
         return {}
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moram_dist.adapters.adapter import sizes
 from moram_dist.adapters.lora_experts import LoraExperts
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.inc_lora import IncLora
-from moram_dist.methods.method import METHODS, Look
+from moram_dist.methods.method import METHODS, Linears, Look
 
 
 @METHODS.register("moe_lora")
@@ -28,9 +29,10 @@ class MoeLora(IncLora):
     all tasks, it routes each token, without noise, and an expert belongs to a task.
     """
 
+    settings = IncLora.settings | {"top_experts"}
     layers: dict[str, LoraExperts]  # type: ignore[assignment]
 
-    def _layer(self, base: nn.Linear, **settings: Any) -> LoraExperts:
+    def _layer(self, base: nn.Module, **settings: Any) -> LoraExperts:
         return LoraExperts(
             base,
             **settings,
@@ -55,6 +57,11 @@ class MoeLora(IncLora):
                 tensors[f"{name}.router"] = layer.router[: i + 1].detach().clone()
             layer.routers.append(tensors[f"{name}.router"])
         return tensors
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """The expert's A and B, and rows of the router so far."""
+        routers = {f"{n}.router": (i + 1, sizes(linear)[0]) for n, linear in linears.items()}
+        return super().shapes(i, linears) | routers
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Append task i's expert, and set the router to what it was after task i."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moram_dist.adapters.adapter import sizes
 from moram_dist.atoms import (
     Memory,
     MemoryLinear,
@@ -19,7 +20,7 @@ from moram_dist.atoms import (
     reads_source,
 )
 from moram_dist.comm.zero3 import whole
-from moram_dist.methods.method import METHODS, Look, Method
+from moram_dist.methods.method import METHODS, Linears, Look, Method
 from moram_dist.registry import MachineError
 
 
@@ -31,6 +32,17 @@ class Moram(Method):
     """
 
     keeps_prefixes = True
+    settings = frozenset(
+        {
+            "target_modules",
+            "dropout",
+            "atoms_per_task",
+            "alpha",
+            "top_k",
+            "temperature",
+            "threshold",
+        }
+    )
     layers: dict[str, MemoryLinear]  # type: ignore[assignment]
     memories: dict[tuple[str, ...], Memory]
     """Full names of the linears that are asked together -> their memory."""
@@ -39,7 +51,7 @@ class Moram(Method):
         """Give the target linears an empty memory and room for one task's atoms."""
         config = self.config
 
-        def make(name: str, base: nn.Linear) -> MemoryLinear:
+        def make(name: str, base: nn.Module) -> MemoryLinear:
             return MemoryLinear(base, dropout=self._dropout(name, base))
 
         self._adapt(model, modules, make)
@@ -95,6 +107,15 @@ class Moram(Method):
         self.load_task(i, tensors)
         self._check_frozen()
         return tensors
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """Keys and values of a task's atoms."""
+        out: dict[str, tuple[int, ...]] = {}
+        for name, linear in linears.items():
+            d, e = sizes(linear)
+            out[f"{name}.keys"] = (self.config.atoms_per_task, d)
+            out[f"{name}.values"] = (self.config.atoms_per_task, e)
+        return out
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Append task i's atoms to the memory."""

@@ -19,6 +19,8 @@ class OLora(IncLora):
     Source: Wang et al. 2023, arXiv:2310.14152.
     """
 
+    settings = IncLora.settings | {"orthogonal_weight"}
+
     def penalty(self, seen: Seen) -> Tensor | float:
         """How far what is learned looks where older tasks look; 0 during the first task."""
         total: Tensor | float = 0.0

@@ -21,6 +21,8 @@ class Replay(SequentialLora):
     shares). There every batch is half memory; here memory and task are seen equally often.
     """
 
+    settings = SequentialLora.settings | {"replay_budget"}
+
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
         """The task's own examples, then what the buffer holds of tasks 0 to i-1."""
         buffer = [

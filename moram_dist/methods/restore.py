@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from moram_dist.atoms.memory_files import MemoryFiles
+from moram_dist.adapters.adapter import AdaptedLinear
+from moram_dist.adapters.inject import put
+from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.config import MethodConfig
 from moram_dist.methods.method import METHODS
+from moram_dist.models.identity import is_base, origin
+from moram_dist.models.loaded import differs
+from moram_dist.reading import record
 from moram_dist.registry import InputError
 
 
-def load_memory(model: nn.Module, path: str | Path, upto: int | None = None) -> nn.Module:
+def load_memory(
+    model: nn.Module, path: str | Path, upto: int | None = None, *, any_base: bool = False
+) -> nn.Module:
     """Adapt ``model`` in place with what a run has learned, and return it in eval mode.
+
+    ``save_pretrained`` and ``push_to_hub`` of the model are refused from then on: they would write
+    neither the memory nor a model that loads again.
 
     Args:
         model: the Hugging Face language model that the run started from, on any device and
-            in any dtype; the memory takes on both.
+            in any dtype; the memory takes on both. Of a model that is quantised to 4 or 8 bit, the
+            memory takes on the dtype that it computes in.
         path: ``RUN/memory``, or RUN itself.
         upto: only the first so many tasks; default all.
+        any_base: whether the model may be another than the run's base, as long as it fits. By
+            default one that is known to be another is refused, and there is a warning where it
+            cannot be known, as of a model that was made in memory.
 
     Raises:
-        InputError: no memory there, fewer tasks than ``upto``, a file that is missing or changed,
-            or a model without the layers that the memory belongs to, in name or size.
+        InputError: no memory there, fewer tasks than ``upto``, a file that is missing or changed, a
+            model that has a memory or an adapter already, that is not the base, or that lacks the
+            layers that the memory belongs to, in name or size. The model is then what it was.
     """
     folder = Path(path)
     files = MemoryFiles(folder / "memory" if (folder / "memory").is_dir() else folder)
@@ -33,23 +53,104 @@ def load_memory(model: nn.Module, path: str | Path, upto: int | None = None) -> 
     count = len(manifest.tasks) if upto is None else upto
     if not 0 <= count <= len(manifest.tasks):
         raise InputError(f"upto={upto}, but {files.path} holds {len(manifest.tasks)} tasks")
-    present = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    _check_plain(model)
+    linears = _linears(model, manifest, files.path)
+    if not any_base:
+        _check_base(model, manifest, files.path)
+    settings = record(MethodConfig, manifest.settings, f"{files.path}: settings")
+    method = METHODS[manifest.method](settings, seed=0, num_tasks=len(manifest.tasks))
+    for i, task in enumerate(manifest.tasks[:count]):
+        files.check(task, method.shapes(i, linears))  # of all, before the model is touched
+    with _as_it_was_on_error(model, linears):
+        method.build(model, manifest.modules)
+        for i, task in enumerate(manifest.tasks[:count]):
+            method.load_task(i, files.read(task))
+    for name in ("save_pretrained", "push_to_hub"):
+        setattr(model, name, _Refused(name, files.folder))
+    return model.eval()
+
+
+def _check_plain(model: nn.Module) -> None:
+    """Refuse a model that somebody has adapted already."""
+    kind = type(model).__name__
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear):
+            raise InputError(
+                f"this {kind} has a memory already, at {name}: load its base again for another one"
+            )
+        if type(module).__module__.partition(".")[0] == "peft":
+            raise InputError(
+                f"this {kind} has an adapter of PEFT: a memory goes on the plain base; give "
+                "model.unload(), or the base itself"
+            )
+
+
+def _linears(model: nn.Module, manifest: Manifest, path: Path) -> dict[str, nn.Module]:
+    """Those that the memory is for, by full name."""
+    present = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     lacking = [name for name in manifest.modules if name not in present]
     if lacking:
         raise InputError(
-            f"{files.path} belongs to {manifest.base.get('name')}: "
+            f"{path} belongs to {manifest.base.get('name')}: "
             f"this {type(model).__name__} has no linear {lacking[0]}"
         )
-    settings = MethodConfig(**manifest.settings)
-    method = METHODS[manifest.method](settings, seed=0, num_tasks=len(manifest.tasks))
-    method.build(model, manifest.modules)
-    for i, task in enumerate(manifest.tasks[:count]):
-        tensors = files.read(task)
+    return {name: present[name] for name in manifest.modules}
+
+
+def _check_base(model: nn.Module, manifest: Manifest, path: Path) -> None:
+    """Refuse a model that is known to be another; warn where nothing is known."""
+    kind, base = type(model).__name__, manifest.base.get("name")
+    found = origin(model)
+    if found is not None:
+        source, revision = found
         try:
-            method.load_task(i, tensors)
-        except RuntimeError:  # torch, of sizes
+            same = is_base(manifest.base, source, revision=revision)
+        except InputError:
+            same = None  # its files are not here any more
+        if same is False:
             raise InputError(
-                f"{files.path} belongs to {manifest.base.get('name')}: "
-                f"{task.file} does not fit the layers of this {type(model).__name__}"
-            ) from None
-    return model.eval()
+                f"{path} was trained on {base}, and {source} is another model or another version "
+                "of it; give any_base=True to use it nevertheless"
+            )
+        if same:
+            other = differs(model, source)
+            if other is not None:
+                raise InputError(
+                    f"{path} was trained on {base}, and {other} of this {kind} is not what "
+                    f"{source} holds; load it by from_pretrained, or give any_base=True"
+                )
+            return
+    warnings.warn(
+        f"{path} was trained on {base}; whether this {kind} is that model is not known, because "
+        "it was not loaded from files that are here (any_base=True says that it is meant)",
+        stacklevel=3,
+    )
+
+
+@contextmanager
+def _as_it_was_on_error(model: nn.Module, linears: dict[str, nn.Module]) -> Iterator[None]:
+    """Take off again what was put on, where memory runs out or somebody interrupts."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    try:
+        yield
+    except BaseException:
+        for name, linear in linears.items():
+            put(model, name, linear)
+        for parameter in learned:
+            parameter.requires_grad_(True)
+        raise
+
+
+class _Refused:
+    """Takes the place of a method of a model that has a memory."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise InputError."""
+        raise InputError(
+            f"{self.name} would lose the memory of this model; it is kept in {self.folder}: save "
+            "or publish that folder, and put it on the base by load_memory"
+        )

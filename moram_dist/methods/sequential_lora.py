@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moram_dist.adapters.adapter import sizes
 from moram_dist.adapters.lora import LoraLinear
 from moram_dist.comm.zero3 import whole
-from moram_dist.methods.method import METHODS, Look, Method
+from moram_dist.methods.method import METHODS, Linears, Look, Method
 
 
 @METHODS.register("sequential_lora")
@@ -22,20 +23,21 @@ class SequentialLora(Method):
     arXiv:2310.14152.
     """
 
+    settings = frozenset({"target_modules", "dropout", "atoms_per_task", "alpha"})
     layers: dict[str, LoraLinear]  # type: ignore[assignment]
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
         """Put a LoRA on the target linears; its inner size is ``atoms_per_task``."""
         size = self.config.atoms_per_task
 
-        def make(name: str, base: nn.Linear) -> LoraLinear:
+        def make(name: str, base: nn.Module) -> LoraLinear:
             return self._layer(
                 base, size=size, scale=self.config.alpha / size, dropout=self._dropout(name, base)
             )
 
         self._adapt(model, modules, make)
 
-    def _layer(self, base: nn.Linear, **settings: Any) -> LoraLinear:
+    def _layer(self, base: nn.Module, **settings: Any) -> LoraLinear:
         """What takes the place of a linear; ``settings`` are those of any LoRA."""
         return LoraLinear(base, **settings)
 
@@ -63,6 +65,15 @@ class SequentialLora(Method):
                 tensors[f"{name}.lora_A"] = layer.lora_A.detach().clone()
                 tensors[f"{name}.lora_B"] = layer.lora_B.detach().clone()
         return tensors
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """A and B of each linear."""
+        out: dict[str, tuple[int, ...]] = {}
+        for name, linear in linears.items():
+            num_in, num_out = sizes(linear)
+            out[f"{name}.lora_A"] = (self.config.atoms_per_task, num_in)
+            out[f"{name}.lora_B"] = (self.config.atoms_per_task, num_out)
+        return out
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace the adapter by the one after task i."""

@@ -24,7 +24,7 @@ class SingleTask(SequentialLora):
     keeps_prefixes = True
     layers: dict[str, ChosenLora]  # type: ignore[assignment]
 
-    def _layer(self, base: nn.Linear, **settings: Any) -> ChosenLora:
+    def _layer(self, base: nn.Module, **settings: Any) -> ChosenLora:
         return ChosenLora(base, **settings, prefix=self.prefix)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:

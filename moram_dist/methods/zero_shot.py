@@ -12,6 +12,9 @@ from moram_dist.tasks.task import Benchmark, Example, Task
 class ZeroShot(Method):
     """Adapts nothing and trains on nothing."""
 
+    trains = False
+    reads_training_split = False
+
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
         """None."""
         return ()

@@ -9,29 +9,31 @@ from __future__ import annotations
 import math
 import re
 
+from moram_dist.metrics.arithmetic import value_of
 from moram_dist.metrics.metric import METRICS, Answer
 
 _NUMBER = re.compile(r"-?\d+\.?\d*")
 
-# Applied in this order: each rule may rely on what the ones before it have removed.
-_BEFORE_WORDS = (
+# Applied in this order: each rule may rely on what the ones before it have removed. A pattern that
+# may look for an end to the end of the text is none of these, as there may be many of its starts.
+_BEFORE_UNIT = (
     (r"\n", ""),
-    (r"\.+\Z", ""),
+    (r"(?<!\.)\.+\Z", ""),  # a run of full stops is looked at once, and not from each of them
     (r"\\!", ""),  # LaTeX negative space
     (r"[td]frac", "frac"),
     (r"\\(?:left|right)", ""),
     (r"\\([{}])", r"\1"),
-    (r"(?<=.)\\text\{.*?\}\Z", ""),  # a unit, but not where it is the whole answer
+)
+_AFTER_UNIT = (
     (r"\^(?:\{\\circ\}|\\circ)", ""),
     (r"\\?\$|\\[()]", ""),
 )
 _AFTER_WORDS = (
-    (r"\\text\{(.*?)\}", r"\1"),
     (r"[xyz](?:=|\\in|\\to)", ""),
     (r"\\?%", ""),
     (r"([ {])\.", r"\g<1>0."),
-    (r"and|\\mathbf|\\mbox\{.*?\}|['\"]", ""),
 )
+_SILENT = r"and|\\mathbf|['\"]"
 _LAST = (
     (r"(\d)\.0*(?=\D)", r"\1"),  # 5.000 is 5
     (r"(\d)\.0*\Z", r"\1"),
@@ -41,7 +43,6 @@ _LAST = (
     (r" ", ""),
     (r"\\frac([^{])([^{])", r"\\frac{\1}{\2}"),
     (r"\\frac([^{])\{", r"\\frac{\1}{"),
-    (r"\A(-?\d+|[^/]*sqrt[^/]*)/(-?\d+|[^/]*sqrt[^/]*)\Z", r"\\frac{\1}{\2}"),
 )
 
 _UNITS = (
@@ -78,6 +79,26 @@ def math_answer(answer: Answer) -> float:
     return 100.0 if found and _equal(found, normalise_math(answer.reference)) else 0.0
 
 
+@METRICS.register("math_answer_arithmetic")
+def math_answer_arithmetic(answer: Answer) -> float:
+    r"""``math_answer``, and arithmetic such as ``\boxed{2*3+1}`` is right where its value is.
+
+    With the published packages (sympy, and no parser of LaTeX) that is what the published rule's
+    last step adds for references that are numbers. It is computed here from a bounded parse.
+
+    Source: as ``math_answer``.
+    """
+    if math_answer(answer):
+        return 100.0
+    found, reference = extract_math(answer.prediction), normalise_math(answer.reference)
+    if _number(found) is not None and _number(reference) is not None:
+        return 0.0  # two numbers that differ
+    value, target = value_of(found), value_of(reference)
+    if value is None or target is None:
+        return 0.0
+    return 100.0 if abs(value - target) <= max(abs(value), abs(target)) / 10**4 else 0.0
+
+
 def extract_math(text: str) -> str:
     r"""The answer in a model's text: last ``boxed``, else last number, else the stripped text.
 
@@ -112,11 +133,35 @@ def normalise_math(text: str) -> str:
     signs, quotes, the word ``and``, ``x=``; spells fractions and roots with braces and ``a/b`` as
     ``\frac``; drops zero decimals; turns a number in English words into digits.
     """
-    text = _digits(_rewrite(text.strip(), _BEFORE_WORDS).strip())
-    text = _rewrite(text, _AFTER_WORDS)
+    text = _without_unit(_rewrite(text.strip(), _BEFORE_UNIT))
+    text = _digits(_rewrite(text, _AFTER_UNIT).strip())
+    closed, rest = _split_behind(text, "}")
+    text = _rewrite(re.sub(r"\\text\{(.*?)\}", r"\1", closed) + rest, _AFTER_WORDS)
+    closed, rest = _split_behind(text, "}")
+    text = re.sub(r"\\mbox\{.*?\}|" + _SILENT, "", closed) + re.sub(_SILENT, "", rest)
     if "i" not in text:
         text = text.replace("j", "i")  # two names of the imaginary unit
-    return _rewrite(text, _LAST)
+    return _slash(_rewrite(text, _LAST))
+
+
+def _split_behind(text: str, mark: str) -> tuple[str, str]:
+    """The text up to the last ``mark``, and what follows it."""
+    end = text.rfind(mark) + 1
+    return text[:end], text[end:]
+
+
+def _without_unit(text: str) -> str:
+    r"""The text without a final ``\text{...}``, unless that is the whole answer."""
+    start = text.find(r"\text{")
+    rest = text[: max(start, 0)].strip()
+    return rest if rest and text.endswith("}") else text
+
+
+def _slash(text: str) -> str:
+    r"""``a/b`` as ``\frac{a}{b}``, where each is a whole number or holds a root."""
+    above, slash, below = text.partition("/")
+    fits = all("sqrt" in side or re.fullmatch(r"-?\d+", side) for side in (above, below))
+    return rf"\frac{{{above}}}{{{below}}}" if slash and fits and "/" not in below else text
 
 
 def _rewrite(text: str, rules: tuple[tuple[str, str], ...]) -> str:
@@ -136,6 +181,8 @@ def _digits(text: str) -> str:
                 return text  # "two three" is two numbers
             group += unit
         elif word == "hundred":
+            if group >= 100:
+                return text  # "hundred hundred" is no number, and a long row of them has no end
             group = 100 * max(group, 1)
         elif word in _LARGE:
             total, group = total + max(group, 1) * _LARGE[word], 0
@@ -152,6 +199,7 @@ def _equal(prediction: str, reference: str) -> bool:
         return any(
             math.isclose(number, value, rel_tol=1e-4)
             for value in (target / 100, target, target * 100)
+            if bool(value) == bool(target)  # what is too small for a float is not 0
         )
     if _without_brackets(prediction, reference):
         return True
@@ -174,11 +222,18 @@ def _without_brackets(prediction: str, reference: str) -> bool:
 
 
 def _number(text: str) -> float | None:
-    """The value, where ``text`` is a number with optional commas; a final ``%`` divides by 100."""
+    """The value, where ``text`` is a number with optional commas; a final ``%`` divides by 100.
+
+    What a float cannot hold is no number: infinities and NaN, which are equal to nothing, and what
+    is so large or so small that it would become infinite or 0.
+    """
     text = text.replace(",", "")
     for candidate, scale in ((text, 1), (text.removesuffix("%").removesuffix("\\"), 100)):
         try:
-            return float(candidate) / scale
+            value = float(candidate) / scale
         except ValueError:
             continue
+        mantissa = candidate.lower().partition("e")[0]
+        lost = value == 0 and any(int(digit) for digit in mantissa if digit.isdecimal())
+        return value if math.isfinite(value) and not lost else None
     return None

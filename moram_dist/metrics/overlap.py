@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from rapidfuzz import fuzz
+from rapidfuzz.distance import LCSseq
 
 from moram_dist.metrics.metric import METRICS, Answer
+from moram_dist.metrics.subsequence import common_subsequence
 
 _LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", re.DOTALL)
+
+MOST_WORDS = 4_000_000
+"""Words that set-based ROUGE-L looks at, counted anew for each pair of sentences; pairs beyond that
+are left out. Two texts of 64 KiB of ordinary sentences need a quarter of it."""
 
 
 @METRICS.register("rouge_l_set")
@@ -26,13 +33,25 @@ def rouge_l_set(answer: Answer) -> float:
 
     The package itself recurses once a word, and raises on a text of nothing but ``.``; here long
     sentences are no problem and such a text scores 0.0, as an empty one does. MoRAM's scorer avoids
-    that exception by a line break after every prediction without one. Behind a final ``.`` this
-    counts as one more word, the empty one, so that even the reference would not score 100; that
-    side effect is left out.
+    that exception by a line break, see ``rouge_l_set_line_break``; here it is left out.
 
     Source: MeetingBank in TRACE, arXiv:2310.06762; rouge 1.0.1.
     """
     return _rouge_l_set(answer.prediction, answer.reference)
+
+
+@METRICS.register("rouge_l_set_line_break")
+def rouge_l_set_line_break(answer: Answer) -> float:
+    """``rouge_l_set``, with a line break behind a prediction that has none.
+
+    Behind a final ``.`` it is one more predicted word, the empty one, so that the reference itself
+    scores under 100. An empty prediction scores 0.0 and gets no line break.
+
+    Source: MeetingBank in the MoRAM and TreeLoRA code for TRACE (``metrics.py``).
+    """
+    prediction = answer.prediction
+    appended = prediction if "\n" in prediction or not prediction else prediction + "\n"
+    return _rouge_l_set(appended, answer.reference)
 
 
 @METRICS.register("rouge_l_set_swapped")
@@ -50,45 +69,46 @@ def _rouge_l_set(hypothesis: str, target: str) -> float:
     predicted, reference = _sentences(hypothesis), _sentences(target)
     if not predicted or not reference:
         return 0.0
-    hits: set[str] = set()
-    for sentence in reference:
-        for candidate in predicted:
-            hits.update(_common_subsequence(sentence, candidate))
+    hits = _common_words(reference, predicted)
     precision = len(hits) / len({word for sentence in predicted for word in sentence})
     recall = len(hits) / len({word for sentence in reference for word in sentence})
     return 100.0 * (2.0 * (precision * recall / (precision + recall + 1e-8)))
 
 
-def _sentences(text: str) -> list[list[str]]:
-    """Words of each sentence. A sentence of spaces holds one empty word, as in the package."""
-    return [" ".join(piece.split()).split(" ") for piece in text.split(".") if piece]
+def _sentences(text: str) -> list[tuple[str, ...]]:
+    """Different sentences. One of spaces holds one empty word, as in the package."""
+    pieces = dict.fromkeys(" ".join(piece.split()) for piece in text.split(".") if piece)
+    return [tuple(piece.split(" ")) for piece in pieces]
 
 
-def _common_subsequence(x: list[str], y: list[str]) -> list[str]:
-    """Longest common subsequence of ``x`` and ``y``, last word first.
+def _common_words(
+    reference: Sequence[tuple[str, ...]], predicted: Sequence[tuple[str, ...]]
+) -> set[str]:
+    """The words of the common subsequences of each reference sentence with each predicted one.
 
-    Where several are longest, the package's choice is made, because the set of words depends on it.
+    Pairs that can add no word are left out, so ordinary texts stay far below ``MOST_WORDS``.
     """
-    if set(x).isdisjoint(y):
-        return []
-    length = [[0] * (len(y) + 1)]
-    for word in x:
-        above, row = length[-1], [0]
-        for j, other in enumerate(y):
-            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
-        length.append(row)
-
-    found = []
-    i, j = len(x), len(y)
-    while i and j:
-        if x[i - 1] == y[j - 1]:
-            found.append(x[i - 1])
-            i, j = i - 1, j - 1
-        elif length[i - 1][j] > length[i][j - 1]:
-            i -= 1
-        else:
-            j -= 1
-    return found
+    having: dict[str, list[int]] = {}
+    for k, sentence in enumerate(predicted):
+        for word in set(sentence):
+            having.setdefault(word, []).append(k)
+    hits: set[str] = set()
+    room = MOST_WORDS
+    for sentence in reference:
+        new = {word for word in sentence if word in having} - hits
+        compared: set[int] = set()
+        for word in sorted(new, key=lambda word: len(having[word])):
+            for k in having[word]:
+                if word in hits:
+                    break
+                if k in compared:
+                    continue
+                room -= len(sentence) + len(predicted[k])
+                if room < 0:
+                    return hits
+                compared.add(k)
+                hits.update(common_subsequence(sentence, predicted[k]))
+    return hits
 
 
 @METRICS.register("rouge_l_stemmed")
@@ -101,14 +121,22 @@ def rouge_l_stemmed(answer: Answer) -> float:
 
     Source: Lin 2004 (ACL W04-1013), as in the package rouge-score and the SAPT code for SuperNI.
     """
-    return 100.0 * _stemmed_scorer().score(answer.reference, answer.prediction)["rougeL"].fmeasure
+    words = _stemming_tokenizer().tokenize
+    predicted, reference = words(answer.prediction), words(answer.reference)
+    if not predicted or not reference:
+        return 0.0
+    number: dict[str, int] = {}  # whole numbers, so that no two words are taken for one
+    texts = [[number.setdefault(word, len(number)) for word in t] for t in (predicted, reference)]
+    common = LCSseq.similarity(*texts)
+    precision, recall = common / len(predicted), common / len(reference)
+    return 100.0 * (2 * precision * recall / (precision + recall)) if common else 0.0
 
 
 @cache
-def _stemmed_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # its stemmer takes seconds to import
+def _stemming_tokenizer() -> Any:
+    from rouge_score.tokenizers import DefaultTokenizer  # its stemmer takes seconds to import
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return DefaultTokenizer(use_stemmer=True)
 
 
 @METRICS.register("edit_similarity")
@@ -130,4 +158,5 @@ def edit_similarity(answer: Answer) -> float:
 
 def _fill_literals(code: str) -> str:
     code = code.replace("<NUM_LIT>", "0").replace("<STR_LIT>", "").replace("<CHAR_LIT>", "")
-    return _LITERAL.sub(r"\1", code)
+    end = code.rfind(">") + 1  # no marker ends behind it, and each would be looked for to the end
+    return _LITERAL.sub(r"\1", code[:end]) + code[end:]

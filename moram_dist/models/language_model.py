@@ -5,9 +5,8 @@ Which kind of language model it is, causal or encoder-decoder, its own configura
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import json
+import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,44 @@ import torch
 from torch import nn
 
 from moram_dist.config import EMBEDDED, ModelConfig
+from moram_dist.models import attention, load_report
+from moram_dist.models.folder import BaseError, because, check_folder, check_name, fetch, local
+from moram_dist.models.tokenizer import read_tokenizer
 from moram_dist.registry import InputError
 
 DEMO_BASE = Path(__file__).parent / "demo_base"
 
+SIZES = re.compile(r"must match the|cannot be multiplied|is invalid for input of size")
+"""How torch says that two tensors do not fit."""
+
+BIDIRECTIONAL = (
+    "bert",
+    "bert-generation",
+    "big_bird",
+    "camembert",
+    "data2vec-text",
+    "electra",
+    "ernie",
+    "megatron-bert",
+    "rembert",
+    "roberta",
+    "roberta-prelayernorm",
+    "roc_bert",
+    "roformer",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Kinds of model whose tokens see those after them unless config.json says ``is_decoder``. Whatever
+is not named here, ``probe`` finds."""
+
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen language model, its tokenizer, and who it is."""
+    """A frozen language model and its tokenizer."""
 
     model: nn.Module
     tokenizer: Any
-    identity: dict[str, Any]
     keep_alive: Any
     """transformers' handle on the DeepSpeed configuration; it holds it by weak reference only."""
 
@@ -43,24 +68,21 @@ def resolve_dtype(config: ModelConfig) -> torch.dtype:
 
 
 def resolve_attention(config: ModelConfig, architecture: Any) -> str:
-    """The attention kernel: flash-attn on CUDA in bf16 where it imports, else torch's own.
+    """The attention kernel. Not to be called while ZeRO-3 shards what is built.
 
     Raises:
-        InputError: flash-attn was asked for where it cannot run.
+        InputError: as ``attention.resolve``.
     """
-    installed = importlib.util.find_spec("flash_attn") is not None
-    half = resolve_dtype(config) == torch.bfloat16
-    flash = torch.cuda.is_available() and installed and half
-    if flash and architecture.is_encoder_decoder:
-        flash = False  # T5 adds a bias to attention scores, and flash-attn has no place for it
-    if config.attention == "auto":
-        return "flash_attention_2" if flash else "sdpa"
-    if config.attention == "flash_attention_2" and not flash:
-        raise InputError(
-            "--attention flash_attention_2 needs CUDA, --dtype bf16, the package flash-attn and a "
-            "causal model"
-        )
-    return config.attention
+
+    def build(kernel: str) -> None:
+        with torch.device("meta"):
+            _auto_class(architecture).from_config(
+                copy.deepcopy(architecture),
+                attn_implementation=kernel,
+                trust_remote_code=config.trust_remote_code,
+            )
+
+    return attention.resolve(config.attention, resolve_dtype(config), build)
 
 
 def source(config: ModelConfig) -> str:
@@ -72,28 +94,51 @@ def check(config: ModelConfig) -> Any:
     """The model's configuration, read without its weights.
 
     Raises:
-        InputError: no such folder or id, a folder that lacks a file, or settings that
-            transformers does not know.
+        InputError: no such folder or id, a folder that lacks a file or holds a broken one, settings
+            that transformers does not know, code of the model's own, or quantised weights.
     """
     from transformers import AutoConfig
 
-    path = Path(source(config))
-    if not path.exists() and config.model.startswith(("/", ".", "~")):  # never an id of the hub
-        raise InputError(f"--model {config.model}: no such folder")
-    if path.exists() and not (path / "config.json").is_file():
-        raise InputError(f"--model {config.model}: {path / 'config.json'} does not exist")
-    if path.is_dir() and not any(path.glob("*.safetensors")):
-        raise InputError(
-            f"--model {config.model}: holds no *.safetensors; other formats are not read, because "
-            "unpickling runs code"
-        )
+    name = config.model
+    folder = DEMO_BASE if name == EMBEDDED else check_name(name)
+    if folder is not None:
+        check_folder(folder, name)
     try:
-        return AutoConfig.from_pretrained(
+        architecture = AutoConfig.from_pretrained(
             source(config), trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--model {config.model}: cannot be loaded: {reason}") from None
+    except Exception as error:  # settings of whatever type reach whatever a model does with them
+        if "trust_remote_code" in str(error):
+            raise BaseError(
+                name,
+                "needs code of its own, which config.json names under auto_map; read it, then "
+                "give --trust_remote_code true",
+            ) from None
+        if folder is None and isinstance(error, OSError):
+            raise BaseError(
+                name,
+                "no such folder, and its files are neither in the cache of the Hugging Face hub "
+                f"nor to be had from it: {because(error)}",
+            ) from None
+        raise BaseError(name, f"config.json cannot be used: {because(error)}") from None
+    if folder is None and (cached := local(source(config))) is not None:
+        check_folder(cached, name)
+    _refuse_quantised(architecture, name)
+    return architecture
+
+
+def _refuse_quantised(architecture: Any, name: str) -> None:
+    """Adapters and ZeRO take weights to be floating-point numbers that stand for themselves."""
+    for part in (architecture, architecture.get_text_config()):
+        for field in ("quantization_config", "compression_config"):
+            how = getattr(part, field, None)
+            if how:
+                method = how.get("quant_method") if isinstance(how, dict) else None
+                raise BaseError(
+                    name,
+                    f"its weights are quantised ({method or field}), which is not supported; give "
+                    "the original weights",
+                )
 
 
 def _auto_class(architecture: Any) -> Any:
@@ -113,9 +158,10 @@ def decoder_start(config: ModelConfig, architecture: Any) -> int | None:
         return None
     start = getattr(architecture, "decoder_start_token_id", None)
     if start is None:
-        raise InputError(
-            f"--model {config.model}: its config.json lacks decoder_start_token_id, from which "
-            "its decoder starts; T5's is 0"
+        raise BaseError(
+            config.model,
+            "its config.json lacks decoder_start_token_id, from which its decoder starts; T5's is "
+            "0",
         )
     return start
 
@@ -123,39 +169,83 @@ def decoder_start(config: ModelConfig, architecture: Any) -> int | None:
 def skeleton(config: ModelConfig) -> nn.Module:
     """The model's modules without any weights: to look at names before work starts."""
     architecture = check(config)
-    resolve_attention(config, architecture)
     decoder_start(config, architecture)
+    kind = "text-to-text" if architecture.is_encoder_decoder else "causal"
     try:
+        kernel = resolve_attention(config, architecture)
         with torch.device("meta"):
-            return _auto_class(architecture).from_config(
-                architecture, trust_remote_code=config.trust_remote_code
+            model = _auto_class(architecture).from_config(
+                architecture,
+                attn_implementation=kernel,
+                trust_remote_code=config.trust_remote_code,
             )
-    except ValueError as error:
-        kind = "text-to-text" if architecture.is_encoder_decoder else "causal"
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--model {config.model} is no {kind} language model: {reason}") from None
+    except InputError:
+        raise
+    except Exception as error:  # sizes that do not go together raise whatever they lead to
+        raise BaseError(config.model, f"is no {kind} language model: {because(error)}") from None
+    _refuse_sizes(model, config.model)
+    if architecture.model_type in BIDIRECTIONAL and not model.config.is_decoder:
+        raise BaseError(
+            config.model,
+            f"is no causal language model: in {type(model).__name__} every token sees those after "
+            "it; give a model that was trained to predict the next token",
+        )
+    return model
+
+
+def _refuse_sizes(model: Any, name: str) -> None:
+    """Sizes that go together where modules are made, and not where they are used.
+
+    Without content, a forward pass of most models is as good as a real one at that.
+    """
+    ids = torch.ones(1, 4, dtype=torch.long, device="meta")
+    inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False, **inputs)
+    except Exception as error:  # many are of operations that need content, and say nothing
+        if SIZES.search(str(error)):
+            raise BaseError(
+                name, f"sizes in config.json do not go together: {because(error)}"
+            ) from None
+
+
+def check_weights(config: ModelConfig, model: nn.Module) -> None:
+    """Compare names and shapes of the weights with ``model``'s. A hub's are downloaded first.
+
+    Raises:
+        InputError: as ``load_report.check_weights`` does, or they cannot be had.
+    """
+    folder = local(source(config))
+    if folder is None or not Path(source(config)).exists():
+        folder = fetch(source(config))
+    load_report.check_weights(model, folder, config.model)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The tokenizer, with a pad token: ``unk`` where it has none, else EOS, as published."""
-    from transformers import AutoTokenizer
+    """The tokenizer, with a pad token: ``unk`` where it has none, else EOS, as published.
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source(config), trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--model {config.model}: no tokenizer: {reason}") from None
+    So also where the model has no row for its own pad token.
+    """
+    name = config.model
+    architecture = check(config)
+    tokenizer = read_tokenizer(
+        source(config),
+        local(source(config)),
+        name,
+        trust_remote_code=config.trust_remote_code,
+    )
     if tokenizer.eos_token_id is None:
-        raise InputError(f"--model {config.model}: its tokenizer has no end-of-sequence token")
-    if check(config).is_encoder_decoder and tokenizer("")["input_ids"] != [tokenizer.eos_token_id]:
-        raise InputError(
-            f"--model {config.model}: its tokenizer does not end a text with its end-of-sequence "
-            "token and add no other; of encoder-decoder models only those that do, such as T5, "
-            "are supported"
+        raise BaseError(name, "its tokenizer has no end-of-sequence token")
+    if architecture.is_encoder_decoder and tokenizer("")["input_ids"] != [tokenizer.eos_token_id]:
+        raise BaseError(
+            name,
+            "its tokenizer does not end a text with its end-of-sequence token and add no other; of "
+            "encoder-decoder models only those that do, such as T5, are supported",
         )
-    if tokenizer.pad_token_id is None:
+    rows = getattr(architecture.get_text_config(), "vocab_size", None)
+    pad = tokenizer.pad_token_id
+    if pad is None or (isinstance(rows, int) and pad >= rows):
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
 
@@ -167,19 +257,27 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
         config: which model, in which precision.
         ds_config: resolved DeepSpeed configuration; its stage decides about sharding.
     """
+    from transformers import GenerationConfig
     from transformers.integrations import HfDeepSpeedConfig
 
+    check_weights(config, skeleton(config))
+    architecture = check(config)
+    kernel = resolve_attention(config, architecture)
     keep_alive = None
     if ds_config["zero_optimization"]["stage"] == 3:
         keep_alive = HfDeepSpeedConfig(ds_config)
-    architecture = check(config)
-    model = _auto_class(architecture).from_pretrained(
+    model, report = _auto_class(architecture).from_pretrained(
         source(config),
+        config=architecture,  # as it was checked
         dtype=resolve_dtype(config),
-        attn_implementation=resolve_attention(config, architecture),
+        attn_implementation=kernel,
+        generation_config=GenerationConfig(),  # decoding is the protocol's: the base's is not read
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
+        output_loading_info=True,
     )
+    # What is left over was judged above; sharded, transformers does not report it.
+    load_report.refuse({**report, "unexpected_keys": ()}, model, {}, config.model)
     model.requires_grad_(False)
     if config.gradient_checkpointing:
         # Nothing before the first adapter needs a gradient, so re-entrant checkpointing, which
@@ -189,28 +287,6 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
     return Base(
         model,
         load_tokenizer(config),
-        identity(config, model.config),
         keep_alive,
         decoder_start(config, architecture),
     )
-
-
-def identity(config: ModelConfig, architecture: Any) -> dict[str, Any]:
-    """Who the base is: name, and a fingerprint of its configuration and weight files.
-
-    The fingerprint covers the architecture and each weight file's size and first megabyte, where
-    safetensors keeps names, shapes and offsets: enough to tell models apart without reading 100 GB.
-    """
-    digest = hashlib.sha256()
-    plain = {
-        key: value
-        for key, value in architecture.to_dict().items()
-        if not key.startswith("_") and key not in ("transformers_version", "dtype")
-    }
-    digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
-    for path in sorted(Path(source(config)).glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size}".encode())
-            digest.update(file.read(1 << 20))
-    name = config.model if not Path(config.model).exists() else Path(config.model).resolve().name
-    return {"name": name, "fingerprint": digest.hexdigest()}

@@ -18,6 +18,7 @@ YAML list gives each task's files and rules::
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from moram_dist.registry import InputError, unknown
 from moram_dist.tasks.examples import read_examples
 from moram_dist.tasks.orders import choose_order
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Source, Task, TaskRules
+from moram_dist.terminal import quoted
 
 _LISTING = "tasks.yaml"
 _METRIC = "exact_match_normalised"
@@ -82,9 +84,11 @@ def jsonl(source: Source) -> Benchmark:
 
 
 def _entries(data_dir: Path) -> list[_Entry]:
-    if not data_dir.exists():
+    if not os.path.exists(
+        data_dir
+    ):  # which takes a name that is too long for one that is not there
         raise InputError(f"--data_dir: no such file or folder: {data_dir}")
-    if data_dir.is_file():
+    if not data_dir.is_dir():
         return _listed(data_dir)
     if (data_dir / _LISTING).is_file():
         return _listed(data_dir / _LISTING)
@@ -137,11 +141,11 @@ def _listed_entry(item: Any, path: Path, where: str) -> _Entry:
         if key not in _KEYS:
             raise InputError(f"{where}: {unknown('key', str(key), _KEYS)}")
         if key in _TEXT_KEYS and not (isinstance(value, str) and value):
-            raise InputError(f"{where}: {key} must be a text (quote it), got {value!r}")
+            raise InputError(f"{where}: {key} must be a text (quote it), got {quoted(value)}")
         if key == "separator" and not isinstance(value, str):
-            raise InputError(f"{where}: separator must be a text (quote it), got {value!r}")
+            raise InputError(f"{where}: separator must be a text (quote it), got {quoted(value)}")
         if key in _COUNT_KEYS and (type(value) is not int or value < 1):
-            raise InputError(f"{where}: {key} must be a whole number from 1, got {value!r}")
+            raise InputError(f"{where}: {key} must be a whole number from 1, got {quoted(value)}")
     for key in ("name", "train", "test"):
         if key not in item:
             raise InputError(f"{where}: {key} is missing")
@@ -172,7 +176,9 @@ def _metric(item: dict[str, Any], where: str) -> str:
 def _labels(item: dict[str, Any], where: str) -> tuple[str, ...]:
     labels = item.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(x, str) and x for x in labels):
-        raise InputError(f"{where}: labels must be a list of texts (quote them), got {labels!r}")
+        raise InputError(
+            f"{where}: labels must be a list of texts (quote them), got {quoted(labels)}"
+        )
     return tuple(labels)
 
 
@@ -181,7 +187,7 @@ def _task_name(name: str, where: str) -> str:
     bad = sorted({x for x in name if x in ',/\\:*?"<>|' or not x.isprintable()})
     if bad or name != name.strip(" .") or len(name.encode()) > 100:
         raise InputError(
-            f"{where}: task name {name!r} cannot be a file name; use at most 100 letters, digits, "
-            "'-' and '_'"
+            f"{where}: task name {quoted(name)} cannot be a file name; use at most 100 letters, "
+            "digits, '-' and '_'"
         )
     return name

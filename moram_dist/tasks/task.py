@@ -32,7 +32,8 @@ class Example:
 def digest(examples: Iterable[Example]) -> str:
     """sha256 of examples, hex: equal for equal data, whatever file it came from."""
     content = [[e.prompt, *e.references] for e in examples]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps(content, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

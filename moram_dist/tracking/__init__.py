@@ -4,10 +4,10 @@ The only home of mlflow, which takes seconds to import and is imported when a ru
 """
 
 from moram_dist.registry import unknown
-from moram_dist.tracking.connect import store_of
+from moram_dist.tracking.addresses import sqlite_file, store_of
+from moram_dist.tracking.ids import read_ids, write_ids
 from moram_dist.tracking.mlflow import MlflowTracker
 from moram_dist.tracking.node import NodeMetrics, wanted
-from moram_dist.tracking.replay import IDS_FILE
 from moram_dist.tracking.runs import run_directories
 from moram_dist.tracking.tracker import (
     DatasetRecord,
@@ -19,7 +19,6 @@ from moram_dist.tracking.tracker import (
 )
 
 __all__ = [
-    "IDS_FILE",
     "DatasetRecord",
     "MetricsFile",
     "MlflowTracker",
@@ -27,9 +26,12 @@ __all__ = [
     "Together",
     "Tracker",
     "open_tracker",
+    "read_ids",
     "read_metrics",
     "run_directories",
+    "sqlite_file",
     "store_of",
+    "write_ids",
 ]
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from moram_dist.files import exclusive_lock
-from moram_dist.registry import InputError
+from moram_dist.tracking.addresses import SQLITE_ENCODED, check, sqlite_address, sqlite_file
+from moram_dist.tracking.names import experiment_name
+
+logger = logging.getLogger(__name__)
 
 # Defaults of ours, where the user set none. With MLflow's own (7 retries, 120 s) a request to a
 # server that is away takes minutes to fail. Requests are repeated by the sender, which looks first
@@ -20,30 +23,16 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
-SQLITE = "sqlite:///"
-
 
 def prepare(uri: str | None) -> None:
     """Set the environment of MLflow's client. To be called before mlflow is imported.
 
     Raises:
-        InputError: MLflow keeps no runs at ``uri``, or where that is None at MLFLOW_TRACKING_URI:
-            a plain folder, or no URI at all.
+        InputError: no store can be at ``uri``, or where that is None at MLFLOW_TRACKING_URI.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri and urlsplit(uri).scheme in ("", "file") and uri != "databricks":
-        raise InputError(
-            f"--tracking_uri {uri!r}: MLflow keeps no runs in a plain folder; "
-            "give sqlite:///FILE or a server's address"
-        )
+    check(uri)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-
-
-def store_of(run_dir: Path, uri: str | None = None) -> str:
-    """``uri``, else MLFLOW_TRACKING_URI, else the embedded store that neighbouring runs share."""
-    beside = f"{SQLITE}{run_dir.resolve().parent / 'mlflow.db'}"
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or beside
 
 
 def connect(uri: str, experiment: str) -> tuple[Any, str]:
@@ -55,10 +44,14 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
     """
     from mlflow.tracking import MlflowClient  # takes seconds, so only where a run is tracked
 
-    if not uri.startswith(SQLITE):
+    experiment = experiment_name(experiment)
+    database = sqlite_file(uri)
+    if database is None:
         client = MlflowClient(uri)
         return client, _find_or_create(client, experiment, artifacts=None)
-    database = Path(uri.removeprefix(SQLITE).partition("?")[0]).resolve()
+    if "%" in uri:
+        uri = SQLITE_ENCODED + uri.partition(":///")[2]
+    database = database.resolve()
     database.parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(database.with_name(f"{database.name}.lock")):
         if not database.exists():
@@ -76,7 +69,7 @@ def _create(database: Path) -> None:
     partial = database.with_name(f".{database.name}.partial")
     for left in (partial, partial.with_name(f"{partial.name}-journal")):
         left.unlink(missing_ok=True)
-    MlflowClient(f"{SQLITE}{partial}")
+    MlflowClient(sqlite_address(partial))
     partial.rename(database)
 
 
@@ -86,6 +79,9 @@ def _find_or_create(client: Any, experiment: str, artifacts: str | None) -> str:
     for _ in range(2):  # on a server, another run may create it between our look and our try
         known = client.get_experiment_by_name(experiment)
         if known is not None:
+            if known.lifecycle_stage == "deleted":  # which keeps its name from a new one
+                client.restore_experiment(known.experiment_id)
+                logger.warning("MLflow's experiment %r was deleted, and is restored", experiment)
             return known.experiment_id
         try:
             return client.create_experiment(experiment, artifact_location=artifacts)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from moram_dist.tracking.names import allowed_name
+from moram_dist.tracking.names import allowed_name, text
 from moram_dist.tracking.spool import Operation
 
-MAX_DIGEST = 36  # characters; MLflow refuses a longer one
+MAX_DIGEST = 36  # characters; MLflow refuses longer ones of all of these
+MAX_DATASET_NAME, MAX_SOURCE, MAX_INPUT_TAG = 500, 60_000, 500
 
 
 def points(operation: Operation) -> list[Any]:
@@ -30,14 +31,14 @@ def dataset_input(record: dict[str, Any]) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(
-        name=record["name"],
+        name=text(record["name"], MAX_DATASET_NAME),
         digest=record["digest"][:MAX_DIGEST],
         source_type="local",
-        source=json.dumps({"uri": record["source"]}),
+        source=json.dumps({"uri": text(record["source"], MAX_SOURCE // 6)}),
         profile=json.dumps({"num_rows": record["rows"]}),
     )
     tags = [
         InputTag("mlflow.data.context", record["context"]),
-        InputTag("sha256", record["digest"]),
+        InputTag("sha256", text(record["digest"], MAX_INPUT_TAG)),
     ]
     return DatasetInput(dataset, tags)

@@ -11,24 +11,37 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from moram_dist.files import WriteError
-from moram_dist.tracking.connect import prepare, store_of
-from moram_dist.tracking.names import without_password
+from moram_dist.redaction import clean_address, clean_tree
+from moram_dist.tracking.addresses import store_of
+from moram_dist.tracking.connect import prepare
 from moram_dist.tracking.replay import Replay
 from moram_dist.tracking.sender import Sender
-from moram_dist.tracking.spool import FOLDER, MAIN, Spool, operations
-from moram_dist.tracking.tracker import RunDescription, Status, Tracker, as_json
+from moram_dist.tracking.spool import FOLDER, MAIN, Spool
+from moram_dist.tracking.told import modified, recall
+from moram_dist.tracking.tracker import (
+    METRICS_FILE,
+    Files,
+    RunDescription,
+    Status,
+    Tracker,
+    as_json,
+    read_metrics,
+)
 
 logger = logging.getLogger(__name__)
 
 LAST_WAIT_S = {"finished": 120.0, "failed": 10.0, "stopped": 5.0}
 """Longest wait at the end for a store that answers. A run that is stopped has 30 s to leave."""
+
+LOOK_S = 10.0
+"""Longest look, at a start of a run that is done, whether the store still has what it took."""
 
 
 class MlflowTracker(Tracker):
@@ -51,6 +64,30 @@ class MlflowTracker(Tracker):
 
     def open(self, run: RunDescription, from_step: int | None = None) -> None:
         """Start to record and to send, or go on where the run directory has been recorded."""
+        self._begin(run)
+        self._open(run)
+        self._sender = Sender(Replay(self._store, self._run_dir))
+
+    def catch_up(self, run: RunDescription, files: Files, say: Callable[[str], None]) -> None:
+        """Send what the store has not got of a run that is done: of all starts, to any store.
+
+        What was never spooled is taken from the run's files: all of it where an earlier start did
+        not track, the end and the report where a process was killed before it could.
+        """
+        self._begin(run)
+        self._backfill(run, files)
+        replay = Replay(self._store, self._run_dir)
+        pending = replay.pending()
+        wait = LAST_WAIT_S["finished"] if pending else LOOK_S
+        if pending:
+            say(
+                f"MLflow at {clean_address(self._store)} has not got all of this run: the rest is "
+                f"sent, which takes up to {wait:.0f} s"
+            )
+        self._sender = Sender(replay)
+        self._finish(wait, warn=pending)
+
+    def _begin(self, run: RunDescription) -> None:
         import mlflow.tracking  # noqa: F401  # here: two threads that import it would collide
 
         self._run_dir = run.run_dir.resolve()
@@ -58,19 +95,22 @@ class MlflowTracker(Tracker):
         self._spool = Spool(path)
         self._name = run.name
         self._task: int | None = None
-        sequence = self._recall(path) or uuid.uuid4().hex
+        self._told = recall(path)
+        self._time = 0
+        self._added = False
+        self._store = store_of(run.run_dir, self._uri)
+
+    def _open(self, run: RunDescription) -> None:
         self._write(
             "open",
-            sequence=sequence,
+            sequence=self._told.sequence or uuid.uuid4().hex,
             name=run.name,
             experiment=run.experiment,
             run_directory=str(self._run_dir),
-            parameters={k: without_password(str(v)) for k, v in run.parameters.items()},
-            tags=run.tags,
-            datasets=[asdict(record) for record in run.datasets],
+            parameters={k: str(v) for k, v in clean_tree(dict(run.parameters)).items()},
+            tags=clean_tree(run.tags),
+            datasets=clean_tree([asdict(record) for record in run.datasets]),
         )
-        self._store = store_of(run.run_dir, self._uri)
-        self._sender = Sender(Replay(self._store, self._run_dir))
 
     def begin_task(self, index: int, name: str) -> None:
         """Curves from here on are of the task's child run."""
@@ -79,16 +119,18 @@ class MlflowTracker(Tracker):
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Add a point to each curve. What was logged before a restart is not logged again."""
-        new = {k: v for k, v in metrics.items() if step > self._newest.get((self._task, k), -1)}
-        self._newest |= {(self._task, name): step for name in new}
+        told = self._told.steps
+        new = {k: v for k, v in metrics.items() if step not in told[self._task, k]}
+        for name in new:
+            told[self._task, name].add(step)
         if new:
             self._write("log", task=self._task, step=step, metrics=as_json(new))
 
     def log_sequence(self, metrics: dict[str, float], step: int) -> None:
         """Add results to the parent, at ``step`` tasks learned, where they are not there yet."""
         values = as_json(metrics)
-        new = {k: v for k, v in values.items() if self._results.get((step, k)) != v}
-        self._results |= {(step, name): value for name, value in new.items()}
+        new = {k: v for k, v in values.items() if self._told.results.get((step, k)) != v}
+        self._told.results |= {(step, name): value for name, value in new.items()}
         if new:
             self._write("log", task=None, step=step, metrics=new)
 
@@ -96,10 +138,7 @@ class MlflowTracker(Tracker):
         """Mark the task's child run finished; its memory has been published."""
         self._write("end", task=self._task, status="finished", whole=False)
         if self._register and self._task is not None:
-            memory = self._run_dir / "memory"
-            learned = sorted(memory.glob(f"{self._task:03d}_*.safetensors"))
-            self.attach([*learned, memory / "memory.json"], "memory")
-            self._write("publish", task=self._task, name=self._name)
+            self._publish(self._task)
         self._task = None
 
     def attach(self, paths: Sequence[Path], folder: str) -> None:
@@ -114,34 +153,55 @@ class MlflowTracker(Tracker):
         """Mark the parent, and a child still open, with how the run ended; wait for the sender."""
         with suppress(WriteError):  # it must not hide why the run failed
             self._write("end", task=self._task, status=status, whole=True)
+        self._finish(LAST_WAIT_S[status], warn=True)
+
+    def _finish(self, wait_s: float, *, warn: bool) -> None:
         self._spool.close()
-        self.complete = self._sender.close(LAST_WAIT_S[status])
-        if not self.complete:
+        self.complete = self._sender.close(wait_s)
+        if warn and not self.complete:
             logger.warning(
                 "MLflow at %s has not got all of this run. The rest is kept; this sends it: "
                 "python -m moram_dist.tracking send %s",
-                without_password(self._store),
+                clean_address(self._store),
                 self._run_dir,
             )
 
+    def _publish(self, task: int) -> None:
+        memory = self._run_dir / "memory"
+        learned = sorted(memory.glob(f"{task:03d}_*.safetensors"))
+        self.attach([*learned, memory / "memory.json"], "memory")
+        self._write("publish", task=task, name=self._name)
+
+    def _backfill(self, run: RunDescription, files: Files) -> None:
+        """Spool what a run that is done lacks there; nothing where it lacks nothing."""
+        self._time = modified(self._run_dir / "run.yaml")
+        if self._told.sequence is None:
+            self._open(run)
+        metrics = self._run_dir / METRICS_FILE
+        self._time = max(modified(metrics), self._told.time)  # its lines hold no times
+        tasks = {name: i for i, name in enumerate(dict.fromkeys(r.name for r in run.datasets))}
+        for entry in read_metrics(metrics) if metrics.exists() else ():
+            task, step, learned = (entry.pop(k, None) for k in ("task", "step", "tasks_learned"))
+            values = {name: float(value) for name, value in entry.items()}
+            if learned is not None:
+                self.log_sequence(values, learned)
+            elif task in tasks:
+                self._task = tasks[task]
+                if self._task not in self._told.begun:
+                    self._told.begun.add(self._task)
+                    self.begin_task(self._task, task)
+                self.log(values, step)
+        self._task = None
+        for task in range(len(tasks)) if self._register else ():
+            if task not in self._told.published:
+                self._publish(task)
+        if self._added or not self._told.ended:
+            for folder, paths in files.items():
+                self.attach(paths, folder)
+            self._write("end", task=None, status="finished", whole=True)
+
     def _write(self, do: str, **rest: Any) -> None:
         """Spool an operation. Only of curves may a machine that loses its power lose the end."""
-        operation = {"do": do, "time": int(time.time() * 1000), **rest}
+        self._added = True
+        operation = {"do": do, "time": self._time or int(time.time() * 1000), **rest}
         self._spool.append(operation, sync=do != "log" or rest["task"] is None)
-
-    def _recall(self, path: Path) -> str | None:
-        """What was logged before a restart. Returns the sequence's number, None at its start."""
-        sequence = None
-        self._newest: dict[tuple[int | None, str], int] = {}
-        self._results: dict[tuple[int, str], float | str] = {}
-        for operation, _ in operations(path):
-            if operation["do"] == "open":
-                sequence = sequence or operation["sequence"]
-            elif operation["do"] == "log":
-                task, step = operation["task"], operation["step"]
-                for name, value in operation["metrics"].items():
-                    if task is None:
-                        self._results[step, name] = value
-                    else:
-                        self._newest[task, name] = step
-        return sequence

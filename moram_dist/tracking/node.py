@@ -54,8 +54,9 @@ class NodeMetrics(Tracker):
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        every = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or EVERY_S)
         try:
+            said = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or EVERY_S)
+            every = said if 0 < said < threading.TIMEOUT_MAX else EVERY_S
             monitors = _monitors()
             self._sample(monitors, 0)  # load is measured since the last look, so one comes first
             step = self._first

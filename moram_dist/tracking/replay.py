@@ -10,23 +10,23 @@ point has its time with it, a status or a file replaces itself.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moram_dist.files import exclusive_lock, write_atomically
-from moram_dist.reading import read_json
+from moram_dist.files import exclusive_lock
+from moram_dist.redaction import clean_address, clean_tree, without_secrets
+from moram_dist.registry import InputError
 from moram_dist.tracking.connect import connect
 from moram_dist.tracking.entities import dataset_input, points
-from moram_dist.tracking.names import allowed_name, cut, without_password
-from moram_dist.tracking.spool import FOLDER, Operation, operations, spools
+from moram_dist.tracking.ids import IDS_FILE, read_ids, write_ids
+from moram_dist.tracking.names import allowed_name, run_name, text
+from moram_dist.tracking.spool import FOLDER, Operation, on_disk, operations, spools
 from moram_dist.tracking.versions import publish
 
 logger = logging.getLogger(__name__)
 
-IDS_FILE = "tracking.json"
 RUN_DIRECTORY = "run_directory"
 """The parent's tag that says where the run is recorded."""
 
@@ -62,18 +62,34 @@ class Replay:
             for path in spools(self.run_dir):
                 if self._client is None:
                     self._open(path)
-                for batch, end in _batches(path, self._state["sent"].get(path.name, 0)):
+                for batch, end in _batches(path, self._sent(path)):
                     self._carry_out(batch)
+                    on_disk(path)
                     self._state["sent"][path.name] = end
                     self._save()
+
+    def _sent(self, path: Path) -> int:
+        """Bytes of a spool that the store has: none of one that is shorter, so is another one."""
+        sent = self._state["sent"].get(path.name, 0)
+        return sent if sent <= path.stat().st_size else 0
 
     def complete(self) -> bool:
         """Whether the store has all that the main rank wrote; other nodes may measure longer."""
         main = spools(self.run_dir)[0]
         return main.stat().st_size == self._state.get("sent", {}).get(main.name, 0)
 
+    def pending(self) -> bool:
+        """Whether there is anything that this store has not acknowledged; it is not asked."""
+        ids = read_ids(self.run_dir)
+        if ids is None or ids["store"] != clean_address(self.uri):
+            return bool(spools(self.run_dir))
+        sizes = ((path.name, path.stat().st_size) for path in spools(self.run_dir))
+        return any(ids["sent"].get(name, 0) != size for name, size in sizes)
+
     def _open(self, main: Path) -> None:
-        first, _ = next(operations(main))
+        first = next((one for one, _ in operations(main) if one["do"] == "open"), None)
+        if first is None:
+            raise InputError(f"{main} is damaged: it does not say whose run it is")
         client, self._experiment = connect(self.uri, first["experiment"])
         self._state = self._restored(client)
         self._client = client
@@ -85,11 +101,11 @@ class Replay:
         """
         from mlflow.exceptions import MlflowException
 
-        store, path = without_password(self.uri), self.run_dir / IDS_FILE
+        store = clean_address(self.uri)
         fresh: dict[str, Any] = {"store": store, "parent": None, "tasks": {}, "sent": {}}
-        found = read_json(path) if path.exists() else fresh
+        found = read_ids(self.run_dir) or fresh
         if found["store"] != store:
-            logger.info("%s is of another MLflow store: new runs start here", path)
+            logger.info("%s is of another MLflow store: new runs start here", IDS_FILE)
             return fresh
         if found["parent"] is None:
             return fresh
@@ -103,10 +119,13 @@ class Replay:
         return fresh | found if active else fresh
 
     def _save(self) -> None:
-        write_atomically(self.run_dir / IDS_FILE, json.dumps(self._state, indent=2) + "\n")
+        write_ids(self.run_dir, self._state)
 
     def _carry_out(self, batch: list[Operation]) -> None:
         operation = batch[0]
+        if not self._known(operation):
+            logger.warning("an operation of a run whose beginning is damaged is left out")
+            return
         match operation["do"]:
             case "open":
                 self._open_parent(operation)
@@ -121,6 +140,15 @@ class Replay:
                 publish(self._client, operation["name"], self._state["parent"], operation["task"])
             case "end":
                 self._end(operation)
+
+    def _known(self, operation: Operation) -> bool:
+        """Whether the run that it speaks of has been opened, as far as the spool is whole."""
+        if operation["do"] == "open":
+            return True
+        tasks = [None, *self._state["tasks"]]
+        begins = operation["do"] == "begin_task"
+        task = None if begins or operation.get("task") is None else str(operation["task"])
+        return self._state["parent"] is not None and task in tasks
 
     def _run_of(self, task: int | None) -> str:
         return self._state["parent"] if task is None else self._state["tasks"][str(task)]
@@ -143,12 +171,12 @@ class Replay:
         before = self._client.get_run(parent).data.params
         params, changed = [], {RUN_DIRECTORY: operation["run_directory"], **tags}
         for name, value in operation["parameters"].items():
-            key, text = allowed_name(name), cut(value, MAX_PARAMETER)
+            key, whole = allowed_name(name), text(value, MAX_PARAMETER)
             if key not in before:
-                params.append(Param(key, text))
-            elif before[key] != text:
-                changed[f"restarted_with/{name}"] = text
-        run_tags = [RunTag(allowed_name(key), cut(text, MAX_TAG)) for key, text in changed.items()]
+                params.append(Param(key, whole))
+            elif before[key] != whole:
+                changed[f"restarted_with/{name}"] = whole
+        run_tags = [RunTag(allowed_name(key), text(tag, MAX_TAG)) for key, tag in changed.items()]
         self._client.log_batch(parent, params=params, tags=run_tags)
         if operation["datasets"]:
             inputs = [dataset_input(record) for record in operation["datasets"]]
@@ -183,9 +211,11 @@ class Replay:
         for run in self._all_runs(tags[SEQUENCE]):
             if run.data.tags.get("task_index") == task:
                 return run.info.run_id
-        clean = {allowed_name(key): cut(value, MAX_TAG) for key, value in tags.items()}
+        # Of the repository's address, too, which may hold a password.
+        found = clean_tree(resolve_tags(tags))
+        clean = {allowed_name(key): text(value, MAX_TAG) for key, value in found.items()}
         created = self._client.create_run(
-            self._experiment, start_time=time, tags=resolve_tags(clean), run_name=name
+            self._experiment, start_time=time, tags=clean, run_name=run_name(name)
         )
         return created.info.run_id
 
@@ -211,7 +241,7 @@ class Replay:
         except Exception as error:
             if not _refused(error):
                 raise
-            reason = cut(without_password(str(error)), 300)
+            reason = text(without_secrets(str(error)), 300)
             logger.warning("MLflow keeps no copy of a file of %s: %s", self.run_dir, reason)
 
     def _end(self, operation: Operation) -> None:

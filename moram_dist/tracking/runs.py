@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from moram_dist.redaction import clean_address, without_secrets
 from moram_dist.registry import InputError, unknown
+from moram_dist.tracking.addresses import VARIABLE, sqlite_file
 from moram_dist.tracking.connect import prepare
-from moram_dist.tracking.names import without_password
+from moram_dist.tracking.names import experiment_name
 from moram_dist.tracking.replay import RUN_DIRECTORY
 
 DEFAULT_STORE = "sqlite:///runs/mlflow.db"
@@ -25,18 +27,18 @@ def run_directories(experiment: str, uri: str | None = None) -> list[Path]:
         InputError: no such store or experiment, no finished run in it, or a run that does not say
             where its directory is, or whose directory is not there any more.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
-    shown = without_password(uri)
-    file = uri.removeprefix("sqlite:///").partition("?")[0]
-    if uri.startswith("sqlite:///") and not Path(file).exists():
-        raise InputError(f"--tracking_uri {shown}: no such file")  # MLflow would make an empty one
     prepare(uri)
+    uri = uri or os.environ.get(VARIABLE) or DEFAULT_STORE
+    shown = clean_address(uri)
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise InputError(f"--tracking_uri {shown}: no such file")  # MLflow would make an empty one
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
     try:
         client = MlflowClient(uri)
-        found = client.get_experiment_by_name(experiment)
+        found = client.get_experiment_by_name(experiment_name(experiment))
         if found is None:
             raise unknown("experiment", experiment, [e.name for e in client.search_experiments()])
         runs = client.search_runs(
@@ -47,7 +49,7 @@ def run_directories(experiment: str, uri: str | None = None) -> list[Path]:
         )
     except MlflowException as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--tracking_uri {shown}: {without_password(reason)}") from None
+        raise InputError(f"--tracking_uri {shown}: {without_secrets(reason)}") from None
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     if not parents:
         raise InputError(f"experiment {experiment!r} of {shown} holds no finished run")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 
-from moram_dist.tracking.names import cut, without_password
+from moram_dist.redaction import clean_address, without_secrets
+from moram_dist.tracking.names import text
 from moram_dist.tracking.replay import Replay
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,11 @@ class Sender:
         logger.warning(
             "MLflow at %s does not take what it is sent; training goes on, and all is kept "
             "and sent once it does: %s",
-            without_password(self._replay.uri),
-            cut(without_password(reason), 300),
+            clean_address(self._replay.uri),
+            text(without_secrets(reason), 300),
         )
 
     def _answers(self) -> None:
         if self._failed:
-            logger.warning("MLflow at %s has caught up", without_password(self._replay.uri))
+            logger.warning("MLflow at %s has caught up", clean_address(self._replay.uri))
         self._failed = False

@@ -7,15 +7,19 @@ They stay when all is sent, so that another store can be told everything too.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from moram_dist.files import writing
+from moram_dist.files import append, open_to_append, writing
+from moram_dist.reading import parse_json, record
+from moram_dist.registry import InputError
+from moram_dist.tracking.operations import KINDS
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +35,17 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._file = open_to_append(path, private=True)
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b", buffering=0)  # a line is one write: whole, or not there
             self._drop_half_a_line()
 
     def append(self, operation: Operation, *, sync: bool = False) -> None:
         """Add an operation; with ``sync`` it is on the disk itself when this returns."""
         text = json.dumps(operation, ensure_ascii=False, allow_nan=False) + "\n"
-        line = text.encode("utf-8")
+        # A path may hold what UTF-8 cannot: its number stands for it, as text.
+        text = re.sub("[\ud800-\udfff]", lambda one: rf"\\u{ord(one[0]):x}", text)
         with writing(self._path):
-            if self._file.write(line) != len(line):
-                self._drop_half_a_line()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            append(self._file, text.encode("utf-8"))
             if sync:
                 os.fsync(self._file.fileno())
 
@@ -66,6 +68,12 @@ class Spool:
             self._file.truncate(end)
 
 
+def on_disk(path: Path) -> None:
+    """Sync a spool: nothing may be acknowledged of it that a machine without power would lose."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def spools(run_dir: Path) -> list[Path]:
     """The files that there are, the main rank's first: the others need the run that it opens."""
     folder = run_dir / FOLDER
@@ -81,7 +89,20 @@ def operations(path: Path, offset: int = 0) -> Iterator[tuple[Operation, int]]:
             if not line.endswith(b"\n"):
                 return  # it is being written
             offset += len(line)
-            try:
-                yield json.loads(line), offset
-            except ValueError:  # of a disk that lost power
+            operation = _operation(line, str(path))
+            if operation is not None:
+                yield operation, offset
+            else:  # of a disk that lost power
                 logger.warning("%s: the line before byte %d is damaged, left out", path, offset)
+
+
+def _operation(line: bytes, place: str) -> Operation | None:
+    """What ``Spool`` wrote as this line; None where it did not."""
+    try:
+        found = parse_json(line.decode("utf-8"), Path(place))
+        kind = KINDS[found["do"]]
+        known = {item.name for item in fields(kind)}  # a newer version may say more
+        record(kind, {name: value for name, value in found.items() if name in known}, place)
+    except (InputError, KeyError, TypeError, UnicodeDecodeError):
+        return None
+    return found

@@ -11,17 +11,21 @@ are over the number of tasks learned.
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, BinaryIO, Literal
 
-from moram_dist.files import write_atomically, writing
+from moram_dist.files import append, open_to_append, write_atomically, writing
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["finished", "failed", "stopped"]
 METRICS_FILE = "metrics.jsonl"
+Files = Mapping[str, Sequence[Path]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,15 @@ class Tracker:
     def close(self, status: Status) -> None:
         """Stop recording. Nothing may be logged afterwards; ``open`` may be called again."""
 
+    def catch_up(self, run: RunDescription, files: Files, say: Callable[[str], None]) -> None:
+        """Instead of open and close, for a run that is done: tell what has not been told of it.
+
+        Args:
+            run: its description; its data sets name the tasks in their order.
+            files: what a whole run attaches: folder to paths.
+            say: takes a line for people.
+        """
+
 
 class MetricsFile(Tracker):
     """``metrics.jsonl`` in the run directory: one JSON object a line, on disk as it is logged.
@@ -108,21 +121,18 @@ class MetricsFile(Tracker):
     """
 
     def __init__(self) -> None:
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
         self._task: str | None = None
 
     def open(self, run: RunDescription, from_step: int | None = None) -> None:
         """Append to the run's file, dropping first what a restart is about to repeat.
 
-        Raises WriteError where the run directory cannot be written.
+        Raises InputError or WriteError where it cannot be written.
         """
         self._path = run.run_dir / METRICS_FILE
-        if self._path.exists():
-            _drop_repeated(self._path, from_step)
-        with writing(self._path):
-            run.run_dir.mkdir(parents=True, exist_ok=True)
-            # 1: flushed at each line's end
-            self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        open_to_append(self._path).close()  # whether it can be, before it is read
+        _drop_repeated(self._path, from_step)
+        self._file = open_to_append(self._path)
 
     def begin_task(self, index: int, name: str) -> None:
         """Name the task in the lines that follow."""
@@ -152,7 +162,7 @@ class MetricsFile(Tracker):
             raise RuntimeError("metrics were logged before open() or after close()")
         with writing(self._path):
             line = json.dumps({**place, **as_json(metrics)}, ensure_ascii=False)
-            self._file.write(line + "\n")
+            append(self._file, line.encode("utf-8", errors="surrogatepass") + b"\n")
 
 
 class Together(Tracker):
@@ -196,6 +206,11 @@ class Together(Tracker):
         for tracker in self.trackers:
             tracker.close(status)
 
+    def catch_up(self, run: RunDescription, files: Files, say: Callable[[str], None]) -> None:
+        """Tell each."""
+        for tracker in self.trackers:
+            tracker.catch_up(run, files, say)
+
 
 def as_json(metrics: dict[str, float]) -> dict[str, float | str]:
     """Numbers that JSON lacks as the strings "nan", "inf" and "-inf", which ``float`` reads."""
@@ -205,14 +220,36 @@ def as_json(metrics: dict[str, float]) -> dict[str, float | str]:
     }
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file, oldest first; a last line cut short by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a whole line ends in a newline
-    return [json.loads(line) for line in lines if line]
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The entries of a metrics file, oldest first.
+
+    What a crash or a disk left there that is no entry is left out, in one line to the log.
+    """
+    *lines, rest = path.read_bytes().split(b"\n")  # a whole line ends in a newline
+    entries = [entry for line in lines if (entry := _entry(line)) is not None]
+    damaged = len(lines) - len(entries) + bool(rest)
+    if damaged:
+        logger.warning("%s: %d damaged lines are left out", path, damaged)
+    return entries
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """What ``MetricsFile`` wrote as this line; None where it did not."""
+    try:
+        entry = json.loads(line)
+        place = entry.get("step", entry.get("tasks_learned"))
+        task = entry.get("task")
+        for name, value in entry.items():
+            if name != "task":
+                float(value)
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError):
+        return None
+    known = type(place) is int and (task is None or isinstance(task, str))
+    return entry if known else None
 
 
 def _drop_repeated(path: Path, from_step: int | None) -> None:
-    """Cut the file before the first line at or past ``from_step``, and after the last whole line.
+    """Cut the file before the first line at or past ``from_step``, and take out what is damaged.
 
     One writer logs in the order of the run, so every line behind the cut, scores included, belongs
     to work that the restart does again.
@@ -222,4 +259,4 @@ def _drop_repeated(path: Path, from_step: int | None) -> None:
         if from_step is not None and entry.get("step", -1) >= from_step:
             break
         kept.append(json.dumps(entry, ensure_ascii=False) + "\n")
-    write_atomically(path, "".join(kept))
+    write_atomically(path, "".join(kept).encode("utf-8", errors="surrogatepass"))

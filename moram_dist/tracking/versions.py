@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
+
+from moram_dist.tracking.names import model_name
 
 
 def publish(client: Any, name: str, parent: str, task: int) -> None:
@@ -15,7 +16,7 @@ def publish(client: Any, name: str, parent: str, task: int) -> None:
     """
     from mlflow.exceptions import MlflowException
 
-    model = re.sub(r"[/:]", "_", name)
+    model = model_name(name)
     try:
         client.create_registered_model(model)
     except MlflowException as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,7 @@ from torch import Tensor
 from moram_dist.comm import env
 from moram_dist.config import RecordConfig
 from moram_dist.files import sha256, write_atomically
-from moram_dist.reading import read_json
+from moram_dist.reading import read_record
 from moram_dist.registry import InputError
 
 VERSION = 1
@@ -55,7 +56,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """Of both files, without suffix. In order of task and step."""
+        """Of both files, without suffix. Numbers may outgrow their zeros: not in order as text."""
         return f"{self.task:03d}_{self.step:06d}"
 
 
@@ -103,20 +104,21 @@ class ProgressFiles:
         self._keep([])
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*.json"), key=lambda path: path.stem, reverse=True)
+        """Records by task and step, as numbers; what is named otherwise is none."""
+        records = [path for path in self.folder.glob("*.json") if _numbers(path)]
+        return sorted(records, key=_numbers, reverse=True)
 
     def _check(self, path: Path) -> Place:
         """Raises InputError where one of the two files is not what was written."""
-        value = read_json(path)
-        try:
-            place = Place(**value)
-            whole = place.version == VERSION and place.name == path.stem
-        except (TypeError, ValueError):
-            raise InputError(f"{path} is no record of progress") from None
-        tensors = path.with_suffix(".safetensors")
-        if not whole:
+        place = read_record(path, Place)
+        if place.version != VERSION or place.name != path.stem:
             raise InputError(f"{path} is no record of progress of version {VERSION}")
-        if not tensors.exists() or sha256(tensors) != place.sha256:
+        tensors = path.with_suffix(".safetensors")
+        try:
+            whole = sha256(tensors) == place.sha256
+        except OSError:
+            whole = False
+        if not whole:
             raise InputError(f"{tensors} is not whole")
         return place
 
@@ -129,6 +131,12 @@ class ProgressFiles:
                 path.unlink()
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _numbers(path: Path) -> tuple[int, ...]:
+    """Task and step, which a record's name says; empty for another file."""
+    name = re.fullmatch(r"(\d{3,})_(\d{6,})", path.stem, re.ASCII)
+    return tuple(map(int, name.groups())) if name else ()
 
 
 class SaveTimer:

@@ -11,9 +11,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from moram_dist.comm import env
-from moram_dist.reading import read_json
+from moram_dist.reading import read_object
 from moram_dist.registry import InputError
+from moram_dist.terminal import quoted
 
 RUN_DECIDES = {
     "optimizer": "--learning_rate and --weight_decay",
@@ -24,10 +24,7 @@ RUN_DECIDES = {
 
 def read(path: Path) -> dict[str, Any]:
     """A DeepSpeed configuration. Raises InputError that names the file."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return value
+    return read_object(path, unique=True)
 
 
 def resolve(
@@ -68,45 +65,31 @@ def resolve(
     }
     for key, value in wanted.items():
         found = out.get(key, "auto")
-        if found not in ("auto", value):
+        if isinstance(found, bool) or found not in ("auto", value):
             raise InputError(
-                f"{path}: {key} is {found}, but the run's batch sizes and clipping make it "
+                f"{path}: {key} is {quoted(found)}, but the run's batch sizes and clipping make it "
                 f'{value}; write "auto" there, or change --batch_size or --clip'
             )
         out[key] = value
     for key in ("bf16", "zero_optimization"):
         if not isinstance(out.setdefault(key, {}), dict):
-            raise InputError(f"{path}: {key} must be an object, got {out[key]!r}")
+            raise InputError(f"{path}: {key} must be an object, got {quoted(out[key])}")
     precision = out["bf16"]
-    if precision.get("enabled", "auto") not in ("auto", bf16):
+    enabled = precision.get("enabled", "auto")
+    if enabled != "auto" and enabled is not bf16:
         raise InputError(
-            f"{path}: bf16.enabled is {precision['enabled']}, but the run's --dtype makes it "
+            f"{path}: bf16.enabled is {quoted(enabled)}, but the run's --dtype makes it "
             f'{str(bf16).lower()}; write "auto" there'
         )
     precision["enabled"] = bf16
     stage = out["zero_optimization"].setdefault("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise InputError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise InputError(
+            f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {quoted(stage)}"
+        )
     if stage == 0:
         out.pop("data_types", None)  # without ZeRO, DeepSpeed accumulates in the model's own dtype
     # torch's AdamW is not on DeepSpeed's list for every stage; resets are tested with it on all.
     out["zero_allow_untested_optimizer"] = True
     out.setdefault("steps_per_print", 1_000_000_000)
     return out
-
-
-def check_zero(resolved: dict[str, Any], *, path: Path) -> None:
-    """Whether DeepSpeed knows every ZeRO setting. Raises InputError that names one it does not.
-
-    Apart from ``resolve`` because it has to import DeepSpeed, which takes seconds.
-    """
-    env.choose_accelerator()
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from pydantic import ValidationError
-
-    try:
-        DeepSpeedZeroConfig(**resolved["zero_optimization"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, ("zero_optimization", *first["loc"])))
-        raise InputError(f"{path}: {field}: {first['msg']}") from None

@@ -9,17 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.comm.zero3 import whole
+from moram_dist.registry import InputError
 
 BETAS = (0.9, 0.95)
 """Of the published MoRAM and TRACE scripts."""
+
+
+_REFUSALS = (ArithmeticError, AssertionError, ImportError, NotImplementedError, ValueError)
+"""How DeepSpeed refuses a setting, beside exceptions of its own; a machine raises others."""
 
 
 def make_engine(model: nn.Module, ds_config: dict[str, Any], *, weight_decay: float) -> Any:
     """Wrap the model; only parameters that require a gradient are trained.
 
     A model without any (zero-shot) gets an engine without an optimizer.
+
+    Raises:
+        InputError: DeepSpeed refuses a value of the configuration that it meets only here.
     """
     import deepspeed
+    from deepspeed.runtime.config import DeepSpeedConfigError
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
 
     trainable = [p for p in model.parameters() if p.requires_grad]
     config = dict(ds_config)
@@ -30,7 +40,12 @@ def make_engine(model: nn.Module, ds_config: dict[str, Any], *, weight_decay: fl
         # Stages 1 and 2 shard nothing but an optimizer's state, and refuse to run without one.
         config["zero_optimization"] = {"stage": 0}
         config.pop("data_types", None)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    try:
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    except (DeepSpeedConfigError, ZeRORuntimeException, *_REFUSALS) as error:
+        raise InputError(
+            f"--ds_config: DeepSpeed refuses it: {error or type(error).__name__}"
+        ) from error
     engine.set_gradient_accumulation_boundary(True)  # from here on whoever trains says where it is
     return engine
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from moram_dist.terminal import shown
+
 QUIET_S = 10.0
 """Longest time without a line while steps are done."""
 
@@ -55,7 +57,7 @@ class Progress:
         """Print a line."""
         if self.enabled:
             clear = "\x1b[K" if self.overwrite else ""
-            print(line + clear, end=end, flush=True)
+            print(shown(line) + clear, end=end, flush=True)
 
 
 def _clock(seconds: float) -> str:

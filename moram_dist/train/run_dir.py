@@ -8,9 +8,9 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,45 @@ import yaml
 
 from moram_dist import config_io
 from moram_dist.atoms.memory_files import MemoryFiles
-from moram_dist.config import RunConfig
-from moram_dist.files import exclusive_lock, write_atomically
+from moram_dist.config import ModelConfig, RunConfig
+from moram_dist.files import (
+    IN_THE_WAY,
+    LONGEST_NAME,
+    WriteError,
+    exclusive_lock,
+    sync_folder,
+    write_atomically,
+    writing,
+)
+from moram_dist.methods import METHODS
+from moram_dist.models import language_model
+from moram_dist.models.identity import is_base
+from moram_dist.redaction import clean_command, clean_tree
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
 from moram_dist.train.checkpoint import ProgressFiles
+from moram_dist.train.inputs import Inputs, differences, in_one_line, read_inputs, task_order
+from moram_dist.train.older_runs import differences_from_older
+
+INPUTS = "inputs.json"
+
+ALWAYS_RECORDED = ("model", "data", "method", "train", "eval")
+"""Sections that every version has written into run.yaml."""
 
 PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "mlflow", "numpy")
+
+LOCK = ".lock"
+FOLDERS = ("memory", "predictions", "progress", "report", "tracking")
+SUFFIXES = (".json", ".jsonl", ".yaml", ".safetensors")
+"""Of files, none of folders."""
 
 
 class RunDir:
     """Paths of a run, and its identity.
 
-    run.yaml holds the resolved configuration: a second command on the same folder must be the same
-    run, but for fields that do not define results (``config_io.MAY_CHANGE``).
+    run.yaml holds the resolved configuration, inputs.json digests of data, base and tokenizer: a
+    second command on the same folder must be the same run, but for what does not define its results
+    (``config_io.MAY_CHANGE``, and settings of other methods).
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,76 +66,200 @@ class RunDir:
         self.progress = ProgressFiles(path / "progress")
 
     def check(self, config: RunConfig) -> None:
-        """Whether this run may use the folder; creates it.
+        """Whether this run may use the folder. Nothing is written.
 
         Raises:
             InputError: it cannot be written, holds another configuration or a memory that was
-                learned with one, or holds something that is no run.
+                learned with one, or holds something that is no run, or a link.
+            WriteError: the disk fails.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path, prefix="."):
-                pass
-        except OSError as error:
-            raise InputError(f"--output_dir {self.path}: cannot write: {error.strerror}") from None
+        self._check_entries()
+        self._check_writable()
         record = self.path / "run.yaml"
         if not record.exists():
-            # Hidden files do not count: another rank's probe, or what a stop cut short.
-            if any(not path.name.startswith(".") for path in self.path.iterdir()):
+            # Hidden files do not count: a lock, or what a stop cut short.
+            if self.path.exists() and any(p.name[0] != "." for p in self.path.iterdir()):
                 raise InputError(f"--output_dir {self.path} is not empty and holds no run")
             return
         ran_with = config_io.read_mapping(record)
-        lacking = [s for s in config_io.SECTIONS if not isinstance(ran_with.get(s), dict)]
+        lacking = [section for section in ALWAYS_RECORDED if section not in ran_with]
         if lacking:
             raise InputError(
-                f"{record} lacks {', '.join(lacking)}: it was cut short, or written by another "
-                "version of this program"
+                f"{record} lacks {', '.join(lacking)}: it was cut short; choose another folder"
             )
-        different = config_io.differences(config, ran_with)
+        saved = config_io.from_saved(ran_with, record)
+        manifest = self.memory.manifest()
+        unused = METHODS[config.method.method].unused_settings()
+        by_content = {"model.dtype"}
+        if manifest or self.has_inputs:
+            by_content.add("model.model")
+        if self.has_inputs:
+            by_content.add("data.splits")
+        different = config_io.differences(config, saved, unused | by_content)
         if different:
             raise InputError(
                 f"--output_dir {self.path} holds another configuration ({'; '.join(different)}); "
                 "choose another folder or the same settings"
             )
-        manifest = self.memory.manifest()
         if manifest:
-            learned_with = {"method": {**manifest.settings, "method": manifest.method}}
-            different = config_io.differences(config, learned_with, sections=["method"])
+            method = {**manifest.settings, "method": manifest.method}
+            learned = config_io.from_saved({"method": method}, self.memory.path)
+            learned_with = replace(config, method=learned.method)
+            different = config_io.differences(config, learned_with, unused)
             if different:
                 raise InputError(
                     f"{self.memory.path} was learned with other settings ({'; '.join(different)}); "
                     "choose another folder or the same settings"
                 )
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep a second run off this folder, until this process ends in any way. Main rank only.
+    def check_inputs(self, now: Inputs, model: ModelConfig) -> None:
+        """Whether what is here was begun with the same data, base and tokenizer.
 
         Raises:
-            InputError: another run holds it.
+            InputError: names what changed since, or what the memory was learned on instead.
         """
-        path = self.path / ".lock"
+        if self.has_inputs:
+            changed = differences(read_inputs(self.path / INPUTS), now)
+        else:
+            changed = differences_from_older(self.path, now)
+        if changed:
+            raise InputError(
+                f"--output_dir {self.path} was begun with other input ({in_one_line(changed)}); "
+                "choose another folder or the same input"
+            )
+        manifest = self.memory.manifest()
+        if manifest is None:
+            return
+        if not is_base(manifest.base, language_model.source(model), known=now.base):
+            raise InputError(
+                f"{self.memory.path} was trained on {manifest.base.get('name')}, and --model "
+                f"{model.model} is another model or another version of it"
+            )
+        learned = [task.name for task in manifest.tasks]
+        changed = task_order(learned, [task.name for task in now.tasks][: len(learned)])
+        if changed:
+            raise InputError(f"{self.memory.path} holds other tasks than this run: {changed[0]}")
+
+    def record_inputs(self, inputs: Inputs, say: Callable[[str], None]) -> None:
+        """Write down what defines the result, where that has not been done. Main rank only."""
+        if self.has_inputs:
+            return
+        if self.memory.path.exists() or self.progress.folder.exists():
+            say(
+                f"{self.path} was begun by an older version of this program: what it recorded is "
+                f"the same; from here on {INPUTS} says what data and base have to be"
+            )
+        self._json(INPUTS, asdict(inputs))
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether what defines the result is written down; an older version did not."""
+        return (self.path / INPUTS).exists()
+
+    def _check_writable(self) -> None:
+        """Whether files can be made in the folder, or where it is to be made."""
+        if "\0" in str(self.path):
+            raise InputError(f"--output_dir {str(self.path)!r} cannot be a folder's name")
+        try:
+            # A name as long as any that is to come there.
+            deepest = self.path / "predictions" / "after_000" / ("x" * (LONGEST_NAME + 50))
+            with suppress(FileNotFoundError):
+                deepest.lstat()
+            there = self.path.absolute()
+            while not os.path.lexists(there):
+                there = there.parent
+            if not there.is_dir():
+                raise InputError(f"--output_dir {self.path}: {there} is not a folder")
+            with tempfile.TemporaryFile(dir=there, prefix="."):
+                pass
+        except OSError as error:
+            problem = f"--output_dir {self.path}: cannot write: {error.strerror}"
+            if error.errno in IN_THE_WAY:
+                raise InputError(problem) from None
+            raise WriteError(problem) from None
+
+    def _check_entries(self) -> None:
+        """Whether folders are folders, files are files, and nothing is a link to elsewhere.
+
+        The folder itself may be reached by a link; what this program writes is not to leave it.
+        """
+        try:
+            if not self.path.is_dir():
+                return
+            for entry in self._entries():
+                name = Path(entry.path).relative_to(self.path)
+                place = f"--output_dir {self.path}: {name}"
+                if entry.is_symlink():
+                    raise InputError(
+                        f"--output_dir {self.path}: {name} is a link; runs are not written "
+                        "through links"
+                    )
+                if entry.is_dir():
+                    if entry.name == LOCK or Path(entry.name).suffix in SUFFIXES:
+                        raise InputError(f"{place} is not a file")
+                elif not entry.is_file() or entry.name in FOLDERS:
+                    raise InputError(f"{place} is not a {_kind(entry.name)}")
+        except OSError as error:
+            raise InputError(
+                f"--output_dir {self.path}: cannot be read: {error.strerror}"
+            ) from None
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        """What is in the folder, and in its folders."""
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    with os.scandir(entry) as inner:
+                        yield from inner
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder, and keep a second run off it until this process ends. Main rank only.
+
+        Raises:
+            InputError: another run holds it, or what is at the lock's name is no file.
+            WriteError: it cannot be made, or the disk is full.
+        """
+        path = self.path / LOCK
         with ExitStack() as stack:
             try:
                 file = stack.enter_context(exclusive_lock(path, wait=False))
             except BlockingIOError:
-                holder = path.read_text().strip()
+                holder = path.read_bytes()[:200].decode("utf-8", errors="replace").strip()
                 raise InputError(
                     f"--output_dir {self.path} is in use by another run ({holder})"
                 ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+            with writing(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}".encode())
+                self._sync_folders()
             yield
 
+    def _sync_folders(self) -> None:
+        """Put on disk every name that is there: a process may have died before it had done so.
+
+        What is built on them from here on is synced, and must not outlive them.
+        """
+        sync_folder(self.path.resolve().parent)
+        for folder, _, _ in os.walk(self.path):
+            sync_folder(Path(folder))
+
     def describe(
-        self, config: RunConfig, benchmark: Benchmark, ds_config: dict[str, Any], world_size: int
+        self,
+        config: RunConfig,
+        benchmark: Benchmark,
+        ds_config: dict[str, Any],
+        world_size: int,
     ) -> None:
         """Write down what is about to run. Main rank only."""
         record = self.path / "run.yaml"
-        if not record.exists():
-            text = yaml.safe_dump(config_io.to_dict(config), sort_keys=False, allow_unicode=True)
-            write_atomically(record, text)
+        kept = config_io.to_dict(config)
+        if record.exists():  # what ran first stays; an older version kept passwords, too
+            kept = config_io.read_mapping(record)
+        if not record.exists() or clean_tree(kept) != kept:
+            text = yaml.safe_dump(clean_tree(kept), sort_keys=False, allow_unicode=True)
+            write_atomically(record, text, private=True)
         tasks = [
             {
                 "name": task.name,
@@ -144,7 +293,12 @@ class RunDir:
         return len(tasks)
 
     def _json(self, name: str, value: Any) -> None:
-        write_atomically(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(clean_tree(value), indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.path / name, text, private=True)
+
+
+def _kind(name: str) -> str:
+    return "folder" if name in FOLDERS else "file"
 
 
 def environment(world_size: int) -> dict[str, Any]:
@@ -160,7 +314,7 @@ def environment(world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "commit": _commit(),
-        "command": sys.argv,
+        "command": clean_command(sys.argv),
     }
 
 

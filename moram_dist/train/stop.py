@@ -8,7 +8,7 @@ evaluation) nothing is half done that is not on disk, and the rank leaves at onc
 from __future__ import annotations
 
 import os
-import select
+import selectors
 import signal
 import socket
 import sys
@@ -119,17 +119,20 @@ class StopSignals:
         file is written at once.
         """
         first: float | None = None
-        while True:
-            left = None if first is None else max(0.0, first + LEAVE_AFTER_S - time.monotonic())
-            readable, _, _ = select.select([self._reader], [], [], left)
-            if not readable:
-                os._exit(EXIT_CODE)
-            arrived = self._reader.recv(64)
-            if not arrived:
-                return  # the context was left without a signal
-            if not any(number in self.signals for number in arrived):
-                continue
-            now = time.monotonic()
-            if first is not None and now - first > REPEATED_AFTER_S:
-                os._exit(EXIT_CODE)
-            first = now if first is None else first
+        with selectors.DefaultSelector() as ready:  # ``select`` ends at descriptor 1024
+            ready.register(self._reader, selectors.EVENT_READ)
+            while True:
+                left = None if first is None else max(0.0, first + LEAVE_AFTER_S - time.monotonic())
+                if not ready.select(left):
+                    if first is None:
+                        continue
+                    os._exit(EXIT_CODE)
+                arrived = self._reader.recv(64)
+                if not arrived:
+                    return  # the context was left without a signal
+                if not any(number in self.signals for number in arrived):
+                    continue
+                now = time.monotonic()
+                if first is not None and now - first > REPEATED_AFTER_S:
+                    os._exit(EXIT_CODE)
+                first = now if first is None else first

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,13 @@ from moram_dist.comm import env
 from moram_dist.comm.watch import Watch
 from moram_dist.comm.zero3 import release_leftovers
 from moram_dist.config import RunConfig
-from moram_dist.data.encode import Encoded, encode_training
-from moram_dist.data.stream import Step, blank, collate, num_steps, order, steps
+from moram_dist.data.encode import Encoded
+from moram_dist.data.stream import Step, blank, collate, is_under_a_step, num_steps, order, steps
+from moram_dist.data.tokens import Told, clear, encode_task
 from moram_dist.methods.method import Method
 from moram_dist.models.language_model import Base
-from moram_dist.reading import read_json
 from moram_dist.tasks.task import Benchmark
-from moram_dist.tracking import IDS_FILE, Tracker
+from moram_dist.tracking import Tracker, read_ids
 from moram_dist.train.checkpoint import Place, SaveTimer
 from moram_dist.train.engine import set_learning_rate, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
@@ -80,6 +81,10 @@ class Trainer:
         self.saved = saved
         self.batch_size = config.train.batch_size or benchmark.batch_size
         self.forward = Forward(engine, base.model)
+        self._encoded: tuple[int, Sequence[Encoded]] = (-1, ())
+        """A task, and its examples."""
+        self._num_steps: list[int] = []
+        """Of the first tasks, as far as they were asked for."""
         self.peak = config.train.learning_rate or benchmark.learning_rate
 
     def run(self) -> None:
@@ -90,7 +95,9 @@ class Trainer:
         finished = len(self.manifest.tasks)
         self.evaluate(-1)
         for i, published in enumerate(self.manifest.tasks):
-            self.method.load_task(i, self.run_dir.memory.read(published))
+            memory = self.run_dir.memory
+            memory.check(published, self.method.shapes(i, self.method.layers))
+            self.method.load_task(i, memory.read(published))
             self.evaluate(i)
         for i in range(finished, len(self.benchmark.tasks)):
             with self.stop.held():
@@ -102,7 +109,13 @@ class Trainer:
         task = self.benchmark.tasks[i]
         self.watch.at(f"the start of task {task.name}")
         examples = self._examples(i)
-        total = num_steps(len(examples), self.batch_size, self._epochs(i))
+        length = (len(examples), self.batch_size, self._epochs(i))
+        total = num_steps(*length)
+        if is_under_a_step(*length):
+            self.progress.say(
+                f"note: task {task.name} takes one step: {self._epochs(i):g} epochs of its "
+                f"{len(examples)} examples round to none"
+            )
         done = self._begin(i)
         self.engine.train()
         self.tracker.begin_task(i, task.name)
@@ -154,14 +167,13 @@ class Trainer:
         tensors |= {f"{OF_METHOD}{n}": t for n, t in self.method.state_dict().items()}
         if not env.is_main():
             return
-        ids = self.run_dir.path / IDS_FILE
         place = Place(
             task=i,
             step=done,
             optimizer_steps=optimizer_steps,
             seed=self.config.train.seed,
             learned=[task.sha256 for task in self.manifest.tasks],
-            tracking=read_json(ids) if ids.exists() else None,
+            tracking=read_ids(self.run_dir.path),
             world_size=env.world_size(),
         )
         try:
@@ -247,6 +259,8 @@ class Trainer:
         if env.is_main():
             self.manifest = self.run_dir.memory.publish(self.manifest, task.name, tensors)
             self.run_dir.progress.clear()
+            clear(self._tokens)
+        self._encoded = (-1, ())
         self.manifest = env.from_main(self.manifest)
         self.tracker.end_task()
 
@@ -269,13 +283,24 @@ class Trainer:
 
         return len(chosen), losses()
 
-    def _examples(self, i: int) -> list[Encoded]:
-        return [
-            encode_training(self.base.tokenizer, example, task, self.base.decoder_start)
-            for task, example in self.method.training_data(self.benchmark, i)
-        ]
+    @property
+    def _tokens(self) -> Path:
+        return self.run_dir.path / "tokens"
 
-    def _steps(self, i: int, examples: list[Encoded], first: int = 0) -> Iterator[Step]:
+    def _examples(self, i: int) -> Sequence[Encoded]:
+        """Task i's, kept until it is published. All ranks call it together."""
+        if self._encoded[0] != i:
+            pairs = self.method.training_data(self.benchmark, i)
+            what = f"tokenising task {self.benchmark.tasks[i].name}"
+            said = Told(what, len(pairs), self.progress.say, self.watch.at)
+            start = self.base.decoder_start
+            self._encoded = (
+                i,
+                encode_task(self.base.tokenizer, pairs, start, self._tokens, said),
+            )
+        return self._encoded[1]
+
+    def _steps(self, i: int, examples: Sequence[Encoded], first: int = 0) -> Iterator[Step]:
         for step in steps(
             examples,
             batch_size=self.batch_size,
@@ -297,12 +322,10 @@ class Trainer:
 
     def first_step(self, i: int) -> int:
         """Global index of task i's first step."""
-        return sum(
-            num_steps(
-                len(self.method.training_data(self.benchmark, j)), self.batch_size, self._epochs(j)
-            )
-            for j in range(i)
-        )
+        for j in range(len(self._num_steps), i):
+            count = len(self.method.training_data(self.benchmark, j))
+            self._num_steps.append(num_steps(count, self.batch_size, self._epochs(j)))
+        return sum(self._num_steps[:i])
 
 
 def _seed(*parts: int) -> int:

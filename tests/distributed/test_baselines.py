@@ -21,6 +21,7 @@ from moram_dist.comm import env
 from moram_dist.config import MethodConfig, RunConfig
 from moram_dist.data.stream import order
 from moram_dist.methods import METHODS, Method, ewc
+from moram_dist.models.identity import fingerprint_of
 from moram_dist.train.engine import BETAS, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
 from moram_dist.train.state import read_state
@@ -223,7 +224,7 @@ def check(model: Path, folder: Path, name: str, setting: Setting, **model_settin
     manifest = Manifest(
         method=name,
         settings=dataclasses.asdict(life.method.config),
-        base=life.base.identity,
+        base=fingerprint_of(str(model)),
         modules=list(life.method.layers),
     )
     memory: dict[str, Tensor] = {}

@@ -29,6 +29,7 @@ from moram_dist.decode import generate_batch
 from moram_dist.decode.labels import score_labels
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
+from moram_dist.models.identity import fingerprint_of
 from moram_dist.tasks.task import Decoding, Example, Task
 from moram_dist.train import ds_config
 from moram_dist.train.engine import make_engine, start_fresh
@@ -181,7 +182,7 @@ def check(setting: Setting, folder: Path, out: Path) -> None:
     manifest = Manifest(
         method=setting.method,
         settings=dataclasses.asdict(setting.config),
-        base=base.identity,
+        base=fingerprint_of(str(folder)),
         modules=list(method.layers),
     )
     for i in range(NUM_TASKS):

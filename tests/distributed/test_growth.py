@@ -28,6 +28,7 @@ from moram_dist.data.stream import Step, collate, steps
 from moram_dist.methods import METHODS, Method
 from moram_dist.methods.restore import load_memory
 from moram_dist.models import language_model
+from moram_dist.models.identity import fingerprint_of
 from moram_dist.train import ds_config
 from moram_dist.train.engine import BETAS, inner_optimizer, make_engine, start_fresh
 from moram_dist.train.stop import StopSignals
@@ -230,7 +231,7 @@ def check_growth(life: Life, folder: Path) -> None:
     manifest = Manifest(
         method="moram",
         settings=dataclasses.asdict(METHOD),
-        base=life.base.identity,
+        base=fingerprint_of(life.base.model.config._name_or_path),
         modules=list(life.method.layers),
     )
     frozen: list[str] = []

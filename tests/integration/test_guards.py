@@ -9,11 +9,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
 
+from moram_dist import files
 from moram_dist.tracking import MetricsFile
 from moram_dist.train.run_dir import RunDir
 from tests.integration.launching import train
@@ -97,9 +100,21 @@ def change(folder: Path, **values: object) -> None:
 FULL = "/dev/full"
 
 
+def no_room_for(rank: int, *, full: Path) -> None:
+    """The disk has no room for one file."""
+    created = files.create
+
+    def create(path: Path, **kwargs: bool) -> BinaryIO:
+        file = created(path, **kwargs)
+        return Path(FULL).open("wb") if path == full.with_name(f".{full.name}.partial") else file
+
+    files.create = create
+
+
 @pytest.mark.parametrize(
     "name",
     [
+        "inputs.json",
         "environment.json",
         "memory/001_mood.safetensors",
         "memory/memory.json",
@@ -111,13 +126,7 @@ FULL = "/dev/full"
 def test_a_full_disk(whole, tmp_path, name):
     folder = tmp_path / "run"
     path = folder / name
-    path.parent.mkdir(parents=True)
-    # The writer's own temporary name. It is cleared away after a failure; then there is room.
-    path.with_name(f".{path.name}.partial").symlink_to(FULL)
-    if path.parent != folder:
-        shutil.copy(whole / "run.yaml", folder)
-
-    code, _, (complaint,) = command(folder)
+    code, _, (complaint,) = command(folder, before=partial(no_room_for, full=path))
 
     assert code == 4
     assert complaint.startswith(f"error: {path} cannot be written: No space left on device; ")
@@ -136,7 +145,7 @@ def no_room_for_metrics(rank: int) -> None:
 
     def open_(self, run, from_step=None):
         opened(self, run, from_step)
-        self._file = open(FULL, "a", buffering=1)
+        self._file = open(FULL, "ab", buffering=0)
 
     MetricsFile.open = open_
 
@@ -161,7 +170,10 @@ def test_a_full_disk_under_the_metrics(whole, tmp_path):
         ({"version": 7}, "memory.json has version 7; this program reads 1"),
         ({"method": "sequential_lora"}, "(method: sequential_lora -> moram)"),
         ({"settings": {"top_k": 3}}, "(top_k: 3 -> 8)"),
-        ({"settings": {"threshold": 0.5, "alpha": 2}}, "(alpha: 2 -> 16.0; threshold: 0.5 -> 0.2)"),
+        (
+            {"settings": {"threshold": 0.5, "alpha": 2}},
+            "(alpha: 2.0 -> 16.0; threshold: 0.5 -> 0.2)",
+        ),
     ],
 )
 def test_a_memory_of_other_settings(run, changes, expected):
@@ -184,6 +196,25 @@ def test_a_file_that_is_cut_short(run, name):
     content = (run / name).read_bytes()
     (run / name).write_bytes(content[: len(content) // 2])
     assert str(run / name) in refused(run)
+
+
+def test_damage_to_what_is_made_anew_stops_nothing(unfinished, whole):
+    (unfinished / "progress").mkdir()
+    for name in ("benchmark.json", "ds_config.json", "environment.json", "tracking.json"):
+        (unfinished / name).write_bytes(b"")
+    for name in ("001_000001.json", "001_000001.safetensors"):
+        (unfinished / "progress" / name).write_bytes(b"\0" * 40)
+    for path in unfinished.glob("predictions/after_001/*"):
+        path.write_bytes(b"{")
+    (unfinished / "scores.json").unlink()  # and with it the scores
+    first = (whole / "metrics.jsonl").read_bytes().split(b"\n")[0]
+    (unfinished / "metrics.jsonl").write_bytes(b"\0\0\n" + first + b"\n[]\n{\xe5")
+    code, out, complaints = command(unfinished, "--save_every", "1")
+    assert (code, complaints) == (0, [])
+    assert "001_000001.json, line 1, column 1: malformed JSON" in out
+    assert contents(unfinished) == contents(whole)
+    for name in ("benchmark.json", "ds_config.json"):
+        assert (unfinished / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_scores_that_are_cut_short(run):

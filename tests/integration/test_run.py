@@ -78,7 +78,8 @@ def copy(folder, tmp_path) -> Path:
 def test_files(folder):
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert {name for name in found if not name.startswith("report/")} == {
-        *("run.yaml", "ds_config.json", "environment.json", "benchmark.json", "tracking.json"),
+        *("run.yaml", "inputs.json", "ds_config.json", "environment.json", "benchmark.json"),
+        "tracking.json",
         *("tracking/run.jsonl", "tracking/node_000.jsonl", "tracking/.lock"),
         *("scores.json", "scores.labels.json", "metrics.jsonl", "memory/memory.json", ".lock"),
         *(f"memory/{i:03d}_{name}.safetensors" for i, name in enumerate(TASKS)),
@@ -296,6 +297,24 @@ def test_a_memory_of_another_base_is_refused(copy):
     assert "--model demo" in complaint
     assert "step 1/" not in done.out
     assert contents(copy) == before
+
+
+def test_a_finished_run_of_other_data_is_refused(copy):
+    path = copy / "inputs.json"
+    record = json.loads(path.read_text())
+    record["tasks"][0]["test"]["digest"] = "0" * 64
+    path.write_text(json.dumps(record))
+    before = contents(copy)
+    complaint = refused(train(*FLAGS, *UNTRACKED, "--output_dir", copy))
+    assert "task topic, test split: 8 examples then, 8 now, other content or order" in complaint
+    assert contents(copy) == before
+
+
+def test_an_older_finished_run_gets_its_record(copy):
+    (copy / "inputs.json").rename(copy.parent / "inputs.json")
+    done = ok(train(*FLAGS, *UNTRACKED, "--output_dir", copy, "--ewc_weight", "3"))
+    assert "was begun by an older version" in done.out and "nothing is trained again" in done.out
+    assert (copy / "inputs.json").read_bytes() == (copy.parent / "inputs.json").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +88,28 @@ def test_a_rank_that_leaves_with_a_word_takes_the_others_along(tmp_path):
         said = started.said("err")
     assert "error (rank 1): this node does not see the folder" in said
     assert said.count("error") == 1 and "Traceback" not in said
+
+
+def listening(pid: int) -> list[str]:
+    """Addresses at which a process takes connections, in the kernel's hexadecimal."""
+    files = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in files:
+                found.append(local.partition(":")[0])
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_machine_listens_on_loopback_alone(tmp_path):
+    with WarmRanks((*FLAGS, "--output_dir", tmp_path / "run"), ranks=2) as started:
+        started.wait(lambda: "step 1/" in started.said("out"), timeout_s=300)
+        pids = [process.pid for process in started.processes]
+        found = [address for pid in pids if pid for address in listening(pid)]
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert len(found) >= 3 and {*found} <= loopback  # the store, and gloo of each rank
 
 
 def meets_nobody(rank: int) -> None:

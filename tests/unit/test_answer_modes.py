@@ -52,7 +52,7 @@ def base() -> Base:
     tokenizer = load_tokenizer(ModelConfig())
     model = tiny_model()
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return Base(model, tokenizer, {}, None)
+    return Base(model, tokenizer, None)
 
 
 class Logged(Tracker):

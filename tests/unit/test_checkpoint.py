@@ -63,6 +63,24 @@ def test_the_two_newest_are_kept_and_the_newest_is_read(files):
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors(16).items())
 
 
+@pytest.mark.parametrize("task", [999, 1_000])
+def test_numbers_that_outgrow_their_zeros_stay_in_order(tmp_path, task):
+    files = ProgressFiles(tmp_path / "progress")
+    for step in (999_999, 1_000_000, 1_000_001, 10_000_000):
+        files.write(place(step, task=task), tensors(step))
+        assert newest(files, task=task)[0].step == step
+    kept = {path.stem for path in files.folder.iterdir()}
+    assert kept == {f"{task}_1000001", f"{task}_10000000"}
+
+
+def test_tasks_are_ordered_as_numbers(tmp_path):
+    files = ProgressFiles(tmp_path / "progress")
+    for task in (999, 1_000):
+        files.write(place(4, task=task), tensors(4))
+    assert newest(files, task=1_000)[0].task == 1_000
+    assert {path.stem for path in files.folder.iterdir()} == {"1000_000004"}
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-2])
 

@@ -45,6 +45,29 @@ def test_a_run_is_read_whole(tmp_path):
     assert "data.order" not in run.settings and "record.output_dir" not in run.settings
 
 
+def test_settings_of_other_methods_are_no_difference(tmp_path):
+    folders = [make_run(tmp_path / f"{k}", CELLS, tasks=TASKS, seed=k) for k in range(2)]
+    path = folders[1] / "run.yaml"
+    path.write_text(path.read_text() + "future: {}\n")
+    path.write_text(path.read_text().replace("method: moram", "method: moram\n  ewc_weight: 3"))
+    runs = read_runs(folders)
+    lines = tmp_path / "runs.jsonl"
+    older = json.loads(runs[1].to_json())
+    older["settings"]["method.ewc_weight"] = 3  # as lines of older versions have it
+    lines.write_text(runs[0].to_json() + "\n" + json.dumps(older))
+    assert read_runs([lines]) == runs
+    (group,) = group_runs(runs)
+    assert group.label == "moram" and "method.ewc_weight" not in runs[1].settings
+
+
+def test_a_base_is_the_one_that_the_last_start_found(tmp_path):
+    """An older run's memory keeps its older fingerprint; inputs.json has the one of today."""
+    folder = make_run(tmp_path / "a", CELLS, tasks=TASKS)
+    identity = {"name": "small", "fingerprint": "newer", "files": {}}
+    (folder / "inputs.json").write_text(json.dumps({"base": identity}))
+    assert read_run_directory(folder).base == {"name": "small", "fingerprint": "newer"}
+
+
 def test_contributions_add_up_to_the_metrics(tmp_path):
     cells = {**CELLS, (0, 0): [99.5, 10.0, 37.25, 0.0]}  # scores that are no 0 or 100
     run = read_run_directory(make_run(tmp_path / "a", cells, tasks=TASKS))
@@ -63,7 +86,7 @@ def test_lines_hold_all_that_directories_do(tmp_path):
     with pytest.raises(InputError, match=r"r0 holds answers by 'generate', not by 'labels'"):
         read_runs([lines], "labels")
     lines.write_text(lines.read_text().replace('"protocol"', '"protocoll"'))
-    with pytest.raises(InputError, match="line 1: no field 'protocol'"):
+    with pytest.raises(InputError, match="line 1: protocol: field required"):
         read_runs([lines])
 
 
@@ -220,6 +243,18 @@ def test_what_does_not_fit_together_is_refused(tmp_path, capsys, change, complai
 def test_another_seed_may_have_its_own_questions(tmp_path):
     runs = [noisy_run(tmp_path / f"a{s}", 0.5, seed=s, questions=f" of {s}") for s in range(2)]
     assert "Test sets differ between seeds" in compare_runs(runs)[0]
+
+
+def test_many_tasks_are_counted_and_not_listed(tmp_path):
+    tasks = [f"task{i:03d}" for i in range(120)]
+    cells = {(t, i): [100.0, 0.0] for t in (0, 119) for i in range(120)}
+    cells |= {(i, i): [100.0, 0.0] for i in range(120)}
+    run = make_run(tmp_path / "a", cells, tasks=tasks)
+    text, comparison = compare_runs([run], resamples="1000")
+    assert "Test items: 2 to 2 in each of 120 tasks." in text
+    assert max(map(len, text.split("\n"))) < 500
+    curve = forgetting_curve(comparison.groups[0])
+    assert (len(curve), curve[0], curve[1], curve[-1]) == (120, 0, None, 0)
 
 
 def test_unfinished_and_broken_runs(tmp_path):

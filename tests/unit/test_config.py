@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moram_dist.config import RunConfig
-from moram_dist.config_io import SECTIONS, build, differences, fields, flat, to_dict
+from moram_dist.config_io import SECTIONS, build, differences, fields, flat, from_saved, to_dict
 from moram_dist.registry import InputError
 
 
@@ -70,6 +70,7 @@ def test_unknown_names(name, hint):
         ("gradient_checkpointing", True, True),
         ("model", "demo", "demo"),
         ("order", 3, "3"),
+        ("eval_gather", True, "true"),
         ("data_dir", "a/b", Path("a/b")),
         ("splits", '{"MeetingBank": {"train": "eval"}}', {"MeetingBank": {"train": "eval"}}),
         ("splits", {"a": {"train": "b"}}, {"a": {"train": "b"}}),
@@ -90,6 +91,9 @@ def test_coercion(name, text, value):
         ("top_k", "inf", "a whole number"),
         ("top_k", "nan", "a whole number"),
         ("top_k", True, "a whole number"),
+        ("seed", False, "a whole number"),
+        *(("top_k", text, "a whole number") for text in ("1_000", "0x10", " 5 ", "５", "--4", "")),
+        ("alpha", "1_0.5", "a number"),
         ("alpha", "x", "a number"),
         *((name, "nan", "a number") for name in ("alpha", "temperature", "threshold", "clip")),
         *((name, "inf", "a number") for name in ("learning_rate", "epochs", "weight_decay")),
@@ -132,12 +136,38 @@ def test_values_of_another_type(name, value, wanted):
         ("eval_rows", "none", "unknown --eval_rows 'none'"),
         ("eval_gather", "yes", "unknown --eval_gather 'yes'"),
         ("tracking", "wandb", "known: mlflow, none"),
+        *((name, "1e10", "must be <= 2.14748e+09") for name in ("limit_eval", "log_every")),
+        ("atoms_per_task", "1e18", "must be <= 1.04858e+06"),
+        ("learning_rate", "1e300", "must be <= 1000"),
+        ("learning_rate", "1e-300", "must be >= 1e-30"),
+        ("temperature", "1e-300", "must be >= 1e-06"),
+        ("wait_limit", "1e18", "must be <= 1e+06"),
+        ("epochs", "1e9", "must be <= 10000"),
+        ("seed", "1e19", "must be <= 9.22337e+18"),
+        *(("save_every", text, "must be steps") for text in ("1e9m", "0", "nanm", "٣", "1_0", "m")),
+        *((name, "a\nb", "holds '\\n'") for name in ("model", "output_dir", "order", "data_dir")),
+        *((name, "a\0b", "holds '\\x00'") for name in ("model", "output_dir", "benchmark")),
+        *((name, "a\udcff", "is not UTF-8") for name in ("model", "output_dir")),
+        *((name, "a" * 256, "longer than a path can be") for name in ("output_dir", "data_dir")),
+        ("output_dir", "a/" * 3000, "longer than a path can be"),
     ],
 )
 def test_values_out_of_range(name, value, said):
     with pytest.raises(InputError) as error:
         build({name: value})
     assert f"--{name}" in str(error.value) and said in str(error.value)
+
+
+def test_what_is_long_is_cut():
+    with pytest.raises(InputError) as error:
+        build({"top_k": "x" * 1_000_000})
+    assert len(str(error.value)) < 300
+
+
+def test_a_run_of_an_order_of_many_tasks_has_a_name_that_a_folder_can_have():
+    many = ",".join(f"task{number}" for number in range(200))
+    one, other = (build({"order": order}).name for order in (many, many + "x"))
+    assert len(one) == 200 and one != other and one.startswith("demo-task0+task1+")
 
 
 def test_recipes_flat_and_nested_and_flags_on_top(tmp_path):
@@ -155,6 +185,9 @@ def test_recipes_flat_and_nested_and_flags_on_top(tmp_path):
         ("method: {topk: 3}", "unknown key in {path} 'method.topk'"),
         ("train: {top_k: 3}", "unknown key in {path} 'train.top_k'"),
         ("- 1", "{path}: expected a mapping"),
+        ("top_k: 3\ntop_k: 4", "{path}, line 2: key 'top_k' is given twice"),
+        ("method: {top_k: 3}\ntop_k: 4", "{path}: 'top_k' is given twice"),
+        ("top_k: 0x" + "f" * 5000, "{path}: YAML nested too deeply, with too long a number"),
         ("", "{path}: expected a mapping"),
         ("a: [", "{path}, line 1, column 5: malformed YAML"),
     ],
@@ -174,19 +207,46 @@ def test_a_recipe_that_is_not_there(tmp_path):
 def test_a_run_survives_being_written_down():
     run = build({"data_dir": "x", "top_k": "3", "splits": "{a: {train: b}}", "epochs": "0.5"})
     assert build(flat(run)) == run
-    assert differences(run, to_dict(run)) == []
+    assert from_saved(to_dict(run), "run.yaml") == run
+    assert differences(run, run) == []
 
 
 def test_differences_names_what_defines_results():
-    then = to_dict(build({"top_k": "3", "log_every": "5"}))
+    then = build({"top_k": "3", "log_every": "5"})
     now = build({"top_k": "4", "log_every": "6", "tracking": "none", "micro_batch_size": "2"})
     assert differences(now, then) == ["top_k: 3 -> 4"]
+    assert differences(now, then, {"method.top_k"}) == []
 
 
-def test_differences_of_a_run_from_before_a_field_was_there():
+def test_a_run_from_before_a_field_or_section_was_there_had_its_default():
     then = to_dict(RunConfig())
-    del then["method"]["alpha"]
-    assert differences(RunConfig(), then) == ["alpha: None -> 16.0"]
+    del then["method"]["alpha"], then["parallel"]
+    assert from_saved(then, "run.yaml") == RunConfig()
+    now = build({"alpha": "8"})
+    assert differences(now, from_saved(then, "run.yaml")) == ["alpha: 16.0 -> 8.0"]
+
+
+def test_settings_of_another_version_are_named():
+    then = to_dict(RunConfig()) | {"future": {"optimizer": "lion"}, "top_k": 3}
+    then["train"]["optimizer"] = "lion"
+    then["train"]["top_k"] = 3  # known, but elsewhere
+    with pytest.raises(InputError) as error:
+        from_saved(then, "run.yaml")
+    assert str(error.value).endswith(": train.optimizer, train.top_k, future, top_k")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"method": 3}, "run.yaml: method must be a mapping"),
+        ({"method": {"top_k": "many"}}, "run.yaml: --top_k must be a whole number, got 'many'"),
+        ({"method": {"top_k": 0}}, "run.yaml: --top_k must be >= 1"),
+    ],
+)
+def test_a_damaged_record_is_named(change, said):
+    with pytest.raises(InputError) as error:
+        from_saved(to_dict(RunConfig()) | change, "run.yaml")
+    assert said in str(error.value)
 
 
 def test_names_of_runs():

@@ -21,7 +21,6 @@ VALUE = "\0"
 
 LIBRARIES = {  # message -> the module that says it, None where that is no Python
     "CUDA out of memory": None,
-    "Error building extension": "torch/utils/cpp_extension.py",
     "exits with return code": "deepspeed/launcher/launch.py",
     "is not a local folder and is not a valid model identifier": "transformers/utils/hub.py",
     "deepspeed: command not found": None,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch import checks, doctor
-from moram_dist.comm import env
+from moram_dist.comm import env, extension
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ROOT / "launch" / "doctor.py"
@@ -49,7 +49,7 @@ def program(folder, name, *lines):
 
 
 def stale_lock(home):
-    lock = home / env.EXTENSION / "lock"
+    lock = home / extension.NAME / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
     os.utime(lock, (time.time() - 3600,) * 2)
@@ -76,9 +76,9 @@ def test_a_healthy_machine(tmp_path, free_port):
 
 def test_all_faults_at_once(tmp_path):
     """By the command, each planted where the machine would have it."""
-    info = tmp_path / "site" / "fire-0.0.1.dist-info"
+    info = tmp_path / "site" / "rapidfuzz-0.0.1.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fire\nVersion: 0.0.1\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rapidfuzz\nVersion: 0.0.1\n")
     (tmp_path / "site" / "flash_attn").mkdir()
     (tmp_path / "site" / "flash_attn" / "__init__.py").write_text("raise ImportError('symbol')")
     lock = stale_lock(tmp_path / "extensions")
@@ -101,7 +101,7 @@ def test_all_faults_at_once(tmp_path):
     planted = {"packages", "compiler", "extension lock", "run directory", "port", "gpu"}
     assert faults == planted | {"flash-attn"}
     assert states["ranks"] == "warning"  # with that lock it would wait for ever
-    assert "fire 0.0.1 (0.7.1)" in said and "pip install -r" in said
+    assert "rapidfuzz 0.0.1 (3.14.6)" in said and "pip install -r" in said
     assert f"rm {lock}" in said
     assert "7 at fault" in said
     lines = said.splitlines()
@@ -173,7 +173,7 @@ def test_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     result = checks.compiler()
     assert result.state == "fault" and "c++" in result.found and "ninja" in result.found
-    built = tmp_path / "extensions" / env.EXTENSION / f"{env.EXTENSION}.so"
+    built = tmp_path / "extensions" / extension.NAME / f"{extension.NAME}.so"
     built.parent.mkdir(parents=True)
     built.touch()
     assert checks.compiler().state == "warning"  # there is nothing left to build
@@ -188,14 +188,14 @@ def test_locks(tmp_path, monkeypatch):
     assert not (tmp_path / "extensions").exists()
     lock = stale_lock(tmp_path / "extensions")
     assert checks.extension_lock().state == "fault"
-    lock.touch()
-    young = checks.extension_lock()
-    assert young.state == "warning" and "wait" in young.remedy
+    with lock.open():  # as torch's builder holds it
+        held = checks.extension_lock()
+        assert held.state == "warning" and f"process {os.getpid()}" in held.found
     in_default_root = tmp_path / "extensions" / "py311_cpu" / "other" / "lock"
     in_default_root.parent.mkdir(parents=True)
     in_default_root.touch()
-    os.utime(in_default_root, (time.time() - 3600,) * 2)
-    assert str(in_default_root) in checks.extension_lock().remedy
+    with lock.open():
+        assert str(in_default_root) in checks.extension_lock().remedy
 
 
 def test_folders(tmp_path, monkeypatch):

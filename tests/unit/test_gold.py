@@ -46,6 +46,8 @@ def mean(task, predict):
 # published protocol keeps and ROUGE has no word of.
 BEST = {"20Minuten": 99.60137452292857}
 BEST_SAPT = {"task511_reddit_tifu_long_text_summarization": 99.0}
+# The published line break, behind a final full stop, is one more predicted word.
+BEST_PUBLISHED = {"MeetingBank": 99.32619580917257}
 WORST = {"20Minuten": 37.10336267505545}
 
 
@@ -54,7 +56,7 @@ def test_gold_and_empty(benchmark, protocol):
     order = ",".join(RULES[benchmark][protocol].tasks)  # all tasks, whatever the orders name
     found = read(benchmark, protocol=protocol, order=order, limit_train=1, limit_eval=100)
     assert len(found.tasks) == {"trace": 8, "standard_cl": 5}.get(benchmark, 15)
-    best = BEST | (BEST_SAPT if protocol == "sapt" else {})
+    best = BEST | {"sapt": BEST_SAPT, "moram_published": BEST_PUBLISHED}.get(protocol, {})
     for task in found.tasks:
         gold = mean(task, lambda example: example.references[0])
         assert gold == pytest.approx(best.get(task.name, 100), abs=1e-4), task.name

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from moram_dist.comm.watch import Peer, Watch
+from moram_dist.comm.links import Peer
+from moram_dist.comm.watch import Watch
 
 
 class AfterThe:

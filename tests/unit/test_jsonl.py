@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +107,13 @@ BAD_LISTS = [
     (TASK + ", metric: choice, labels: [A, BC]}", "metric choice needs labels of one character"),
     (TASK + "}\n" + TASK + "}", "task 1: name 't' is taken already"),
     (TASK + "}", "a.json: no such file"),
+    (TASK + ", epochs: 2001-99-99}", "epochs must be a whole number from 1, got '2001-99-99'"),
+    (TASK + ", epochs: " + "9" * 5000 + "}", "with too long a number"),
+    (TASK + ", epochs: 0x" + "f" * 5000 + "}", "with too long a number"),
+    (TASK + ", metric: " + "x" * 100_000 + "}", "unknown metric"),
+    (TASK + ", labels: {a: 1}}", "labels must be a list of texts (quote them), got {'a': 1}"),
+    (TASK + ", epochs: " + "[" * 3000, "nested too deeply"),
+    (TASK + ", name: u}", "key 'name' is given twice"),
     ("- {name: 2021, train: a.json, test: b.json}", "name must be a text (quote it), got 2021"),
 ]
 
@@ -129,6 +137,13 @@ def test_names_that_cannot_be_file_names(tmp_path, name):
     path.write_text(f'- {{name: "{name}", train: a.json, test: b.json}}')
     with pytest.raises(InputError, match="cannot be a file name"):
         jsonl(path)
+
+
+def test_a_list_that_is_something_else(tmp_path):
+    with pytest.raises(InputError, match="/dev/null: is no file but a device"):
+        jsonl(Path("/dev/null"))
+    with pytest.raises(InputError, match="no such file or folder"):
+        jsonl(tmp_path / ("a" * 300))
 
 
 def test_bad_folders(folder, tmp_path):

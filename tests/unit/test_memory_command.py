@@ -47,3 +47,21 @@ def test_bad_input_is_one_line(words, capsys):
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_names_are_no_commands_to_a_terminal(folder, capsys):
+    path = folder / "memory.json"
+    path.write_text(path.read_text().replace('"tiny"', '"\\u001b[2Jtiny"'))
+    assert main(["show", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert r"linears of \x1b[2Jtiny" in out and "\x1b" not in out
+
+
+def test_a_manifest_of_other_types_is_one_line(folder, capsys):
+    path = folder / "memory.json"
+    path.write_text(path.read_text().replace('"bytes": ', '"bytes": -'))
+    for command in ("show", "verify"):
+        assert main([command, str(folder)]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {path}: tasks.0.bytes: should not be negative\n"
+        )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,10 +108,9 @@ def test_a_changed_byte(files, position):
         ("[]", "has version None; this program reads 1"),
         ("{}", "has version None; this program reads 1"),
         ('{"version": 2}', "has version 2; this program reads 1"),
-        ('{"version": 1}', "is not a memory manifest"),
-        ('{"version": 1, "tasks": []}', "is not a memory manifest"),
-        ('{"version": 1, "tasks": [{"name": "a"}]}', "is not a memory manifest"),
-        ('{"version": 1, "tasks": null}', "is not a memory manifest"),
+        ('{"version": true}', "has version True; this program reads 1"),
+        ('{"version": 1}', "method: field required"),
+        ('{"version": 1, "tasks": null}', "method: field required"),
     ],
 )
 def test_a_broken_manifest(tmp_path, content, said):
@@ -122,6 +124,106 @@ def test_an_unknown_field_of_the_manifest(files):
     value = json.loads(files.path.read_text()) | {"colour": "blue"}
     files.path.write_text(json.dumps(value))
     assert "colour" in error_of(files.manifest)
+
+
+HEX = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("tasks.0.file", name) for name in (None, "", 0, [], ".", "..", "a.safetensors/", "a")],
+        *[("tasks.0.file", f"{name}.safetensors") for name in ("../x", "a\0", "a\n", "/x")],
+        *[("tasks.0.file", name) for name in ("/dev/zero", "../memory.json", "a\\b.safetensors")],
+        *[("tasks.0.sha256", text) for text in (None, "", "x" * 64, HEX.upper(), HEX + "0", 7)],
+        *[("tasks.0.bytes", number) for number in (-1, "3", 1.5, None, True, [])],
+        *[("tasks.0.tensors", number) for number in (-1, "3", None)],
+        *[("tasks.0.name", name) for name in (None, 3, "20 min/x")],
+        *[("base", base) for base in (None, [], {}, {"name": 1, "fingerprint": "f"}, "x")],
+        *[("modules", modules) for modules in (None, {}, [1], ["q", "q"], "q")],
+        *[("settings", settings) for settings in (None, [], 3)],
+        *[("method", method) for method in (None, 3, [])],
+        *[("tasks", tasks) for tasks in (None, {}, [None], [[]], "x", 4)],
+    ],
+)
+def test_a_manifest_of_other_types_or_places(files, field, value):
+    content = json.loads(files.path.read_text())
+    *way, last = field.split(".")
+    place = content
+    for step in way:
+        place = place[int(step) if step.isdigit() else step]
+    place[last] = value
+    files.path.write_text(json.dumps(content))
+    message = error_of(files.manifest)
+    assert message.startswith(f"{files.path}: {field.split('.')[0]}")
+
+
+@pytest.mark.parametrize("make", ["link", "folder", "dangling", "long"])
+def test_a_task_file_that_is_none_of_this_folder(files, tmp_path, make):
+    task = files.manifest().tasks[0]
+    path = files.folder / task.file
+    elsewhere = tmp_path / "elsewhere"
+    path.rename(elsewhere)  # whole, and not here
+    if make == "link":
+        path.symlink_to(elsewhere)
+    elif make == "folder":
+        path.mkdir()
+    elif make == "dangling":
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        task = replace(task, file="x" * 300 + ".safetensors")
+    for read in (files.read, files.verify, files.shapes):
+        assert str(files.folder / task.file) in error_of(lambda read=read: read(task))
+
+
+@pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: p.symlink_to("x"), os.mkfifo])
+def test_a_manifest_that_is_no_file(tmp_path, make):
+    files = MemoryFiles(tmp_path)
+    make(files.path)
+    assert "is not a file" in error_of(files.manifest)
+
+
+@pytest.mark.parametrize("where", ["a" * 300, "a\0b"])
+def test_a_memory_at_no_place(tmp_path, where):
+    assert error_of(MemoryFiles(tmp_path / where).manifest)
+
+
+SHAPES = {"q.keys": (3, 4), "q.values": (3, 5)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"q.keys": None}, "lacks q.keys"),
+        ({"k.keys": torch.ones(3, 4)}, "holds k.keys"),
+        ({"q.keys": torch.ones(4, 4)}, "q.keys is [4, 4], and the model"),
+        ({"q.keys": torch.ones(3)}, "q.keys is [3], and"),
+        ({"q.keys": torch.full((3, 4), float("nan"))}, "q.keys holds something"),
+        ({"q.values": torch.full((3, 5), float("-inf"))}, "q.values holds something"),
+        ({"q.values": torch.ones(3, 5, dtype=torch.int64)}, "q.values holds something"),
+    ],
+)
+def test_tensors_that_are_not_those_of_the_settings(tmp_path, changes, said):
+    tensors = {name: value for name, value in (atoms(0) | changes).items() if value is not None}
+    files = MemoryFiles(tmp_path)
+    task = files.publish(EMPTY, "a", tensors).tasks[0]  # its hash is right
+    message = error_of(lambda: files.check(task, SHAPES))
+    assert str(files.folder / task.file) in message and said in message
+
+
+def test_tensors_that_are(files):
+    for task in files.manifest().tasks:
+        files.check(task, SHAPES)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 7, b"\xff" * 64, b"\2" + b"\0" * 7 + b"{}"])
+def test_a_file_of_the_right_hash_that_holds_no_such_tensors(files, content):
+    task = files.manifest().tasks[0]
+    (files.folder / task.file).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    task = replace(task, sha256=digest, bytes=len(content))
+    for read in (files.shapes, lambda task: files.check(task, SHAPES)):
+        assert str(files.folder / task.file) in error_of(lambda read=read: read(task))
 
 
 @pytest.mark.parametrize("crash_at", [1, 2])

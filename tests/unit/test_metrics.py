@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from rouge import Rouge
+from rouge_score.rouge_scorer import RougeScorer
 
 from moram_dist.metrics import METRICS, score
 from moram_dist.registry import InputError
@@ -30,7 +31,9 @@ def test_every_metric_is_registered():
         "exact_match_normalised",
         "first_character",
         "math_answer",
+        "math_answer_arithmetic",
         "rouge_l_set",
+        "rouge_l_set_line_break",
         "rouge_l_set_swapped",
         "rouge_l_stemmed",
         "sari",
@@ -140,6 +143,18 @@ def test_rouge_l_equals_the_package():
         assert measure("rouge_l_set", prediction, reference) == expected
 
 
+def test_rouge_l_of_long_sentences_equals_the_package():
+    rouge, rng = Rouge(metrics=["rouge-l"]), random.Random(1)
+    for words in (2, 5, 40):
+        for _ in range(20):
+            prediction, reference = (
+                " ".join(f"w{rng.randrange(words)}" for _ in range(rng.randrange(1, 300)))
+                for _ in range(2)
+            )
+            expected = 100 * rouge.get_scores(prediction, reference)[0]["rouge-l"]["f"]
+            assert measure("rouge_l_set", prediction, reference) == expected
+
+
 @pytest.mark.parametrize("prediction", ["", ".", "...", "\n", "...\n"])
 def test_rouge_l_of_nothing_is_0(prediction):
     assert measure("rouge_l_set", prediction, "A summary. Of two sentences.") == 0
@@ -183,6 +198,29 @@ def test_stemmed_rouge_l_by_hand(prediction, reference, common, predicted, expec
     p, r = common / predicted, common / expected
     f1 = 2 * p * r / (p + r) if common else 0
     assert measure("rouge_l_stemmed", prediction, reference) == pytest.approx(100 * f1)
+
+
+def test_stemmed_rouge_l_equals_the_package():
+    rng, scorer = random.Random(0), RougeScorer(["rougeL"], use_stemmer=True)
+    words = [
+        "running",
+        "runs",
+        "Flies",
+        "happily",
+        "cat",
+        "a",
+        "7th",
+        "the-end",
+        "Ärger",
+        "!",
+        "**",
+    ]
+    for _ in range(300):
+        prediction, reference = (
+            " ".join(rng.choices(words, k=rng.randrange(15))) for _ in range(2)
+        )
+        expected = 100 * scorer.score(reference, prediction)["rougeL"].fmeasure
+        assert measure("rouge_l_stemmed", prediction, reference) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

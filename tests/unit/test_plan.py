@@ -15,7 +15,7 @@ from launch.planning.meter import Meter, PretendGroup
 from launch.planning.passes import passes
 from launch.planning.rehearsal import Ranks, Rehearsal
 from launch.planning.sizes import standing
-from launch.session import settle
+from launch.settings import settle
 from moram_dist.config_io import build
 from moram_dist.data.encode import encode_training
 from moram_dist.data.stream import steps

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -140,3 +142,20 @@ BOMB = "a0: &a0 [1, 1, 1]\n" + "".join(
 )
 def test_hostile_yaml(text, said):
     assert said in refused(parse_yaml, text, "f")
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero", "/dev/full"])
+def test_a_device_is_not_read(device):
+    with pytest.raises(InputError, match="is no file but a device"):
+        read_text(Path(device))
+
+
+def test_a_pipe_is_not_waited_for_unless_a_shell_made_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no file but a device, pipe"):
+        read_text(tmp_path / "pipe")
+    reading, writing = os.pipe()
+    os.write(writing, b"text")
+    os.close(writing)
+    assert read_text(Path(f"/dev/fd/{reading}")) == "text"
+    os.close(reading)

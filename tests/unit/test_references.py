@@ -79,9 +79,9 @@ def test_marks():
         ({"metric": "apx"}, "record 0: unknown provenance or metric"),
         ({"provenance": "heard"}, "record 0: unknown provenance or metric"),
         ({"source": ""}, "no source"),
-        ({"values": {"1": "44"}}, "record 0: 1: no score: '44'"),
+        ({"values": {"1": "44"}}, "record 0: values.1: input should be a valid number"),
         ({"values": {"1": 144}}, "no score: 144"),
-        ({"extra": 1}, "expected exactly the fields"),
+        ({"extra": 1}, "record 0: extra: unexpected"),
     ],
 )
 def test_bad_files(tmp_path, change, complaint):

@@ -188,6 +188,34 @@ def test_what_the_run_is(run_dir):
         assert part in said
 
 
+def test_many_tasks_are_a_picture_and_a_page_that_opens(tmp_path):
+    tasks = [f"task_{i:03d}_of_a_long_sequence" for i in range(400)]
+    scores = [[float((3 * t + 7 * i) % 101) for i in range(400)] for t in range(400)]
+    folder = make_run(tmp_path / "run", tasks=tasks, scores=scores, base=None, steps_per_task=5)
+    index = write_report(folder)
+    page = index.read_text(encoding="utf-8")
+    assert len(page.encode()) < 5 * 2**20
+    for figure in index.parent.glob("*.svg"):
+        content = figure.read_text(encoding="utf-8")
+        assert content.count("<text") < 200 and content.count("<path") < 2000, figure.name
+    assert "data:image/png" in (index.parent / "matrix.svg").read_text(encoding="utf-8")
+    said = text_of(page)
+    assert "points lost since the best row: 40 of 399 tasks" in said
+    assert "200 of 400 tasks; all are in predictions" in said
+    assert f"399 {tasks[399]} accuracy {scores[399][399]:.2f}" in said
+    with (index.parent / "matrix.csv").open() as file:
+        assert len(list(csv.reader(file))) == 401
+
+
+def test_long_texts_do_not_make_the_page_long(tmp_path):
+    folder = make_run(tmp_path / "run")
+    path = next((folder / "predictions" / "after_002").glob("on_000_*.jsonl"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    long = [line | {"prompt": "&" * 10**6, "prediction": "<" * 10**6} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in long))
+    assert write_report(folder).stat().st_size < 5 * 2**20
+
+
 def test_incomplete_run_has_a_report(tmp_path):
     run_dir = make_run(
         tmp_path / "run", scores=[[61.25, None, None], [None, 71.5, None]], base=None

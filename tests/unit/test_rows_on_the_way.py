@@ -18,8 +18,16 @@ def test_each_row_is_asked_for_once_its_memory_is_there(learned):
     trainer = SimpleNamespace(
         manifest=SimpleNamespace(tasks=list(range(learned))),
         benchmark=SimpleNamespace(tasks=list(range(3))),
-        run_dir=SimpleNamespace(memory=SimpleNamespace(read=lambda task: task)),
-        method=SimpleNamespace(load_task=lambda i, task: said.append(("load", i))),
+        run_dir=SimpleNamespace(
+            memory=SimpleNamespace(
+                read=lambda task: task, check=lambda task, shapes: said.append(("check", task))
+            )
+        ),
+        method=SimpleNamespace(
+            load_task=lambda i, task: said.append(("load", i)),
+            shapes=lambda i, layers: {},
+            layers={},
+        ),
         stop=SimpleNamespace(held=nullcontext),
         evaluate=lambda row: said.append(("evaluate", row)),
         _learn=lambda i: said.append(("learn", i)),
@@ -28,11 +36,12 @@ def test_each_row_is_asked_for_once_its_memory_is_there(learned):
     Trainer.run(trainer)
     expected = [("evaluate", -1)]
     for i in range(3):
-        expected += [("load" if i < learned else "learn", i), ("evaluate", i)]
+        expected += [("check", i), ("load", i)] if i < learned else [("learn", i)]
+        expected += [("evaluate", i)]
     assert said == expected
 
 
 def test_other_rows_are_the_same_run():
-    saved = config_io.to_dict(RunConfig())
+    saved = RunConfig()
     assert config_io.differences(RunConfig(eval=EvalConfig(eval_rows="all")), saved) == []
     assert config_io.differences(RunConfig(eval=EvalConfig(answers="labels")), saved)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
@@ -162,6 +163,23 @@ def test_a_rank_that_is_blocked_is_ended_in_time(held, monkeypatch):
             signals._held = held
             threading.Timer(0.2, send).start()
             blocked()
+
+    assert outcome(body) == (EXIT_CODE, [])
+
+
+@pytest.mark.parametrize("descriptors", [10, 1100])
+def test_a_blocked_rank_with_many_descriptors_is_ended_in_time(descriptors, monkeypatch):
+    """A rank among a thousand has a connection to each of them."""
+    monkeypatch.setattr(stop, "LEAVE_AFTER_S", 0.5)
+
+    def body(say):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 4096), most))
+        held = [os.open(os.devnull, os.O_RDONLY) for _ in range(descriptors)]
+        with StopSignals("SIGTERM"):
+            threading.Timer(0.2, send).start()
+            blocked()
+        say(held)
 
     assert outcome(body) == (EXIT_CODE, [])
 

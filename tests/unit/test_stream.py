@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moram_dist.data.encode import Encoded
-from moram_dist.data.stream import collate, num_steps, order, steps
+from moram_dist.data.stream import collate, is_under_a_step, num_steps, order, steps
 
 PAD = 0
 
@@ -141,3 +141,22 @@ def test_an_empty_micro_batch_weighs_nothing():
     assert batch.rows == (0,) and batch.source_ids is None
     assert batch.input_ids.shape == batch.labels.shape == (1, 2)
     assert (batch.labels == -100).all()
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs", "expected"),
+    [(1, 0.4, 1), (1, 1e-9, 1), (8, 0.25, 1), (8, 0.2, 1), (8, 0.5, 1), (8, 0.75, 2), (0, 5.0, 0)],
+)
+def test_a_task_with_examples_takes_a_step_at_least(count, epochs, expected):
+    assert num_steps(count, 4, epochs) == expected == len(stream(count, epochs=epochs))
+    assert all(step.ids for step in stream(count, epochs=epochs))
+
+
+def test_which_tasks_are_under_a_step():
+    assert [is_under_a_step(8, 4, epochs) for epochs in (0.2, 0.25, 0.3, 1.0)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert is_under_a_step(1, 32, 0.4) and not is_under_a_step(0, 4, 0.1)

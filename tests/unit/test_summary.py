@@ -36,6 +36,22 @@ def test_long_names_stand_in_rows_only(tmp_path, count):
     assert len(head) < 180
 
 
+def test_many_tasks_are_a_screen_and_not_a_matrix(tmp_path):
+    names = [f"task{i:03d}" for i in range(400)]
+    scores = [[100.0 if i <= t else None for i in range(400)] for t in range(400)]
+    scores[-1][398] = 25.0
+    content = {"tasks": names, "metrics": dict.fromkeys(names, "m"), "scores": scores}
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    lines = summary(tmp_path, tmp_path / "report.html", SILENT).split("\n")
+    assert len(lines) < 60 and max(map(len, lines)) < 120
+    assert "the last 40 of 400 tasks" in lines[1]
+    assert [line.split() for line in lines[41:43]] == [
+        ["100.00", "25.00", "task398"],
+        ["100.00", "100.00", "task399"],
+    ]
+    assert lines[44].startswith("AP 99.81   BWT -0.19")
+
+
 @pytest.mark.parametrize(
     ("uri", "line"),
     [

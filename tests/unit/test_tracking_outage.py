@@ -185,11 +185,18 @@ def test_training_never_waits_for_a_server_that_hangs(tmp_path, monkeypatch, cap
     assert "secret" not in (tmp_path / "run" / "tracking" / "run.jsonl").read_text()
 
 
+ENDED = {"do": "end", "time": 2, "task": None, "status": "finished", "whole": True}
+
+
+def logged(text):
+    return {"do": "log", "time": 1, "task": None, "step": 0, "metrics": {text: 1.0}}
+
+
 def test_a_spool_drops_what_a_dying_machine_left_half_written(tmp_path):
     path = tmp_path / "tracking" / "run.jsonl"
     spool = Spool(path)
-    spool.append({"do": "log", "text": "x" * 5000})
-    spool.append({"do": "log", "text": "é"}, sync=True)
+    spool.append(logged("x" * 5000))
+    spool.append(logged("é"), sync=True)
     whole = path.stat().st_size
     spool.close()
     with path.open("ab") as file:
@@ -197,7 +204,7 @@ def test_a_spool_drops_what_a_dying_machine_left_half_written(tmp_path):
     assert [end for _, end in operations(path)][-1] == whole
     spool = Spool(path)
     assert path.stat().st_size == whole
-    spool.append({"do": "end"})
+    spool.append(ENDED)
     spool.close()
     assert [found["do"] for found, _ in operations(path)] == ["log", "log", "end"]
     assert [found["do"] for found, _ in operations(path, whole)] == ["end"]
@@ -209,19 +216,19 @@ def test_a_spool_drops_what_a_dying_machine_left_half_written(tmp_path):
 def test_a_full_disk_leaves_whole_lines(tmp_path):
     path = tmp_path / "tracking" / "run.jsonl"
     spool = Spool(path)
-    spool.append({"do": "log"})
+    spool.append(logged(""))
     before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))  # takes 10 bytes more
     try:
         with pytest.raises(WriteError, match=r"run\.jsonl cannot be written: "):
-            spool.append({"do": "log", "text": "longer than that"})
+            spool.append(logged("longer than that"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before
-    spool.append({"do": "end"})
+    spool.append(ENDED)
     assert [found["do"] for found, _ in operations(path)] == ["log", "end"]
 
 

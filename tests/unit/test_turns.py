@@ -93,7 +93,7 @@ def test_long_prompts_are_read_by_themselves(model, monkeypatch):
     long, short = tokens(READ_TOGETHER).tolist(), tokens(READ_TOGETHER // 2).tolist()
     shapes = []
 
-    def generate(input_ids, attention_mask, past_key_values, max_new_tokens, **settings):
+    def generate(input_ids, attention_mask, past_key_values, **settings):
         shapes.append((tuple(input_ids.shape), bool(attention_mask.all())))
         seen = torch.zeros(len(input_ids), 1, input_ids.shape[1], 1)
         for layer in range(len(past_key_values.layers)):

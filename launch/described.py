@@ -1,0 +1,62 @@
+"""What a tracker is told of a run, and which of its files it keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moram_dist import config_io
+from moram_dist.comm import env
+from moram_dist.config import RunConfig
+from moram_dist.tasks import Benchmark, digest
+from moram_dist.tracking import DatasetRecord, RunDescription
+
+DESCRIPTION = (
+    "run.yaml",
+    "inputs.json",
+    "ds_config.json",
+    "environment.json",
+    "benchmark.json",
+    "scores.json",
+)
+"""Files of a run directory that a tracker keeps beside the report."""
+
+
+def files(run_dir: Path) -> dict[str, list[Path]]:
+    """What a tracker keeps of a whole run: its folder there, and the files."""
+    return {"report": [run_dir / "report"], "config": [run_dir / name for name in DESCRIPTION]}
+
+
+def description(config: RunConfig, benchmark: Benchmark, run_dir: Path) -> RunDescription:
+    """What a tracker is told of a run before its first step."""
+    source = str(config.data.data_dir or benchmark.name)
+    return RunDescription(
+        name=config.name,
+        experiment=benchmark.name,
+        run_dir=run_dir,
+        # Where it is recorded is a tag: as a parameter it would differ between all runs.
+        parameters={
+            name: value
+            for name, value in config_io.flat(config).items()
+            if name != "record.output_dir"
+        },
+        tags={
+            "method": config.method.method,
+            "benchmark": benchmark.name,
+            "order": benchmark.order,
+            "protocol": benchmark.protocol,
+            "seed": str(config.train.seed),
+            "base": config.model.model,
+            "world_size": str(env.world_size()),
+        },
+        datasets=[
+            DatasetRecord(
+                name=task.name,
+                context=context,  # type: ignore[arg-type]
+                digest=digest(examples),
+                rows=len(examples),
+                source=source,
+            )
+            for task in benchmark.tasks
+            for context, examples in (("train", task.train), ("eval", task.test))
+        ],
+    )

@@ -1,0 +1,102 @@
+"""What flags and files come to: settings with every default filled in, and the benchmark."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moram_dist.config import RunConfig
+from moram_dist.data.chat import has_chats, write_chats
+from moram_dist.methods import METHODS
+from moram_dist.models import language_model
+from moram_dist.registry import InputError
+from moram_dist.tasks import BENCHMARKS, Benchmark, Source
+from moram_dist.train import ds_check
+from moram_dist.train import ds_config as ds
+
+
+def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's settings for a configuration that is settled.
+
+    Raises:
+        InputError: the file holds what DeepSpeed or this trainer does not take, or it and the
+            flags disagree.
+    """
+    assert config.train.batch_size is not None  # settled
+    file = ds.read(ds_path)
+    ds_check.check(file, path=ds_path)
+    return ds.resolve(
+        file,
+        path=ds_path,
+        batch_size=config.train.batch_size,
+        world_size=world_size,
+        clip=config.train.clip,
+        bf16=language_model.resolve_dtype(config.model) == torch.bfloat16,
+    )
+
+
+def settle(config: RunConfig) -> tuple[RunConfig, Benchmark]:
+    """The configuration with what benchmark and method decide written into it, and the benchmark.
+
+    Raises:
+        InputError: there is no such method, or as the benchmark says.
+    """
+    METHODS[config.method.method]
+    benchmark = _benchmark(config)
+    return _settled(config, benchmark), benchmark
+
+
+def _benchmark(config: RunConfig) -> Benchmark:
+    data = config.data
+    benchmark = BENCHMARKS[data.benchmark](
+        Source(
+            **{
+                f.name: getattr(data, f.name)
+                for f in dataclasses.fields(data)
+                if f.name != "benchmark"
+            },
+            seed=config.train.seed,
+        )
+    )
+    lengths = {
+        name: value
+        for name in ("max_prompt_tokens", "max_answer_tokens")
+        if (value := getattr(config.eval, name)) is not None
+    }
+    if config.eval.answers != "generate" and not any(task.labels for task in benchmark.tasks):
+        raise InputError(
+            f"--answers {config.eval.answers} chooses among labels, and no task of "
+            f"{benchmark.name} has any"
+        )
+    tasks = tuple(dataclasses.replace(task, **lengths) for task in benchmark.tasks)
+    benchmark = dataclasses.replace(benchmark, tasks=tasks)
+    if has_chats(benchmark):
+        return write_chats(benchmark, language_model.load_tokenizer(config.model))
+    return benchmark
+
+
+def _settled(config: RunConfig, benchmark: Benchmark) -> RunConfig:
+    eval_rows = METHODS[config.method.method].eval_rows or config.eval.eval_rows
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, order=benchmark.order, protocol=benchmark.protocol),
+        train=dataclasses.replace(
+            config.train,
+            learning_rate=config.train.learning_rate or benchmark.learning_rate,
+            batch_size=config.train.batch_size or benchmark.batch_size,
+        ),
+        eval=dataclasses.replace(config.eval, eval_rows=eval_rows),
+    )
+
+
+def quiet() -> None:
+    """Leave the terminal to the run's own lines, and to warnings."""
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

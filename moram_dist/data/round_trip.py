@@ -1,0 +1,120 @@
+"""Which answers do not survive the tokenizer: those that even a perfect model cannot give.
+
+Training learns an answer's tokens and prediction makes a text of tokens, special ones left out. So
+``yes</s>`` comes back as ``yes``, where ``</s>`` is the tokenizer's end of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moram_dist.metrics import score
+from moram_dist.tasks.task import Benchmark, Example, Task
+
+BATCH = 4096
+"""Answers that are tokenised at a time."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An example whose answer comes back as another text, which scores less."""
+
+    example: Example
+    text: str
+    """What comes back."""
+
+    score: float
+
+    def __str__(self) -> str:
+        return f"{_short(self.example.references[0])} comes back as {_short(self.text)}"
+
+
+def lost_answers(
+    tokenizer: Any, examples: Sequence[Example], task: Task, *, limited: bool = False
+) -> list[Lost]:
+    """Examples whose first reference scores less by the task's metric once it was tokens.
+
+    Each different answer is tokenised once, and only those that change are scored.
+
+    Args:
+        tokenizer: the model's.
+        examples: of either split.
+        task: its metric, labels and mark of an answer.
+        limited: answers are also cut to ``task.max_answer_tokens``, as generation does.
+    """
+    back = _round_trips(tokenizer, (e.references[0] for e in examples), task, limited=limited)
+    found = []
+    for example in examples:
+        text = back[example.references[0]]
+        if text != example.references[0]:
+            value = _score(task, example, text)
+            if value < _score(task, example, example.references[0]):
+                found.append(Lost(example, text, value))
+    return found
+
+
+def lost_labels(tokenizer: Any, task: Task) -> list[str]:
+    """Labels that come back as another text, white space around them aside."""
+    back = _round_trips(tokenizer, task.labels, task)
+    return [label for label in task.labels if back[label].strip() != label.strip()]
+
+
+def round_trip_notes(tokenizer: Any, benchmark: Benchmark) -> list[str]:
+    """A line for each task some of whose answers or labels no model can give."""
+    notes = []
+    for task in benchmark.tasks:
+        both = (*task.train, *task.test)
+        lost = lost_answers(tokenizer, both, task)
+        if lost:
+            notes.append(
+                f"{task.name}: {len(lost)} of {len(both)} answers do not survive the tokenizer, so "
+                f"no model can give them: {lost[0]} ({lost[0].example.id})"
+            )
+        labels = lost_labels(tokenizer, task)
+        if labels:
+            shown = ", ".join(map(_short, labels[:3])) + (", ..." if len(labels) > 3 else "")
+            notes.append(f"{task.name}: labels that do not survive the tokenizer: {shown}")
+    return notes
+
+
+def _round_trips(
+    tokenizer: Any, texts: Iterable[str], task: Task, *, limited: bool = False
+) -> dict[str, str]:
+    """Each text, and what is read of its tokens: up to an end token, special ones left out."""
+    different = list(dict.fromkeys(texts))
+    back: dict[str, str] = {}
+    for start in range(0, len(different), BATCH):
+        batch = different[start : start + BATCH]
+        rows = [
+            _said(tokenizer, row, task, limited)
+            for row in tokenizer(batch, add_special_tokens=False)["input_ids"]
+        ]
+        read = tokenizer.batch_decode(
+            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        for text, found in zip(batch, read, strict=True):
+            mark = task.answer_after
+            back[text] = found.rpartition(mark)[2].strip() if mark else found
+    return back
+
+
+def _said(tokenizer: Any, tokens: list[int], task: Task, limited: bool) -> list[int]:
+    end = tokenizer.eos_token_id
+    said = tokens[: tokens.index(end)] if end in tokens else tokens
+    return said[: task.max_answer_tokens] if limited else said
+
+
+def _score(task: Task, example: Example, prediction: str) -> float:
+    return score(
+        task.metric,
+        prompt=example.prompt,
+        prediction=prediction,
+        references=example.references,
+        labels=task.labels,
+    )
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 60 else f"{text[:30]!r} … {text[-30:]!r}"

@@ -1,0 +1,80 @@
+"""sha256 of large files, kept in the user's cache until a file changes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from json import dumps
+from pathlib import Path
+
+from moram_dist.files import sha256, write_atomically
+from moram_dist.reading import read_record
+from moram_dist.registry import InputError
+
+LARGE = 64 << 20
+"""Bytes from which on a digest is worth keeping: hashing less takes a fraction of a second."""
+
+SETTLED_S = 2.0
+"""A file that changed more recently than this may change again without its times showing it."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A digest, and the state of the file that it was taken of."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    sha256: str
+
+
+def content_digest(path: Path, say: Callable[[str], None]) -> str:
+    """Hex sha256 of a file's whole content.
+
+    Args:
+        path: the file.
+        say: told, in one line, when a large file is read.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        real = path.resolve()
+        state = os.stat(real)
+        if state.st_size < LARGE:
+            return sha256(real)
+        key = _Kept(
+            str(real), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, ""
+        )
+        cache = cache_folder() / f"{hashlib.sha256(str(real).encode()).hexdigest()}.json"
+        kept = _read(cache)
+        if kept is not None and asdict(kept) | {"sha256": ""} == asdict(key):
+            return kept.sha256
+        say(f"reading {path} ({state.st_size / 1e9:.1f} GB) to know the base model by its content")
+        now = time.time()
+        digest = sha256(real)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if now - max(state.st_mtime, state.st_ctime) > SETTLED_S:
+        with suppress(OSError):  # no home, or none to write in: then it is read again
+            write_atomically(cache, dumps(asdict(key) | {"sha256": digest}))
+    return digest
+
+
+def cache_folder() -> Path:
+    """Where digests are kept: ``~/.cache/moram_dist/digests``, or under ``XDG_CACHE_HOME``."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "moram_dist" / "digests"
+
+
+def _read(path: Path) -> _Kept | None:
+    try:
+        return read_record(path, _Kept)
+    except InputError:
+        return None
