@@ -55,7 +55,7 @@ FAULTS = {
     "base_missing_tensors": Expected("2", (r"layers\.1\.",)),
     "ds_config_library_errors": Expected("2 2 2 2 2 2"),
     "ds_config_unknown_key": Expected("2", ("zero_optimisation",)),
-    "epochs_that_round_to_no_step": Expected("0", ("step 1/1|at least one step",)),
+    "epochs_that_round_to_no_step": Expected("0", (r"\"step\": 0, .*train/loss",)),
     "eval_out_cannot_be_written": Expected("0", (r"(?s)error.*error",)),
     "eval_report_files": Expected(None, (r"(?s)(error: .*){4}",)),
     "flags_tracebacks": Expected("2 2 2 2 2"),
@@ -106,7 +106,7 @@ MODELS = {
     "vision_tower_adapted": Expected("0", lacks=(r"adapted:.*vision_tower",)),
     "weights_lfs_pointer": Expected("2", ("lfs",)),
     "weights_missing_shard": Expected("2", ("model-00002-of-00002",)),
-    "zero_steps": Expected("0", ("step 1/1|at least one step",)),
+    "zero_steps": Expected("0", ("takes one step",)),
 }
 """Of the folder models/: those whose README gives one command that is run as it stands."""
 
