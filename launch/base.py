@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from moram_dist.config import RunConfig
+from moram_dist.adapters.reached import unreached
+from moram_dist.adapters.targets import Targets, choose_targets
+from moram_dist.config import MethodConfig, RunConfig
 from moram_dist.data.encode import fits
 from moram_dist.data.limits import Asked, check_ids, first_beyond
 from moram_dist.decode import is_generated
-from moram_dist.methods import METHODS
+from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.models.positions import positions
 from moram_dist.models.probe import check_causal, check_finite
@@ -40,6 +42,21 @@ def check_base(config: RunConfig, benchmark: Benchmark, model: nn.Module) -> Ben
     tokenizer = language_model.load_tokenizer(config.model)
     check_ids(tokenizer, benchmark, _rows(model), config.model.model)
     return _check_lengths(config, benchmark, model, tokenizer)
+
+
+def targets_of(config: MethodConfig, model: nn.Module) -> Targets | None:
+    """The linears that the run's method adapts; None for a method that adapts none.
+
+    Args:
+        config: the method and its target modules.
+        model: the base's skeleton.
+
+    Raises:
+        InputError: as ``choose_targets``.
+    """
+    if METHODS[config.method].build is Method.build:
+        return None
+    return choose_targets(model, config.target_modules, unreached(model))
 
 
 def check_loaded(base: language_model.Base, engine: Any, name: str) -> None:

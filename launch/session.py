@@ -9,17 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from eval.harness import Evaluator
 from eval.report import write_report
 from eval.score_matrix import score_matrices
 from launch import described
-from launch.base import check_base, check_loaded
+from launch.base import check_base, check_loaded, targets_of
 from launch.settings import deepspeed_config, quiet, settle
 from launch.summary import summary
-from moram_dist.adapters.reached import unreached
-from moram_dist.adapters.targets import Targets, choose_targets
+from moram_dist.adapters.targets import Targets
 from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
@@ -241,7 +238,7 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     config, benchmark = settle(config)
     ds_config = deepspeed_config(config, ds_path, env.world_size())
     model = language_model.skeleton(config.model)
-    targets = _targets(config, model)
+    targets = targets_of(config.method, model)
     benchmark = check_base(config, benchmark, model)
     tokenizer = language_model.load_tokenizer(config.model)
     run_dir = RunDir(config.run_dir)
@@ -262,9 +259,3 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
     )
     watch = Watch(config.parallel.wait_limit)
     return Session(config, benchmark, ds_config, run_dir, tracker, watch, targets, inputs)
-
-
-def _targets(config: RunConfig, skeleton: nn.Module) -> Targets | None:
-    if METHODS[config.method.method].build is Method.build:
-        return None
-    return choose_targets(skeleton, config.method.target_modules, unreached(skeleton))

@@ -55,13 +55,13 @@ FAULTS = {
     "base_missing_tensors": Expected("2", (r"layers\.1\.",)),
     "ds_config_library_errors": Expected("2 2 2 2 2 2"),
     "ds_config_unknown_key": Expected("2", ("zero_optimisation",)),
-    "epochs_that_round_to_no_step": Expected("0", ("step 1/1|at least one step",)),
+    "epochs_that_round_to_no_step": Expected("0", (r"\"step\": 0, .*train/loss",)),
     "eval_out_cannot_be_written": Expected("0", (r"(?s)error.*error",)),
     "eval_report_files": Expected(None, (r"(?s)(error: .*){4}",)),
     "flags_tracebacks": Expected("2 2 2 2 2"),
     "folders_never_synced": Expected(None, (r"fsync\(\d+<.*/r>",), needs="strace"),
     "full_disk_at_the_start": Expected("4"),
-    "math_hundred": Expected(None, (r'"score": 0\.0',)),
+    "math_hundred": Expected(None, (r"^\}$",)),
     "memory_manifest_types": Expected(None, (r"(?s)(error: .*){5}",)),
     "metrics_line_cut_in_a_character": TRAINED,
     "mlflow_next_start_sends_nothing": Expected("0 0", (r"^ml\.db$",)),
@@ -106,7 +106,7 @@ MODELS = {
     "vision_tower_adapted": Expected("0", lacks=(r"adapted:.*vision_tower",)),
     "weights_lfs_pointer": Expected("2", ("lfs",)),
     "weights_missing_shard": Expected("2", ("model-00002-of-00002",)),
-    "zero_steps": Expected("0", ("step 1/1|at least one step",)),
+    "zero_steps": Expected("0", ("takes one step",)),
 }
 """Of the folder models/: those whose README gives one command that is run as it stands."""
 

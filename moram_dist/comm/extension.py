@@ -49,9 +49,17 @@ Still = Callable[[], None]
 
 
 def guard(still: Still) -> None:
-    """From here on, this process loads every extension by ``build``."""
+    """From here on, this process loads every extension by ``build``, with the installed ninja.
+
+    Another version on PATH, as outside of an activated environment, reads no log of this one's: the
+    two would build everything anew in turn.
+    """
+    import ninja
     from torch.utils import cpp_extension
 
+    path = os.environ.get("PATH", os.defpath)
+    if path.split(os.pathsep)[0] != ninja.BIN_DIR:
+        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, path])
     compile_ = cpp_extension._jit_compile
     signature = inspect.signature(compile_)
 

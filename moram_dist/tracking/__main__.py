@@ -15,7 +15,7 @@ from pathlib import Path
 from moram_dist.command_line import Parser, run_command
 from moram_dist.redaction import clean_address, without_secrets
 from moram_dist.registry import InputError, MachineError
-from moram_dist.terminal import say
+from moram_dist.terminal import make_output_last, say
 from moram_dist.tracking.addresses import store_of
 from moram_dist.tracking.connect import prepare
 from moram_dist.tracking.replay import Replay
@@ -66,4 +66,5 @@ def _check(run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    make_output_last()
     sys.exit(main(sys.argv[1:]))

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from moram_dist import load_memory
 from moram_dist.config import ModelConfig
-from moram_dist.decode import generate_batch
+from moram_dist.decode import answer_batch
 from moram_dist.models.language_model import DEMO_BASE, load_tokenizer
 from moram_dist.tasks import BENCHMARKS, Source
 from tests.helpers.architectures import CONFIGS, tiny
@@ -35,8 +36,10 @@ FLAGS = {
     "batch_size": 4,
     "learning_rate": 0.02,
     "dtype": "fp32",
+    "answers": "generate,labels",
     **LIMITS,
 }
+WAYS = ("generate", "labels")
 WITHOUT_ATTENTION = ("Mamba2",)
 
 
@@ -49,6 +52,10 @@ def table(request):
     reporter.ensure_newline()
     for name, line in found.items():
         reporter.write_line(f"{name:18} {line}")
+
+
+def lines(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def save(name: str, folder: Path) -> Path:
@@ -90,20 +97,23 @@ def test_architecture(name, tmp_path, table):
     tokenizer = load_tokenizer(ModelConfig(model=str(base)))
     demo = BENCHMARKS["demo"](Source(order=flags["order"], **LIMITS))
 
-    def answers() -> list[list[str]]:
-        return [generate_batch(plain, tokenizer, t.test, t, demo.decoding) for t in demo.tasks]
+    def answers() -> tuple[list[str], list[float]]:
+        """What is generated, and the log-likelihoods of all labels."""
+        texts, scores = [], []
+        for task in demo.tasks:
+            found = answer_batch(WAYS, plain, tokenizer, task.test, task, demo.decoding)
+            texts += [one.text for one in found["generate"]]
+            scores += [s for one in found["labels"] for s in (one.log_likelihoods or {}).values()]
+        return texts, scores
 
-    before = answers()
+    plain_scores = torch.tensor(answers()[1])
     load_memory(plain, run)
-    published = [
-        [
-            json.loads(line)["prediction"]
-            for line in (run / f"predictions/after_001/on_{j:03d}_{task}.jsonl")
-            .read_text()
-            .splitlines()
-        ]
-        for j, task in enumerate(TASKS)
-    ]
-    assert answers() == published != before
+    texts, scores = answers()
+    files = [run / f"predictions/after_001/on_{j:03d}_{task}" for j, task in enumerate(TASKS)]
+    assert texts == [line["prediction"] for file in files for line in lines(f"{file}.jsonl")]
+    saved = [line["log_likelihoods"] for file in files for line in lines(f"{file}.labels.jsonl")]
+    published = torch.tensor([score for one in saved for score in one.values()])
+    torch.testing.assert_close(torch.tensor(scores), published, rtol=1e-4, atol=1e-4)
+    assert (published - plain_scores).abs().max() > 0.1  # it has learned something
     said = [line for line in second.out.splitlines() if line.startswith(("adapted:", "not adapt"))]
     table[name] = "ok  " + "; ".join(said)

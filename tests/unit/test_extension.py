@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import ninja
 import pytest
 from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
@@ -160,3 +162,17 @@ def test_every_extension_of_the_process_is_guarded(tmp_path, capfd, monkeypatch)
     said = capfd.readouterr().err
     assert f"removing {stale}" in said
     assert said.count(f"building DeepSpeed's extension tiny in {stale.parent}") == 1
+
+
+def test_the_installed_ninja_comes_before_any_other(tmp_path, monkeypatch):
+    """Two versions would each build anew what the other has built."""
+    other = tmp_path / "ninja"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+    monkeypatch.setattr(cpp_extension, "_jit_compile", cpp_extension._jit_compile)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert shutil.which("ninja") == str(other)
+    extension.guard(lambda: None)
+    extension.guard(lambda: None)
+    assert shutil.which("ninja") == str(Path(ninja.BIN_DIR, "ninja"))
+    assert os.environ["PATH"].count(ninja.BIN_DIR + os.pathsep + str(tmp_path)) == 1
