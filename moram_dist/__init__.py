@@ -3,13 +3,13 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_memory"]
+__all__ = ["__version__", "answered_by", "load_memory"]
 
 
 def __getattr__(name: str) -> Any:
     # Late, so that what needs no model (scoring, reports) does not wait for torch.
-    if name == "load_memory":
-        from moram_dist.methods.restore import load_memory
+    if name in ("answered_by", "load_memory"):
+        from moram_dist.methods import restore
 
-        return load_memory
+        return getattr(restore, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,6 @@
 """Continual-learning methods, one file each; imported by hand so that every name can be found."""
 
 from moram_dist.methods import (
-    any_ssr,
     ewc,
     in_context,
     inc_lora,
@@ -21,7 +20,6 @@ from moram_dist.methods.method import METHODS, Method
 __all__ = [
     "METHODS",
     "Method",
-    "any_ssr",
     "ewc",
     "in_context",
     "inc_lora",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +20,9 @@ from moram_dist.models.identity import is_base, origin
 from moram_dist.models.loaded import differs
 from moram_dist.reading import record
 from moram_dist.registry import InputError
+
+PREFIX = "moram_prefix"
+"""Attribute of a model with a memory: how many tasks answer, and how many there are."""
 
 
 def load_memory(
@@ -67,7 +70,37 @@ def load_memory(
             method.load_task(i, files.read(task))
     for name in ("save_pretrained", "push_to_hub"):
         setattr(model, name, _Refused(name, files.folder))
+    if method.keeps_prefixes:
+        setattr(model, PREFIX, (method.prefix, count))
     return model.eval()
+
+
+@contextmanager
+def answered_by(model: nn.Module, tasks: Sequence[int]) -> Iterator[None]:
+    """Within it, row b of a batch is answered by the first ``tasks[b]`` tasks of the memory.
+
+    That is the model as it was when it had just learned that task: nothing learned later answers,
+    so nothing is forgotten, where somebody knows to which task a row belongs. 0 is the bare base.
+
+    Args:
+        model: from ``load_memory``.
+        tasks: one number a row; a single number serves batches of any size.
+
+    Raises:
+        InputError: a model without a memory, a method that overwrites what it learned, or a number
+            of tasks that the memory does not have.
+    """
+    prefix, count = getattr(model, PREFIX, (None, 0))
+    if prefix is None:
+        raise InputError(
+            f"this {type(model).__name__} has no earlier states: it needs a memory of a method "
+            "that keeps what each task added, such as moram or inc_lora"
+        )
+    for number in tasks:
+        if not 0 <= number <= count:
+            raise InputError(f"{number} tasks were asked for, and the memory holds {count}")
+    with prefix.of(tasks):
+        yield
 
 
 def _check_plain(model: nn.Module) -> None:

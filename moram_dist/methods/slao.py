@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moram_dist.adapters.lora import Terms
-from moram_dist.methods.method import METHODS, Look
+from moram_dist.methods.method import METHODS, Linears, Look
 from moram_dist.methods.sequential_lora import SequentialLora
 
 
@@ -46,6 +46,11 @@ class Slao(SequentialLora):
                 tensors[f"{name}.lora_B"] = merged(self.merged[name], trained, i + 1)
         self.load_task(i, tensors)
         return tensors
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """A and B of each linear, and B as it was trained."""
+        lora = super().shapes(i, linears)
+        return lora | {f"{name}.trained_B": lora[f"{name}.lora_B"] for name in linears}
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace the adapter by the merged one after task i."""
