@@ -34,6 +34,8 @@ class AdaptedLinear(nn.Module, ABC):
         super().__init__()
         self.base: Any = base
         base.requires_grad_(False)
+        self.is_quantised = base.weight.dtype not in COMPUTED_IN
+        """Asked once: in a forward pass ZeRO-3 would gather the weight for the question."""
 
     @property
     def in_features(self) -> int:
@@ -76,7 +78,7 @@ class AdaptedLinear(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         out = self.base(x)
-        if self.base.weight.dtype not in COMPUTED_IN:
+        if self.is_quantised:
             x = x.to(self.like.dtype)
         out += self.update(x)  # in place: a new tensor costs about a percent of a linear
         return out

@@ -258,8 +258,9 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
         ds_config: resolved DeepSpeed configuration; its stage decides about sharding.
     """
     from transformers import GenerationConfig
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # of a base that was loaded before: a skeleton is never sharded
     check_weights(config, skeleton(config))
     architecture = check(config)
     kernel = resolve_attention(config, architecture)

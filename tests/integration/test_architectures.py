@@ -48,10 +48,11 @@ def table(request):
     """Architecture -> what became of it; printed at the end."""
     found: dict[str, str] = {}
     yield found
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    reporter.ensure_newline()
-    for name, line in found.items():
-        reporter.write_line(f"{name:18} {line}")
+    plugins = request.config.pluginmanager
+    with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
+        print()
+        for name, line in found.items():
+            print(f"{name:18} {line}")
 
 
 def lines(path: str) -> list[dict[str, Any]]:

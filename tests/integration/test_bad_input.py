@@ -18,6 +18,7 @@ import launch.train
 from launch.session import Session
 from moram_dist import config_io
 from moram_dist.models.language_model import DEMO_BASE
+from tests.helpers.architectures import bare
 from tests.integration.launching import TRAIN, launcher, run
 
 pytestmark = pytest.mark.integration
@@ -250,8 +251,11 @@ def test_a_model_without_tokenizer_or_weights(complaint, model):
 
 
 def test_a_model_without_the_target_modules(complaint, model):
-    change(model / "config.json", model_type="gpt2")
-    assert "--target_modules 'attention' matches no linear layer of GPT2" in complaint(model=model)
+    bare("Mamba2").config.save_pretrained(model)
+    said = "--target_modules 'attention' matches no linear layer of Mamba2ForCausalLM; it has: in_p"
+    assert said in complaint(model=model)
+    said = complaint(model=model, target_modules="in_proj,qproj")
+    assert "'qproj' is no linear layer of Mamba2ForCausalLM" in said
 
 
 @pytest.mark.parametrize("model_type", ["llama", "nonesuch"])
