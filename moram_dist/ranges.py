@@ -20,7 +20,7 @@ _MOST = {
     "top_k": 2**20,
     "top_experts": 2**20,
     "epochs": 10_000,
-    "learning_rate": 1_000,
+    "learning_rate": 1e30,
     "wait_limit": 1_000_000,
     "weight_decay": 1_000,
     "temperature": 1_000_000,
