@@ -151,7 +151,9 @@ def test_an_old_python(monkeypatch):
 
 def test_packages(tmp_path):
     requirements = tmp_path / "requirements.txt"
-    requirements.write_text("sentencepiece==0.2.3  # why\n-r other.txt\nno-such-package==1.0\npyyaml==5.1\n")
+    requirements.write_text(
+        "sentencepiece==0.2.3  # why\n-r other.txt\nno-such-package==1.0\npyyaml==5.1\n"
+    )
     result = checks.packages(requirements)
     assert result.state == "fault"
     assert "no-such-package is missing (1.0)" in result.found
