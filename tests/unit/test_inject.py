@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.growing_lora import GrowingLora
 from moram_dist.adapters.inject import adapt
+from moram_dist.adapters.prefix import Prefix
 from moram_dist.adapters.targets import find_linears
 from tests.helpers.architectures import tiny
 from tests.helpers.tiny import tiny_model, tokens
@@ -44,7 +45,7 @@ def test_an_adapted_linear_has_weight_and_bias(bias):
 
 
 def lora_on(base):
-    layer = GrowingLora(base, size=2, scale=0.5, dropout=nn.Identity())
+    layer = GrowingLora(base, size=2, scale=0.5, dropout=nn.Identity(), prefix=Prefix())
     with torch.no_grad():
         layer.lora_A.normal_()
         layer.lora_B.normal_()
