@@ -37,7 +37,7 @@ from moram_dist.tasks.task import Benchmark, Example, Task
 class Seen:
     """A micro-batch after its forward pass, at the places of its answers.
 
-    B rows, P places, V words of the vocabulary.
+    B rows, P places, V words of the vocabulary. ``train.forward`` puts all places into one row.
     """
 
     logits_BPV: Tensor

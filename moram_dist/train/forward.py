@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import aside
 from moram_dist.data.stream import IGNORED, MicroBatch
 from moram_dist.methods.method import Seen
+
+ROWS_TIMES_WORDS = 2**24
+"""Logits that the loss looks at together: 64 MiB in float32."""
 
 
 class Forward:
@@ -22,23 +27,23 @@ class Forward:
         """``device``: where the model is; default: where this rank computes."""
         self.engine = engine
         self.device = device or env.device()
-        # Nearly all causal language models of transformers can leave out logits; xLSTM cannot.
-        self.keeps_logits = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+        self.head = getattr(model, "get_output_embeddings", lambda: None)()
+        """What makes logits of hidden states; None: the model has no such module."""
 
     def __call__(self, batch: MicroBatch, weight: float = 1.0) -> Seen:
         """Run the model; ``weight`` is ``Seen.weight``."""
         device = self.device
         targets = batch.labels[:, 1:]
-        # Logits only where some row has a target: most positions are prompt, and the head is wide.
-        places = (targets != IGNORED).any(0).nonzero().flatten()
-        places = places if len(places) else torch.zeros(1, dtype=torch.long)
-        places = places.to(device)
+        # Logits only where a target is: most positions are prompt, and the head is wide.
+        places = (targets != IGNORED).nonzero()
+        places = places if len(places) else torch.zeros(1, 2, dtype=torch.long)
+        rows, columns = places.to(device).unbind(1)
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs().items()}
 
         def logits() -> Tensor:
-            if self.keeps_logits:
-                return self.engine(**inputs, use_cache=False, logits_to_keep=places).logits
-            return self.engine(**inputs, use_cache=False).logits[:, places]
+            with _picked(self.head, rows, columns) as picked:
+                found = self.engine(**inputs, use_cache=False).logits
+            return found if picked else found[rows, columns][None]
 
         def again() -> Tensor:
             with torch.no_grad(), aside(self.engine):
@@ -46,17 +51,72 @@ class Forward:
 
         return Seen(
             logits_BPV=logits(),
-            targets_BP=targets.to(device)[:, places],
+            targets_BP=targets.to(device)[rows, columns][None],
             weight=weight,
             again=again,
         )
 
 
+@contextmanager
+def _picked(head: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[list[bool]]:
+    """Within it, ``head`` makes logits of some positions only, as one row.
+
+    What a model does to logits afterwards (caps, scales) it does to each alone, so it does not
+    notice. Gives a list that is empty as long as the head was not called.
+    """
+    called: list[bool] = []
+
+    def pick(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        called.append(True)
+        hidden_BPD, *others = arguments
+        return (hidden_BPD[rows, columns][None], *others)
+
+    handle = head.register_forward_pre_hook(pick) if head is not None else None
+    try:
+        yield called
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
 def answer_loss(seen: Seen) -> Tensor:
     """Cross-entropy over the answer tokens of the micro-batch, summed, in nats (float32)."""
-    return F.cross_entropy(
-        seen.logits_BPV.flatten(0, 1).float(),
-        seen.targets_BP.flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
+    loss: Tensor = SummedCrossEntropy.apply(
+        seen.logits_BPV.flatten(0, 1), seen.targets_BP.flatten()
     )
+    return loss
+
+
+class SummedCrossEntropy(torch.autograd.Function):
+    """``F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")``.
+
+    Some rows at a time, whose gradient is worked out beside the loss: of a vocabulary of 262,144
+    words, one float32 copy of the logits of 4,096 tokens alone would take 4 GiB.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        """Logits of N places, and the words that they should be."""
+        total = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
+        wanted = ctx.needs_input_grad[0]
+        gradient_NV = torch.empty_like(logits_NV) if wanted else None
+        size = max(1, ROWS_TIMES_WORDS // logits_NV.shape[1])
+        for start in range(0, len(logits_NV), size):
+            rows = slice(start, start + size)
+            log_p = logits_NV[rows].float().log_softmax(-1)
+            total += F.nll_loss(log_p, targets_N[rows], ignore_index=IGNORED, reduction="sum")
+            if gradient_NV is not None:
+                answers_N1 = (targets_N[rows] != IGNORED)[:, None]
+                p = log_p.exp_()
+                p.scatter_add_(1, targets_N[rows].clamp(min=0)[:, None], -torch.ones_like(p[:, :1]))
+                gradient_NV[rows] = p.mul_(answers_N1)
+        if gradient_NV is not None:
+            ctx.save_for_backward(gradient_NV)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        """Probabilities less the words that were right."""
+        (gradient_NV,) = ctx.saved_tensors
+        return gradient_NV.mul_(upstream), None  # a second backward pass is refused by autograd

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from moram_dist.data.encode import Encoded
-from moram_dist.data.stream import collate
+from moram_dist.data.stream import IGNORED, collate
+from moram_dist.methods.method import Seen
 from moram_dist.train.forward import Forward, answer_loss
 from tests.helpers.tiny import tiny_model
 
@@ -29,12 +30,32 @@ class AllLogits(nn.Module):
 def test_answer_loss(wrap, examples):
     model = tiny_model().eval()
     forward = Forward(wrap(model), wrap(model))
-    assert forward.keeps_logits == (wrap is not AllLogits)
+    seen = forward(collate(examples, pad_id=0))
+    num_places = max(1, sum(example.num_answer for example in examples))
+    assert seen.logits_BPV.shape == (1, num_places, model.config.vocab_size)
+    assert (forward.head is None) == (wrap is AllLogits)
     expected = 0.0
     for example in examples:
         logits = model(input_ids=torch.tensor([example.tokens])).logits[0]
         start = len(example.tokens) - example.num_answer
         targets = torch.tensor(example.tokens[start:], dtype=torch.long)
         expected += F.cross_entropy(logits[start - 1 : -1], targets, reduction="sum").item()
-    found = answer_loss(forward(collate(examples, pad_id=0))).item()
+    found = answer_loss(seen).item()
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("together", [1, 30, 2**24])
+def test_the_loss_and_its_gradient_a_few_rows_at_a_time(together, monkeypatch):
+    monkeypatch.setattr("moram_dist.train.forward.ROWS_TIMES_WORDS", together)
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(1, 7, 11, generator=generator, dtype=torch.float64)
+    targets = torch.tensor([[3, IGNORED, 0, 10, IGNORED, 5, 5]])
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    expected = F.cross_entropy(theirs[0], targets[0], ignore_index=IGNORED, reduction="sum")
+    found = answer_loss(Seen(ours, targets, 1.0, again=lambda: ours))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    (3 * found).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+    assert answer_loss(Seen(logits, targets, 1.0, again=lambda: ours)) == found
