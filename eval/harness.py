@@ -8,16 +8,21 @@ last answers of this one are still being generated.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from eval.cell import Cell
 from eval.continual import sequence_metrics
 from eval.predictions import predictions_path, write_lines
+from eval.recall import Portion, Recall
 from eval.score_matrix import score_matrices
+from eval.ways import Way, ways_of
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
 from moram_dist.comm.watch import Watch
 from moram_dist.comm.zero3 import is_sharded, without_hooks
@@ -71,9 +76,11 @@ class Evaluator:
         self.tracker = tracker
         self.progress = progress
         self.watch = watch
-        self.matrices = score_matrices(run_dir, benchmark, config.answer_modes)
-        self.first = config.answer_modes[0]
-        """The mode that counts: its scores are logged and make AP and the like."""
+        self.recall = Recall(config, asked, base, MemoryFiles(run_dir / "memory"))
+        self.ways = ways_of(config)
+        self.matrices = score_matrices(run_dir, benchmark, self.ways)
+        self.first = self.ways[0]
+        """The way that counts: its scores are logged and make AP and the like."""
 
     def __call__(self, row: int) -> None:
         """Measure what is missing of a row. All ranks call it together."""
@@ -83,22 +90,35 @@ class Evaluator:
         if env.is_main():
             self._repeat(row)
         missing = env.from_main(self._missing(row))
+        cells = [
+            cell for recall in self.config.recalls for cell in self._cells(row, missing, recall)
+        ]
         self.engine.eval()
-        if missing and self._fits():
+        if cells and self._fits():
             with without_hooks(self.engine) as model:
-                self._row(row, missing, model, synced=self.method.in_step)
+                self._row(row, cells, model, synced=self.method.in_step)
         else:
-            self._row(row, missing, self.engine.module, synced=True)
-        if env.is_main() and any(self.first in modes for modes in wanted.values()):
+            self._row(row, cells, self.engine.module, synced=True)
+        if env.is_main() and any(self.first in ways for ways in wanted.values()):
             self._report(row)
 
-    def _missing(self, row: int) -> dict[int, list[str]]:
-        """Columns of a row -> the modes in which they are to be measured."""
-        out: dict[int, list[str]] = {}
-        for mode, matrix in self.matrices.items():
+    def _missing(self, row: int) -> dict[int, list[Way]]:
+        """Columns of a row -> the ways in which they are to be measured."""
+        out: dict[int, list[Way]] = {}
+        for way, matrix in self.matrices.items():
             for column in matrix.missing(row, self.config.eval_rows):
-                out.setdefault(column, []).append(mode)
+                out.setdefault(column, []).append(way)
         return dict(sorted(out.items()))
+
+    def _cells(self, row: int, missing: Mapping[int, Sequence[Way]], recall: str) -> Iterator[Cell]:
+        """What is to be measured of a row with one recall. All ranks call it together."""
+        for column, ways in missing.items():
+            modes = [way.answers for way in ways if way.recall == recall]
+            if modes:
+                task = self.asked.tasks[column].name
+                self.watch.at(f"whose prompts those of {task} are, {_when(self.benchmark, row)}")
+                portions, recognised = self.recall.portions(row, column, recall)
+                yield Cell(row, column, recall, modes, portions, recognised)
 
     def _repeat(self, row: int) -> None:
         """Copy cells from earlier rows, as far back as no task was trained on. Main rank only.
@@ -108,71 +128,62 @@ class Evaluator:
         source = row
         while source >= 0 and not self.method.training_data(self.benchmark, source):
             source -= 1
-            for column, modes in self._missing(row).items():
-                for mode in modes:
-                    score = self.matrices[mode].get(source, column)
-                    measured = self._path(source, column, mode)
+            for column, ways in self._missing(row).items():
+                for way in ways:
+                    score = self.matrices[way].get(source, column)
+                    measured = self._path(source, column, way)
                     if score is not None and measured.is_file():
-                        write_atomically(self._path(row, column, mode), measured.read_bytes())
-                        self.matrices[mode].set(row, column, score)
+                        write_atomically(self._path(row, column, way), measured.read_bytes())
+                        self.matrices[way].set(row, column, score)
 
-    def _path(self, row: int, column: int, mode: str) -> Path:
-        further = None if mode == self.first else mode
+    def _path(self, row: int, column: int, way: Way) -> Path:
         name = self.benchmark.tasks[column].name
-        return predictions_path(self.run_dir, row, column, name, further)
+        return predictions_path(self.run_dir, row, column, name, way.differs(self.first))
 
     def _row(
-        self, row: int, missing: dict[int, list[str]], model: torch.nn.Module, *, synced: bool
+        self, row: int, cells: Sequence[Cell], model: torch.nn.Module, *, synced: bool
     ) -> None:
-        when = f"after {self.benchmark.tasks[row].name}" if row >= 0 else "before training"
-        generated = [j for j, modes in missing.items() if is_generated(modes, self.asked.tasks[j])]
+        when = _when(self.benchmark, row)
         streams = not synced and can_take_turns(model)
-        stream = self._stream(generated if streams else [], model, when)
-        for column, modes in missing.items():
-            texts = next(stream) if streams and column in generated else None
-            share = self._answers(column, modes, when, model, texts, synced=synced)
-            self._cell(row, column, modes, share, when)
+        portions = [(cell, portion) for cell in cells for portion in cell.portions]
+        found: dict[int, dict[str, Answered]] = {}
+        for tasks, group in itertools.groupby(portions, key=lambda pair: pair[1].tasks):
+            together = list(group)
+            with self.method.prefix.of(None if tasks is None else (tasks,)):
+                generated = [p for cell, p in together if self._is_generated(cell)]
+                stream = self._stream(generated if streams else [], model, when)
+                for cell, portion in together:
+                    texts = next(stream) if streams and self._is_generated(cell) else None
+                    found |= self._answers(cell, portion, when, model, texts, synced=synced)
+                    if portion is cell.portions[-1]:
+                        self._score_cell(cell, found, when)
+                        found = {}
 
-    def _cell(
-        self,
-        row: int,
-        column: int,
-        modes: Sequence[str],
-        share: dict[int, dict[str, Answered]],
-        when: str,
-    ) -> None:
+    def _is_generated(self, cell: Cell) -> bool:
+        return is_generated(cell.modes, self.asked.tasks[cell.column])
+
+    def _score_cell(self, cell: Cell, share: dict[int, dict[str, Answered]], when: str) -> None:
         """From this rank's share of the answers to a cell's scores. All ranks call it together."""
-        task = self.benchmark.tasks[column]
+        task = self.benchmark.tasks[cell.column]
         self.watch.at(f"the score of {task.name} {when}")
         answers = {k: v for part in env.gather_objects(share) for k, v in part.items()}
         if not env.is_main():
             return
         if len(answers) != len(task.test):
             raise RuntimeError(f"{task.name}: {len(answers)} of {len(task.test)} predictions")
-        for mode in modes:
-            how = f" by {mode}" if len(modes) > 1 else ""
-            value = self._score(row, column, mode, [answers[i][mode] for i in sorted(answers)])
+        for mode in cell.modes:
+            way = Way(mode, cell.recall)
+            how = f" by {way.among(self.ways)}" if len(self.ways) > 1 else ""
+            value = self._score(cell, way, [answers[i][mode] for i in sorted(answers)])
             self.progress.say(
                 f"  {when}: {task.name} {task.metric} {value:.2f}{how} (n={len(task.test)})"
             )
 
-    def _score(self, row: int, column: int, mode: str, answers: Sequence[Answered]) -> float:
-        """Put a cell's predictions of one mode on disk, score them there; their mean."""
-        task = self.benchmark.tasks[column]
-        path = self._path(row, column, mode)
-        lines: list[dict[str, Any]] = [
-            {
-                "id": example.id,
-                "prompt": example.prompt,
-                "references": list(example.references),
-                "prediction": answer.text,
-                "score": None,
-            }
-            for example, answer in zip(task.test, answers, strict=True)
-        ]
-        for line, answer in zip(lines, answers, strict=True):
-            if answer.log_likelihoods is not None:
-                line["log_likelihoods"] = answer.log_likelihoods
+    def _score(self, cell: Cell, way: Way, answers: Sequence[Answered]) -> float:
+        """Put a cell's predictions of one way on disk, score them there; their mean."""
+        task = self.benchmark.tasks[cell.column]
+        path = self._path(cell.row, cell.column, way)
+        lines = cell.lines(self.benchmark, answers)
         write_lines(path, lines)
         for line, example in zip(lines, task.test, strict=True):
             line["score"] = score(
@@ -184,53 +195,53 @@ class Evaluator:
             )
         write_lines(path, lines)
         value = sum(line["score"] for line in lines) / len(lines)
-        self.matrices[mode].set(row, column, value)
+        self.matrices[way].set(cell.row, cell.column, value)
         return value
 
     def _stream(
-        self, columns: Sequence[int], model: torch.nn.Module, when: str
+        self, portions: Sequence[Portion], model: torch.nn.Module, when: str
     ) -> Iterator[dict[int, str]]:
-        """For one column after the other, this rank's texts by their index in the test set."""
-        shares = {j: self._share(j) for j in columns}
-        keys = [(j, i) for j in columns for i in shares[j]]
-        tasks = self.asked.tasks
-        asked = ((key, tasks[j], tasks[j].test[i]) for key, (j, i) in enumerate(keys))
+        """For one portion after the other, this rank's texts by their index in the test set."""
+        shares = [self._share(portion) for portion in portions]
+        keys = [(p, i) for p, share in enumerate(shares) for i in share]
+        tasks = [self.asked.tasks[portion.column] for portion in portions]
+        asked = ((key, tasks[p], tasks[p].test[i]) for key, (p, i) in enumerate(keys))
         room = Room(rows=self.config.eval_batch_size, tokens=BATCH_TOKENS)
-        found: dict[int, dict[int, str]] = {j: {} for j in columns}
+        found: list[dict[int, str]] = [{} for _ in portions]
         texts = generate_stream(model, self.tokenizer, asked, self.benchmark.decoding, room)
-        for j in columns:
-            self.watch.at(f"predictions of {tasks[j].name} {when}")
-            while len(found[j]) < len(shares[j]):
+        for p, task in enumerate(tasks):
+            self.watch.at(f"predictions of {task.name} {when}")
+            while len(found[p]) < len(shares[p]):
                 key, text = next(texts)
                 at, i = keys[key]
                 found[at][i] = text
-                self.watch.at(f"predictions of {tasks[j].name} {when}")
-            yield found.pop(j)
+                self.watch.at(f"predictions of {task.name} {when}")
+            yield found[p]
 
-    def _share(self, column: int) -> list[int]:
-        """Which of a column's examples this rank answers, the shortest first."""
-        test = self.asked.tasks[column].test
-        by_length = sorted(range(len(test)), key=lambda i: (len(test[i].prompt), i))
+    def _share(self, portion: Portion) -> list[int]:
+        """Which of a portion's examples this rank answers, the shortest first."""
+        test = self.asked.tasks[portion.column].test
+        by_length = sorted(portion.examples, key=lambda i: (len(test[i].prompt), i))
         return by_length[env.rank() :: env.world_size()]
 
     def _answers(
         self,
-        column: int,
-        modes: Sequence[str],
+        cell: Cell,
+        portion: Portion,
         when: str,
         model: torch.nn.Module,
         texts: dict[int, str] | None,
         *,
         synced: bool,
     ) -> dict[int, dict[str, Answered]]:
-        """This rank's share of a cell: index in the test set to mode to answer."""
-        task, mine = self.asked.tasks[column], self._share(column)
+        """This rank's share of a portion: index in the test set to mode to answer."""
+        task, mine = self.asked.tasks[cell.column], self._share(portion)
         longest = max(min(len(e.prompt), task.max_prompt_tokens) for e in task.test)
         size = BATCH_TOKENS // (longest + task.max_answer_tokens)
         size = max(1, min(size, self.config.eval_batch_size))
         # Every rank must make the same number of calls when weights are sharded: those that a rank
         # lacks are made up by an example again, and not kept.
-        largest = -(-len(task.test) // env.world_size())
+        largest = -(-len(portion.examples) // env.world_size())
         out: dict[int, dict[str, Answered]] = {}
         for start in range(0, largest, size):
             indices = mine[start : start + size]
@@ -238,7 +249,7 @@ class Evaluator:
                 break
             self.watch.at(f"predictions of {task.name} {when}")
             found = answer_batch(
-                modes,
+                cell.modes,
                 model,
                 self.tokenizer,
                 [task.test[i] for i in indices or [0]],
@@ -279,3 +290,7 @@ class Evaluator:
             final = sequence_metrics(matrix.scores, base=matrix.base)
             metrics |= {name: value for name, value in final.items() if value is not None}
         self.tracker.log_sequence(metrics, learned)
+
+
+def _when(benchmark: Benchmark, row: int) -> str:
+    return f"after {benchmark.tasks[row].name}" if row >= 0 else "before training"

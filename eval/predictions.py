@@ -65,15 +65,15 @@ def mean_score(
 
 
 def predictions_path(
-    run_dir: Path, row: int, column: int, name: str, mode: str | None = None
+    run_dir: Path, row: int, column: int, name: str, way: str | None = None
 ) -> Path:
     """``predictions/after_002/on_000_C-STANCE.jsonl``; row -1 is ``base``.
 
-    ``mode`` is how answers were obtained where that is not the run's first way; it stands before
-    the ending: ``on_000_C-STANCE.labels.jsonl``.
+    ``way`` is of a further way of measuring (``Way.differs``); it stands before the ending:
+    ``on_000_C-STANCE.labels.jsonl``.
     """
     after = f"after_{row:03d}" if row >= 0 else "base"
-    ending = f".{mode}.jsonl" if mode else ".jsonl"
+    ending = f".{way}.jsonl" if way else ".jsonl"
     return run_dir / "predictions" / after / f"on_{column:03d}_{safe_name(name)}{ending}"
 
 

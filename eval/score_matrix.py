@@ -1,7 +1,7 @@
 """scores.json: what was measured of each task after each task.
 
-Where answers are obtained in several ways, the first has scores.json and each other, such as
-``labels``, a scores.labels.json of the same form.
+Where a cell is measured in several ways (``eval.ways``), the first has scores.json and each other,
+such as ``labels``, a scores.labels.json of the same form.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.continual import Scores
+from eval.ways import Way
 from moram_dist.files import write_atomically
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
@@ -96,22 +97,23 @@ def _as_text(value: dict[str, object]) -> str:
 
 
 def score_matrices(
-    run_dir: Path, benchmark: Benchmark, modes: Sequence[str]
-) -> dict[str, ScoreMatrix]:
-    """The matrix of each way in which answers are obtained, the first one's first.
+    run_dir: Path, benchmark: Benchmark, ways: Sequence[Way]
+) -> dict[Way, ScoreMatrix]:
+    """The matrix of each way of measuring, the first one's first.
 
     Raises InputError as ``ScoreMatrix`` does.
     """
-    first, *others = modes
+    first = ways[0]
     return {
-        first: ScoreMatrix(scores_path(run_dir), benchmark),
-        **{
-            mode: ScoreMatrix(scores_path(run_dir, mode), benchmark, closed_only=True)
-            for mode in others
-        },
+        way: ScoreMatrix(
+            scores_path(run_dir, way.differs(first)),
+            benchmark,
+            closed_only=way.answers != first.answers,
+        )
+        for way in ways
     }
 
 
-def scores_path(run_dir: Path, mode: str | None = None) -> Path:
-    """``scores.json``, or ``scores.labels.json`` of a further mode."""
-    return run_dir / (f"scores.{mode}.json" if mode else "scores.json")
+def scores_path(run_dir: Path, way: str | None = None) -> Path:
+    """``scores.json``, or ``scores.labels.json`` of a further way (``Way.differs``)."""
+    return run_dir / (f"scores.{way}.json" if way else "scores.json")

@@ -13,6 +13,7 @@ from moram_dist.config import RunConfig
 from moram_dist.data.chat import has_chats, write_chats
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
+from moram_dist.recognise import RECOGNISERS
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source
 from moram_dist.train import ds_check
@@ -80,7 +81,13 @@ def _benchmark(config: RunConfig) -> Benchmark:
 
 
 def _settled(config: RunConfig, benchmark: Benchmark) -> RunConfig:
-    eval_rows = METHODS[config.method.method].eval_rows or config.eval.eval_rows
+    method, asked = METHODS[config.method.method], config.eval
+    if asked.recall != "all" and not method.keeps_prefixes:
+        raise InputError(
+            f"--recall {asked.recall}: {config.method.method} does not keep its earlier states; "
+            "take --recall all"
+        )
+    RECOGNISERS[asked.recogniser]
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, order=benchmark.order, protocol=benchmark.protocol),
@@ -89,7 +96,12 @@ def _settled(config: RunConfig, benchmark: Benchmark) -> RunConfig:
             learning_rate=config.train.learning_rate or benchmark.learning_rate,
             batch_size=config.train.batch_size or benchmark.batch_size,
         ),
-        eval=dataclasses.replace(config.eval, eval_rows=eval_rows),
+        eval=dataclasses.replace(
+            asked,
+            eval_rows=method.eval_rows or asked.eval_rows,
+            recall=method.recall or asked.recall,
+            recogniser=method.recogniser or asked.recogniser,
+        ),
     )
 
 

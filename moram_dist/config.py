@@ -28,6 +28,9 @@ PLACEMENTS = ("auto", "resident", "gathered", "stationary")
 ANSWERS = ("generate", "constrained", "labels", "labels_mean")
 """Ways to get an answer from a model; see ``EvalConfig.answers``."""
 
+RECALLS = ("all", "prefix", "oracle")
+"""Which tasks of a memory answer a prompt; see ``EvalConfig.recall``."""
+
 LONGEST_NAME = 200
 """Bytes of a run's name, which names its folder, a lock beside it and jobs."""
 
@@ -226,6 +229,18 @@ class EvalConfig:
     be generated), labels (the likeliest label), labels_mean (the same, per token). Scores are those
     of the first; each other has a matrix of its own. Tasks without labels are always generated."""
 
+    recall: str = "all"
+    """Which tasks of a memory answer, joined by commas: all (the published method), prefix (those
+    up to the task that a prompt is recognised as), oracle (those up to its true task: not
+    task-agnostic). Scores are those of the first; each other has a matrix of its own."""
+
+    recogniser: str = "discriminant"
+    """What says from the prompt alone which task it is, for --recall prefix: means, discriminant or
+    ridge."""
+
+    unknown: str = "all"
+    """Who answers a prompt that is like no task's: all tasks, or the base alone (base)."""
+
     eval_batch_size: int = 128
     """Prompts that one rank generates for at a time; fewer where they are long."""
 
@@ -241,10 +256,15 @@ class EvalConfig:
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
         one_of("eval_rows", self.eval_rows, ("all", "seen", "last", "diagonal"))
-        for mode in self.answer_modes:
-            one_of("answers", mode, ANSWERS)
-            if self.answer_modes.count(mode) > 1:
-                raise InputError(f"--answers names {mode} twice")
+        for flag, names, known in (
+            ("answers", self.answer_modes, ANSWERS),
+            ("recall", self.recalls, RECALLS),
+        ):
+            for name in names:
+                one_of(flag, name, known)
+                if names.count(name) > 1:
+                    raise InputError(f"--{flag} names {name} twice")
+        one_of("unknown", self.unknown, ("all", "base"))
         one_of("eval_gather", self.eval_gather, ("auto", "true", "false"))
         positive("eval", eval_batch_size=self.eval_batch_size)
         positive("eval", max_prompt_tokens=self.max_prompt_tokens)
@@ -255,6 +275,11 @@ class EvalConfig:
     def answer_modes(self) -> tuple[str, ...]:
         """The names in ``answers``, of which the first is the one that counts."""
         return tuple(self.answers.split(","))
+
+    @property
+    def recalls(self) -> tuple[str, ...]:
+        """The names in ``recall``, of which the first is the one that counts."""
+        return tuple(self.recall.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from moram_dist.config import RunConfig
+from moram_dist.config import EvalConfig, RunConfig
 from moram_dist.reading import parse_yaml, read_yaml
 from moram_dist.redaction import clean_address, clean_tree
 from moram_dist.registry import InputError, unknown
@@ -146,6 +146,29 @@ def differences(
         for name, now in flat(config).items()
         if name not in MAY_CHANGE and name not in ignored and then[name] != now
     ]
+
+
+def recall_may_differ(now: EvalConfig, then: EvalConfig) -> set[str]:
+    """Fields in which two commands on one run may differ, beside ``MAY_CHANGE``.
+
+    A run may be measured with further recalls once it is there.
+    """
+    ignored = {"eval.recall"} if now.recalls[0] == then.recalls[0] else set()
+    if not ("prefix" in now.recalls and "prefix" in then.recalls):
+        ignored |= {"eval.recogniser", "eval.unknown"}  # one of them asks no recogniser
+    return ignored
+
+
+def with_recalls(saved: Mapping[str, Any], now: EvalConfig) -> dict[str, Any]:
+    """What a run wrote down, and the recalls that it is measured with from now on."""
+    section = dict(saved["eval"])
+    then = str(section.get("recall", EvalConfig.recall)).split(",")
+    more = [recall for recall in now.recalls if recall not in then]
+    if more:
+        section["recall"] = ",".join([*then, *more])
+    if "prefix" in more:
+        section |= {"recogniser": now.recogniser, "unknown": now.unknown}
+    return {**saved, "eval": section}
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -29,11 +29,14 @@ def show(files: MemoryFiles, manifest: Manifest) -> str:
     for task in manifest.tasks:
         try:
             state, atoms = "verified", str(_atoms(files.shapes(task)))
+            if task.recogniser is not None:
+                files.shapes(task.recogniser)
         except InputError as error:
             state, atoms = str(error), "?"
         name, digest = _shown(task.name), task.sha256[:12]
-        lines.append(f"{name:24} {atoms:>7} {task.bytes:>12,}  {digest}  {state}")
-    total = sum(task.bytes for task in manifest.tasks)
+        size = sum(stored.bytes for stored in task.files)
+        lines.append(f"{name:24} {atoms:>7} {size:>12,}  {digest}  {state}")
+    total = sum(stored.bytes for task in manifest.tasks for stored in task.files)
     lines.append(f"{len(manifest.tasks)} tasks, {total:,} bytes")
     return "\n".join(lines)
 
@@ -45,7 +48,8 @@ def verify(files: MemoryFiles, manifest: Manifest) -> str:
         InputError: the first file that is missing or is not the one published.
     """
     for task in manifest.tasks:
-        files.shapes(task)
+        for stored in task.files:
+            files.shapes(stored)
     return f"{len(manifest.tasks)} tasks verified"
 
 

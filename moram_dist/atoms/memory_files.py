@@ -2,6 +2,7 @@
 
     memory/memory.json             what the memory belongs to, its tasks in order, sha256 per file
     memory/000_C-STANCE.safetensors
+    memory/000_C-STANCE.recogniser.safetensors    what tells this task's prompts from others
 
 A file is written under a temporary name, synced and renamed; the manifest comes last. So a file
 that the manifest does not name was never published and is ignored, and one that it names must be
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from moram_dist.files import safe_name, sha256, write_atomically
 from moram_dist.reading import read_json, record
+from moram_dist.recognise import TaskStatistics
 from moram_dist.registry import InputError
 
 VERSION = 1
@@ -35,14 +37,28 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskFile:
-    """One published task."""
+class StoredFile:
+    """A file of tensors as it was published."""
 
-    name: str
     file: str
     sha256: str
     bytes: int
     tensors: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFile(StoredFile):
+    """One published task."""
+
+    name: str
+
+    recogniser: StoredFile | None = None
+    """Statistics of its training prompts (``recognise.TaskStatistics``); older runs have none."""
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """All that belong to it."""
+        return (self,) if self.recogniser is None else (self, self.recogniser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,28 +112,35 @@ class MemoryFiles:
             raise InputError(f"{self.path}: {problem}")
         return manifest
 
-    def read(self, task: TaskFile) -> dict[str, Tensor]:
-        """A task's tensors. Raises InputError as ``verify`` does, or where it holds no tensors."""
-        path = self.verify(task)
+    def read(self, stored: StoredFile) -> dict[str, Tensor]:
+        """A file's tensors. Raises InputError as ``verify`` does, or where it holds no tensors."""
+        path = self.verify(stored)
         with _reading(path):
             return load_file(path)
 
-    def shapes(self, task: TaskFile) -> dict[str, Shape]:
-        """Shapes of a task's tensors, by name. Raises InputError as ``read`` does."""
-        path = self.verify(task)
+    def statistics(self, task: TaskFile) -> TaskStatistics:
+        """Of a task's prompts. Raises InputError as ``read`` does, or where none were taken."""
+        if task.recogniser is None:
+            raise InputError(f"{self.path} holds no statistics of the prompts of task {task.name}")
+        tensors = self.read(task.recogniser)
+        return TaskStatistics.from_tensors(tensors, self.folder / task.recogniser.file)
+
+    def shapes(self, stored: StoredFile) -> dict[str, Shape]:
+        """Shapes of a file's tensors, by name. Raises InputError as ``read`` does."""
+        path = self.verify(stored)
         with _reading(path), safe_open(path, "pt") as tensors:
             found = {n: tuple(tensors.get_slice(n).get_shape()) for n in tensors.keys()}
-        if len(found) != task.tensors:
-            raise InputError(f"{path} holds {len(found)} tensors, published were {task.tensors}")
+        if len(found) != stored.tensors:
+            raise InputError(f"{path} holds {len(found)} tensors, published were {stored.tensors}")
         return found
 
-    def check(self, task: TaskFile, expected: Mapping[str, Shape]) -> None:
-        """Whether a task's file holds what ``expected`` says, in numbers that are finite.
+    def check(self, stored: StoredFile, expected: Mapping[str, Shape]) -> None:
+        """Whether a file holds what ``expected`` says, in numbers that are finite.
 
         Raises:
             InputError: as ``read`` does, or the first tensor that is not as expected.
         """
-        found, path = self.shapes(task), self.folder / task.file
+        found, path = self.shapes(stored), self.folder / stored.file
         for name in sorted({*found, *expected}, key=lambda n: (n in found and n in expected, n)):
             if name not in found:
                 raise InputError(f"{path} lacks {name}, which the memory's settings ask for")
@@ -134,40 +157,68 @@ class MemoryFiles:
                 if not tensor.is_floating_point() or not tensor.isfinite().all():
                     raise InputError(f"{path}: {name} holds something that is no finite number")
 
-    def verify(self, task: TaskFile) -> Path:
-        """Where a task's file is, once its content is known to be what was published.
+    def verify(self, stored: StoredFile) -> Path:
+        """Where a file is, once its content is known to be what was published.
 
         Raises:
             InputError: the file is missing or is not the one that was published.
         """
-        path = self.folder / task.file
+        path = self.folder / stored.file
         with _reading(path):
             if not path.exists():
                 raise InputError(f"{path} is named in {self.path.name} but missing")
             if path.resolve().parent != self.folder.resolve() or not path.is_file():
                 raise InputError(f"{path} is not a file of this folder")
-            if (size := path.stat().st_size) != task.bytes:
-                raise InputError(f"{path} has {size:,} bytes, published were {task.bytes:,}")
+            if (size := path.stat().st_size) != stored.bytes:
+                raise InputError(f"{path} has {size:,} bytes, published were {stored.bytes:,}")
             found = sha256(path)
-        if found != task.sha256:
-            raise InputError(f"{path} has sha256 {found[:12]}, published was {task.sha256[:12]}")
+        if found != stored.sha256:
+            raise InputError(f"{path} has sha256 {found[:12]}, published was {stored.sha256[:12]}")
         return path
 
-    def publish(self, manifest: Manifest, name: str, tensors: Mapping[str, Tensor]) -> Manifest:
-        """Write the next task's file, then the manifest that names it. Main rank only."""
-        file = f"{len(manifest.tasks):03d}_{safe_name(name)}.safetensors"
+    def publish(
+        self,
+        manifest: Manifest,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        recogniser: Mapping[str, Tensor] | None = None,
+    ) -> Manifest:
+        """Write the next task's files, then the manifest that names them. Main rank only."""
+        file = _file_name(len(manifest.tasks), name)
+        entry = TaskFile(name=name, **vars(self._write(file, tensors)))
+        manifest = replace(manifest, tasks=(*manifest.tasks, entry))
+        if recogniser is None:
+            self._name(manifest)
+            return manifest
+        return self.add_recogniser(manifest, len(manifest.tasks) - 1, recogniser)
+
+    def add_recogniser(
+        self, manifest: Manifest, i: int, recogniser: Mapping[str, Tensor]
+    ) -> Manifest:
+        """Write the statistics of task i, then the manifest that names them. Main rank only."""
+        tasks = [*manifest.tasks]
+        stored = self._write(_file_name(i, tasks[i].name, "recogniser"), recogniser)
+        tasks[i] = replace(tasks[i], recogniser=stored)
+        manifest = replace(manifest, tasks=tuple(tasks))
+        self._name(manifest)
+        return manifest
+
+    def _write(self, file: str, tensors: Mapping[str, Tensor]) -> StoredFile:
         content = save({k: v.contiguous().cpu() for k, v in sorted(tensors.items())})
         write_atomically(self.folder / file, content)
-        entry = TaskFile(
-            name=name,
+        return StoredFile(
             file=file,
             sha256=hashlib.sha256(content).hexdigest(),
             bytes=len(content),
             tensors=len(tensors),
         )
-        manifest = replace(manifest, tasks=(*manifest.tasks, entry))
+
+    def _name(self, manifest: Manifest) -> None:
         write_atomically(self.path, json.dumps(asdict(manifest), indent=2))
-        return manifest
+
+
+def _file_name(i: int, task: str, *parts: str) -> str:
+    return ".".join([f"{i:03d}_{safe_name(task)}", *parts, "safetensors"])
 
 
 @contextmanager
@@ -190,14 +241,18 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         if times > 1:
             yield f"modules: names {module!r} {times} times"
     for i, task in enumerate(manifest.tasks):
-        if not re.fullmatch(r"[^/\\\0-\x1f]+\.safetensors", task.file):
-            yield f"tasks.{i}.file: {task.file!r} is not the name of a memory file in this folder"
-        if not re.fullmatch(r"[0-9a-f]{64}", task.sha256):
-            yield f"tasks.{i}.sha256: should be 64 hex digits"
-        for count in ("bytes", "tensors"):
-            if getattr(task, count) < 0:
-                yield f"tasks.{i}.{count}: should not be negative"
-    for kind in ("name", "file"):
-        for value, times in Counter(getattr(task, kind) for task in manifest.tasks).items():
+        for stored in task.files:
+            where = f"tasks.{i}" if stored is task else f"tasks.{i}.recogniser"
+            if not re.fullmatch(r"[^/\\\0-\x1f]+\.safetensors", stored.file):
+                yield f"{where}.file: {stored.file!r} is not the name of a file in this folder"
+            if not re.fullmatch(r"[0-9a-f]{64}", stored.sha256):
+                yield f"{where}.sha256: should be 64 hex digits"
+            for count in ("bytes", "tensors"):
+                if getattr(stored, count) < 0:
+                    yield f"{where}.{count}: should not be negative"
+    names = [task.name for task in manifest.tasks]
+    files = [stored.file for task in manifest.tasks for stored in task.files]
+    for kind, values in (("name", names), ("file", files)):
+        for value, times in Counter(values).items():
             if times > 1:
                 yield f"tasks: {times} have the {kind} {value!r}"

@@ -28,6 +28,9 @@ def whole(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
     sharded = [p for p in parameters if is_sharded(p)]
     if not sharded:
         return nullcontext()
+    for parameter in sharded:
+        # Left over from the last backward; gathering refuses parameters that look in use.
+        parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if write else None)
@@ -81,9 +84,6 @@ def without_hooks(engine: Any) -> Iterator[nn.Module]:
 
     # An engine without an optimizer (zero-shot) has the offload in its optimizer's place.
     offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
-    for parameter in parameters:
-        # Left over from the last backward; gathering refuses parameters that look in use.
-        parameter.ds_active_sub_modules.clear()
     with whole(parameters):
         # DeepSpeed's own unwrap_model_for_generation leaves the hook at the start of a forward in
         # place. That one is a collective, so ranks with unlike work would wait for each other.

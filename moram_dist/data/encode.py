@@ -53,6 +53,14 @@ def encode_prompt(tokenizer: Any, prompt: str, task: Task) -> list[int]:
     return cut_prompt(tokenizer, plain(tokenizer, prompt), prompt, task)
 
 
+def encode_question(
+    tokenizer: Any, prompt: str, task: Task, decoder_start: int | None
+) -> list[int]:
+    """What the model reads of a prompt: ``encode_prompt``, or ``encode_source`` for an encoder."""
+    encode = encode_prompt if decoder_start is None else encode_source
+    return encode(tokenizer, prompt, task)
+
+
 def cut_prompt(tokenizer: Any, tokens: list[int], prompt: str, task: Task) -> list[int]:
     """BOS and the tokens of a prompt, or of its beginning, as ``encode_prompt`` cuts them."""
     if task.shared_limit:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from moram_dist.data.candidates import encode_candidates
-from moram_dist.data.encode import answer_text, encode_prompt, encode_source, encode_training
+from moram_dist.data.encode import answer_text, encode_question, encode_training
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark, Example, Task
 
@@ -160,8 +160,7 @@ def _training(tokenizer: Any, task: Task, example: Example, start: int | None) -
 def _generated(
     tokenizer: Any, task: Task, example: Example, start: int | None, answer: int
 ) -> Need:
-    encode = encode_prompt if start is None else encode_source
-    prompt = len(encode(tokenizer, example.prompt, task))
+    prompt = len(encode_question(tokenizer, example.prompt, task, start))
     # A token that is generated last is read by nothing; a decoder reads its start instead.
     return Need(prompt, answer - (start is None), f"test example {example.id} of task {task.name}")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.data.answers import read_answers
-from moram_dist.data.encode import encode_prompt, encode_source
+from moram_dist.data.encode import encode_prompt, encode_question
 from moram_dist.data.stream import pad_left, pad_right
 from moram_dist.decode.settings import decoder_start, generate
 from moram_dist.decode.turns import Room, Row, Turns, can_take_turns
@@ -46,11 +46,11 @@ def generate_batch(
         room = Room(rows=max(1, len(asked)), tokens=sys.maxsize)
         texts = dict(generate_stream(model, tokenizer, asked, decoding, room))
         return [texts[i] for i in range(len(examples))]
-    encode = encode_prompt
-    if decoder_start(model) is not None:
+    start = decoder_start(model)
+    prompts = [encode_question(tokenizer, example.prompt, task, start) for example in examples]
+    if start is not None:
         # A decoder says nothing but the answer, after whatever prompt.
-        encode, task = encode_source, replace(task, answer_after="")
-    prompts = [encode(tokenizer, example.prompt, task) for example in examples]
+        task = replace(task, answer_after="")
     new_BT = greedy(
         model,
         tokenizer,

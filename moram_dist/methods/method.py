@@ -8,8 +8,8 @@
     before_step(engine)       after backward, before the optimizer step
     end_task(i, look)         fold in what was learned; what the task's memory file holds
 
-The loop has no other way to tell methods apart. ``asked``, ``eval_rows`` and ``in_step`` are for
-the evaluation, ``metrics()`` for the log.
+The loop has no other way to tell methods apart. ``asked``, ``eval_rows``, ``recall``,
+``recogniser`` and ``in_step`` are for the evaluation, ``metrics()`` for the log.
 """
 
 from __future__ import annotations
@@ -70,6 +70,12 @@ class Method:
 
     eval_rows: str | None = None
     """What is measured whatever ``EvalConfig.eval_rows`` says; None: what it says."""
+
+    recall: str | None = None
+    """Which tasks answer a prompt, whatever ``EvalConfig.recall`` says; None: what it says."""
+
+    recogniser: str | None = None
+    """Likewise, for ``EvalConfig.recogniser``."""
 
     keeps_prefixes = False
     """Whether the model after an earlier task is still at hand: ``prefix`` has it answer."""

@@ -2,6 +2,6 @@
 
 from moram_dist.recognise.features import prompt_features
 from moram_dist.recognise.recognisers import RECOGNISERS, Recogniser
-from moram_dist.recognise.statistics import PREFIX, TaskStatistics
+from moram_dist.recognise.statistics import TaskStatistics
 
-__all__ = ["PREFIX", "RECOGNISERS", "Recogniser", "TaskStatistics", "prompt_features"]
+__all__ = ["RECOGNISERS", "Recogniser", "TaskStatistics", "prompt_features"]

@@ -27,7 +27,7 @@ def prompt_features(embedding_VD: Tensor, prompts: Iterable[Sequence[int]]) -> T
     """Mean input embedding of each prompt, (N, D) in float64 on the CPU.
 
     Each prompt is summed by itself, in the order of its tokens, so that its features do not depend
-    on what else is asked for.
+    on what else is asked for. Those of an empty prompt are 0.
 
     Args:
         embedding_VD: the base's whole input embedding, V words, on any device.
@@ -36,7 +36,7 @@ def prompt_features(embedding_VD: Tensor, prompts: Iterable[Sequence[int]]) -> T
     rows = []
     for prompt in prompts:
         ids = torch.as_tensor(prompt, dtype=torch.int64, device=embedding_VD.device)
-        rows.append(F.embedding(ids, embedding_VD).double().mean(0).cpu())
+        rows.append(F.embedding(ids, embedding_VD).double().sum(0).cpu() / max(1, len(ids)))
     if not rows:
         return torch.zeros(0, embedding_VD.shape[1], dtype=torch.float64)
     return torch.stack(rows)

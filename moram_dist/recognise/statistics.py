@@ -1,6 +1,6 @@
 """What is kept of a task's prompts: sums, from which every recogniser is made.
 
-Sums of one task never change when another arrives, so they lie in that task's memory file.
+Sums of one task never change when another arrives, so they lie in a file of that task.
 
 Shape letters: N prompts, D embedding size, M features of a view.
 """
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from moram_dist.recognise.features import VIEWS
-
-PREFIX = "recogniser."
-"""Begins the names of these tensors in a task's memory file."""
+from moram_dist.registry import InputError
 
 LEVELS = (0.9, 0.95, 0.99, 0.995, 1.0)
 """Quantiles that are kept of how far a task's own prompts are from the task."""
@@ -53,37 +52,34 @@ class TaskStatistics:
         return cls(len(x_ND), moments, _left_out(x_ND.double(), moments["plain"]))
 
     def tensors(self) -> dict[str, Tensor]:
-        """For the task's memory file; of outer products the upper triangle alone."""
-        out = {
-            f"{PREFIX}count": torch.tensor(self.count),
-            f"{PREFIX}distances": self.distances,
-        }
+        """For the task's file; of outer products the upper triangle alone."""
+        out = {"count": torch.tensor(self.count), "distances": self.distances}
         for name, moments in self.moments.items():
             second = moments.second
             if second.dim() == 2:
                 rows, columns = torch.triu_indices(*second.shape)
                 second = second[rows, columns]
-            out[f"{PREFIX}{name}.sum"] = moments.sum_M
-            out[f"{PREFIX}{name}.second"] = second
+            out[f"{name}.sum"] = moments.sum_M
+            out[f"{name}.second"] = second
         return out
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> TaskStatistics | None:
-        """From a task's memory file; None where it is of a run that kept none."""
-        if f"{PREFIX}count" not in tensors:
-            return None
-        moments = {}
-        for name in VIEWS:
-            sum_M = tensors[f"{PREFIX}{name}.sum"].double()
-            second = tensors[f"{PREFIX}{name}.second"].double()
-            if len(second) != len(sum_M):
-                rows, columns = torch.triu_indices(len(sum_M), len(sum_M))
-                whole = second.new_zeros(len(sum_M), len(sum_M))
-                whole[rows, columns] = whole[columns, rows] = second
-                second = whole
-            moments[name] = Moments(sum_M, second)
-        count = int(tensors[f"{PREFIX}count"])
-        return cls(count, moments, tensors[f"{PREFIX}distances"].double())
+    def from_tensors(cls, tensors: Mapping[str, Tensor], where: str | Path) -> TaskStatistics:
+        """From the task's file. Raises InputError where it holds something else."""
+        try:
+            moments = {}
+            for name in VIEWS:
+                sum_M = tensors[f"{name}.sum"].double()
+                second = tensors[f"{name}.second"].double()
+                if second.shape != sum_M.shape:
+                    rows, columns = torch.triu_indices(len(sum_M), len(sum_M))
+                    whole = second.new_zeros(len(sum_M), len(sum_M))
+                    whole[rows, columns] = whole[columns, rows] = second
+                    second = whole
+                moments[name] = Moments(sum_M, second)
+            return cls(int(tensors["count"]), moments, tensors["distances"].double())
+        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"{where} holds no statistics of prompts: {error}") from None
 
     def distance(self, x_ND: Tensor) -> Tensor:
         """Mean over dimensions of the squared distance from the task's mean, in variances, (N,)."""

@@ -90,6 +90,7 @@ class RunDir:
         saved = config_io.from_saved(ran_with, record)
         manifest = self.memory.manifest()
         unused = METHODS[config.method.method].unused_settings()
+        unused |= config_io.recall_may_differ(config.eval, saved.eval)
         by_content = {"model.dtype"}
         if manifest or self.has_inputs:
             by_content.add("model.model")
@@ -257,7 +258,9 @@ class RunDir:
         kept = config_io.to_dict(config)
         if record.exists():  # what ran first stays; an older version kept passwords, too
             kept = config_io.read_mapping(record)
-        if not record.exists() or clean_tree(kept) != kept:
+        now = config_io.with_recalls(kept, config.eval)
+        if not record.exists() or clean_tree(now) != kept:
+            kept = now
             text = yaml.safe_dump(clean_tree(kept), sort_keys=False, allow_unicode=True)
             write_atomically(record, text, private=True)
         tasks = [
@@ -289,7 +292,8 @@ class RunDir:
         manifest = self.memory.manifest()
         tasks = manifest.tasks if manifest else ()
         for task in tasks:
-            self.memory.verify(task)
+            for stored in task.files:
+                self.memory.verify(stored)
         return len(tasks)
 
     def _json(self, name: str, value: Any) -> None:

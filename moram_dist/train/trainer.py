@@ -29,6 +29,7 @@ from moram_dist.train.checkpoint import Place, SaveTimer
 from moram_dist.train.engine import set_learning_rate, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
 from moram_dist.train.progress import Progress
+from moram_dist.train.recognition import statistics_of
 from moram_dist.train.run_dir import RunDir
 from moram_dist.train.schedule import learning_rate
 from moram_dist.train.state import read_state, write_state
@@ -98,6 +99,8 @@ class Trainer:
             memory = self.run_dir.memory
             memory.check(published, self.method.shapes(i, self.method.layers))
             self.method.load_task(i, memory.read(published))
+            if published.recogniser is None and "prefix" in self.config.eval.recalls:
+                self._add_recogniser(i)  # an older version took no statistics
             self.evaluate(i)
         for i in range(finished, len(self.benchmark.tasks)):
             with self.stop.held():
@@ -255,14 +258,29 @@ class Trainer:
                 "published. A lower --learning_rate, or a smaller weight of the method's penalty, "
                 "usually helps"
             )
+        recogniser = self._statistics(i) if self.method.keeps_prefixes else None
         self.watch.at(f"the memory file of task {task.name}")
         if env.is_main():
-            self.manifest = self.run_dir.memory.publish(self.manifest, task.name, tensors)
+            self.manifest = self.run_dir.memory.publish(
+                self.manifest, task.name, tensors, recogniser
+            )
             self.run_dir.progress.clear()
             clear(self._tokens)
         self._encoded = (-1, ())
         self.manifest = env.from_main(self.manifest)
         self.tracker.end_task()
+
+    def _statistics(self, i: int) -> dict[str, Tensor]:
+        """What tells task i's prompts from those of others. All ranks call it together."""
+        task = self.benchmark.tasks[i]
+        self.watch.at(f"the statistics of task {task.name}'s prompts")
+        return statistics_of(self.base, task).tensors()
+
+    def _add_recogniser(self, i: int) -> None:
+        recogniser = self._statistics(i)
+        if env.is_main():
+            self.manifest = self.run_dir.memory.add_recogniser(self.manifest, i, recogniser)
+        self.manifest = env.from_main(self.manifest)
 
     def _look(self, i: int, limit: int) -> tuple[int, Iterator[Tensor]]:
         """What ``methods.method.Look`` says: the first examples in the order of the first epoch."""

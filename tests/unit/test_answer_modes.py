@@ -10,6 +10,8 @@ import pytest
 
 from eval.harness import Evaluator
 from eval.score_matrix import score_matrices
+from eval.ways import Way, ways_of
+from moram_dist.adapters.prefix import Prefix
 from moram_dist.comm.watch import Watch
 from moram_dist.config import EvalConfig, ModelConfig
 from moram_dist.decode import answer_batch, generate_batch
@@ -71,7 +73,9 @@ def evaluator(base: Base, run_dir: Path, answers: str, **settings) -> Evaluator:
         config=EvalConfig(answers=answers, eval_batch_size=3, **settings),
         benchmark=BENCHMARK,
         asked=BENCHMARK,
-        method=types.SimpleNamespace(in_step=False, training_data=lambda benchmark, i: [i]),
+        method=types.SimpleNamespace(
+            in_step=False, prefix=Prefix(), training_data=lambda benchmark, i: [i]
+        ),
         engine=types.SimpleNamespace(module=base.model, eval=base.model.eval),
         base=base,
         run_dir=run_dir,
@@ -167,12 +171,18 @@ def test_a_finished_cell_is_not_done_again_in_any_mode(base, tmp_path, monkeypat
 
 
 def test_rows_ask_the_same_of_every_mode(tmp_path):
-    matrices = score_matrices(tmp_path, BENCHMARK, ("generate", "labels"))
-    assert matrices["generate"].path == tmp_path / "scores.json"
-    assert matrices["labels"].path == tmp_path / "scores.labels.json"
-    found = {mode: [m.missing(row, "all") for row in (-1, 0)] for mode, m in matrices.items()}
-    assert found == {"generate": [[0, 1, 2]] * 2, "labels": [[0, 2]] * 2}
-    assert matrices["labels"].missing(1, "last") == []  # the newest task has no labels
+    config = EvalConfig(answers="generate,labels", recall="prefix,all")
+    matrices = score_matrices(tmp_path, BENCHMARK, ways_of(config))
+    assert [matrix.path.name for matrix in matrices.values()] == [
+        "scores.json",
+        "scores.all.json",
+        "scores.labels.json",
+        "scores.labels.all.json",
+    ]
+    found = [[m.missing(row, "all") for row in (-1, 0)] for m in matrices.values()]
+    assert found == [[[0, 1, 2]] * 2] * 2 + [[[0, 2]] * 2] * 2
+    labels = matrices[Way("labels", "all")]
+    assert labels.missing(1, "last") == []  # the newest task has no labels
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moram_dist.recognise import PREFIX, RECOGNISERS, TaskStatistics, prompt_features
+from moram_dist.recognise import RECOGNISERS, TaskStatistics, prompt_features
 from moram_dist.recognise.features import PROJECTED, VIEWS
 from moram_dist.recognise.recognisers import RIDGE, SHRINK, UNKNOWN
 from moram_dist.recognise.statistics import LEVELS
+from moram_dist.registry import InputError
 
 SIZES = (40, 25, 60)
 D = 12
@@ -119,15 +120,29 @@ def test_statistics_survive_their_file():
     for width in (D, PROJECTED + 5):
         (x, *_) = prompts(width=width)
         before = TaskStatistics.of(x)
-        tensors = before.tensors()
-        assert all(name.startswith(PREFIX) for name in tensors)
-        after = TaskStatistics.from_tensors({"layer.keys": torch.zeros(1), **tensors})
+        after = TaskStatistics.from_tensors(before.tensors(), "a file")
         assert after.count == before.count
         assert torch.equal(after.distances, before.distances)
         for name, moments in before.moments.items():
             assert torch.equal(after.moments[name].sum_M, moments.sum_M)
             torch.testing.assert_close(after.moments[name].second, moments.second)
-    assert TaskStatistics.from_tensors({"layer.keys": torch.zeros(1)}) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": None},
+        {"plain.sum": None},
+        {"random.second": torch.zeros(3)},
+        {"plain.sum": torch.zeros(2, 2, 2)},
+        {"count": torch.zeros(2)},
+    ],
+)
+def test_a_file_that_holds_something_else(change):
+    tensors = TaskStatistics.of(prompts()[0]).tensors() | change
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    with pytest.raises(InputError, match=r"^a file holds no statistics of prompts: "):
+        TaskStatistics.from_tensors(tensors, "a file")
 
 
 def test_a_file_of_statistics_is_a_few_hundred_kilobytes():

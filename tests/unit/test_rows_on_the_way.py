@@ -12,15 +12,21 @@ from moram_dist.config import EvalConfig, RunConfig
 from moram_dist.train.trainer import Trainer
 
 
+@pytest.mark.parametrize("recall", ["all", "all,prefix"])
 @pytest.mark.parametrize("learned", [0, 1, 3])
-def test_each_row_is_asked_for_once_its_memory_is_there(learned):
+def test_each_row_is_asked_for_once_its_memory_is_there(learned, recall):
+    """Where a recogniser is asked, statistics that an older version did not take come before."""
     said = []
     trainer = SimpleNamespace(
-        manifest=SimpleNamespace(tasks=list(range(learned))),
+        config=RunConfig(eval=EvalConfig(recall=recall)),
+        manifest=SimpleNamespace(
+            tasks=[SimpleNamespace(number=i, recogniser=None) for i in range(learned)]
+        ),
         benchmark=SimpleNamespace(tasks=list(range(3))),
         run_dir=SimpleNamespace(
             memory=SimpleNamespace(
-                read=lambda task: task, check=lambda task, shapes: said.append(("check", task))
+                read=lambda task: task,
+                check=lambda task, shapes: said.append(("check", task.number)),
             )
         ),
         method=SimpleNamespace(
@@ -32,11 +38,13 @@ def test_each_row_is_asked_for_once_its_memory_is_there(learned):
         evaluate=lambda row: said.append(("evaluate", row)),
         _learn=lambda i: said.append(("learn", i)),
         _publish=lambda i: None,
+        _add_recogniser=lambda i: said.append(("statistics", i)),
     )
     Trainer.run(trainer)
     expected = [("evaluate", -1)]
     for i in range(3):
         expected += [("check", i), ("load", i)] if i < learned else [("learn", i)]
+        expected += [("statistics", i)] if i < learned and recall != "all" else []
         expected += [("evaluate", i)]
     assert said == expected
 

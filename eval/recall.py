@@ -1,0 +1,105 @@
+"""Which tasks of a memory answer which prompts of a cell (``EvalConfig.recall``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moram_dist.atoms.memory_files import MemoryFiles
+from moram_dist.comm import env
+from moram_dist.config import EvalConfig
+from moram_dist.models.language_model import Base
+from moram_dist.recognise import RECOGNISERS, Recogniser, TaskStatistics
+from moram_dist.tasks.task import Benchmark
+from moram_dist.train.recognition import features_of
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a recogniser says of a prompt."""
+
+    task: int
+    """The likeliest one of those that were learned."""
+
+    known: bool
+    """Whether the prompt is like those that the task was learned on."""
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Examples of a cell that the same tasks answer."""
+
+    column: int
+    recall: str
+    tasks: int | None
+    """The first so many answer; None: all that were learned."""
+
+    examples: tuple[int, ...]
+    """Their indices in the test set."""
+
+
+class Recall:
+    """Deals the examples of cells to the prefixes of a memory. All ranks call it together."""
+
+    def __init__(
+        self, config: EvalConfig, benchmark: Benchmark, base: Base, memory: MemoryFiles
+    ) -> None:
+        """``benchmark`` is as the model is asked it."""
+        self.config = config
+        self.benchmark = benchmark
+        self.base = base
+        self.memory = memory
+        self._statistics: list[TaskStatistics] = []
+        """Of the first tasks, as far as they were asked for."""
+
+    def portions(
+        self, row: int, column: int, recall: str
+    ) -> tuple[list[Portion], Mapping[int, Recognised]]:
+        """The portions of a cell, and for ``prefix`` what was recognised, by example.
+
+        Where nothing was learned, or all that was learned answers, no prefix is chosen: the model
+        as it is, is the same.
+        """
+        every = tuple(range(len(self.benchmark.tasks[column].test)))
+        if recall == "all" or row < 0:
+            return [Portion(column, recall, None, every)], {}
+        if recall == "oracle":
+            tasks = None if column >= row else column + 1
+            return [Portion(column, recall, tasks, every)], {}
+        found = self._recognised(row, column)
+        by_tasks: dict[int | None, list[int]] = {}
+        for i in every:
+            by_tasks.setdefault(self._tasks(found[i], row), []).append(i)
+        # The longest prefix first, and None, which stands for all, before it.
+        order = sorted(by_tasks, key=lambda tasks: -(row + 1 if tasks is None else tasks))
+        return [Portion(column, recall, tasks, tuple(by_tasks[tasks])) for tasks in order], found
+
+    def _tasks(self, found: Recognised, row: int) -> int | None:
+        """How many tasks answer after task ``row``."""
+        if not found.known:
+            return 0 if self.config.unknown == "base" else None
+        return None if found.task == row else found.task + 1
+
+    def _recognised(self, row: int, column: int) -> dict[int, Recognised]:
+        recogniser = self._recogniser(row)
+        task = self.benchmark.tasks[column]
+        mine = range(env.rank(), len(task.test), env.world_size())
+        x_ND = features_of(self.base, task, [task.test[i] for i in mine])
+        tasks = recogniser.tasks_of(x_ND)
+        unknown = recogniser.unknown(x_ND, tasks)
+        share = {
+            i: Recognised(t, not strange)
+            for i, t, strange in zip(mine, tasks, unknown, strict=True)
+        }
+        return {i: one for part in env.gather_objects(share) for i, one in part.items()}
+
+    def _recogniser(self, row: int) -> Recogniser:
+        known = len(self._statistics)
+        if known <= row:
+            self._statistics += env.from_main(self._read(known, row) if env.is_main() else None)
+        return RECOGNISERS[self.config.recogniser](self._statistics[: row + 1])
+
+    def _read(self, first: int, last: int) -> list[TaskStatistics]:
+        manifest = self.memory.manifest()
+        assert manifest is not None  # task ``last`` is published before it is measured
+        return [self.memory.statistics(task) for task in manifest.tasks[first : last + 1]]

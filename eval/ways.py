@@ -1,0 +1,45 @@
+"""Ways in which a cell is measured: how answers are obtained, and which tasks of a memory answer.
+
+The first way is the one that counts. Files of every other one say in their names in what it
+differs: ``scores.labels.json``, ``scores.all.json``, ``scores.labels.all.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from moram_dist.config import EvalConfig
+
+
+@dataclass(frozen=True)
+class Way:
+    """One of ``EvalConfig.answers`` together with one of ``EvalConfig.recall``."""
+
+    answers: str
+    recall: str = "all"
+
+    def differs(self, first: Way) -> str | None:
+        """In what it differs from the first way, as file names have it; None of the first."""
+        parts = [self.answers] if self.answers != first.answers else []
+        parts += [self.recall] if self.recall != first.recall else []
+        return ".".join(parts) or None
+
+    def among(self, ways: Sequence[Way]) -> str:
+        """What tells it from the others, for people."""
+        parts = [self.answers] if len({way.answers for way in ways}) > 1 else []
+        if len({way.recall for way in ways}) > 1:
+            told = " (told the task)" if self.knows_the_task else ""
+            parts.append(f"recall {self.recall}{told}")
+        return ", ".join(parts)
+
+    @property
+    def knows_the_task(self) -> bool:
+        """Whether it is told what no learner knows in use: which task a prompt belongs to."""
+        return self.recall == "oracle"
+
+
+def ways_of(config: EvalConfig) -> tuple[Way, ...]:
+    """All ways of a run, the first one first."""
+    return tuple(Way(*both) for both in product(config.answer_modes, config.recalls))
