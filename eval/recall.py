@@ -9,20 +9,9 @@ from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
 from moram_dist.config import EvalConfig
 from moram_dist.models.language_model import Base
-from moram_dist.recognise import RECOGNISERS, Recogniser, TaskStatistics
+from moram_dist.recognise import RECOGNISERS, Recognised, Recogniser, TaskStatistics
 from moram_dist.tasks.task import Benchmark
 from moram_dist.train.recognition import features_of
-
-
-@dataclass(frozen=True)
-class Recognised:
-    """What a recogniser says of a prompt."""
-
-    task: int
-    """The likeliest one of those that were learned."""
-
-    known: bool
-    """Whether the prompt is like those that the task was learned on."""
 
 
 @dataclass(frozen=True)
@@ -69,28 +58,18 @@ class Recall:
         found = self._recognised(row, column)
         by_tasks: dict[int | None, list[int]] = {}
         for i in every:
-            by_tasks.setdefault(self._tasks(found[i], row), []).append(i)
+            tasks = found[i].answered_by(row + 1, self.config.unknown)
+            by_tasks.setdefault(tasks, []).append(i)
         # The longest prefix first, and None, which stands for all, before it.
         order = sorted(by_tasks, key=lambda tasks: -(row + 1 if tasks is None else tasks))
         return [Portion(column, recall, tasks, tuple(by_tasks[tasks])) for tasks in order], found
-
-    def _tasks(self, found: Recognised, row: int) -> int | None:
-        """How many tasks answer after task ``row``."""
-        if not found.known:
-            return 0 if self.config.unknown == "base" else None
-        return None if found.task == row else found.task + 1
 
     def _recognised(self, row: int, column: int) -> dict[int, Recognised]:
         recogniser = self._recogniser(row)
         task = self.benchmark.tasks[column]
         mine = range(env.rank(), len(task.test), env.world_size())
         x_ND = features_of(self.base, task, [task.test[i] for i in mine])
-        tasks = recogniser.tasks_of(x_ND)
-        unknown = recogniser.unknown(x_ND, tasks)
-        share = {
-            i: Recognised(t, not strange)
-            for i, t, strange in zip(mine, tasks, unknown, strict=True)
-        }
+        share = dict(zip(mine, recogniser.recognise(x_ND), strict=True))
         return {i: one for part in env.gather_objects(share) for i, one in part.items()}
 
     def _recogniser(self, row: int) -> Recogniser:

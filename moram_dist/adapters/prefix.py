@@ -19,6 +19,7 @@ class Prefix:
 
     def __init__(self) -> None:
         self._rows: tuple[int, ...] | None = None
+        self._by_default: tuple[int, ...] | None = None
 
     @contextmanager
     def of(self, rows: Sequence[int] | None) -> Iterator[None]:
@@ -33,9 +34,9 @@ class Prefix:
         finally:
             self._rows = before
 
-    def set(self, rows: Sequence[int] | None) -> None:
-        """As ``of``, until the next call."""
-        self._rows = None if rows is None else tuple(rows)
+    def default(self, rows: Sequence[int] | None) -> None:
+        """As ``of``, until the next call, wherever ``of`` says nothing else."""
+        self._by_default = None if rows is None else tuple(rows)
 
     def each(
         self, x: Tensor, update: Callable[[int | None], tuple[Tensor, ...]]
@@ -51,7 +52,7 @@ class Prefix:
         Raises:
             InputError: rows have unlike numbers in a layer that does not see them as rows.
         """
-        rows = self._rows
+        rows = self._rows if self._rows is not None else self._by_default
         if rows is None:
             return update(None)
         first, *others = sorted(set(rows))

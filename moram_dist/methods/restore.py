@@ -14,11 +14,14 @@ from transformers.pytorch_utils import Conv1D
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.inject import put
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
-from moram_dist.config import MethodConfig
+from moram_dist.config import EvalConfig, MethodConfig
+from moram_dist.methods.by_prompt import ByPrompt
 from moram_dist.methods.method import METHODS
 from moram_dist.models.identity import is_base, origin
 from moram_dist.models.loaded import differs
+from moram_dist.ranges import one_of
 from moram_dist.reading import record
+from moram_dist.recognise import RECOGNISERS, Recogniser
 from moram_dist.registry import InputError
 
 PREFIX = "moram_prefix"
@@ -26,7 +29,14 @@ PREFIX = "moram_prefix"
 
 
 def load_memory(
-    model: nn.Module, path: str | Path, upto: int | None = None, *, any_base: bool = False
+    model: nn.Module,
+    path: str | Path,
+    upto: int | None = None,
+    *,
+    any_base: bool = False,
+    recall: str = "all",
+    recogniser: str = EvalConfig.recogniser,
+    unknown: str = EvalConfig.unknown,
 ) -> nn.Module:
     """Adapt ``model`` in place with what a run has learned, and return it in eval mode.
 
@@ -42,11 +52,16 @@ def load_memory(
         any_base: whether the model may be another than the run's base, as long as it fits. By
             default one that is known to be another is refused, and there is a warning where it
             cannot be known, as of a model that was made in memory.
+        recall: ``all`` tasks answer every prompt, as published; with ``prefix`` a recogniser says
+            from a prompt's tokens which task it belongs to, and the tasks up to that one answer.
+        recogniser: means, discriminant or ridge.
+        unknown: who answers a prompt that is like no task's: ``all`` tasks, or the ``base`` alone.
 
     Raises:
-        InputError: no memory there, fewer tasks than ``upto``, a file that is missing or changed, a
-            model that has a memory or an adapter already, that is not the base, or that lacks the
-            layers that the memory belongs to, in name or size. The model is then what it was.
+        InputError: no memory there, no statistics of prompts for ``recall="prefix"``, fewer tasks
+            than ``upto``, a file that is missing or changed, a model that has a memory or an
+            adapter already, that is not the base, or that lacks the layers that the memory belongs
+            to, in name or size. The model is then what it was.
     """
     folder = Path(path)
     files = MemoryFiles(folder / "memory" if (folder / "memory").is_dir() else folder)
@@ -56,6 +71,7 @@ def load_memory(
     count = len(manifest.tasks) if upto is None else upto
     if not 0 <= count <= len(manifest.tasks):
         raise InputError(f"upto={upto}, but {files.path} holds {len(manifest.tasks)} tasks")
+    by_prompt = _recogniser(files, manifest, count, recall, recogniser, unknown)
     _check_plain(model)
     linears = _linears(model, manifest, files.path)
     if not any_base:
@@ -72,6 +88,8 @@ def load_memory(
         setattr(model, name, _Refused(name, files.folder))
     if method.keeps_prefixes:
         setattr(model, PREFIX, (method.prefix, count))
+    if by_prompt is not None:
+        ByPrompt(method.prefix, by_prompt, unknown).watch(model)
     return model.eval()
 
 
@@ -101,6 +119,23 @@ def answered_by(model: nn.Module, tasks: Sequence[int]) -> Iterator[None]:
             raise InputError(f"{number} tasks were asked for, and the memory holds {count}")
     with prefix.of(tasks):
         yield
+
+
+def _recogniser(
+    files: MemoryFiles, manifest: Manifest, count: int, recall: str, name: str, unknown: str
+) -> Recogniser | None:
+    """What ``load_memory`` asks about prompts; None where all tasks answer each."""
+    one_of("recall", recall, ("all", "prefix"))
+    one_of("unknown", unknown, ("all", "base"))
+    kind = RECOGNISERS[name]
+    if recall == "all" or not count:
+        return None
+    if not METHODS[manifest.method].keeps_prefixes:
+        raise InputError(
+            f"recall='prefix': {manifest.method}, which learned {files.path}, does not keep its "
+            "earlier states"
+        )
+    return kind([files.statistics(task) for task in manifest.tasks[:count]])
 
 
 def _check_plain(model: nn.Module) -> None:

@@ -23,7 +23,7 @@ RANDOM = 256
 """Features of ``random``, without the constant one."""
 
 
-def prompt_features(embedding_VD: Tensor, prompts: Iterable[Sequence[int]]) -> Tensor:
+def prompt_features(embedding_VD: Tensor, prompts: Iterable[Sequence[int] | Tensor]) -> Tensor:
     """Mean input embedding of each prompt, (N, D) in float64 on the CPU.
 
     Each prompt is summed by itself, in the order of its tokens, so that its features do not depend

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from moram_dist.recognise.features import VIEWS
-from moram_dist.recognise.statistics import LEVELS, TaskStatistics
+from moram_dist.recognise.statistics import TaskStatistics
 from moram_dist.registry import Registry
 
 SHRINK = 0.1
@@ -25,8 +26,27 @@ are fewer prompts than features."""
 RIDGE = 1e-4
 """Ridge, in mean eigenvalues of the second moments."""
 
-UNKNOWN = LEVELS.index(0.995)
-"""A prompt that is further from its task than this quantile of the task's own belongs to none."""
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a recogniser says of a prompt."""
+
+    task: int
+    """The likeliest one of those that were learned."""
+
+    known: bool
+    """Whether the prompt is like those that the task was learned on."""
+
+    def answered_by(self, learned: int, unknown: str) -> int | None:
+        """How many of the first tasks answer; None: all that were learned.
+
+        Args:
+            learned: how many there are.
+            unknown: who answers a prompt that is like no task's: ``base`` or ``all``.
+        """
+        if not self.known:
+            return 0 if unknown == "base" else None
+        return None if self.task + 1 == learned else self.task + 1
 
 
 class Recogniser(ABC):
@@ -54,11 +74,11 @@ class Recogniser(ABC):
         """The likeliest task of each prompt; of equal ones the earliest."""
         return self.scores(x_ND).argmax(1).tolist()
 
-    def unknown(self, x_ND: Tensor, tasks: Sequence[int]) -> list[bool]:
-        """Whether each prompt is further from its task than the task's own prompts are."""
+    def recognise(self, x_ND: Tensor) -> list[Recognised]:
+        """The likeliest task of each prompt, and whether it is as near as the task's own are."""
         return [
-            bool(self.tasks[t].distance(x_D[None]) > self.tasks[t].distances[UNKNOWN])
-            for x_D, t in zip(x_ND, tasks, strict=True)
+            Recognised(t, bool(self.tasks[t].distance(x_D[None]) <= self.tasks[t].furthest))
+            for x_D, t in zip(x_ND, self.tasks_of(x_ND), strict=True)
         ]
 
     def _rounding(self) -> Tensor:

@@ -20,6 +20,9 @@ from moram_dist.registry import InputError
 LEVELS = (0.9, 0.95, 0.99, 0.995, 1.0)
 """Quantiles that are kept of how far a task's own prompts are from the task."""
 
+UNKNOWN = LEVELS.index(0.995)
+"""A prompt that is further from its task than this quantile of the task's own belongs to none."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -80,6 +83,11 @@ class TaskStatistics:
             return cls(int(tensors["count"]), moments, tensors["distances"].double())
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{where} holds no statistics of prompts: {error}") from None
+
+    @property
+    def furthest(self) -> Tensor:
+        """The largest distance at which a prompt still counts as one of the task's."""
+        return self.distances[UNKNOWN]
 
     def distance(self, x_ND: Tensor) -> Tensor:
         """Mean over dimensions of the squared distance from the task's mean, in variances, (N,)."""

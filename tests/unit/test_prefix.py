@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -49,8 +50,19 @@ def learned(name, folder):
             for key, parameter in model.named_parameters():
                 if key.endswith("router"):  # goes on learning
                     parameter.add_(torch.randn(parameter.shape, generator=generator))
-        manifest = files.publish(manifest, f"task {i}", method.end_task(i, lambda _: (0, iter(()))))
+        prompts = prompt_features(model.get_input_embeddings().weight, prompts_of(i)[:4])
+        manifest = files.publish(
+            manifest,
+            f"task {i}",
+            method.end_task(i, lambda _: (0, iter(()))),
+            TaskStatistics.of(prompts).tensors(),
+        )
     return model.eval(), method
+
+
+def prompts_of(i):
+    """Six prompts of task i, which uses words of its own."""
+    return tokens(6, 8, seed=i) % 18 + 3 + 20 * i
 
 
 def logits(model, ids):
@@ -105,21 +117,77 @@ def test_what_is_learned_belongs_to_no_prefix(tmp_path):
         assert torch.equal(logits(model, ids), before)
 
 
-def test_a_loaded_memory_answers_by_the_task_that_is_recognised(tmp_path):
+def then(folder, upto):
+    return load_memory(tiny_model(), folder, upto=upto, any_base=True)
+
+
+@pytest.mark.parametrize("recogniser", [*RECOGNISERS])
+def test_a_loaded_memory_answers_by_the_task_that_it_recognises(recogniser, tmp_path):
     learned("moram", tmp_path)
-    model = load_memory(tiny_model(), tmp_path, any_base=True)
-    table = model.get_input_embeddings().weight
-    # Prompts of a task use words of its own.
-    prompts = [tokens(6, 8, seed=i) % 18 + 3 + 20 * i for i in range(NUM_TASKS)]
-    known = [TaskStatistics.of(prompt_features(table, of_task[:4])) for of_task in prompts]
-    asked = torch.stack([prompts[2][5], prompts[0][5], prompts[1][5]])
-    found = RECOGNISERS["ridge"](known).tasks_of(prompt_features(table, asked))
-    assert found == [2, 0, 1]
-    with answered_by(model, [task + 1 for task in found]):
-        answers = logits(model, asked)
-    for row, task in enumerate(found):
-        then = load_memory(tiny_model(), tmp_path, upto=task + 1, any_base=True)
-        assert torch.equal(answers[row], logits(then, asked)[row])
+    model = load_memory(
+        tiny_model(), tmp_path, any_base=True, recall="prefix", recogniser=recogniser
+    )
+    order = [2, 0, 1]
+    asked = torch.stack([prompts_of(task)[5] for task in order])
+    answers = logits(model, asked)
+    for row, task in enumerate(order):
+        assert torch.equal(answers[row], logits(then(tmp_path, task + 1), asked)[row])
+    with answered_by(model, [1]):  # who says it has the last word
+        assert torch.equal(logits(model, asked), logits(then(tmp_path, 1), asked))
+    assert torch.equal(logits(model, asked), answers)
+    # Padding is not recognised: the row is that of its own tokens.
+    mask = torch.ones_like(asked)
+    mask[0, :3] = 0
+    seen = asked * mask
+    with torch.no_grad():
+        padded = model(input_ids=seen, attention_mask=mask).logits[0]
+        alone = then(tmp_path, 3)(input_ids=seen, attention_mask=mask).logits[0]
+    assert torch.equal(padded[3:], alone[3:])
+
+
+def test_generation_goes_on_with_the_tasks_of_its_prompt(tmp_path):
+    learned("inc_lora", tmp_path)
+    model = load_memory(tiny_model(), tmp_path, any_base=True, recall="prefix")
+    asked = torch.stack([prompts_of(task)[5] for task in (1, 0)])
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    found = model.generate(input_ids=asked, attention_mask=torch.ones_like(asked), **settings)
+    for row, upto in enumerate((2, 1)):
+        alone = then(tmp_path, upto).generate(
+            input_ids=asked, attention_mask=torch.ones_like(asked), **settings
+        )
+        assert torch.equal(found[row], alone[row])
+    beams = model.generate(
+        input_ids=asked, attention_mask=torch.ones_like(asked), num_beams=3, **settings
+    )
+    assert beams.shape == found.shape
+    with pytest.raises(InputError, match="by its input_ids"):
+        model(inputs_embeds=model.get_input_embeddings()(asked))
+
+
+@pytest.mark.parametrize(("unknown", "upto"), [("base", 0), ("all", NUM_TASKS)])
+def test_a_prompt_that_is_like_none_is_answered_by(unknown, upto, tmp_path):
+    learned("moram", tmp_path)
+    model = load_memory(tiny_model(), tmp_path, any_base=True, recall="prefix", unknown=unknown)
+    foreign = torch.full((1, 8), 2)
+    assert torch.equal(logits(model, foreign), logits(then(tmp_path, upto), foreign))
+
+
+def test_recalls_that_cannot_be_meant(tmp_path):
+    learned("moram", tmp_path)
+    for wrong in ({"recall": "oracle"}, {"unknown": "none"}, {"recogniser": "x"}):
+        with pytest.raises(InputError, match=r"oracle|none|x"):
+            load_memory(tiny_model(), tmp_path, any_base=True, **wrong)
+    path = tmp_path / "memory" / "memory.json"
+    manifest = json.loads(path.read_text())
+    manifest["tasks"][1]["recogniser"] = None
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="no statistics of the prompts of task task 1"):
+        load_memory(tiny_model(), tmp_path, any_base=True, recall="prefix")
+    assert load_memory(tiny_model(), tmp_path, upto=1, any_base=True, recall="prefix")
+    manifest["method"] = "sequential_lora"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="does not keep its earlier states"):
+        load_memory(tiny_model(), tmp_path, any_base=True, recall="prefix")
 
 
 def test_models_and_numbers_that_cannot_be_meant(tmp_path):

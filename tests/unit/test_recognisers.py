@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moram_dist.recognise import RECOGNISERS, TaskStatistics, prompt_features
+from moram_dist.recognise import RECOGNISERS, Recognised, TaskStatistics, prompt_features
 from moram_dist.recognise.features import PROJECTED, VIEWS
-from moram_dist.recognise.recognisers import RIDGE, SHRINK, UNKNOWN
+from moram_dist.recognise.recognisers import RIDGE, SHRINK
 from moram_dist.recognise.statistics import LEVELS
 from moram_dist.registry import InputError
 
@@ -165,8 +165,22 @@ def test_distances_leave_each_prompt_out():
 def test_a_foreign_prompt_is_unknown():
     tasks = prompts()
     recogniser = RECOGNISERS["means"](statistics(tasks))
-    own = recogniser.unknown(tasks[2], [2] * len(tasks[2]))
-    assert sum(own) <= 2  # the 0.995 quantile of 60
-    assert recogniser.unknown(tasks[0] + 20, [0] * len(tasks[0])) == [True] * len(tasks[0])
-    alone = TaskStatistics.of(tasks[0][:1])
-    assert alone.distances[UNKNOWN] == float("inf")
+    own = [one.known for one in recogniser.recognise(tasks[2])]
+    assert own.count(False) <= 2  # the 0.995 quantile of 60
+    assert not any(one.known for one in recogniser.recognise(tasks[0] + 20))
+    assert TaskStatistics.of(tasks[0][:1]).furthest == float("inf")
+    assert recogniser.recognise(tasks[0][:0]) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "known", "unknown", "answering"),
+    [
+        (0, True, "base", 1),
+        (1, True, "all", 2),
+        (2, True, "base", None),
+        (2, False, "base", 0),
+        (0, False, "all", None),
+    ],
+)
+def test_who_answers_of_three(task, known, unknown, answering):
+    assert Recognised(task, known).answered_by(3, unknown) == answering
