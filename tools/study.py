@@ -1,0 +1,185 @@
+"""Runs that make a comparison: several at a time, each recorded when it ends, none made twice.
+
+Each run is one process of launch/train.py. When it ends, its scores and a digit an answer are
+appended to a file of results; a run that is there is not made again, on whatever machine. Tables
+are made from these files alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from eval.compare import compare  # noqa: E402
+from eval.compare_command import write_comparison  # noqa: E402
+from eval.compare_runs import read_run_directory, read_runs  # noqa: E402
+from eval.compare_tables import markdown  # noqa: E402
+from eval.continual import sequence_metrics  # noqa: E402
+from eval.references import read_references  # noqa: E402
+from moram_dist.files import write_atomically  # noqa: E402
+from moram_dist.reading import read_json  # noqa: E402
+from moram_dist.tasks.readers import read_records  # noqa: E402
+
+DIVERGED = 3
+"""Exit code of a run whose loss became NaN or infinite."""
+
+Train = Callable[[list[str]], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run."""
+
+    name: str
+    """Its folder, and what it is known by in files of results."""
+
+    flags: Mapping[str, Any]
+    """Of launch/train.py, without the folder."""
+
+    chooses: bool = False
+    """Whether it is a cell of a grid, where a rate that is too high is an answer too."""
+
+
+class Study:
+    """Does runs and keeps what they say."""
+
+    def __init__(self, *, out: Path, jobs: int, train: Train) -> None:
+        """Nothing is run yet.
+
+        Args:
+            out: where run directories are made.
+            jobs: runs at a time.
+            train: launch/train.py, from its flags to its exit code.
+        """
+        self.out, self.jobs, self.train = out, jobs, train
+
+    def best(self, grid: Mapping[str, Mapping[str, Job]], file: Path) -> dict[str, str]:
+        """For each row of a grid, the column whose run has the best AP; a tie goes to the first."""
+        self.do([job for row in grid.values() for job in row.values()], file)
+        found = {record["name"]: record for record in _lines(file)}
+        best = {}
+        for name, row in grid.items():
+            aps = {column: _ap(found[job.name]) for column, job in row.items()}
+            best[name] = max(aps, key=lambda column: aps[column])
+            shown = ", ".join(f"{column} {ap:.1f}" for column, ap in aps.items())
+            print(f"{name}: AP by learning rate: {shown}", flush=True)
+        return best
+
+    def do(self, jobs: Sequence[Job], file: Path) -> None:
+        """Make those runs that the file of results lacks.
+
+        Raises:
+            RuntimeError: a run failed. What ran beside it is recorded when it ends.
+        """
+        done = {record["name"] for record in _lines(file)}
+        missing = [job for job in jobs if job.name not in done]
+        print(f"{file.name}: {len(jobs) - len(missing)} of {len(jobs)} runs are there", flush=True)
+        start, stopping = time.monotonic(), threading.Event()
+
+        def one(job: Job) -> dict[str, Any] | None:
+            return None if stopping.is_set() else self._one(job)
+
+        failed: BaseException | None = None
+        with ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                running = [pool.submit(one, job) for job in missing]
+                for count, future in enumerate(as_completed(running), start=1):
+                    failed = failed or future.exception()
+                    if failed:
+                        stopping.set()
+                    line = None if future.exception() else future.result()
+                    if line is None:
+                        continue
+                    _append(file, line)
+                    left = (time.monotonic() - start) / count * (len(missing) - count)
+                    print(
+                        f"[{count}/{len(missing)}] {line['name']}: AP {_ap(line):.1f}, "
+                        f"{line['seconds']:.0f} s; about {left / 60:.0f} min left",
+                        flush=True,
+                    )
+            finally:
+                stopping.set()
+        if failed:
+            raise failed
+
+    def _one(self, job: Job) -> dict[str, Any]:
+        folder = self.out / job.name
+        flags = {"output_dir": folder, **job.flags}
+        start = time.monotonic()
+        code = self.train([word for k, v in flags.items() for word in (f"--{k}", str(v))])
+        seconds = round(time.monotonic() - start, 1)
+        if code == DIVERGED and job.chooses:
+            return {"name": job.name, "diverged": True, "seconds": seconds}
+        if code:
+            raise RuntimeError(f"{job.name} ended with code {code}; see {folder}.log")
+        return json.loads(read_run_directory(folder).to_json()) | {"seconds": seconds}
+
+
+def launch(flags: list[str]) -> int:
+    """Run launch/train.py on one core, its output beside the run's folder; the exit code."""
+    log = Path(flags[flags.index("--output_dir") + 1] + ".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "launch" / "train.py"), *flags],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ).returncode
+
+
+def held_out_splits(
+    data_dir: Path, tasks: Sequence[str], *, first: int, count: int, folder: Path
+) -> str:
+    """What ``--splits`` takes: as test sets, examples of each train.json from number ``first`` on.
+
+    They are written into ``folder``. A run that trains on fewer than ``first`` never sees them.
+    """
+    splits = {}
+    for task in tasks:
+        content = read_json(data_dir / task / "train.json")
+        content["Instances"] = content["Instances"][first:][:count]
+        path = folder / f"{task}.json"
+        write_atomically(path, json.dumps(content, ensure_ascii=False))
+        splits[task] = {"test": str(path)}
+    return json.dumps(splits)
+
+
+def write_table(file: Path, names: Iterable[str], folder: Path) -> str:
+    """Compare runs of a file of results, in the order of their names here; files, and the table."""
+    runs = {run.name: run for run in read_runs([file])}
+    comparison = compare([runs[name] for name in names])
+    text = markdown(comparison, read_references())
+    write_comparison(folder, text, comparison)
+    return text
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [record for _, record in read_records(path)] if path.exists() else []
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _ap(record: dict[str, Any]) -> float:
+    """AP of a line; -1 of a run that diverged, so that it is never chosen."""
+    if record.get("diverged"):
+        return -1.0
+    ap = sequence_metrics(record["scores"])["ap"]
+    assert ap is not None, record["name"]
+    return ap
