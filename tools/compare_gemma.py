@@ -139,19 +139,21 @@ class Gemma:
         )
         grid = {
             name: {
-                rate: Job(
-                    name=f"{name}-lr{rate}-held_out-seed0",
-                    flags=self.base
-                    | self._flags(self.variants[name], rate, seed=0)
-                    | {
-                        "benchmark": "standard_cl",
-                        "order": HELD_OUT_ORDER,
-                        "splits": splits,
-                        "limit_train": GRID_TRAIN,
-                        "limit_eval": HELD_OUT,
-                    },
-                    chooses=True,
-                )
+                rate: [
+                    Job(
+                        name=f"{name}-lr{rate}-held_out-seed0",
+                        flags=self.base
+                        | self._flags(self.variants[name], rate, seed=0)
+                        | {
+                            "benchmark": "standard_cl",
+                            "order": HELD_OUT_ORDER,
+                            "splits": splits,
+                            "limit_train": GRID_TRAIN,
+                            "limit_eval": HELD_OUT,
+                        },
+                        chooses=True,
+                    )
+                ]
                 for rate in self.variants[name].rates
             }
             for name in names

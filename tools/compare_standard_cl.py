@@ -76,11 +76,13 @@ class Plan:
         }
         grid = {
             method: {
-                rate: Job(
-                    name=f"{method}-lr{rate}-held_out-seed0",
-                    flags=self._flags(method, rate, HELD_OUT_ORDER, seed=0) | held_out,
-                    chooses=True,
-                )
+                rate: [
+                    Job(
+                        name=f"{method}-lr{rate}-held_out-seed0",
+                        flags=self._flags(method, rate, HELD_OUT_ORDER, seed=0) | held_out,
+                        chooses=True,
+                    )
+                ]
                 for rate in RATES
             }
             for method in methods

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -65,16 +66,19 @@ class Study:
         """
         self.out, self.jobs, self.train = out, jobs, train
 
-    def best(self, grid: Mapping[str, Mapping[str, Job]], file: Path) -> dict[str, str]:
-        """For each row of a grid, the column whose run has the best AP; a tie goes to the first."""
-        self.do([job for row in grid.values() for job in row.values()], file)
+    def best(self, grid: Mapping[str, Mapping[str, Sequence[Job]]], file: Path) -> dict[str, str]:
+        """For each row of a grid, the cell whose runs have the best mean AP; of a tie, the first."""
+        self.do([job for row in grid.values() for cell in row.values() for job in cell], file)
         found = {record["name"]: record for record in _lines(file)}
         best = {}
         for name, row in grid.items():
-            aps = {column: _ap(found[job.name]) for column, job in row.items()}
-            best[name] = max(aps, key=lambda column: aps[column])
-            shown = ", ".join(f"{column} {ap:.1f}" for column, ap in aps.items())
-            print(f"{name}: AP by learning rate: {shown}", flush=True)
+            aps = {
+                choice: statistics.fmean(_ap(found[job.name]) for job in cell)
+                for choice, cell in row.items()
+            }
+            best[name] = max(aps, key=lambda choice: aps[choice])
+            shown = ", ".join(f"{choice} {ap:.1f}" for choice, ap in aps.items())
+            print(f"{name}: AP of each choice: {shown}", flush=True)
         return best
 
     def do(self, jobs: Sequence[Job], file: Path) -> None:
