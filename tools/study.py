@@ -67,7 +67,7 @@ class Study:
         self.out, self.jobs, self.train = out, jobs, train
 
     def best(self, grid: Mapping[str, Mapping[str, Sequence[Job]]], file: Path) -> dict[str, str]:
-        """For each row of a grid, the cell whose runs have the best mean AP; of a tie, the first."""
+        """For each row of a grid, the cell of the best mean AP; of equal ones, the first."""
         self.do([job for row in grid.values() for cell in row.values() for job in cell], file)
         found = {record["name"]: record for record in _lines(file)}
         best = {}
