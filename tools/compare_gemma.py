@@ -2,8 +2,8 @@
 
     python tools/compare_gemma.py --model FOLDER --data_dir FOLDER [--seeds 0,1] [--jobs 2]
 
-Standard CL in its three orders; Long Sequence, whose 15 tasks show how forgetting grows; and
-Standard CL without its instructions, where a task has to be told by its texts. Each method's
+Standard CL in its three orders; Long Sequence, whose 15 tasks show how forgetting grows; and the
+first once more under protocol ``bare``, where a task has to be told by its texts. Each method's
 learning rate is the one of its three that has the best AP on an order of its own, on examples
 behind those that training sees.
 
@@ -24,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from eval.compare_runs import read_runs  # noqa: E402
+from moram_dist.registry import InputError  # noqa: E402
 from tools.study import Job, Study, held_out_splits, launch, write_table  # noqa: E402
 
 LORA_RATES = ("3e-4", "1e-3", "3e-3")
@@ -64,21 +66,29 @@ class Variant:
 
     method: str
     rates: tuple[str, ...] = LORA_RATES
+    recall: str = "all"
     flags: Mapping[str, object] = field(default_factory=dict)
+
+
+BOTH = "all,prefix"
+"""From one training; the rate is chosen by the first."""
 
 
 def variants(sizes: Sizes) -> dict[str, Variant]:
     """By name, those that are wanted most first."""
     learned = 4 * sizes.train
+    replay = {f"replay_{n}_percent": {"replay_budget": learned * n // 100} for n in (1, 2)}
+    moram = {"moram_published": {"temperature": 0.03}, "moram_recommended": {"temperature": 0.3}}
     return {
         "sequential_lora": Variant(method="sequential_lora"),
-        "inc_lora": Variant(method="inc_lora"),
-        "moram_published": Variant(method="moram", rates=ATOM_RATES, flags={"temperature": 0.03}),
-        "moram_recommended": Variant(method="moram", rates=ATOM_RATES, flags={"temperature": 0.3}),
-        "replay_1_percent": Variant(method="replay", flags={"replay_budget": learned // 100}),
-        "replay_2_percent": Variant(method="replay", flags={"replay_budget": learned // 50}),
+        "inc_lora": Variant(method="inc_lora", recall=BOTH),
+        **{
+            name: Variant(method="moram", rates=ATOM_RATES, recall=BOTH, flags=flags)
+            for name, flags in moram.items()
+        },
+        **{name: Variant(method="replay", flags=flags) for name, flags in replay.items()},
         "slao": Variant(method="slao"),
-        "o_lora": Variant(method="o_lora"),
+        "o_lora": Variant(method="o_lora", recall=BOTH),
         "single_task": Variant(method="single_task"),
         "multitask": Variant(method="multitask"),
         "zero_shot": Variant(method="zero_shot", rates=()),
@@ -100,7 +110,17 @@ EXPERIMENTS = {
         benchmark="standard_cl", orders=("1", "2", "3"), variants=tuple(variants(Sizes()))
     ),
     "long_sequence": Experiment(benchmark="long_sequence", orders=("4",)),
+    "bare": Experiment(benchmark="standard_cl", orders=("1", "2", "3"), protocol="bare"),
 }
+
+SAME = {
+    "model.dtype": "dtype",
+    "train.epochs": "epochs",
+    "train.batch_size": "batch_size",
+    "data.limit_train": "train",
+    "eval.max_prompt_tokens": "max_prompt_tokens",
+}
+"""Of all runs in a file of results: a run's setting, and its size. Test sets tell themselves."""
 
 
 class Gemma:
@@ -150,6 +170,7 @@ class Gemma:
                             "splits": splits,
                             "limit_train": GRID_TRAIN,
                             "limit_eval": HELD_OUT,
+                            "recall": self.variants[name].recall.partition(",")[0],
                         },
                         chooses=True,
                     )
@@ -182,6 +203,7 @@ class Gemma:
             for order in experiment.orders
             for row in rows
         ]
+        self._check(self.file(name))
         self.study.do(jobs, self.file(name))
         return jobs
 
@@ -189,9 +211,26 @@ class Gemma:
         """The file of results of an experiment."""
         return self.results / f"gemma_{experiment}.jsonl"
 
+    def _check(self, file: Path) -> None:
+        """Raises InputError where a file of results has runs of other sizes."""
+        for run in read_runs([file]) if file.exists() else []:
+            for setting, size in SAME.items():
+                there, wanted = run.settings[setting], getattr(self.sizes, size)
+                if there != wanted:
+                    raise InputError(
+                        f"{file}: {run.name} has {setting} {there}, not {wanted}: runs of other "
+                        "sizes need another --results"
+                    )
+
     def _flags(self, variant: Variant, rate: str | None, seed: int) -> dict[str, object]:
         given = {} if rate is None else {"learning_rate": rate}
-        return {"method": variant.method, "seed": seed, **given, **variant.flags}
+        return {
+            "method": variant.method,
+            "recall": variant.recall,
+            "seed": seed,
+            **given,
+            **variant.flags,
+        }
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Runs that make a comparison: several at a time, each recorded when it ends, none made twice.
 
 Each run is one process of launch/train.py. When it ends, its scores and a digit an answer are
-appended to a file of results; a run that is there is not made again, on whatever machine. Tables
-are made from these files alone.
+appended to a file of results, a line for each recall; a run that is there is not made again, on
+whatever machine. Tables are made from these files alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from eval.compare import compare  # noqa: E402
 from eval.compare_command import write_comparison  # noqa: E402
-from eval.compare_runs import read_run_directory, read_runs  # noqa: E402
+from eval.compare_runs import read_runs  # noqa: E402
 from eval.compare_tables import markdown  # noqa: E402
 from eval.continual import sequence_metrics  # noqa: E402
 from eval.references import read_references  # noqa: E402
@@ -52,6 +52,11 @@ class Job:
     chooses: bool = False
     """Whether it is a cell of a grid, where a rate that is too high is an answer too."""
 
+    @property
+    def recalls(self) -> tuple[str, ...]:
+        """By which it is measured; the first one chooses."""
+        return tuple(str(self.flags.get("recall", "all")).split(","))
+
 
 class Study:
     """Does runs and keeps what they say."""
@@ -69,11 +74,11 @@ class Study:
     def best(self, grid: Mapping[str, Mapping[str, Sequence[Job]]], file: Path) -> dict[str, str]:
         """For each row of a grid, the cell of the best mean AP; of equal ones, the first."""
         self.do([job for row in grid.values() for cell in row.values() for job in cell], file)
-        found = {record["name"]: record for record in _lines(file)}
+        found = {_key(line): line for line in _lines(file)}
         best = {}
         for name, row in grid.items():
             aps = {
-                choice: statistics.fmean(_ap(found[job.name]) for job in cell)
+                choice: statistics.fmean(_ap(found[job.name, job.recalls[0]]) for job in cell)
                 for choice, cell in row.items()
             }
             best[name] = max(aps, key=lambda choice: aps[choice])
@@ -87,13 +92,13 @@ class Study:
         Raises:
             RuntimeError: a run failed. What ran beside it is recorded when it ends.
         """
-        done = {record["name"] for record in _lines(file)}
-        missing = [job for job in jobs if job.name not in done]
+        done = {_key(line) for line in _lines(file)}
+        missing = [job for job in jobs if {(job.name, one) for one in job.recalls} - done]
         print(f"{file.name}: {len(jobs) - len(missing)} of {len(jobs)} runs are there", flush=True)
         start, stopping = time.monotonic(), threading.Event()
 
-        def one(job: Job) -> dict[str, Any] | None:
-            return None if stopping.is_set() else self._one(job)
+        def one(job: Job) -> list[dict[str, Any]]:
+            return [] if stopping.is_set() else self._one(job)
 
         failed: BaseException | None = None
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -103,32 +108,34 @@ class Study:
                     failed = failed or future.exception()
                     if failed:
                         stopping.set()
-                    line = None if future.exception() else future.result()
-                    if line is None:
-                        continue
-                    _append(file, line)
+                    lines = [] if future.exception() else future.result()
+                    _append(file, [line for line in lines if _key(line) not in done])
                     left = (time.monotonic() - start) / count * (len(missing) - count)
-                    print(
-                        f"[{count}/{len(missing)}] {line['name']}: AP {_ap(line):.1f}, "
-                        f"{line['seconds']:.0f} s; about {left / 60:.0f} min left",
-                        flush=True,
-                    )
+                    for line in lines:
+                        print(
+                            f"[{count}/{len(missing)}] {', recall '.join(_key(line))}: "
+                            f"AP {_ap(line):.1f}, {line['seconds']:.0f} s; "
+                            f"about {left / 60:.0f} min left",
+                            flush=True,
+                        )
             finally:
                 stopping.set()
         if failed:
             raise failed
 
-    def _one(self, job: Job) -> dict[str, Any]:
+    def _one(self, job: Job) -> list[dict[str, Any]]:
         folder = self.out / job.name
         flags = {"output_dir": folder, **job.flags}
         start = time.monotonic()
         code = self.train([word for k, v in flags.items() for word in (f"--{k}", str(v))])
         seconds = round(time.monotonic() - start, 1)
         if code == DIVERGED and job.chooses:
-            return {"name": job.name, "diverged": True, "seconds": seconds}
+            diverged = {"name": job.name, "diverged": True, "seconds": seconds}
+            return [diverged | {"recall": recall} for recall in job.recalls]
         if code:
             raise RuntimeError(f"{job.name} ended with code {code}; see {folder}.log")
-        return json.loads(read_run_directory(folder).to_json()) | {"seconds": seconds}
+        runs = read_runs([folder], recalls=job.recalls)
+        return [json.loads(run.to_json()) | {"seconds": seconds} for run in runs]
 
 
 def launch(flags: list[str]) -> int:
@@ -163,8 +170,8 @@ def held_out_splits(
 
 def write_table(file: Path, names: Iterable[str], folder: Path) -> str:
     """Compare runs of a file of results, in the order of their names here; files, and the table."""
-    runs = {run.name: run for run in read_runs([file])}
-    comparison = compare([runs[name] for name in names])
+    runs = read_runs([file])
+    comparison = compare([run for name in names for run in runs if run.name == name])
     text = markdown(comparison, read_references())
     write_comparison(folder, text, comparison)
     return text
@@ -174,16 +181,25 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in read_records(path)] if path.exists() else []
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _ap(record: dict[str, Any]) -> float:
-    """AP of a line; -1 of a run that diverged, so that it is never chosen."""
-    if record.get("diverged"):
+def _key(line: Mapping[str, Any]) -> tuple[str, str]:
+    """Run and recall. A line that is older than recalls has every token answered by all tasks."""
+    return line["name"], line.get("recall", "all")
+
+
+def _ap(line: Mapping[str, Any]) -> float:
+    """AP of a line, or where only the diagonal is measured, as of ``single_task``, its mean.
+
+    -1 of a run that diverged, so that it is never chosen.
+    """
+    if line.get("diverged"):
         return -1.0
-    ap = sequence_metrics(record["scores"])["ap"]
-    assert ap is not None, record["name"]
+    metrics = sequence_metrics(line["scores"])
+    ap = metrics["mean_diagonal"] if metrics["ap"] is None else metrics["ap"]
+    assert ap is not None, line["name"]
     return ap
