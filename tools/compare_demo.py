@@ -41,8 +41,7 @@ VARIANTS = {
         recall="prefix,all",
         choices={
             f"t{temperature}-lr{rate}": {"temperature": temperature, "learning_rate": rate}
-            for temperature in ("0.3", "1")
-            for rate in RATES
+            for temperature, rate in (*(("0.3", rate) for rate in RATES), ("1", "3e-3"))
         },
     ),
     "sequential_lora": Variant(
