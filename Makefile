@@ -1,4 +1,5 @@
-# make demo: the main job on the embedded demo. make test: every test. Both set up .venv first.
+# make demo: the main job on the embedded demo, with recommended and with published settings.
+# make test: every test. Both set up .venv first.
 PYTHON ?= python3
 RANKS ?= 2
 VENV := .venv
@@ -24,6 +25,9 @@ $(VENV)/installed: requirements.txt requirements-dev.txt
 demo: setup
 	$(BIN)/deepspeed --num_gpus $(RANKS) launch/train.py --ds_config ds_configs/zero3.json \
 		--output_dir $(RUNS)/demo
+	$(BIN)/deepspeed --num_gpus $(RANKS) launch/train.py --ds_config ds_configs/zero3.json \
+		--output_dir $(RUNS)/demo-published --preset published
+	@$(BIN)/python tools/demo_scores.py $(RUNS)/demo $(RUNS)/demo-published
 
 test: setup check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # many tests wait, for ranks or a queue

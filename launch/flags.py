@@ -11,11 +11,14 @@ from pathlib import Path
 
 from moram_dist import config_io
 from moram_dist.config import RunConfig
+from moram_dist.presets import preset_settings
 from moram_dist.registry import InputError, unknown
 
 OWN = {
     "ds_config": "DeepSpeed JSON file; default ds_configs/zero3.json.",
     "recipe": "YAML file of flags; flags on the command line win.",
+    "preset": "published or recommended settings, under recipe and flags; default: published, and "
+    "recommended for the demo.",
 }
 LAUNCHERS = ("local_rank",)
 """Flags that a launcher adds by itself; the environment says the same."""
@@ -67,7 +70,10 @@ def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunC
             raise unknown("flag", f"--{name}", [f"--{k}" for k in known])
     ds_config = config_io.coerce("ds_config", given.pop("ds_config", DEFAULT_DS_CONFIG), Path)
     recipe = config_io.coerce("recipe", given.pop("recipe", None), Path | None)
+    preset = config_io.coerce("preset", given.pop("preset", None), str | None)
     config = config_io.build(given, recipe)
+    under = preset_settings(preset, method=config.method.method, benchmark=config.data.benchmark)
+    config = config_io.build(given, recipe, under)
     try:
         config_io.check_path("output_dir", config.run_dir.absolute())
     except FileNotFoundError:

@@ -144,7 +144,7 @@ def evaluations(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str
     for name in ("orders", "methods", "seeds"):
         if getattr(own, name):
             raise InputError(f"--evaluate takes runs as they are; --{name} is for training")
-    for name in ("recipe", "output_dir"):
+    for name in ("recipe", "preset", "output_dir"):
         if name in flags:
             raise InputError(f"--evaluate names the run: --{name} has no part in it")
     out = []

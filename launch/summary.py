@@ -6,6 +6,8 @@ from pathlib import Path
 
 from eval.continual import Scores
 from eval.markup import one_line
+from eval.score_matrix import scores_path
+from eval.ways import ways_of
 from moram_dist.config import RunConfig
 from moram_dist.redaction import clean_address
 from moram_dist.tracking import store_of
@@ -28,16 +30,27 @@ def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
     saved = Scores.load(run_dir / "scores.json")
     many = len(saved.tasks) > MANY_TASKS
     lines = ["", *(_last_scores(saved) if many else _matrix(saved))]
-    metrics = saved.sequence_metrics()
-    headline = (
-        f"{label} {metrics[k]:.2f}" for k, label in HEADLINE.items() if metrics[k] is not None
-    )
-    lines += ["", "   ".join(headline), f"report:  {report}"]
+    lines += ["", *_headlines(run_dir, config), f"report:  {report}"]
     if config.record.tracking == "mlflow":
         store = clean_address(store_of(run_dir, config.record.tracking_uri))
         server = store.startswith("http")  # which has its own pages
         lines.append(f"compare: {store if server else f'mlflow ui --backend-store-uri {store}'}")
     return "\n".join(lines)
+
+
+def _headlines(run_dir: Path, config: RunConfig) -> list[str]:
+    """A line for each recall, with its name where there are several."""
+    first, *others = ways_of(config.eval)
+    ways = [first, *(way for way in others if way.answers == first.answers)]
+    lines = []
+    for way in ways:
+        metrics = Scores.load(scores_path(run_dir, way.differs(first))).sequence_metrics()
+        numbers = [
+            f"{label} {metrics[k]:.2f}" for k, label in HEADLINE.items() if metrics[k] is not None
+        ]
+        name = [way.among(ways)] if len(ways) > 1 else []
+        lines.append("   ".join([*numbers, *name]))
+    return lines
 
 
 def _last_scores(saved: Scores) -> list[str]:

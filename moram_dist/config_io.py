@@ -58,19 +58,26 @@ def fields() -> dict[str, tuple[str, Any]]:
     return out
 
 
-def build(overrides: Mapping[str, Any], recipe: Path | None = None) -> RunConfig:
+def build(
+    overrides: Mapping[str, Any],
+    recipe: Path | None = None,
+    under: Mapping[str, Any] = types.MappingProxyType({}),
+) -> RunConfig:
     """A run from a recipe's YAML, if one is given, and flags on top of it.
 
     Args:
         overrides: bare (``top_k``) or dotted (``method.top_k``) names to values; strings are
             read as the field's type.
         recipe: YAML file of the same keys, flat or nested by section.
+        under: bare names to values that take the place of defaults.
 
     Raises:
         InputError: a key that does not exist, a value of another type, a recipe that is no YAML
             mapping, or a value that its section refuses.
     """
-    values = _flatten(read_mapping(recipe), str(recipe)) if recipe else {}
+    values = dict(under)
+    if recipe:
+        values |= _flatten(read_mapping(recipe), str(recipe))
     for key, value in overrides.items():
         values[_bare(key, "flag")] = value
     known = fields()

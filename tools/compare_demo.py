@@ -1,85 +1,100 @@
-"""Compare methods on the demo: same r, same learning rates, several seeds; prints a Markdown table.
+"""Compare MoRAM's presets and a LoRA on the demo; it goes on where it was stopped.
 
     python tools/compare_demo.py [--out runs/compare_demo] [--jobs 2]
 
-Every run is one process of launch/train.py, so an interrupted comparison goes on where it stopped.
-The whole grid is shown, because picking a learning rate by the scores it gets is a choice too.
+Rates, and the temperature of the recommended preset, are those of the best mean AP over CHOOSING,
+seeds that the table does not have; a seed makes its own data. They are chosen by recall ``all``:
+by ``prefix`` little is forgotten with any of them. Then the seeds of the table, by both.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import os
-import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from eval.continual import Scores  # noqa: E402
+from tools.study import Job, Study, launch, write_table  # noqa: E402
 
-METHODS = ("moram", "sequential_lora")
-LEARNING_RATES = ("1e-3", "3e-3", "5e-3", "1e-2")
-SEEDS = (0, 1, 2)
-COLUMNS = {
-    "ap": "AP",
-    "bwt_gem": "BWT",
-    "forgetting_max": "forgetting",
-    "mean_diagonal": "right after learning",
+SEEDS, CHOOSING = (0, 1, 2), (3, 4, 5)
+RATES = ("1e-3", "3e-3", "1e-2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A row of the table."""
+
+    flags: Mapping[str, str]
+    recall: str
+    choices: Mapping[str, Mapping[str, str]]
+    """Flags that are chosen among, each under a name."""
+
+
+VARIANTS = {
+    "moram_recommended": Variant(
+        flags={"method": "moram", "target_modules": "all-linear"},
+        recall="prefix,all",
+        choices={
+            f"t{temperature}-lr{rate}": {"temperature": temperature, "learning_rate": rate}
+            for temperature, rate in (*(("0.3", rate) for rate in RATES), ("1", "3e-3"))
+        },
+    ),
+    "sequential_lora": Variant(
+        flags={"method": "sequential_lora", "target_modules": "all-linear"},
+        recall="all",
+        choices={f"lr{rate}": {"learning_rate": rate} for rate in RATES},
+    ),
+    "moram_published": Variant(
+        flags={"method": "moram"},
+        recall="all,prefix",
+        choices={"lr3e-3": {"learning_rate": "3e-3"}},
+    ),
 }
-Cell = tuple[str, str]
 
 
-def run(out: Path, method: str, rate: str, seed: int) -> dict[str, float]:
-    """Train and evaluate one cell of the grid, or find it done; its sequence metrics."""
-    folder = out / f"{method}-lr{rate}-seed{seed}"
-    command = [sys.executable, str(ROOT / "launch" / "train.py"), "--output_dir", str(folder)]
-    command += ["--method", method, "--learning_rate", rate, "--seed", str(seed)]
-    command += ["--tracking", "none", "--log_every", "100"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    metrics = Scores.load(folder / "scores.json").sequence_metrics()
-    print(f"{folder.name}: AP {metrics['ap']:.1f} BWT {metrics['bwt_gem']:.1f}", file=sys.stderr)
-    return {name: float(metrics[name]) for name in COLUMNS}  # type: ignore[arg-type]
-
-
-def table(results: dict[Cell, list[dict[str, float]]]) -> str:
-    """Mean and, in brackets, the range over seeds."""
-    lines = [
-        f"| method | learning rate | {' | '.join(COLUMNS.values())} |",
-        f"| --- | --- |{' --- |' * len(COLUMNS)}",
-    ]
-    for (method, rate), runs in results.items():
-        cells = []
-        for name in COLUMNS:
-            values = [one[name] for one in runs]
-            cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
-        lines.append(f"| {method} | {rate} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def job(name: str, choice: str, seed: int) -> Job:
+    """A variant's run."""
+    variant = VARIANTS[name]
+    return Job(
+        name=f"{name}-{choice}-seed{seed}",
+        flags={
+            **variant.flags,
+            **variant.choices[choice],
+            "preset": "published",
+            "recall": "all" if seed in CHOOSING else variant.recall,
+            "seed": seed,
+            "tracking": "none",
+            "log_every": 100,
+        },
+        chooses=seed in CHOOSING,
+    )
 
 
 def main() -> None:
-    """Run the grid and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Do what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/compare_demo"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     args = parser.parse_args()
-    grid = list(itertools.product(METHODS, LEARNING_RATES, SEEDS))
-    with ThreadPoolExecutor(args.jobs) as pool:
-        metrics = list(pool.map(lambda cell: run(args.out, *cell), grid))
-    results: dict[Cell, list[dict[str, float]]] = {}
-    for (method, rate, _), found in zip(grid, metrics, strict=True):
-        results.setdefault((method, rate), []).append(found)
-    (args.out / "results.json").write_text(
-        json.dumps([{"method": m, "rate": r, "runs": v} for (m, r), v in results.items()], indent=2)
-    )
-    print(table(results))
+    study = Study(out=args.out, jobs=args.jobs, train=launch)
+    grid = {
+        name: {choice: [job(name, choice, seed) for seed in CHOOSING] for choice in variant.choices}
+        for name, variant in VARIANTS.items()
+        if len(variant.choices) > 1
+    }
+    chosen = study.best(grid, args.out / "grid.jsonl")
+    jobs = [
+        job(name, chosen.get(name, next(iter(variant.choices))), seed)
+        for name, variant in VARIANTS.items()
+        for seed in SEEDS
+    ]
+    study.do(jobs, args.out / "results.jsonl")
+    print(write_table(args.out / "results.jsonl", [job.name for job in jobs], args.out / "table"))
 
 
 if __name__ == "__main__":

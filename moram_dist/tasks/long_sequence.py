@@ -6,7 +6,8 @@ whose prompts are complete). dev is the same as test, and is not read.
 
 Source: Razdaibiedina et al. 2023 (Progressive Prompts), arXiv:2301.12314, for the tasks. Protocols:
 ``o_lora`` is the code of Wang et al. 2023, arXiv:2310.14152; ``sapt`` that of Zhao et al. 2024,
-arXiv:2401.08295; ``tree_lora`` that of Qian et al. 2025, arXiv:2506.10355; ``default`` is ours.
+arXiv:2401.08295; ``tree_lora`` that of Qian et al. 2025, arXiv:2506.10355; ``default`` is ours, and
+``bare`` is that without a word of what is asked, so that a task has to be told by its texts.
 docs/benchmarks.md has all in a table.
 """
 
@@ -72,6 +73,10 @@ def _prompt(data: Dataset, sample: Sample) -> str:
     return f"{definition}\n{sample.text}\n{CUE}" if definition else f"{sample.text}\n{CUE}"
 
 
+def _bare_prompt(data: Dataset, sample: Sample) -> str:
+    return f"{sample.text}\n{CUE}"
+
+
 def _sapt_prompt(data: Dataset, sample: Sample) -> str:
     return f"{_prompt(data, sample)} "
 
@@ -106,12 +111,15 @@ def _sapt_epochs(task: str, batch_size: int = 32) -> float:
     return SAPT_STEPS[task] / -(-DATASETS[task].num_train // batch_size)
 
 
+_default = Protocol(
+    tasks={task: replace(_DEFAULT, labels=_labels(task, _YES_NO)) for task in DATASETS},
+    ask=_asks(_prompt, _YES_NO, "instance", "sentence"),
+    drop_silent=True,
+)
+
 PROTOCOLS = {
-    "default": Protocol(
-        tasks={task: replace(_DEFAULT, labels=_labels(task, _YES_NO)) for task in DATASETS},
-        ask=_asks(_prompt, _YES_NO, "instance", "sentence"),
-        drop_silent=True,
-    ),
+    "default": _default,
+    "bare": replace(_default, ask=_asks(_bare_prompt, _YES_NO, "instance", "sentence")),
     "sapt": Protocol(  # learning rate, epochs and batch size of its LLaMA script
         tasks={
             task: replace(_SAPT, labels=_labels(task, _YES_NO), epochs=_sapt_epochs(task))

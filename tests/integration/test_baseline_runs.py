@@ -37,6 +37,7 @@ IN_THE_THIRD_TASK = Moment(1, "after a step", 9)
 def test_a_run_its_restart_and_its_memory(tmp_path, method):
     # A rate at which the answers of 12 steps differ from those of the base.
     flags = ("--method", method, "--limit_train", "16", "--learning_rate", "1e-2", "--epochs", "2")
+    flags += ("--preset", "published")
     reference = undisturbed(tmp_path / "run", *flags)
     losses = [loss for *_, loss in reference.results["losses"]]
     assert len(losses) == 3 * 4 and all(math.isfinite(loss) for loss in losses)

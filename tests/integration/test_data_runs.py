@@ -17,6 +17,7 @@ TASKS = ("topic", "mood", "place")
 FLAGS = ("--ds_config", ROOT / "ds_configs" / "zero3.json", "--order", ",".join(TASKS))
 FLAGS += ("--limit_train", "16", "--limit_eval", "8", "--epochs", "1", "--batch_size", "8")
 FLAGS += ("--log_every", "1", "--tracking", "none")
+FLAGS += ("--preset", "published")
 
 
 def run(folder: Path, *flags: str) -> str:

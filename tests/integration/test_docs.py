@@ -48,7 +48,7 @@ CHANGED = (  # what is looked for, what stands there in the walk, why
     (r"(--recipe.*trace.*--data_dir) DIR", rf"\1 ../shared/data/trace --model {MODEL}", "as above"),
     (r"--num_gpus [3-9]", "--num_gpus 2", "two cores"),
     (r"^(deepspeed .*(?:--recipe|--benchmark (?!jsonl)).*)", rf"\1 {SHORT}", "not for days"),
-    (r"^(deepspeed .*zero3.json(?: --method \w+)?)$", rf"\1 {LESS}", "the demo in seconds"),
+    (r"^(deepspeed .*zero3.json(?: --(?:method|preset) .*)?)$", rf"\1 {LESS}", "a short demo"),
     (r"^(python launch/submit.py (?!.*--data_dir|.*--evaluate).*)", rf"\1 {LESS}", "the same run"),
     (r"^deepspeed", "deepspeed --master_port {port}", "others may use the default one"),
     (r"^(mlflow (?:ui|server).*)", r"\1 --port {port}", "as above"),

@@ -27,6 +27,7 @@ FLAGS += ("--batch_size", "8", "--micro_batch_size", "2", "--log_every", "1", "-
 FLAGS += ("--learning_rate", "0.02", "--answers", "generate,labels,constrained")
 FLAGS += ("--gradient_checkpointing", "true", "--tracking", "none")
 FLAGS += ("--ds_config", ROOT / "ds_configs" / "zero3.json")
+FLAGS += ("--preset", "published")
 
 
 def lines(path: Path) -> list[dict]:

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.integration
 FLAGS = ("--limit_train", "32", "--limit_eval", "8", "--epochs", "4", "--order", "topic,mood")
 FLAGS += ("--batch_size", "8", "--dtype", "fp32", "--tracking", "none")
 FLAGS += ("--ds_config", ROOT / "ds_configs" / "zero3.json")
+FLAGS += ("--preset", "published")
 
 
 @pytest.mark.parametrize("method", ["moram", "sequential_lora"])

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.integration
 
 FLAGS = ("--limit_train", "16", "--limit_eval", "4", "--epochs", "1", "--batch_size", "8")
 FLAGS += ("--log_every", "1", "--tracking", "none", "--order", "topic,mood")
+FLAGS += ("--preset", "published")
 
 
 def command(

@@ -14,6 +14,7 @@ FLAGS = ("--limit_train", "32", "--limit_eval", "8", "--epochs", "1", "--order",
 FLAGS += ("--batch_size", "8", "--micro_batch_size", "2", "--dropout", "0.1", "--log_every", "1")
 FLAGS += ("--dtype", "fp32", "--ds_config", ROOT / "ds_configs" / "zero3.json")
 FLAGS += ("--tracking", "none")
+FLAGS += ("--preset", "published")
 
 
 def results(folder):

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.integration
 
 WITHIN = 0.15
 DEMO = ("--order", "topic,mood", "--limit_train", "48", "--limit_eval", "2", "--epochs", "1")
+DEMO += ("--preset", "published")
 TRACE = ("--order", "C-STANCE,MeetingBank", "--limit_train", "4", "--limit_eval", "1")
 TRACE += ("--epochs", "1", "--max_answer_tokens", "64")
 

@@ -26,6 +26,7 @@ PORT = 16817
 
 FLAGS = ("--limit_train", "192", "--limit_eval", "8", "--epochs", "1", "--order", "topic,mood")
 FLAGS += ("--batch_size", "8", "--log_every", "1", "--dtype", "fp32", "--save_every", "1000")
+FLAGS += ("--preset", "published")
 STEPS = 24  # of each of the two tasks
 ENDS_WITHIN_S = 240.0
 

@@ -24,6 +24,7 @@ STEPS = 8  # of each of two tasks: 64 examples, 8 a step
 FLAGS = ("--limit_train", "64", "--limit_eval", "8", "--epochs", "1", "--order", "topic,mood")
 FLAGS += ("--batch_size", "8", "--micro_batch_size", "1", "--log_every", "1", "--dtype", "fp32")
 FLAGS += ("--tracking", "none", "--ds_config", ROOT / "ds_configs" / "zero3.json")
+FLAGS += ("--preset", "published")
 SAVING = ("--save_every", "2")
 ONLY_WHEN_STOPPED = ("--save_every", "1000")
 

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.integration
 
 FLAGS = ("--limit_eval", "4", "--epochs", "1", "--batch_size", "8")
 FLAGS += ("--log_every", "1", "--dtype", "fp32", "--ds_config", ROOT / "ds_configs" / "zero3.json")
+FLAGS += ("--preset", "published")
 PASSWORD = "a password of the test"
 
 

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.integration
 
 FLAGS = ("--limit_train", "36", "--limit_eval", "4", "--batch_size", "9", "--log_every", "1")
 FLAGS += ("--micro_batch_size", "3", "--order", "topic,mood", "--tracking", "none")
+FLAGS += ("--preset", "published")
 SOON_S = 10
 
 

@@ -13,6 +13,7 @@ LAYERS = [  # a package imports only packages on lines above its own
     {"registry", "redaction", "terminal"},
     {"ranges"},
     {"config", "command_line"},
+    {"presets"},
     {"files", "reading"},
     {"config_io"},
     {"comm", "metrics", "tracking"},

@@ -11,7 +11,8 @@ from eval.compare import compare
 from eval.compare_runs import read_runs
 from tests.helpers.made_up_runs import make_run
 from tools import compare_standard_cl
-from tools.compare_standard_cl import DIVERGED, HELD_OUT_ORDER, METHODS, ORDERS, RATES, Study
+from tools.compare_standard_cl import HELD_OUT_ORDER, METHODS, ORDERS, RATES, Plan
+from tools.study import DIVERGED, Study
 
 TASKS = ["dbpedia", "amazon", "yahoo", "agnews"]
 RIGHT = {"1e-3": 0.4, "3e-3": 0.8, "6e-3": 0.8}
@@ -62,24 +63,22 @@ def training():
 
 
 @pytest.fixture
-def study(tmp_path, training):
+def plan(tmp_path, training):
     for task in TASKS:
         (tmp_path / "data" / task).mkdir(parents=True)
         records = [{"input": f"{task} {k}", "output": "A"} for k in range(1200)]
         content = {"Definition": [], "Instances": records}
         (tmp_path / "data" / task / "train.json").write_text(json.dumps(content))
-    return Study(
+    return Plan(
         model="base",
         data_dir=tmp_path / "data",
-        out=tmp_path / "out",
         results=tmp_path / "results",
-        jobs=2,
-        train=training,
+        study=Study(out=tmp_path / "out", jobs=2, train=training),
     )
 
 
-def test_the_plan(study, training):
-    rates = study.choose_rates(METHODS)
+def test_the_plan(plan, training):
+    rates = plan.choose_rates(METHODS)
     assert len(training.seen) == 7 * len(RATES)  # nothing to choose for zero_shot
     # A tie goes to the lower rate, and a rate at which the loss is infinite is not chosen.
     assert rates == dict.fromkeys(METHODS, "3e-3") | {"zero_shot": RATES[0]}
@@ -96,18 +95,18 @@ def test_the_plan(study, training):
     assert last["input"] == f"yahoo {beginning + compare_standard_cl.HELD_OUT - 1}"
 
     training.seen.clear()
-    jobs = study.run(rates, [0])
+    jobs = plan.run(rates, [0])
     assert len(jobs) == len(training.seen) == 8 * len(ORDERS)
     assert all("splits" not in flags for flags in training.seen)
     assert {flags["limit_train"] for flags in training.seen} == {str(compare_standard_cl.TRAIN)}
-    study.run(study.choose_rates(METHODS), [0])
+    plan.run(plan.choose_rates(METHODS), [0])
     assert len(training.seen) == len(jobs)  # all are there
 
-    study.run(rates, [0, 1])
+    plan.run(rates, [0, 1])
     assert len(training.seen) == 2 * len(jobs)
     assert {flags["seed"] for flags in training.seen[len(jobs) :]} == {"1"}
 
-    runs = read_runs([study.file])  # the table needs no run directory
+    runs = read_runs([plan.file])  # the table needs no run directory
     comparison = compare(runs)
     assert {len(group.runs) for group in comparison.groups} == {6}
     resolved = [one for one in comparison.differences if one.resolved]
@@ -115,16 +114,16 @@ def test_the_plan(study, training):
     assert {"moram", "sequential_lora"} in pairs and {"moram", "replay"} not in pairs
 
 
-def test_a_failed_run_stops_the_script_and_the_next_one_goes_on(study, training):
+def test_a_failed_run_stops_the_script_and_the_next_one_goes_on(plan, training):
     rates = {"moram": "3e-3", "replay": "3e-3"}
     training.stop_at = 4
     with pytest.raises(RuntimeError, match="ended with code 4"):
-        study.run(rates, [0])
-    there = len(study.file.read_text().splitlines())
+        plan.run(rates, [0])
+    there = len(plan.file.read_text().splitlines())
     assert 3 <= there <= 5  # what ran beside the failed one is kept
     training.seen.clear()
     training.stop_at = -1
-    study.run(rates, [0])
+    plan.run(rates, [0])
     assert len(training.seen) == 6 - there
-    names = [json.loads(line)["name"] for line in study.file.read_text().splitlines()]
+    names = [json.loads(line)["name"] for line in plan.file.read_text().splitlines()]
     assert len(set(names)) == 6

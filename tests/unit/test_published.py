@@ -120,6 +120,7 @@ TEMPLATES = [
         "Does the following sentence 1 contradict or entailment the sentence 2?\ns1\nOutput: ",
     ),
     ("default", "qqp", sentences(("s", "True")), f"{QQP_SAPT}\ns\nOutput:"),
+    ("bare", "qqp", instances(("s", "no"), definition=["not used"]), "s\nOutput:"),
     (
         "o_lora",
         "mnli",
@@ -311,6 +312,7 @@ RULES_OF = {  # prompt and answer tokens, epochs, learning rate, batch size, BOS
     ("superni", "default", XSUM): (1024, 50, 5, 5e-4, 32, 1, ""),
     ("superni", "sapt", XSUM): (1024, 50, 50, 5e-5, 32, 0, "Output:"),
     ("long_sequence", "default", "agnews"): (1024, 50, 1, 5e-4, 32, 1, ""),
+    ("standard_cl", "bare", "agnews"): (1024, 50, 1, 5e-4, 32, 1, ""),
     ("long_sequence", "sapt", "agnews"): (1024, 50, 20, 5e-5, 32, 0, "Output:"),
     ("long_sequence", "sapt", "cb"): (1024, 50, 100 / 8, 5e-5, 32, 0, "Output:"),
     ("long_sequence", "o_lora", "mnli"): (512, 50, 1, 1e-4, 64, 2, "Answer:"),

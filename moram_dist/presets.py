@@ -1,0 +1,57 @@
+"""Settings by one name: what a method's source ran, and what served best here.
+
+They lie under a recipe and flags, and end as plain settings of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moram_dist.config import EMBEDDED
+from moram_dist.ranges import one_of
+from moram_dist.registry import InputError
+
+PRESETS = ("published", "recommended")
+
+RECALL = {"recall": "prefix,all"}
+"""A newer task's atoms or LoRA should not answer an older task's prompts."""
+
+RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
+    "moram": {
+        "temperature": 0.3,  # at the published 0.03 one atom answers nearly alone
+        "learning_rate": 3e-3,
+        "target_modules": "all-linear",
+        **RECALL,
+    },
+    "inc_lora": RECALL,
+    "o_lora": RECALL,
+    "moe_lora": RECALL,
+}
+"""By method; docs/methods.md says how they were chosen. Published settings are the defaults of the
+configuration and of each benchmark's protocol."""
+
+
+def preset_settings(preset: str | None, *, method: str, benchmark: str) -> Mapping[str, Any]:
+    """Settings of a preset by bare name.
+
+    Args:
+        preset: None is what is recommended, if anything is, on the demo, and what is published on
+            all other benchmarks.
+        method: the run's.
+        benchmark: the run's.
+
+    Raises:
+        InputError: there is no such preset, or it has nothing to recommend for the method.
+    """
+    if preset is None:
+        return RECOMMENDED.get(method, {}) if benchmark == EMBEDDED else {}
+    one_of("preset", preset, PRESETS)
+    if preset == "published":
+        return {}
+    if method not in RECOMMENDED:
+        raise InputError(
+            f"--preset recommended says nothing of --method {method}; it is there for "
+            f"{', '.join(RECOMMENDED)}"
+        )
+    return RECOMMENDED[method]
