@@ -6,9 +6,10 @@ differs: ``scores.labels.json``, ``scores.all.json``, ``scores.labels.all.json``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from moram_dist.config import EvalConfig
 
@@ -30,16 +31,33 @@ class Way:
         """What tells it from the others, for people."""
         parts = [self.answers] if len({way.answers for way in ways}) > 1 else []
         if len({way.recall for way in ways}) > 1:
-            told = " (told the task)" if self.knows_the_task else ""
-            parts.append(f"recall {self.recall}{told}")
+            parts.append(recall_name(self.recall))
         return ", ".join(parts)
 
-    @property
-    def knows_the_task(self) -> bool:
-        """Whether it is told what no learner knows in use: which task a prompt belongs to."""
-        return self.recall == "oracle"
+
+TOLD = "told the task"
+"""The mark of recall ``oracle``, wherever it appears."""
+
+WHAT_TOLD_MEANS = (
+    "Told the task: recall oracle is not task-agnostic, since the memory is told which task each "
+    "prompt belongs to."
+)
+
+
+def recall_name(recall: str) -> str:
+    """For people."""
+    return f"recall {recall} ({TOLD})" if recall == "oracle" else f"recall {recall}"
 
 
 def ways_of(config: EvalConfig) -> tuple[Way, ...]:
     """All ways of a run, the first one first."""
     return tuple(Way(*both) for both in product(config.answer_modes, config.recalls))
+
+
+def ways_in(settings: Mapping[str, Any]) -> tuple[Way, ...]:
+    """The same from what a run wrote down, by dotted name; older versions knew fewer settings."""
+    answers, recalls = (
+        str(settings.get(f"eval.{name}", getattr(EvalConfig, name))).split(",")
+        for name in ("answers", "recall")
+    )
+    return tuple(Way(*both) for both in product(answers, recalls))
