@@ -132,7 +132,7 @@ def runs_of_directory(
     folder: Path, answers: str | None = None, recalls: Sequence[str] = ()
 ) -> list[Run]:
     """A record for each recall of a run. Arguments and errors are those of ``read_runs``."""
-    there = [way.recall for way in ways_in(_settings(folder))]
+    there = [way.recall for way in ways_in(_settings(folder), folder / "run.yaml")]
     wanted = [recall for recall in dict.fromkeys(there) if not recalls or recall in recalls]
     if not wanted:
         _refuse_recall(folder, there, recalls)
@@ -150,7 +150,7 @@ def read_run_directory(folder: Path, answers: str | None = None, recall: str | N
     Raises InputError as ``read_runs`` does.
     """
     settings = _settings(folder)
-    ways = ways_in(settings)
+    ways = ways_in(settings, folder / "run.yaml")
     way = Way(answers or ways[0].answers, recall or ways[0].recall)
     if way not in ways:
         modes = ", ".join(dict.fromkeys(one.answers for one in ways))

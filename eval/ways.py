@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from moram_dist.config import EvalConfig
+from moram_dist.registry import InputError
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,18 @@ class Way:
         parts += [self.recall] if self.recall != first.recall else []
         return ".".join(parts) or None
 
+    def metric_group(self, first: Way) -> str:
+        """The same as the beginning of a tracked metric's name, as in ``recall_all/ap``."""
+        parts = [f"answers_{self.answers}"] if self.answers != first.answers else []
+        if self.recall != first.recall:
+            told = f"_{TOLD.replace(' ', '_')}" if self.recall == "oracle" else ""
+            parts.append(f"recall_{self.recall}{told}")
+        return ".".join(parts)
+
     def among(self, ways: Sequence[Way]) -> str:
-        """What tells it from the others, for people."""
+        """What tells it from the others, for people; ``oracle`` is named in any case."""
         parts = [self.answers] if len({way.answers for way in ways}) > 1 else []
-        if len({way.recall for way in ways}) > 1:
+        if len({way.recall for way in ways}) > 1 or self.recall == "oracle":
             parts.append(recall_name(self.recall))
         return ", ".join(parts)
 
@@ -54,10 +64,16 @@ def ways_of(config: EvalConfig) -> tuple[Way, ...]:
     return tuple(Way(*both) for both in product(config.answer_modes, config.recalls))
 
 
-def ways_in(settings: Mapping[str, Any]) -> tuple[Way, ...]:
-    """The same from what a run wrote down, by dotted name; older versions knew fewer settings."""
-    answers, recalls = (
-        str(settings.get(f"eval.{name}", getattr(EvalConfig, name))).split(",")
+def ways_in(settings: Mapping[str, Any], where: Path) -> tuple[Way, ...]:
+    """The same from what a run wrote down, by dotted name; older versions knew fewer settings.
+
+    Raises InputError, which names the file ``where``, for a way that does not exist.
+    """
+    answers, recall = (
+        str(settings.get(f"eval.{name}", getattr(EvalConfig, name)))
         for name in ("answers", "recall")
     )
-    return tuple(Way(*both) for both in product(answers, recalls))
+    try:
+        return ways_of(EvalConfig(answers=answers, recall=recall))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
