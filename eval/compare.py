@@ -101,10 +101,10 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run], *, resamples: int | None = None) -> Comparison:
-    """Compare runs by method.
+    """Compare runs by method and recall.
 
     Args:
-        runs: of any methods, orders and seeds.
+        runs: of any methods, recalls, orders and seeds.
         resamples: of the bootstrap; None is 10,000, and more for very many groups.
 
     Raises:

@@ -9,8 +9,10 @@ from eval.compare import Comparison, compare
 from eval.compare_runs import read_runs
 from eval.compare_tables import latex, markdown, to_csv
 from eval.references import read_references
+from moram_dist.config import RECALLS
 from moram_dist.config_io import coerce
 from moram_dist.files import write_atomically
+from moram_dist.ranges import one_of
 from moram_dist.registry import InputError
 from moram_dist.tracking import run_directories
 
@@ -21,6 +23,7 @@ def compare_runs(
     experiment: str | None = None,
     tracking_uri: str | None = None,
     answers: str | None = None,
+    recall: str | None = None,
     resamples: str | None = None,
 ) -> tuple[str, Comparison]:
     """The tables as Markdown, and the comparison.
@@ -30,19 +33,23 @@ def compare_runs(
         experiment: an MLflow experiment whose finished runs are compared too.
         tracking_uri: its store; None is explained at ``run_directories``.
         answers: which way of answering to compare, where runs have several.
+        recall: which recalls to compare, joined by commas; None is all that runs have.
         resamples: of the bootstrap, as typed; None is explained at ``compare``.
 
     Raises:
         InputError: nothing to compare, a run that cannot be read, or runs that do not fit together.
     """
     count = coerce("resamples", resamples, int | None)
+    recalls = [] if recall is None else recall.split(",")
+    for name in recalls:
+        one_of("recall", name, RECALLS)
     if tracking_uri is not None and experiment is None:
         raise InputError("--tracking_uri goes with --experiment")
     if experiment is not None:
         paths = [*paths, *run_directories(experiment, tracking_uri)]
     if not paths:
         raise InputError("compare needs run directories, or --experiment")
-    comparison = compare(read_runs(paths, answers), resamples=count)
+    comparison = compare(read_runs(paths, answers, recalls), resamples=count)
     return markdown(comparison, read_references()), comparison
 
 

@@ -1,4 +1,4 @@
-"""Which runs stand in one table, and in which row: by method and the settings that differ."""
+"""Which runs stand in one table, and in which row: by method, recall and differing settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from eval.compare_runs import Run
+from eval.compare_runs import OF_THE_RECOGNISER, Run
+from eval.ways import recall_name
 from moram_dist.registry import InputError
 
 Place = tuple[str, int]
@@ -18,7 +19,7 @@ class Group:
     """Runs that differ in order and seed only."""
 
     label: str
-    """The method, and what tells its groups apart where there are several."""
+    """The method, its recalls where they are not ``all``, and what else tells its groups apart."""
 
     settings: str
     """Every setting in which groups of the table differ."""
@@ -64,13 +65,13 @@ def _all_equal(runs: Sequence[Run], what: str, of: Callable[[Run], object]) -> N
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[Group, ...]:
-    """Runs by method and settings, in the order in which they came.
+    """Runs by method, recall and settings, in the order in which they came.
 
     Raises InputError where two runs are of one group, order and seed.
     """
-    found: dict[tuple[str, str], dict[Place, Run]] = {}
+    found: dict[tuple[str, str, str], dict[Place, Run]] = {}
     for run in runs:
-        key = (run.method, json.dumps(run.settings, sort_keys=True))
+        key = (run.method, run.recall, json.dumps(run.settings, sort_keys=True))
         group = found.setdefault(key, {})
         twin = group.setdefault((run.order, run.seed), run)
         if twin is not run:
@@ -87,15 +88,23 @@ def group_runs(runs: Iterable[Run]) -> tuple[Group, ...]:
 
 def _label(one: Run, members: Sequence[Run]) -> str:
     same = [other for other in members if other.method == one.method]
-    return one.method if len(same) == 1 else f"{one.method}, {_differing(one, same)}"
+    plain = all(other.recall == "all" for other in same)
+    parts = [one.method, "" if plain else recall_name(one.recall), _differing(one, same)]
+    return ", ".join(part for part in parts if part)
 
 
 def _differing(one: Run, members: Sequence[Run]) -> str:
-    """Settings of a run in which some others differ; a method's own, only from its other groups."""
+    """Settings of a run in which some others differ.
+
+    A method's own are compared with its other groups, a recogniser's with those that asked one.
+    """
     shown = []
     for name, value in one.settings.items():
-        own = name.startswith("method.")
-        others = [other for other in members if not own or other.method == one.method]
+        others = members
+        if name.startswith("method."):
+            others = [other for other in others if other.method == one.method]
+        if name in OF_THE_RECOGNISER:
+            others = [other for other in others if other.recall == one.recall]
         if any(other.settings.get(name) != value for other in others):
             shown.append(f"{name.split('.')[-1]} {value}")
     return ", ".join(shown)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from eval.continual import Cell, Scores
 from eval.predictions import predictions_path
 from eval.run_files import part, read_base, read_benchmark
 from eval.score_matrix import scores_path
+from eval.ways import Way, ways_in
 from moram_dist import config_io
 from moram_dist.config import RunConfig
 from moram_dist.reading import record
@@ -42,16 +43,20 @@ OF_THE_RUN = frozenset(
         "data.limit_eval",
         "train.seed",
         "eval.answers",
+        "eval.recall",
         "eval.eval_rows",
     }
 )
 """Settings that are no part of a group's name: they have a place of their own, or change nothing
 that was learned."""
 
+OF_THE_RECOGNISER = frozenset({"eval.recogniser", "eval.unknown"})
+"""Settings that only recall by prefix depends on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run, as read from its files."""
+    """A finished run, measured in one way, as read from its files."""
 
     name: str
     benchmark: str
@@ -61,6 +66,9 @@ class Run:
     method: str
     answers: str
     """How answers were obtained: generate, labels, ..."""
+
+    recall: str = "all"
+    """Which tasks of the memory answered: all, prefix, oracle."""
 
     base: dict[str, str]
     """The base model's name and fingerprint."""
@@ -88,23 +96,30 @@ class Run:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
-def read_runs(paths: Sequence[Path], answers: str | None = None) -> list[Run]:
-    """Runs of directories and of ``.jsonl`` files.
+def read_runs(
+    paths: Sequence[Path], answers: str | None = None, recalls: Sequence[str] = ()
+) -> list[Run]:
+    """Runs of directories and of ``.jsonl`` files, one for each recall of each.
 
     Args:
         paths: run directories, and files of ``Run.to_json`` lines.
         answers: which way of answering to compare; None is each run's main one. Lines hold one way.
+        recalls: which recalls to compare; all that there are where none is named.
 
     Raises:
-        InputError: a file is missing or broken, a run is not finished, or answered in other ways.
+        InputError: a file is missing or broken, a run is not finished, or was measured in other
+            ways.
     """
     runs: list[Run] = []
     for path in paths:
         if path.suffix == ".jsonl":
-            lines = [_checked(part(Run, one, at), at) for at, one in read_records(path)]
-            runs += [replace(r, settings=_that_count(r.settings, r.method)) for r in lines]
+            found = [_checked(part(Run, one, at), at) for at, one in read_records(path)]
+            wanted = [run for run in found if not recalls or run.recall in recalls]
+            if found and not wanted:
+                _refuse_recall(path, [run.recall for run in found], recalls)
+            runs += [replace(run, settings=_that_count(run)) for run in wanted]
         elif os.path.isdir(path):
-            runs.append(read_run_directory(path, answers))
+            runs += runs_of_directory(path, answers, recalls)
         else:
             raise InputError(f"{path}: no such run directory or .jsonl file")
     for run in runs:
@@ -113,24 +128,36 @@ def read_runs(paths: Sequence[Path], answers: str | None = None) -> list[Run]:
     return runs
 
 
-def read_run_directory(folder: Path, answers: str | None = None) -> Run:
-    """A run's record from its directory. Raises InputError as ``read_runs`` does."""
-    saved = config_io.read_mapping(folder / "run.yaml")
-    # A setting that is younger than the run had its default's effect.
-    settings = config_io.flat(RunConfig()) | {
-        f"{section}.{name}": value
-        for section, values in saved.items()
-        if isinstance(values, Mapping)
-        for name, value in values.items()
-    }
-    for name, kind in (("train.seed", int), ("method.method", str)):
-        if not isinstance(settings[name], kind):
-            raise InputError(f"{folder / 'run.yaml'}: {name}: not a run's: {settings[name]!r}")
-    ways = str(settings.get("eval.answers", "generate")).split(",")
-    way = ways[0] if answers is None else answers
+def runs_of_directory(
+    folder: Path, answers: str | None = None, recalls: Sequence[str] = ()
+) -> list[Run]:
+    """A record for each recall of a run. Arguments and errors are those of ``read_runs``."""
+    there = [way.recall for way in ways_in(_settings(folder), folder / "run.yaml")]
+    wanted = [recall for recall in dict.fromkeys(there) if not recalls or recall in recalls]
+    if not wanted:
+        _refuse_recall(folder, there, recalls)
+    return [read_run_directory(folder, answers, recall) for recall in wanted]
+
+
+def _refuse_recall(path: Path, there: Sequence[str], wanted: Sequence[str]) -> NoReturn:
+    found = ", ".join(dict.fromkeys(there))
+    raise InputError(f"{path} holds recall {found}, not {', '.join(wanted)}")
+
+
+def read_run_directory(folder: Path, answers: str | None = None, recall: str | None = None) -> Run:
+    """A run's record from its directory, as it was measured in one way; None is the main one.
+
+    Raises InputError as ``read_runs`` does.
+    """
+    settings = _settings(folder)
+    ways = ways_in(settings, folder / "run.yaml")
+    way = Way(answers or ways[0].answers, recall or ways[0].recall)
     if way not in ways:
-        raise InputError(f"{folder} holds answers by {', '.join(ways)}, not by {way!r}")
-    further = None if way == ways[0] else way
+        modes = ", ".join(dict.fromkeys(one.answers for one in ways))
+        if answers is not None and answers not in modes.split(", "):
+            raise InputError(f"{folder} holds answers by {modes}, not by {answers!r}")
+        _refuse_recall(folder, [one.recall for one in ways], [way.recall])
+    further = way.differs(ways[0])
     benchmark = read_benchmark(folder)
     for name in ("name", "protocol", "order"):
         if getattr(benchmark, name) is None:
@@ -156,16 +183,18 @@ def read_run_directory(folder: Path, answers: str | None = None) -> Run:
         "order": benchmark.order,
         "seed": settings["train.seed"],
         "method": settings["method.method"],
-        "answers": way,
+        "answers": way.answers,
+        "recall": way.recall,
         "base": {"name": Path(base.name).name, "fingerprint": base.fingerprint},
-        "settings": _that_count(settings, settings["method.method"]),
+        "settings": settings,
         "tasks": matrix.tasks,
         "tests": tests,
         "scores": matrix.scores,
         "last": last,
         "learned": learned,
     }
-    return _checked(record(Run, values, folder), str(folder))
+    run = _checked(record(Run, values, folder), str(folder))
+    return replace(run, settings=_that_count(run))
 
 
 def unpack(items: Items) -> Array | None:
@@ -176,13 +205,32 @@ def unpack(items: Items) -> Array | None:
     return None if items is None else np.array(items, dtype=np.float64)
 
 
-def _that_count(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Without what has a place of its own, changes nothing, or is for another method."""
+def _settings(folder: Path) -> dict[str, Any]:
+    """What a run wrote down, by dotted name. Raises InputError where run.yaml is not a run's."""
+    settings = {
+        f"{section}.{name}": value
+        for section, values in config_io.read_mapping(folder / "run.yaml").items()
+        if isinstance(values, Mapping)
+        for name, value in values.items()
+    }
+    for name, kind in (("train.seed", int), ("method.method", str)):
+        if not isinstance(settings.get(name), kind):
+            raise InputError(f"{folder / 'run.yaml'}: {name}: not a run's: {settings.get(name)!r}")
+    return settings
+
+
+def _that_count(run: Run) -> dict[str, Any]:
+    """Settings without what has a place of its own, changes nothing, or is for another method."""
     from moram_dist.methods import METHODS  # torch comes with it
 
-    unused = METHODS[method].unused_settings() if method in set(METHODS) else frozenset()
+    known = run.method in set(METHODS)
+    unused = METHODS[run.method].unused_settings() if known else frozenset()
     # How to train stays: a table says it of all methods, also of those that do not.
     left_out = OF_THE_RUN | config_io.MAY_CHANGE | {n for n in unused if n.startswith("method.")}
+    if run.recall != "prefix":
+        left_out |= OF_THE_RECOGNISER
+    # A setting that is younger than the run had its default's effect.
+    settings = config_io.flat(RunConfig()) | run.settings
     return {name: value for name, value in settings.items() if name not in left_out}
 
 

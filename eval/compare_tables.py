@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from eval.compare import METRICS, PAIRED, Comparison, Difference, Estimate
 from eval.markup import MINUS, latex_text, markdown_text
 from eval.references import Reference
+from eval.ways import WHAT_TOLD_MEANS
 
 MOST_SIZES = 20
 """Sizes of test sets that are listed one by one."""
@@ -90,6 +91,8 @@ def notes(comparison: Comparison) -> list[str]:
             "- One seed: runs differ in order only, so the noise of the seed is seen only mixed "
             "with that of the order."
         )
+    if any(run.recall == "oracle" for group in comparison.groups for run in group.runs.values()):
+        found.append(f"- {WHAT_TOLD_MEANS}")
     tests = {group_run.tests for group in comparison.groups for group_run in group.runs.values()}
     if len({tuple(sorted(one)) for one in tests}) > 1:
         found.append("- Test sets differ between seeds.")

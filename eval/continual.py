@@ -20,6 +20,9 @@ from moram_dist.tasks.readers import kind_of
 Cell = float | None
 Row = Sequence[Cell]
 
+HEADLINE = {"ap": "AP", "bwt_gem": "BWT", "forgetting_max": "forgetting"}
+"""Of the sequence metrics those that are shown first, and their usual names."""
+
 
 def sequence_metrics(
     scores: Sequence[Row],

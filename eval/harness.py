@@ -9,7 +9,6 @@ last answers of this one are still being generated.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 import torch
 
 from eval.cell import Cell
-from eval.continual import sequence_metrics
 from eval.predictions import predictions_path, write_lines
 from eval.recall import Portion, Recall
+from eval.row_metrics import row_metrics
 from eval.score_matrix import score_matrices
 from eval.ways import Way, ways_of
 from moram_dist.atoms.memory_files import MemoryFiles
@@ -99,8 +98,10 @@ class Evaluator:
                 self._row(row, cells, model, synced=self.method.in_step)
         else:
             self._row(row, cells, self.engine.module, synced=True)
-        if env.is_main() and any(self.first in ways for ways in wanted.values()):
-            self._report(row)
+        if env.is_main():
+            measured = {way for ways in wanted.values() for way in ways}
+            if metrics := row_metrics(self.run_dir, self.matrices, row, measured):
+                self.tracker.log_sequence(metrics, row + 1)
 
     def _missing(self, row: int) -> dict[int, list[Way]]:
         """Columns of a row -> the ways in which they are to be measured."""
@@ -173,7 +174,7 @@ class Evaluator:
             raise RuntimeError(f"{task.name}: {len(answers)} of {len(task.test)} predictions")
         for mode in cell.modes:
             way = Way(mode, cell.recall)
-            how = f" by {way.among(self.ways)}" if len(self.ways) > 1 else ""
+            how = f" by {way.among(self.ways)}" if way.among(self.ways) else ""
             value = self._score(cell, way, [answers[i][mode] for i in sorted(answers)])
             self.progress.say(
                 f"  {when}: {task.name} {task.metric} {value:.2f}{how} (n={len(task.test)})"
@@ -272,24 +273,6 @@ class Evaluator:
         needed = sum(p.ds_numel * p.element_size() for p in parameters)  # type: ignore[attr-defined]
         free, _ = torch.cuda.mem_get_info()
         return env.all_true(needed < 0.6 * free)  # the rest is for the cache of keys and values
-
-    def _report(self, row: int) -> None:
-        matrix = self.matrices[self.first]
-        scores = matrix.rows[row]
-        learned = row + 1
-        metrics = {
-            f"score/{task.name}": value
-            for task, value in zip(self.benchmark.tasks, scores, strict=True)
-            if value is not None
-        }
-        if row >= 0:
-            seen = [value for value in scores[:learned] if value is not None]
-            if len(seen) == learned:
-                metrics["average_so_far"] = math.fsum(seen) / learned
-        if learned == len(self.benchmark.tasks):
-            final = sequence_metrics(matrix.scores, base=matrix.base)
-            metrics |= {name: value for name, value in final.items() if value is not None}
-        self.tracker.log_sequence(metrics, learned)
 
 
 def _when(benchmark: Benchmark, row: int) -> str:

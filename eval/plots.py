@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from eval.confusion import UNKNOWN
 from eval.markup import figure_text
 
 Scores = Sequence[Sequence[float | None]]
@@ -91,15 +92,32 @@ def heat_map(
     if base is not None:
         labels.insert(0, "base model")
         rows.insert(0, base)
+    return _map(labels, tasks, rows, "score on")
+
+
+def confusion_map(tasks: Sequence[str], percents: Scores) -> Figure:
+    """What prompts were recognised as: a row for those of each task, as ``heat_map`` shows them.
+
+    Args:
+        tasks: names in the order of learning.
+        percents: a row for each task, a column for each task and a last one for prompts like
+            no task's. What is 0 stays blank.
+    """
+    labels = [f"prompts of {name}" for name in tasks]
+    shown = [[None if value == 0 else value for value in row] for row in percents]
+    return _map(labels, [*tasks, UNKNOWN], shown, "recognised as")
+
+
+def _map(labels: Sequence[str], columns: Sequence[str], rows: Scores, title: str) -> Figure:
     grid = [[math.nan if value is None else value for value in row] for row in rows]
-    many = len(tasks) > MANY_TASKS
+    many = len(columns) > MANY_TASKS
     height = FULL_WIDTH if many else 1.0 + 0.38 * max(len(grid), 1)
-    longest = max((len(figure_text(name)) for name in tasks), default=0)
+    longest = max((len(figure_text(name)) for name in columns), default=0)
     height += 0.06 * max(longest - 30, 0)  # slanted names take height, which few rows do not have
     with canvas(FULL_WIDTH, height) as figure:
         axes = figure.subplots()
         if grid and many:
-            extent = (0, len(tasks), len(grid), 0)
+            extent = (0, len(columns), len(grid), 0)
             image = axes.imshow(
                 grid,
                 cmap=AMOUNTS,
@@ -117,13 +135,13 @@ def heat_map(
                 if not math.isnan(value):
                     colour = "white" if value > 58 else INK  # equal contrast about there
                     axes.text(j + 0.5, i + 0.5, f"{value:.1f}", ha="center", va="center", c=colour)
-        axes.set_xlim(0, len(tasks))
+        axes.set_xlim(0, len(columns))
         axes.set_ylim(max(len(grid), 1), 0)
-        named = _thinned(len(tasks))
-        _name_ticks(axes, [tasks[j] for j in named], [j + 0.5 for j in named], FULL_WIDTH - 2)
+        named = _thinned(len(columns))
+        _name_ticks(axes, [columns[j] for j in named], [j + 0.5 for j in named], FULL_WIDTH - 2)
         named = _thinned(len(labels))
         axes.set_yticks([i + 0.5 for i in named], [figure_text(labels[i]) for i in named])
-        axes.set_xlabel("score on")
+        axes.set_xlabel(title)
         axes.spines[:].set_visible(False)
     return figure
 

@@ -10,13 +10,16 @@ import csv
 import io
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.confusion import Confusion, read_confusion
 from eval.continual import Scores, average_so_far
 from eval.plots import (
     average_curve,
+    confusion_map,
     forgetting_bars,
     forgetting_per_task,
     heat_map,
@@ -36,6 +39,7 @@ from eval.run_files import (
     scored_example,
 )
 from eval.score_matrix import scores_path
+from eval.ways import Way, ways_in
 from moram_dist.config_io import read_mapping
 from moram_dist.files import write_atomically
 from moram_dist.reading import read_object
@@ -64,8 +68,11 @@ class RunRecord:
     matrix: Scores
     """Tasks in the order of learning, their metrics, and the scores so far."""
 
-    answers: dict[str, Scores]
-    """How answers were obtained -> the matrix of it; ``matrix`` under the first name."""
+    ways: dict[Way, Scores]
+    """Every way in which it was measured, and its matrix; ``matrix`` under the first."""
+
+    confusion: Confusion | None
+    """What the recogniser said in the last row, where one was asked."""
 
     benchmark: BenchmarkFile
 
@@ -86,7 +93,11 @@ class Results:
     average: list[float | None]
     forgetting: list[float | None]
     figures: dict[str, str]
-    """Name (matrix, average, forgetting, and loss where there is a curve) to SVG."""
+    """Name to SVG: matrix, average, forgetting, confusion where a recogniser was asked, and loss
+    where there is a curve."""
+
+    by_way: dict[Way, dict[str, float | None]]
+    """The sequence metrics of each way."""
 
     drift: list[float | None]
     """Per task, in the last row: score by the likeliest label less score by generation."""
@@ -95,17 +106,19 @@ class Results:
 def write_report(run_dir: Path) -> Path:
     """Write ``run_dir/report`` and return its ``index.html``.
 
-    Beside the page: matrix.svg, average.svg, forgetting.svg, matrix.csv, metrics.json. Each file is
-    replaced whole, the page last.
+    Beside the page: its figures, matrix.csv, metrics.json, and confusion.csv where a recogniser was
+    asked. Each file is replaced whole, the page last.
 
     Raises:
-        InputError: run.yaml, environment.json or scores.json is missing, or a file is broken.
-            Nothing is written then.
+        InputError: run.yaml, environment.json or scores.json is missing, a file is broken, or the
+            folder is a link. Nothing is written then.
         WriteError: the folder cannot be written.
     """
+    folder = run_dir / "report"
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link; reports are not written through links")
     record = read_run(run_dir)
     results = compute(record)
-    folder = run_dir / "report"
     for name, svg in results.figures.items():
         _write(folder / f"{name}.svg", svg)
     _write(folder / "matrix.csv", _matrix_csv(record.matrix))
@@ -114,9 +127,15 @@ def write_report(run_dir: Path) -> Path:
         "average_so_far": results.average,
         "forgetting": dict(zip(record.matrix.tasks, results.forgetting, strict=False)),
     }
-    if len(record.answers) > 1:
-        numbers["metrics_by_answers"] = {
-            mode: matrix.sequence_metrics() for mode, matrix in record.answers.items()
+    if len(record.ways) > 1:
+        numbers["metrics_by_way"] = [
+            asdict(way) | {"metrics": metrics} for way, metrics in results.by_way.items()
+        ]
+    if record.confusion is not None:
+        _write(folder / "confusion.csv", record.confusion.to_csv())
+        numbers["recogniser"] = {
+            "accuracy": record.confusion.accuracy,
+            "rejected": record.confusion.rejected,
         }
     _write(folder / "metrics.json", json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
     _write(folder / "index.html", page(record, results))
@@ -133,12 +152,14 @@ def read_run(run_dir: Path) -> RunRecord:
     config = flatten(read_mapping(run_dir / "run.yaml"))
     environment = read_object(run_dir / "environment.json")
     matrix = Scores.load(run_dir / "scores.json")
+    ways = _read_ways(run_dir, ways_in(config, run_dir / "run.yaml"), matrix)
     curve = read_curve(run_dir / "metrics.jsonl")
     return RunRecord(
         config=config,
         environment=flatten(environment),
         matrix=matrix,
-        answers=_read_answers(run_dir, str(config.get("eval.answers", "generate")), matrix),
+        ways=ways,
+        confusion=_read_confusion(run_dir, ways),
         benchmark=read_benchmark(run_dir),
         memory=read_stored_tasks(run_dir),
         predictions=_read_predictions(run_dir, matrix),
@@ -156,24 +177,30 @@ def compute(record: RunRecord) -> Results:
         "average": svg_text(average_curve(average)),
         "forgetting": svg_text(forgetting_bars(matrix.tasks, forgetting)),
     }
+    if record.confusion is not None:
+        confusion = record.confusion
+        figures["confusion"] = svg_text(confusion_map(confusion.tasks, confusion.percents()))
     if record.curve:
         steps = [point.step for point in record.curve]
         losses = [point.loss for point in record.curve]
         names = [point.task or "" for point in record.curve]
         figures["loss"] = svg_text(loss_curve(steps, losses, names))
+    by_way = {way: scores.sequence_metrics() for way, scores in record.ways.items()}
     return Results(
-        sequence=matrix.sequence_metrics(),
+        sequence=next(iter(by_way.values())),
         average=average,
         forgetting=forgetting,
         figures=figures,
-        drift=_drift(record.answers),
+        by_way=by_way,
+        drift=_drift(record.ways),
     )
 
 
-def _drift(answers: dict[str, Scores]) -> list[float | None]:
-    """For each task; none at all where not both ways ran."""
-    labels = answers.get("labels", answers.get("labels_mean"))
-    generated = answers.get("generate")
+def _drift(ways: dict[Way, Scores]) -> list[float | None]:
+    """For each task, by the first recall; none at all where not both ways ran."""
+    recall = next(iter(ways)).recall
+    labels = ways.get(Way("labels", recall), ways.get(Way("labels_mean", recall)))
+    generated = ways.get(Way("generate", recall))
     if labels is None or generated is None or not labels.scores:
         return []
     row = len(generated.scores) - 1
@@ -204,14 +231,23 @@ def _shown(value: Any) -> Any:
     return clean_command(value) if words else value
 
 
-def _read_answers(run_dir: Path, modes: str, matrix: Scores) -> dict[str, Scores]:
-    first, *others = modes.split(",")
-    paths = {mode: scores_path(run_dir, mode) for mode in others}
-    further = {mode: Scores.load(path) for mode, path in paths.items() if os.path.exists(path)}
-    for mode, other in further.items():
+def _read_ways(run_dir: Path, ways: Sequence[Way], matrix: Scores) -> dict[Way, Scores]:
+    first, *others = ways
+    paths = {way: scores_path(run_dir, way.differs(first)) for way in others}
+    further = {way: Scores.load(path) for way, path in paths.items() if os.path.exists(path)}
+    for way, other in further.items():
         if other.tasks != matrix.tasks:
-            raise InputError(f"{paths[mode]}: its tasks are not those of scores.json")
+            raise InputError(f"{paths[way]}: its tasks are not those of scores.json")
     return {first: matrix, **further}
+
+
+def _read_confusion(run_dir: Path, ways: dict[Way, Scores]) -> Confusion | None:
+    first, *_ = ways
+    for way, matrix in ways.items():
+        if way.recall == "prefix":
+            last = len(matrix.scores) - 1
+            return read_confusion(run_dir, matrix.tasks, last, way.differs(first))
+    return None
 
 
 def _read_predictions(run_dir: Path, matrix: Scores) -> dict[str, list[ScoredExample]]:

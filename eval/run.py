@@ -111,11 +111,14 @@ def audit(argv: Sequence[str]) -> int:
 
 
 def compare(argv: Sequence[str]) -> None:
-    """Compare runs by method over orders and seeds: print the tables, write them to --out."""
+    """Compare runs by method over orders and seeds: print the tables, write them to --out.
+
+    Each recall of a run is a row of its own; --recall names those that are wanted.
+    """
     args = _parse(
         compare,
         argv,
-        optional="--experiment --tracking_uri --answers --out --resamples",
+        optional="--experiment --tracking_uri --answers --recall --out --resamples",
         words="RUN",
     )
     if args.out is not None and os.path.exists(args.out) and not os.path.isdir(args.out):
@@ -127,6 +130,7 @@ def compare(argv: Sequence[str]) -> None:
         experiment=args.experiment,
         tracking_uri=args.tracking_uri,
         answers=args.answers,
+        recall=args.recall,
         resamples=args.resamples,
     )
     if args.out is not None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from eval.continual import Scores
+from eval.confusion import read_confusion
+from eval.continual import HEADLINE, Scores
 from eval.markup import one_line
 from eval.score_matrix import scores_path
-from eval.ways import ways_of
+from eval.ways import recall_name, ways_of
 from moram_dist.config import RunConfig
 from moram_dist.redaction import clean_address
 from moram_dist.tracking import store_of
-
-HEADLINE = {"ap": "AP", "bwt_gem": "BWT", "forgetting_max": "forgetting"}
-
 
 WIDEST = 160
 """Characters of columns; where names need more, columns are numbered."""
@@ -30,7 +29,7 @@ def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
     saved = Scores.load(run_dir / "scores.json")
     many = len(saved.tasks) > MANY_TASKS
     lines = ["", *(_last_scores(saved) if many else _matrix(saved))]
-    lines += ["", *_headlines(run_dir, config), f"report:  {report}"]
+    lines += ["", *_headlines(run_dir, saved, config), f"report:  {report}"]
     if config.record.tracking == "mlflow":
         store = clean_address(store_of(run_dir, config.record.tracking_uri))
         server = store.startswith("http")  # which has its own pages
@@ -38,18 +37,43 @@ def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def _headlines(run_dir: Path, config: RunConfig) -> list[str]:
-    """A line for each recall, with its name where there are several."""
+def _headlines(run_dir: Path, saved: Scores, config: RunConfig) -> list[str]:
+    """AP and the like, of each recall where there are several, and how the recogniser did."""
     first, *others = ways_of(config.eval)
     ways = [first, *(way for way in others if way.answers == first.answers)]
-    lines = []
-    for way in ways:
-        metrics = Scores.load(scores_path(run_dir, way.differs(first))).sequence_metrics()
-        numbers = [
-            f"{label} {metrics[k]:.2f}" for k, label in HEADLINE.items() if metrics[k] is not None
+    if len(ways) == 1:
+        metrics = saved.sequence_metrics()
+        found = [
+            f"{name} {metrics[k]:.2f}" for k, name in HEADLINE.items() if metrics[k] is not None
         ]
-        name = [way.among(ways)] if len(ways) > 1 else []
-        lines.append("   ".join([*numbers, *name]))
+        found += [recall_name(first.recall)] if first.recall == "oracle" else []
+        lines = ["   ".join(found)]
+    else:
+        paths = {way.recall: scores_path(run_dir, way.differs(first)) for way in ways}
+        lines = _by_recall({recall: Scores.load(path) for recall, path in paths.items()})
+    for way in ways:
+        if way.recall == "prefix":
+            last = len(saved.scores) - 1
+            confusion = read_confusion(run_dir, saved.tasks, last, way.differs(first))
+            if confusion is not None:
+                lines.append(
+                    f"recognised: {confusion.accuracy:.2f} % of prompts as their own task's, "
+                    f"{confusion.rejected:.2f} % as no task's"
+                )
+    return lines
+
+
+def _by_recall(found: Mapping[str, Scores]) -> list[str]:
+    """A row a recall; what none of them measured is left out."""
+    metrics = {recall_name(recall): scores.sequence_metrics() for recall, scores in found.items()}
+    names = {
+        k: n for k, n in HEADLINE.items() if any(row[k] is not None for row in metrics.values())
+    }
+    width = max(map(len, metrics))
+    lines = [" " * width + "".join(f"{name:>12}" for name in names.values())]
+    for recall, row in metrics.items():
+        cells = ("" if (value := row[k]) is None else f"{value:.2f}" for k in names)
+        lines.append(f"{recall:{width}}" + "".join(f"{cell:>12}" for cell in cells))
     return lines
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
+
+TASKS = ["topic", "mood"]
 
 
 def make_run(
@@ -18,6 +22,7 @@ def make_run(
     seed: int = 0,
     rate: float = 1e-3,
     answers: str | None = None,
+    recall: str | None = None,
     mark: str = "",
     base: str = "f00d",
     protocol: str = "default",
@@ -28,7 +33,7 @@ def make_run(
     config = {
         "method": {"method": method},
         "train": {"seed": seed, "learning_rate": rate},
-        "eval": {"answers": answers} if answers else {},
+        "eval": {k: v for k, v in (("answers", answers), ("recall", recall)) if v},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     identity = {"name": "models/small", "fingerprint": base}
@@ -62,3 +67,15 @@ def make_run(
         ]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def random_scores(generator: np.random.Generator, n: int, right: float) -> list[float]:
+    """0 or 100, the latter with the chance ``right``."""
+    return [100.0 * bool(generator.random() < right) for _ in range(n)]
+
+
+def noisy_run(folder: Path, right: float, *, seed: int = 0, n: int = 200, **names: Any) -> Path:
+    """Two tasks of n items; ``right``: the chance of a right answer."""
+    generator = np.random.default_rng([seed, int(1000 * right)])
+    cells = {cell: random_scores(generator, n, right) for cell in ((0, 0), (1, 0), (1, 1))}
+    return make_run(folder, cells, tasks=TASKS, seed=seed, **names)

@@ -17,21 +17,9 @@ from eval.compare_runs import read_run_directory, read_runs
 from eval.continual import sequence_metrics
 from eval.run import main
 from moram_dist.registry import InputError
-from tests.helpers.made_up_runs import make_run
+from tests.helpers.made_up_runs import TASKS, make_run, noisy_run, random_scores
 
-TASKS = ["topic", "mood"]
 CELLS = {(0, 0): [100, 100, 100, 0], (1, 0): [100, 0, 0, 0], (1, 1): [100, 100]}
-
-
-def answers(generator, n, right):
-    return [100.0 * bool(generator.random() < right) for _ in range(n)]
-
-
-def noisy_run(folder, right, *, seed=0, n=200, **names):
-    """Two tasks of n items; ``right``: the chance of a right answer."""
-    generator = np.random.default_rng([seed, int(1000 * right)])
-    cells = {cell: answers(generator, n, right) for cell in ((0, 0), (1, 0), (1, 1))}
-    return make_run(folder, cells, tasks=TASKS, seed=seed, **names)
 
 
 def test_a_run_is_read_whole(tmp_path):
@@ -209,7 +197,7 @@ def test_groups_are_named_by_what_differs(tmp_path):
 def test_forgetting_curve(tmp_path):
     generator = np.random.default_rng(0)
     tasks = ["a", "b", "c"]
-    cells = {(i, j): answers(generator, 10, 0.5) for i in range(3) for j in range(i + 1)}
+    cells = {(i, j): random_scores(generator, 10, 0.5) for i in range(3) for j in range(i + 1)}
     (run,) = read_runs([make_run(tmp_path / "a", cells, tasks=tasks)])
     a = run.scores
     lost_b = a[0][0] - a[1][0]

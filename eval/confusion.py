@@ -1,0 +1,88 @@
+"""What a recogniser took the prompts of each task for, as the files of predictions say."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.predictions import predictions_path
+from moram_dist.registry import InputError
+from moram_dist.tasks.readers import read_records
+
+UNKNOWN = "unknown"
+"""Of prompts that are like no task's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """Counts of prompts, after the last of some tasks was learned."""
+
+    tasks: tuple[str, ...]
+    """Those learned by then, in their order."""
+
+    counts: tuple[tuple[int, ...], ...]
+    """A row for the prompts of each task, a column for the task that they were recognised as, and a
+    last one for those that are like no task's. A row of zeros was not measured."""
+
+    @property
+    def accuracy(self) -> float:
+        """Percent of all prompts that were recognised as their own task's."""
+        return self._percent(sum(row[i] for i, row in enumerate(self.counts)))
+
+    @property
+    def rejected(self) -> float:
+        """Percent of all prompts that were found to be like no task's."""
+        return self._percent(sum(row[-1] for row in self.counts))
+
+    def _percent(self, prompts: int) -> float:
+        return 100 * prompts / sum(map(sum, self.counts))
+
+    def percents(self) -> list[list[float | None]]:
+        """The counts in percent of their row; None where it was not measured."""
+        return [
+            [100 * count / sum(row) if any(row) else None for count in row] for row in self.counts
+        ]
+
+    def to_csv(self) -> str:
+        """A row for the prompts of each task, in percent; a cell that was not measured is empty."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["prompts of", *self.tasks, UNKNOWN])
+        for name, row in zip(self.tasks, self.percents(), strict=True):
+            writer.writerow([name, *row])
+        return buffer.getvalue()
+
+
+def read_confusion(
+    run_dir: Path, tasks: Sequence[str], row: int, way: str | None
+) -> Confusion | None:
+    """What was recognised after task ``row``; None where no recogniser was asked.
+
+    Args:
+        run_dir: the run.
+        tasks: all of its tasks, in their order.
+        row: a task, from 0.
+        way: of the predictions' files (``Way.differs``).
+
+    Raises:
+        InputError: a file is broken, or names a task that was not learned by then.
+    """
+    learned = tuple(tasks[: row + 1])
+    place = {name: i for i, name in enumerate(learned)}
+    counts = [[0] * (len(learned) + 1) for _ in learned]
+    for column, task in enumerate(learned):
+        path = predictions_path(run_dir, row, column, task, way)
+        for where, line in read_records(path) if os.path.exists(path) else ():
+            name = line.get("recognised")
+            if name is None:
+                continue
+            if not isinstance(name, str) or name not in place:
+                raise InputError(f"{where}: recognised: no task that was learned by then")
+            counts[column][-1 if line.get("rejected") is True else place[name]] += 1
+    if not any(map(any, counts)):
+        return None
+    return Confusion(tasks=learned, counts=tuple(map(tuple, counts)))
