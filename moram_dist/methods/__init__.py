@@ -1,6 +1,7 @@
 """Continual-learning methods, one file each; imported by hand so that every name can be found."""
 
 from moram_dist.methods import (
+    any_ssr,
     ewc,
     in_context,
     inc_lora,
@@ -20,6 +21,7 @@ from moram_dist.methods.method import METHODS, Method
 __all__ = [
     "METHODS",
     "Method",
+    "any_ssr",
     "ewc",
     "in_context",
     "inc_lora",

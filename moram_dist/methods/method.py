@@ -71,6 +71,12 @@ class Method:
     eval_rows: str | None = None
     """What is measured whatever ``EvalConfig.eval_rows`` says; None: what it says."""
 
+    recall: str | None = None
+    """Which tasks answer whatever ``EvalConfig.recall`` says; None: those that it says."""
+
+    recogniser: str | None = None
+    """What recognises tasks whatever ``EvalConfig.recogniser`` says; None: what it says."""
+
     keeps_prefixes = False
     """Whether the model after an earlier task is still at hand: ``prefix`` has it answer."""
 
