@@ -123,10 +123,10 @@ class MemoryFiles:
                 raise InputError(f"{path} lacks {name}, which the memory's settings ask for")
             if name not in expected:
                 raise InputError(f"{path} holds {name}, which the memory's settings do not know")
-            if found[name] != expected[name]:
+            if not _fits(found[name], expected[name]):
                 raise InputError(
                     f"{path}: {name} is {list(found[name])}, and the model and the memory's "
-                    f"settings ask for {list(expected[name])}"
+                    f"settings ask for {[n if n >= 0 else 'any' for n in expected[name]]}"
                 )
         with _reading(path), safe_open(path, "pt") as tensors:
             for name in found:
@@ -168,6 +168,13 @@ class MemoryFiles:
         manifest = replace(manifest, tasks=(*manifest.tasks, entry))
         write_atomically(self.path, json.dumps(asdict(manifest), indent=2))
         return manifest
+
+
+def _fits(found: Shape, expected: Shape) -> bool:
+    """Whether they are equal, where -1 is expected of any number."""
+    return len(found) == len(expected) and all(
+        n in (-1, size) for size, n in zip(found, expected, strict=True)
+    )
 
 
 @contextmanager
