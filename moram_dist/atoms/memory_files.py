@@ -146,10 +146,10 @@ class MemoryFiles:
                 raise InputError(f"{path} lacks {name}, which the memory's settings ask for")
             if name not in expected:
                 raise InputError(f"{path} holds {name}, which the memory's settings do not know")
-            if found[name] != expected[name]:
+            if not _fits(found[name], expected[name]):
                 raise InputError(
                     f"{path}: {name} is {list(found[name])}, and the model and the memory's "
-                    f"settings ask for {list(expected[name])}"
+                    f"settings ask for {[n if n >= 0 else 'any' for n in expected[name]]}"
                 )
         with _reading(path), safe_open(path, "pt") as tensors:
             for name in found:
@@ -219,6 +219,13 @@ class MemoryFiles:
 
 def _file_name(i: int, task: str, *parts: str) -> str:
     return ".".join([f"{i:03d}_{safe_name(task)}", *parts, "safetensors"])
+
+
+def _fits(found: Shape, expected: Shape) -> bool:
+    """Whether they are equal, where -1 is expected of any number."""
+    return len(found) == len(expected) and all(
+        n in (-1, size) for size, n in zip(found, expected, strict=True)
+    )
 
 
 @contextmanager

@@ -48,6 +48,17 @@ class MicroBatch:
         return source | {"decoder_input_ids": self.input_ids}
 
     @property
+    def prompts(self) -> list[Tensor]:
+        """Tokens of each row that stand before its answer, or that an encoder reads."""
+        if self.source_ids is not None and self.source_mask is not None:
+            pairs = zip(self.source_ids, self.source_mask.bool(), strict=True)
+            return [ids[mask] for ids, mask in pairs]
+        # The first learned token; all of a row that learns nothing.
+        learned = (self.labels != IGNORED).int()
+        ends = learned.argmax(1).where(learned.any(1), torch.tensor(learned.shape[1]))
+        return [ids[:end] for ids, end in zip(self.input_ids, ends.tolist(), strict=True)]
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens in a row: of ``input_ids``, and of the source where there is one."""
         both = (self.input_ids, self.source_ids)

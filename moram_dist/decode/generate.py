@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moram_dist.adapters.prompts import asking
 from moram_dist.data.answers import read_answers
 from moram_dist.data.encode import encode_prompt, encode_question
 from moram_dist.data.stream import pad_left, pad_right
@@ -117,14 +118,15 @@ def greedy(
     device = next(iter(model.parameters())).device
     pad = pad_left if decoder_start(model) is None else pad_right
     input_ids, attention_mask = pad(prompts, tokenizer.pad_token_id)
-    sequences = generate(
-        model,
-        _settings(tokenizer) | rules,
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        synced_gpus=synced,
-        prefix_allowed_tokens_fn=allowed,
-    )
+    with asking(model, prompts):
+        sequences = generate(
+            model,
+            _settings(tokenizer) | rules,
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            synced_gpus=synced,
+            prefix_allowed_tokens_fn=allowed,
+        )
     return sequences[:, num_before(model, prompts) :]
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moram_dist.adapters.prompts import asking, reads_prompts
 from moram_dist.data.candidates import Candidates, encode_candidates
 from moram_dist.data.stream import IGNORED, pad_left, pad_right
 from moram_dist.decode.cache import RoomyCache
@@ -70,19 +71,21 @@ def score_labels(
     if start is not None:
         passes = _after_encoder
     elif can_share_prefix(model, longest):
-        passes = partial(_together, start=0 if synced else _begin_alike(model, choices))
+        # What is read of a beginning may depend on the whole prompt.
+        apart = not (synced or reads_prompts(model))
+        passes = partial(_together, start=_begin_alike(model, choices) if apart else 0)
     columns = []
-    for label, (logits_BTV, targets_BT) in zip(
-        task.labels, passes(model, choices, tokenizer.pad_token_id), strict=True
-    ):
-        learned_BT = targets_BT != IGNORED
-        # Sums over tokens should add no rounding of their own to that of the logits.
-        gathered = (
-            logits_BTV.double().log_softmax(-1).gather(-1, targets_BT.clamp(min=0)[..., None])
-        )
-        sums_B = (gathered[..., 0] * learned_BT).sum(1)
-        means_B = sums_B / learned_BT.sum(1)
-        columns.append((label, sums_B.tolist(), means_B.tolist()))
+    with asking(model, [one.prefix for one in choices]):
+        for label, (logits_BTV, targets_BT) in zip(
+            task.labels, passes(model, choices, tokenizer.pad_token_id), strict=True
+        ):
+            learned_BT = targets_BT != IGNORED
+            # Sums over tokens should add no rounding of their own to that of the logits.
+            log_p_BTV = logits_BTV.double().log_softmax(-1)
+            gathered = log_p_BTV.gather(-1, targets_BT.clamp(min=0)[..., None])
+            sums_B = (gathered[..., 0] * learned_BT).sum(1)
+            means_B = sums_B / learned_BT.sum(1)
+            columns.append((label, sums_B.tolist(), means_B.tolist()))
     return [
         LabelScores(
             {label: sums[i] for label, sums, _ in columns},

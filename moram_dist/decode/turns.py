@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from moram_dist.adapters.prompts import asking
 from moram_dist.data.stream import pad_left
 from moram_dist.decode.cache import RoomyCache, joined
 from moram_dist.decode.settings import generate
@@ -130,14 +131,15 @@ class Turns:
             t.to(self.device)
             for t in pad_left([row.tokens for row in rows], self.settings["pad_token_id"])
         )
-        longer = generate(
-            self.model,
-            self.settings | {"max_new_tokens": tokens},
-            input_ids=ids_BP,
-            attention_mask=mask_BP,
-            past_key_values=cache,
-            synced_gpus=False,  # its default under ZeRO-3, hooks or not, is to wait for other ranks
-        )
+        with asking(self.model, [row.prompt for row in rows]):
+            longer = generate(
+                self.model,
+                self.settings | {"max_new_tokens": tokens},
+                input_ids=ids_BP,
+                attention_mask=mask_BP,
+                past_key_values=cache,
+                synced_gpus=False,  # its default under ZeRO-3, hooks or not, is to wait for others
+            )
         for row, said in zip(rows, longer[:, ids_BP.shape[1] :].tolist(), strict=True):
             row.said += said[: said.index(self.eos) + 1] if self.eos in said else said
 

@@ -1,9 +1,12 @@
 """Continual-learning methods, one file each; imported by hand so that every name can be found."""
 
 from moram_dist.methods import (
+    any_ssr,
     ewc,
+    gain_lora,
     in_context,
     inc_lora,
+    inf_lora,
     lwf,
     moe_lora,
     moram,
@@ -20,9 +23,12 @@ from moram_dist.methods.method import METHODS, Method
 __all__ = [
     "METHODS",
     "Method",
+    "any_ssr",
     "ewc",
+    "gain_lora",
     "in_context",
     "inc_lora",
+    "inf_lora",
     "lwf",
     "moe_lora",
     "moram",

@@ -54,24 +54,19 @@ class Ewc(SequentialLora):
 
     def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
         """The adapter as it is after task i, and the task's own Fisher information."""
-        tensors = super().end_task(i, look)
+        tensors = self._trained()
         terms = {
             name: (tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]) for name in self.layers
         }
         for name, (A, B) in self._fisher(terms, look).items():
             tensors[f"{name}.fisher_A"], tensors[f"{name}.fisher_B"] = A, B
-        self._hold(tensors)
+        self._keep(tensors)
         return tensors
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
         """A, B, and the Fisher information of both."""
         lora = super().shapes(i, linears)
         return lora | {name.replace(".lora_", ".fisher_"): size for name, size in lora.items()}
-
-    def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the adapter by the one after task i, and hold it there."""
-        super().load_task(i, tensors)
-        self._hold(tensors)
 
     def _fisher(self, terms: Mapping[str, Terms], look: Look) -> dict[str, Terms]:
         """Mean squared gradient of single examples' log-likelihood, in float32."""
@@ -93,7 +88,7 @@ class Ewc(SequentialLora):
             total /= count
         return dict(zip(leaves, zip(sums[::2], sums[1::2], strict=True), strict=True))
 
-    def _hold(self, tensors: Mapping[str, Tensor]) -> None:
+    def _keep(self, tensors: Mapping[str, Tensor]) -> None:
         """Take a task's adapter for the anchor, and add its Fisher information."""
         for name, layer in self.layers.items():
             A, B = (tensors[f"{name}.fisher_{k}"].to(layer.lora_A.device) for k in "AB")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moram_dist.adapters.growing_lora import GrowingLora
 from moram_dist.comm.zero3 import whole
-from moram_dist.methods.method import METHODS, Look
+from moram_dist.methods.method import METHODS
 from moram_dist.methods.sequential_lora import SequentialLora
 
 
@@ -32,19 +32,21 @@ class IncLora(SequentialLora):
             layer.learning = True
         return self._fresh(i)
 
-    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
-        """Freeze the task's terms; B is stored with the scale. Outputs stay what they are."""
+    def _trained(self) -> dict[str, Tensor]:
+        """The task's terms; B is stored with the scale, so that outputs stay what they are."""
         tensors: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             with whole([layer.lora_A, layer.lora_B]):
                 A, B = layer.stored()
                 tensors[f"{name}.lora_A"] = A.detach().clone()
                 tensors[f"{name}.lora_B"] = B.detach()
-        IncLora.load_task(self, i, tensors)
         return tensors
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Append task i's terms to the frozen ones."""
+        self._keep(tensors)
+
+    def _keep(self, tensors: Mapping[str, Tensor]) -> None:
         for name, layer in self.layers.items():
             layer.grow(tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"])
             layer.learning = False

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from moram_dist.adapters.lora import Terms, standing_in
 from moram_dist.data.stream import IGNORED
-from moram_dist.methods.method import METHODS, Look, Seen
+from moram_dist.methods.method import METHODS, Seen
 from moram_dist.methods.sequential_lora import SequentialLora
 
 
@@ -45,18 +45,8 @@ class Lwf(SequentialLora):
         )
         return self.config.distill_weight * seen.weight * total
 
-    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
-        """The adapter as it is after task i, which the next task is held to."""
-        tensors = super().end_task(i, look)
-        self._keep(tensors)
-        return tensors
-
-    def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the adapter by the one after task i, which the next task is held to."""
-        super().load_task(i, tensors)
-        self._keep(tensors)
-
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """The adapter, which the next task is held to."""
         self.before = {
             name: (
                 tensors[f"{name}.lora_A"].to(layer.lora_A),

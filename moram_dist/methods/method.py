@@ -1,8 +1,9 @@
-"""What a continual-learning method is: seven hooks that the training loop calls.
+"""What a continual-learning method is: nine hooks that the training loop calls.
 
     build(model)              put the method's layers into the frozen base
     training_data(bench, i)   examples that task i trains on, each with the task it belongs to
     epochs(bench, i)          passes over them
+    prepare_task(i, look)     before it, unless the run was stopped within task i
     begin_task(i)             start of task i; values that parameters begin with
     penalty(seen)             added to the loss of each micro-batch
     before_step(engine)       after backward, before the optimizer step
@@ -72,10 +73,10 @@ class Method:
     """What is measured whatever ``EvalConfig.eval_rows`` says; None: what it says."""
 
     recall: str | None = None
-    """Which tasks answer a prompt, whatever ``EvalConfig.recall`` says; None: what it says."""
+    """Which tasks answer whatever ``EvalConfig.recall`` says; None: those that it says."""
 
     recogniser: str | None = None
-    """Likewise, for ``EvalConfig.recogniser``."""
+    """What recognises tasks whatever ``EvalConfig.recogniser`` says; None: what it says."""
 
     keeps_prefixes = False
     """Whether the model after an earlier task is still at hand: ``prefix`` has it answer."""
@@ -173,6 +174,12 @@ class Method:
         """
         return benchmark
 
+    def prepare_task(self, i: int, look: Look) -> None:
+        """For methods that look at the task's data before it is learned.
+
+        Where a run is resumed within task i, ``load_state_dict`` brings back what came of it.
+        """
+
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """Values that parameters start task i with, by full name; others keep theirs.
 
@@ -197,7 +204,7 @@ class Method:
         return {}
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what ``end_task(i)`` gives and ``load_task`` takes.
+        """Names and shapes of what ``end_task(i)`` gives and ``load_task`` takes; -1: any number.
 
         Args:
             i: the task.

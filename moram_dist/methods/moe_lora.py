@@ -12,7 +12,7 @@ from moram_dist.adapters.adapter import sizes
 from moram_dist.adapters.lora_experts import LoraExperts
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.inc_lora import IncLora
-from moram_dist.methods.method import METHODS, Linears, Look
+from moram_dist.methods.method import METHODS, Linears
 
 
 @METHODS.register("moe_lora")
@@ -49,13 +49,12 @@ class MoeLora(IncLora):
                 fresh[f"{name}.router"] = torch.zeros(self.num_tasks, layer.in_features)
         return fresh
 
-    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
-        """Freeze the task's expert. The router as it is after task i: rows of experts so far."""
-        tensors = super().end_task(i, look)
+    def _trained(self) -> dict[str, Tensor]:
+        """The task's expert, and the router as it is: rows of experts so far."""
+        tensors = super()._trained()
         for name, layer in self.layers.items():
             with whole([layer.router]):
-                tensors[f"{name}.router"] = layer.router[: i + 1].detach().clone()
-            layer.routers.append(tensors[f"{name}.router"])
+                tensors[f"{name}.router"] = layer.router[: layer.num_experts].detach().clone()
         return tensors
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
@@ -69,4 +68,8 @@ class MoeLora(IncLora):
         for name, layer in self.layers.items():
             with whole([layer.router], write=True), torch.no_grad():
                 layer.router[: i + 1].copy_(tensors[f"{name}.router"])
+
+    def _keep(self, tensors: Mapping[str, Tensor]) -> None:
+        super()._keep(tensors)
+        for name, layer in self.layers.items():
             layer.routers.append(tensors[f"{name}.router"])

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.inject import put
+from moram_dist.adapters.prompts import forget
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.config import EvalConfig, MethodConfig
 from moram_dist.methods.by_prompt import ByPrompt
@@ -204,6 +205,7 @@ def _as_it_was_on_error(model: nn.Module, linears: dict[str, nn.Module]) -> Iter
     except BaseException:
         for name, linear in linears.items():
             put(model, name, linear)
+        forget(model)
         for parameter in learned:
             parameter.requires_grad_(True)
         raise

@@ -59,6 +59,12 @@ class SequentialLora(Method):
 
     def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
         """The adapter as it is after task i."""
+        tensors = self._trained()
+        self._keep(tensors)
+        return tensors
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What the task's training made, as the task's memory file holds it."""
         tensors: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             with whole([layer.lora_A, layer.lora_B]):
@@ -81,3 +87,7 @@ class SequentialLora(Method):
             with whole([layer.lora_A, layer.lora_B], write=True), torch.no_grad():
                 layer.lora_A.copy_(tensors[f"{name}.lora_A"])
                 layer.lora_B.copy_(tensors[f"{name}.lora_B"])
+        self._keep(tensors)
+
+    def _keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """Hold what later tasks need of a memory file, when its task ends or is loaded."""

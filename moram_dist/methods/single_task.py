@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from moram_dist.adapters.chosen_lora import ChosenLora
-from moram_dist.methods.method import METHODS, Look
+from moram_dist.methods.method import METHODS
 from moram_dist.methods.sequential_lora import SequentialLora
 
 
@@ -20,7 +20,7 @@ class SingleTask(SequentialLora):
     arXiv:2401.08295 (forward transfer against tasks learned by themselves).
     """
 
-    eval_rows = "diagonal"
+    eval_rows: str | None = "diagonal"
     keeps_prefixes = True
     layers: dict[str, ChosenLora]  # type: ignore[assignment]
 
@@ -30,17 +30,6 @@ class SingleTask(SequentialLora):
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """A new LoRA: what was learned before is gone."""
         return self._fresh(i)
-
-    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
-        """The task's adapter, which is kept."""
-        tensors = super().end_task(i, look)
-        self._keep(tensors)
-        return tensors
-
-    def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
-        """Act with task i's adapter, and keep it."""
-        super().load_task(i, tensors)
-        self._keep(tensors)
 
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:
         for name, layer in self.layers.items():

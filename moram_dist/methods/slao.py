@@ -38,7 +38,7 @@ class Slao(SequentialLora):
 
     def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
         """Merge what was trained; the file also holds B as it was trained, for the next task."""
-        tensors = super().end_task(i, look)
+        tensors = self._trained()
         for name in self.layers:
             trained = tensors[f"{name}.lora_B"]
             tensors[f"{name}.trained_B"] = trained
@@ -52,9 +52,7 @@ class Slao(SequentialLora):
         lora = super().shapes(i, linears)
         return lora | {f"{name}.trained_B": lora[f"{name}.lora_B"] for name in linears}
 
-    def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the adapter by the merged one after task i."""
-        super().load_task(i, tensors)
+    def _keep(self, tensors: Mapping[str, Tensor]) -> None:
         self.trained = {
             name: (tensors[f"{name}.lora_A"], tensors[f"{name}.trained_B"]) for name in self.layers
         }

@@ -76,19 +76,19 @@ def start_fresh(engine: Any, values: Mapping[str, Tensor]) -> None:
     Args:
         engine: DeepSpeed engine at any stage, at a step's end.
         values: full parameter name to whole tensor, the same on all ranks; other parameters keep
-            their weights, and their masters restart from those.
+            their weights, and the masters of trainable ones restart from those.
 
     Raises:
-        KeyError: a name that is no trainable parameter.
+        KeyError: a name that is no parameter.
         RuntimeError: called in the middle of gradient accumulation.
     """
-    trainable = trainable_parameters(engine)
-    if not trainable:
+    if not trainable_parameters(engine):
         return
     if not engine.is_gradient_accumulation_boundary():
         raise RuntimeError("a task cannot begin in the middle of an accumulated step")
+    parameters = dict(engine.module.named_parameters())
     for name, value in values.items():
-        parameter = trainable[name]
+        parameter = parameters[name]
         with whole([parameter], write=True), torch.no_grad():
             parameter.copy_(value)
     if hasattr(engine.optimizer, "refresh_fp32_params"):

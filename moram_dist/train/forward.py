@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from moram_dist.adapters.prompts import asking
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import aside
 from moram_dist.data.stream import IGNORED, MicroBatch
@@ -26,6 +27,7 @@ class Forward:
     def __init__(self, engine: Any, model: nn.Module, device: torch.device | None = None) -> None:
         """``device``: where the model is; default: where this rank computes."""
         self.engine = engine
+        self.model = model
         self.device = device or env.device()
         self.head = getattr(model, "get_output_embeddings", lambda: None)()
         """What makes logits of hidden states; None: the model has no such module."""
@@ -41,7 +43,7 @@ class Forward:
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs().items()}
 
         def logits() -> Tensor:
-            with _picked(self.head, rows, columns) as picked:
+            with asking(self.model, batch.prompts), _picked(self.head, rows, columns) as picked:
                 found = self.engine(**inputs, use_cache=False).logits
             return found if picked else found[rows, columns][None]
 

@@ -151,8 +151,10 @@ class Trainer:
 
     def _begin(self, i: int) -> int:
         """Put engine and method where task i goes on. Returns how many of its steps are done."""
-        fresh = self.method.begin_task(i)
         saved, self.saved = self.saved, None
+        if saved is None:
+            self.method.prepare_task(i, lambda limit: self._look(i, limit))
+        fresh = self.method.begin_task(i)
         if saved is None:
             start_fresh(self.engine, fresh)
             return 0
@@ -293,7 +295,7 @@ class Trainer:
             forward = Forward(self.engine.module, self.base.model)
             pad_id = self.base.tokenizer.pad_token_id
             for start in range(0, len(chosen), env.world_size()):
-                self.watch.at(f"a second look at task {self.benchmark.tasks[i].name}")
+                self.watch.at(f"a look at the examples of task {self.benchmark.tasks[i].name}")
                 mine = chosen[start + env.rank() : start + env.rank() + 1]
                 mine = mine or [blank(chosen[0], pad_id)]
                 yield answer_loss(forward(collate(mine, pad_id)))

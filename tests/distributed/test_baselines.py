@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from moram_dist.adapters.prompts import asking
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.comm import env
 from moram_dist.config import MethodConfig, RunConfig
+from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import order
-from moram_dist.methods import METHODS, Method, ewc
+from moram_dist.methods import METHODS, Method, ewc, inf_lora
 from moram_dist.models.identity import fingerprint_of
 from moram_dist.train.engine import BETAS, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
@@ -49,7 +51,7 @@ METHOD = MethodConfig(
     distill_weight=0.7,
     distill_temperature=2.0,
 )
-NAMES = ("inc_lora", "o_lora", "ewc", "lwf", "moe_lora")
+NAMES = ("inc_lora", "o_lora", "inf_lora", "gain_lora", "ewc", "lwf", "moe_lora")
 
 
 class Bare(Setting):
@@ -66,7 +68,7 @@ class Bare(Setting):
 FP32 = Bare("zero3.json", 3, "fp32", shard_all=True)
 BF16 = Bare("zero3.json", 3, "bf16", shard_all=True)
 ROUNDING = 2e-6
-FISHER = 5
+LOOKED_AT = 5
 
 
 def open_life(model: Path, setting: Setting, name: str, **model_settings: Any) -> Life:
@@ -77,6 +79,11 @@ def open_life(model: Path, setting: Setting, name: str, **model_settings: Any) -
     life.trainer.benchmark = SimpleNamespace(tasks=[SimpleNamespace(name="t")] * NUM_TASKS)
     life.trainer._examples = examples
     return life
+
+
+def prepare(life: Life, i: int) -> None:
+    """What comes before task i begins."""
+    life.method.prepare_task(i, lambda limit: life.trainer._look(i, limit))
 
 
 def end(life: Life, i: int) -> dict[str, Tensor]:
@@ -121,12 +128,13 @@ def plain(name: str, memory: dict[str, Tensor]) -> tuple[nn.Module, Method]:
 
 
 def plain_gradient(
-    name: str, memory: dict[str, Tensor], values: dict[str, Tensor]
+    name: str, memory: dict[str, Tensor], values: dict[str, Tensor], state: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Of the first step of task 1 at ``values``, the penalty by its formula."""
     model, method = plain(name, memory)
     before, _ = plain(name, memory)
     method.begin_task(1)
+    method.load_state_dict(state)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for parameter, value in values.items():
@@ -153,12 +161,11 @@ def penalty_of_parameters(name: str, memory: dict[str, Tensor], trained: dict[st
     """With the weights of ``METHOD``."""
     total = torch.zeros(())
     for full, now in trained.items():
-        old = memory[full] if not full.endswith("router") else None
         if name == "o_lora" and full.endswith("lora_A"):
-            total = total + 0.5 * torch.einsum("nd,rd->nr", old, now).abs().sum()
+            total = total + 0.5 * torch.einsum("nd,rd->nr", memory[full], now).abs().sum()
         if name == "ewc":
             fisher = memory[full.replace("lora_", "fisher_")]
-            total = total + 3.0 / 2 * (fisher * (now - old) ** 2).sum()
+            total = total + 3.0 / 2 * (fisher * (now - memory[full]) ** 2).sum()
     return total
 
 
@@ -167,16 +174,43 @@ def plain_fisher(memory: dict[str, Tensor], i: int) -> dict[str, Tensor]:
     model, _ = plain("ewc", memory)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     sums = {name: torch.zeros_like(p) for name, p in trained.items()}
-    chosen = order(len(examples(i)), seed=TRAIN.seed, task=i, epoch=0)[:FISHER]
-    for example in [examples(i)[k] for k in chosen]:
+    for example in looked_at(i):
         ids = torch.tensor([example.tokens])
         log_p_TV = model(input_ids=ids).logits[0].log_softmax(-1)
         start = len(example.tokens) - example.num_answer
         log_p = sum(log_p_TV[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
         found = torch.autograd.grad(log_p, list(trained.values()))
         for name, gradient in zip(trained, found, strict=True):
-            sums[name] += gradient**2 / FISHER
+            sums[name] += gradient**2 / LOOKED_AT
     return {name.replace("lora_", "fisher_"): value for name, value in sums.items()}
+
+
+def looked_at(i: int) -> list[Encoded]:
+    """The examples of task i that a method sees before and after it."""
+    chosen = order(len(examples(i)), seed=TRAIN.seed, task=i, epoch=0)[:LOOKED_AT]
+    return [examples(i)[k] for k in chosen]
+
+
+def check_design(name: str, memory: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """A of task 1: what its inputs have beside task 0's subspace, by singular values."""
+    model, method = plain(name, memory)
+    inputs: dict[str, list[Tensor]] = {layer: [] for layer in method.layers}
+    for layer, module in method.layers.items():
+        module.register_forward_pre_hook(lambda _, x, layer=layer: inputs[layer].append(x[0][0]))
+    for example in looked_at(1):
+        with torch.no_grad(), asking(model, [example.tokens[: -example.num_answer]]):
+            model(input_ids=torch.tensor([example.tokens]))
+    for layer, found in inputs.items():
+        x_ND, basis = torch.cat(found).double(), memory[f"{layer}.subspace"].double()
+        assert 0 < len(basis) < x_ND.shape[1]
+        torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis)).double())
+        moment = x_ND.T @ x_ND
+        left, values, _ = torch.linalg.svd(moment - basis.T @ basis @ moment)
+        A = state[f"{layer}.lora_A"].double() * 3**0.5
+        assert (values[:4] > 2e-3 * values[0]).all()
+        torch.testing.assert_close(
+            (A @ left).abs()[:, :4], torch.eye(4).double(), atol=1e-4, rtol=0
+        )
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], rounding: float) -> None:
@@ -230,11 +264,15 @@ def check(model: Path, folder: Path, name: str, setting: Setting, **model_settin
     memory: dict[str, Tensor] = {}
     outputs: list[Tensor] = []
     for i in range(NUM_TASKS):
+        prepare(life, i)
         life.begin(i)
         if i == 1 and setting.dtype == "fp32":
             values = displaced(life)
             start_fresh(life.engine, values)
-            expected = plain_gradient(name, memory, values)
+            state = life.method.state_dict()
+            if "lora" in name and state:
+                check_design(name, memory, state)
+            expected = plain_gradient(name, memory, values, state)
             assert_close(gradient(life, 1), expected, ROUNDING)
         life.train(i, 1, 3)
         memory = end(life, i)
@@ -259,12 +297,12 @@ KINDS: dict[str, tuple[Setting, dict[str, Any]]] = {
     "stage 0": (Bare("zero2.json", 0, "fp32"), {}),
 }
 LIVES = [(name, kind) for name in NAMES for kind in ("fp32", "checkpointed", "bf16")]
-LIVES += [("ewc", "stage 2"), ("ewc", "stage 0")]
+LIVES += [(name, f"stage {n}") for name in ("ewc", "gain_lora") for n in (0, 2)]
 
 
 def live(rank: int, world_size: int, model: Path, folder: Path) -> None:
-    """All methods. Of five examples for the Fisher information one rank lacks the last."""
-    ewc.FISHER_EXAMPLES = FISHER
+    """All methods. Of the five examples that are looked at one rank lacks the last."""
+    ewc.FISHER_EXAMPLES = inf_lora.EXAMPLES = LOOKED_AT
     for name, kind in LIVES:
         setting, model_settings = KINDS[kind]
         try:

@@ -140,6 +140,16 @@ def test_single_task_begins_anew():
     assert ids(method.training_data(THREE, 1)) == [("b", "train-0"), ("b", "train-1")]
 
 
+# Any-SSR.
+
+
+def test_any_ssr_is_single_task_with_a_router():
+    method, alone = make("any_ssr"), make("single_task")
+    assert (method.eval_rows, method.recall, method.recogniser) == (None, "prefix", "ridge")
+    assert (alone.recall, alone.recogniser) == (None, None)
+    assert method.settings == alone.settings
+
+
 # In context.
 
 

@@ -1,0 +1,128 @@
+"""What linears read: second moments of their inputs, and the subspaces that these lie in.
+
+Shape letters: N tokens, D elements of a token, K directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.adapters.adapter import sizes
+from moram_dist.comm import env
+
+
+class InputMoments:
+    """``sum_n x_n x_n^T`` over the inputs of each of some linears, in float64.
+
+    The products of one forward pass are taken in float32. Linears that are called with the same
+    tensor one after the other, as query, key and value are, share one sum.
+    """
+
+    def __init__(self, linears: Mapping[str, nn.Module]) -> None:
+        """``linears`` by full name."""
+        self.linears = linears
+        self.counting = True
+        """Whether the passes that come count."""
+        self._first: dict[str, str] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._last: tuple[str, Tensor] | None = None
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Within it, forward passes are looked at. They are without gradient."""
+        handles = [
+            linear.register_forward_pre_hook(partial(self._take, name))
+            for name, linear in self.linears.items()
+        ]
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._last = None
+            for handle in handles:
+                handle.remove()
+
+    def over_ranks(self) -> Iterator[tuple[list[str], Tensor]]:
+        """Names of linears that share an input, and the sum over all ranks' passes, (D, D).
+
+        All ranks go through it together.
+        """
+        first: dict[str, str] = {}
+        for of_rank in env.gather_objects(self._first):
+            first = of_rank | first
+        for name in sorted(set(first.values())):
+            together = [other for other in self.linears if first.get(other) == name]
+            total = self._sums.pop(name, None)
+            if total is None:
+                size, _ = sizes(self.linears[name])
+                total = torch.zeros(size, size, dtype=torch.float64, device=env.device())
+            env.sum_(total)
+            yield together, total
+
+    def _take(self, name: str, linear: nn.Module, arguments: tuple[Any, ...]) -> None:
+        x = arguments[0]
+        if name not in self._first:
+            again = self._last is not None and _same(self._last[1], x)
+            self._first[name] = self._first[self._last[0]] if again and self._last else name
+        self._last = name, x  # held, so that no other tensor takes its place
+        if self._first[name] == name and self.counting:
+            x_ND = x.reshape(-1, x.shape[-1]).float()
+            sum_DD = self._sums.get(name)
+            product = (x_ND.T @ x_ND).double()
+            self._sums[name] = product if sum_DD is None else sum_DD.add_(product)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same place."""
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape
+
+
+def without(moment_DD: Tensor, basis_KD: Tensor) -> Tensor:
+    """``(I - P) M`` for P onto the orthonormal rows of ``basis_KD``."""
+    basis_KD = basis_KD.to(moment_DD)
+    return moment_DD - basis_KD.T @ (basis_KD @ moment_DD)
+
+
+def leading(matrix_DD: Tensor, count: int) -> Tensor:
+    """The first left singular vectors as rows, (count, D); zeros where there are no more.
+
+    Of the two signs of each, the one whose largest element is positive.
+    """
+    squares_D, vectors_DK = _squared_singular(matrix_DD)
+    kept = squares_D > squares_D[:1] * torch.finfo(squares_D.dtype).eps * len(squares_D)
+    rows = (vectors_DK * kept)[:, :count].T
+    out = rows.new_zeros(count, len(squares_D))
+    out[: len(rows)] = rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
+    return out
+
+
+def new_directions(moment_DD: Tensor, basis_KD: Tensor, energy: float) -> Tensor:
+    """As few directions beside ``basis_KD`` as make the basis hold ``energy`` of the moments.
+
+    That is ``|P M|^2 >= energy |M|^2`` in the Frobenius norm, with P onto old and new directions:
+    the greedy rule of gradient projection memory.
+
+    Returns:
+        Orthonormal rows, orthogonal to ``basis_KD``'s; none where these hold enough already.
+    """
+    total = moment_DD.square().sum()
+    rest_DD = without(moment_DD, basis_KD)
+    lacking = energy * total - (total - rest_DD.square().sum())
+    if lacking <= 0:
+        return moment_DD.new_zeros(0, len(moment_DD))
+    squares_D, _ = _squared_singular(rest_DD)
+    count = int((squares_D.cumsum(0) < lacking).sum()) + 1
+    found = leading(rest_DD, count)
+    return found[found.any(1)]
+
+
+def _squared_singular(matrix_DD: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared singular values, the largest first, and left singular vectors as columns."""
+    squares, vectors = torch.linalg.eigh(matrix_DD @ matrix_DD.T)
+    return squares.flip(0).clamp(min=0), vectors.flip(1)

@@ -1,0 +1,100 @@
+"""The prompts of a batch, for what looks at each of them as a whole.
+
+A forward pass does not say what its prompts are: answers may stand behind them in the same row, and
+with keys and values in a cache it is given the newest tokens alone. Whoever knows them says so.
+
+Shape letters: B rows, D size of the input embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ATTRIBUTE = "moram_prompts"
+"""Of a model that reads prompts as a whole: its ``Prompts``."""
+
+
+class Prompts:
+    """Gives the mean input embedding of each prompt to ``then``, before each forward pass.
+
+    Where nobody says what the prompts are, they are the whole rows of a pass that finds nothing in
+    its cache; passes that go on from a cache go on with the prompts before. An encoder's are its
+    rows.
+    """
+
+    def __init__(self, model: Any, then: Callable[[Tensor], None]) -> None:
+        """``then`` gets (B, D) in float32, inside the forward pass of ``model``."""
+        self.embedding: Any = model.get_input_embeddings()
+        self._then = then
+        self._said: list[Tensor] | None = None
+        self._is_new = False
+        setattr(model, ATTRIBUTE, self)
+        if model.config.is_encoder_decoder:
+            reads = model.get_encoder()
+        else:
+            reads = model.get_decoder()
+        self.handle = reads.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
+
+    @contextmanager
+    def of(self, prompts: Sequence[Sequence[int] | Tensor]) -> Any:
+        """Within it, the rows of all passes have these prompts, by their token ids."""
+        before = self._said, self._is_new
+        self._said = [torch.as_tensor(ids, dtype=torch.int64) for ids in prompts]
+        self._is_new = True
+        try:
+            yield
+        finally:
+            self._said, self._is_new = before
+
+    def _begin_pass(self, module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+        if self._said is not None:
+            if self._is_new:
+                self._then(self._means(self._said))
+                self._is_new = False
+            return
+        cache = named.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            return
+        ids = named.get("input_ids", arguments[0] if arguments else None)
+        embedded = named.get("inputs_embeds")
+        seen: Any = ids if ids is not None else embedded
+        mask = named.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.shape != seen.shape[:2]:
+            mask = torch.ones(seen.shape[:2])
+        rows = [row[here.to(row.device).bool()] for row, here in zip(seen, mask, strict=True)]
+        self._then(self._means(rows) if ids is not None else _mean_of(rows))
+
+    def _means(self, prompts: list[Tensor]) -> Tensor:
+        """All are looked up in one call, since that is what makes a sharded table whole."""
+        device = self.embedding.weight.device
+        ids = torch.cat(prompts)[None].to(device)
+        return _mean_of(self.embedding(ids)[0].split([len(prompt) for prompt in prompts]))
+
+
+def _mean_of(rows: Sequence[Tensor]) -> Tensor:
+    """Each by itself, so that it does not depend on the others; zeros for a row of nothing."""
+    return torch.stack([row.double().sum(0) / max(1, len(row)) for row in rows]).float()
+
+
+def asking(model: Any, prompts: Sequence[Sequence[int] | Tensor]) -> AbstractContextManager[None]:
+    """Within it, the rows of all passes have these prompts, where ``model`` reads them."""
+    reader = getattr(model, ATTRIBUTE, None)
+    return nullcontext() if reader is None else reader.of(prompts)
+
+
+def reads_prompts(model: Any) -> bool:
+    """Whether ``model`` looks at prompts as a whole, so that no two share a beginning."""
+    return hasattr(model, ATTRIBUTE)
+
+
+def forget(model: Any) -> None:
+    """Undo what making ``Prompts`` did to a model, if it did."""
+    reader = getattr(model, ATTRIBUTE, None)
+    if reader is not None:
+        reader.handle.remove()
+        delattr(model, ATTRIBUTE)

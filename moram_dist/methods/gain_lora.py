@@ -1,0 +1,177 @@
+"""A LoRA a task with InfLoRA's subspaces, and gates that keep a new one off older tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.adapters.gated_lora import (
+    HIDDEN,
+    GatedLora,
+    GateWeights,
+    PromptGates,
+    RowGates,
+    gate_inputs,
+)
+from moram_dist.adapters.moments import leading, new_directions, without
+from moram_dist.adapters.prompts import Prompts
+from moram_dist.comm import env
+from moram_dist.comm.zero3 import whole
+from moram_dist.methods.inf_lora import InfLora
+from moram_dist.methods.method import METHODS, Linears, Look
+from moram_dist.registry import InputError
+
+GATE = "gate."
+"""Begins the names of the gate's tensors in a task's memory file."""
+
+
+@METHODS.register("gain_lora")
+class GainLora(InfLora):
+    """``inf_lora`` with a gate a task, which sees the mean input embedding of a row's prompt.
+
+    A new task's gate starts from the last one's weights, with a key orthogonal to what older tasks'
+    prompts make of these: on them it gives 0. In training its weights change off the subspaces of
+    older tasks' prompts only, so there it goes on giving 0. Older gates and LoRAs are frozen.
+
+    What differs from the authors' code: gradients too are projected, not only the optimizer's
+    steps; weights are not scaled back to their length after a projection, which would move what it
+    holds; in a causal model too a gate sees the prompt alone, never the answer.
+
+    Source: GainLoRA, Liang and Li 2025, arXiv:2505.15424.
+    """
+
+    layers: dict[str, GatedLora]  # type: ignore[assignment]
+
+    def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
+        """As ``inf_lora``, and the gates, which are a part of the first layer."""
+        self.row_gates = RowGates()
+        super().build(model, modules)
+        self.prompts = Prompts(model, self._read)
+        self.size = self.prompts.embedding.embedding_dim
+        name, first = next(iter(self.layers.items()))
+        self.gates = PromptGates(self.size, first.like)
+        first.add_module("prompt_gates", self.gates)
+        self.gate_name = f"{name}.prompt_gates"
+        self._prepared_key: Tensor | None = None
+        self._features: list[Tensor] = []
+
+    def _layer(self, base: nn.Module, **settings: Any) -> GatedLora:
+        return GatedLora(base, **settings, prefix=self.prefix, gates=self.row_gates)
+
+    def prepare_task(self, i: int, look: Look) -> None:
+        """Design A, and the key that the task's gate starts with."""
+        super().prepare_task(i, look)
+        out_ND = gate_inputs(self._looked_at(), self._start()).out.double()
+        key = leading(without(out_ND.T @ out_ND, self.gates.seen.key), 1)
+        # As long as one that is drawn from [-1, 1], on average: steps depend on it, gates do not.
+        self._prepared_key = (key * math.sqrt(self.size / 3)).float().cpu()
+
+    def begin_task(self, i: int) -> dict[str, Tensor]:
+        """New terms and a new gate, which has not changed yet."""
+        key, self._prepared_key = self._prepared_key, None
+        self.gates.start = self._start() if key is None else self._start()._replace(key=key)
+        self.gates.learning = True
+        changes = {n: torch.zeros_like(w) for n, w in self.gates.start._asdict().items()}
+        return super().begin_task(i) | {f"{self.gate_name}.{n}": w for n, w in changes.items()}
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """As ``inf_lora``, the gate, and the directions that its inputs add."""
+        gate = {"hidden": (HIDDEN, -1), "out": (-1, HIDDEN), "key": (1, -1)}
+        seen = {f"{n}_subspace": (-1, HIDDEN if n == "out" else -1) for n in gate}
+        return super().shapes(i, linears) | {
+            f"{GATE}{n}": size for n, size in (gate | seen).items()
+        }
+
+    def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
+        """Append task i's terms and its gate. InputError: a gate of other embeddings."""
+        gate, seen = _parts(tensors)
+        sizes = {gate.hidden.shape[1], len(gate.out), gate.key.shape[1]}
+        if sizes | {seen.hidden.shape[1], seen.key.shape[1]} != {self.size}:
+            raise InputError(
+                f"the memory's gates do not fit a model whose input embedding has {self.size} "
+                "elements"
+            )
+        super().load_task(i, tensors)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A, and the key that the task's gate started with."""
+        return super().state_dict() | {f"{GATE}key": self.gates.start.key.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the design again."""
+        super().load_state_dict(state)
+        self.gates.start = self.gates.start._replace(key=state[f"{GATE}key"])
+
+    def _start(self) -> GateWeights:
+        """What a new gate starts from: the last one, or drawn as a linear and a key are."""
+        if self.gates.tasks:
+            return GateWeights(*(w.cpu() for w in self.gates.tasks[-1]))
+        generator = self.generator(self.num_tasks)  # of no task
+        hidden, out = torch.empty(HIDDEN, self.size), torch.empty(self.size, HIDDEN)
+        for weights in (hidden, out):
+            nn.init.kaiming_uniform_(weights, a=math.sqrt(5), generator=generator)
+        key = torch.empty(1, self.size).uniform_(-1, 1, generator=generator)
+        return GateWeights(hidden, out, key)
+
+    def _trained(self) -> dict[str, Tensor]:
+        tensors = super()._trained()
+        with whole([self.gates.hidden, self.gates.out, self.gates.key]), torch.no_grad():
+            weights = self.gates.weights()
+        return tensors | {f"{GATE}{n}": w.clone() for n, w in weights._asdict().items()}
+
+    def _freeze(self, tensors: Mapping[str, Tensor]) -> None:
+        super()._freeze(tensors)
+        device = self.gates.key.device
+        weights, _ = _parts(tensors)
+        self.gates.tasks.append(GateWeights(*(w.to(device, torch.float32) for w in weights)))
+        self.gates.learning = False
+
+    def _directions(self, energy: float, look: Look) -> dict[str, Tensor]:
+        found = super()._directions(energy, look)
+        inputs = gate_inputs(self._looked_at(), self._start())
+        for name, x_ND, seen in zip(GateWeights._fields, inputs, self.gates.seen, strict=True):
+            added = new_directions(x_ND.double().T @ x_ND.double(), seen, energy)
+            found[f"{GATE}{name}_subspace"] = added.float()
+        return found
+
+    def _remember(self, tensors: Mapping[str, Tensor]) -> None:
+        super()._remember(tensors)
+        _, added = _parts(tensors)
+        here = self.gates.key.device
+        both = zip(self.gates.seen, added, strict=True)
+        self.gates.seen = GateWeights(
+            *(torch.cat([old.to(here), new.to(here, torch.float32)]) for old, new in both)
+        )
+
+    def _read(self, features_BD: Tensor) -> None:
+        """The prompts of a forward pass, before it reaches the first layer."""
+        self._features_now = features_BD
+        self.row_gates.now_BT = self.gates(features_BD)
+
+    def _seen(self) -> None:
+        self._features.append(self._features_now.cpu())
+
+    def _looked_at(self) -> Tensor:
+        """Features of the prompts that were looked at, in their order, on all ranks alike, (N, D).
+
+        All ranks call it together.
+        """
+        of_ranks, self._features = env.gather_objects(self._features), []
+        turns = zip_longest(*of_ranks)
+        rows = [one for turn in turns for one in turn if one is not None]
+        return torch.cat([torch.zeros(0, self.size), *rows])
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> tuple[GateWeights, GateWeights]:
+    """Of a memory file: the gate's weights, and the directions that its inputs add, if there."""
+    names = GateWeights._fields
+    none = torch.zeros(0, 0)
+    return (
+        GateWeights(*(tensors[f"{GATE}{n}"] for n in names)),
+        GateWeights(*(tensors.get(f"{GATE}{n}_subspace", none) for n in names)),
+    )

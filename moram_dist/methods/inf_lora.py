@@ -1,0 +1,139 @@
+"""A new LoRA for each task, which reads what older tasks' inputs hardly have: InfLoRA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.adapters.adapter import sizes
+from moram_dist.adapters.moments import InputMoments, leading, new_directions, without
+from moram_dist.comm import env
+from moram_dist.comm.zero3 import whole
+from moram_dist.methods.inc_lora import IncLora
+from moram_dist.methods.method import METHODS, Linears, Look
+
+EXAMPLES = 128
+"""Of a task, whose inputs are looked at before it is learned and again at its end."""
+
+ENERGY = 0.995
+"""Of the inputs of the first task, that its subspace holds; later tasks' come linearly closer to
+1. As in the scripts that the authors published for GainLoRA."""
+
+
+@METHODS.register("inf_lora")
+class InfLora(IncLora):
+    """``inc_lora`` whose A is designed before each task and then frozen; B alone is trained.
+
+    A's rows are the leading directions of the new task's inputs, less their part in the subspace
+    of older tasks' inputs. So what is learned answers older tasks' inputs with next to nothing.
+    At a task's end the leading directions of its inputs join that subspace, as in gradient
+    projection memory (Saha et al. 2021, arXiv:2103.09762).
+
+    Here the subspace is that of old inputs, as in the authors' code for language models; their code
+    for images keeps what is left instead, once that is smaller (DualGPM), which spans the same.
+    Moments are over all tokens of ``EXAMPLES`` examples, prompt and answer; a linear whose input
+    has D elements takes 8 D^2 bytes for them.
+
+    Source: InfLoRA, Liang and Li 2024, arXiv:2404.00228.
+    """
+
+    def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
+        """As ``inc_lora``, with A out of training's reach."""
+        super().build(model, modules)
+        self.model = model
+        self.subspaces: dict[str, Tensor] = {}
+        """Of each linear's inputs in older tasks: orthonormal rows, on the CPU."""
+        self._designed: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            layer.lora_A.requires_grad_(False)
+            self.subspaces[name] = torch.zeros(0, layer.in_features)
+
+    def prepare_task(self, i: int, look: Look) -> None:
+        """Design A from the task's inputs to the model as it is."""
+        for together, moment_DD in self._look_at(look).over_ranks():
+            # As long as rows that are drawn Kaiming-uniform.
+            A = leading(without(moment_DD, self.subspaces[together[0]]), self.config.atoms_per_task)
+            for name in together:
+                self._designed[f"{name}.lora_A"] = (A / math.sqrt(3)).float().cpu()
+
+    def begin_task(self, i: int) -> dict[str, Tensor]:
+        """New terms: A as designed (drawn, where nobody prepared the task), B zero."""
+        designed, self._designed = self._designed, {}
+        return super().begin_task(i) | designed
+
+    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+        """Freeze the task's terms, and find what its inputs add to the subspaces."""
+        tensors = self._trained()
+        self._freeze(tensors)
+        energy = ENERGY + (1 - ENERGY) * i / self.num_tasks
+        tensors |= self._directions(energy, look)
+        self._remember(tensors)
+        return tensors
+
+    def _directions(self, energy: float, look: Look) -> dict[str, Tensor]:
+        """What the task that has just been frozen adds to the subspaces."""
+        found = {
+            f"{name}.subspace": torch.zeros(0, layer.in_features)
+            for name, layer in self.layers.items()
+        }
+        for together, moment_DD in self._look_at(look).over_ranks():
+            added_KD = new_directions(moment_DD, self.subspaces[together[0]], energy)
+            for name in together:
+                found[f"{name}.subspace"] = added_KD.float().cpu()
+        return found
+
+    def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """A, B, and as many new directions of the subspace as there are."""
+        found = {f"{name}.subspace": (-1, sizes(linear)[0]) for name, linear in linears.items()}
+        return super().shapes(i, linears) | found
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A of the task that is being learned."""
+        found: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            with whole([layer.lora_A]):
+                found[f"{name}.lora_A"] = layer.lora_A.detach().float().cpu().clone()
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the design again."""
+        for name, layer in self.layers.items():
+            with whole([layer.lora_A], write=True), torch.no_grad():
+                layer.lora_A.copy_(state[f"{name}.lora_A"])
+
+    def _keep(self, tensors: Mapping[str, Tensor]) -> None:
+        self._freeze(tensors)
+        self._remember(tensors)
+
+    def _freeze(self, tensors: Mapping[str, Tensor]) -> None:
+        """Append a task's terms to the frozen ones."""
+        super()._keep(tensors)
+
+    def _remember(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add a task's directions to the subspaces."""
+        for name in self.layers:
+            added = tensors[f"{name}.subspace"].cpu().float()
+            self.subspaces[name] = torch.cat([self.subspaces[name], added])
+
+    def _seen(self) -> None:
+        """An example that counts has just been through the model."""
+
+    def _look_at(self, look: Look) -> InputMoments:
+        """Second moments of the linears' inputs, without dropout."""
+        count, losses = look(EXAMPLES)
+        moments = InputMoments(self.layers)
+        training = self.model.training
+        self.model.eval()
+        # What a rank lacks is made up for by an example that must not count.
+        mine = len(range(env.rank(), count, env.world_size()))
+        with moments.taken():
+            moments.counting = mine > 0
+            for done, _ in enumerate(losses, 1):
+                if moments.counting:
+                    self._seen()
+                moments.counting = done < mine
+        self.model.train(training)
+        return moments

@@ -1,0 +1,407 @@
+"""InfLoRA's subspaces and GainLoRA's gates, with numbers to check on paper."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from moram_dist.adapters.gated_lora import HIDDEN, GateWeights, PromptGates, RowGates, gate
+from moram_dist.adapters.moments import InputMoments, leading, new_directions, without
+from moram_dist.adapters.prompts import ATTRIBUTE, asking
+from moram_dist.config import MethodConfig
+from moram_dist.data.encode import Encoded
+from moram_dist.data.stream import blank, collate
+from moram_dist.decode.generate import greedy
+from moram_dist.decode.labels import score_labels
+from moram_dist.decode.turns import Room, Row, Turns
+from moram_dist.methods import METHODS, inf_lora
+from moram_dist.registry import InputError
+from moram_dist.tasks.task import Example, Task
+from tests.helpers.tiny import HIDDEN as SIZE
+from tests.helpers.tiny import tiny_model, tokens
+from tests.unit.test_lora_baselines import OneLinear, begin
+
+# Moments.
+
+
+def test_moments_are_summed_and_shared_inputs_are_multiplied_once():
+    linears = nn.ModuleDict({name: nn.Linear(2, 3) for name in ("q", "k", "o")})
+    moments = InputMoments(linears)
+    one, two = torch.tensor([[[1.0, 2.0], [0.0, 3.0]]]), torch.tensor([[[5.0, 0.0]]])
+    with moments.taken():
+        for x, counts in ((one, True), (two, False), (two, True)):
+            moments.counting = counts
+            for name, seen in (("q", x), ("k", x), ("o", x + 1)):
+                assert not linears[name](seen).requires_grad
+    linears["q"](one)  # is not looked at any more
+    found = list(moments.over_ranks())
+    assert [names for names, _ in found] == [["o"], ["q", "k"]]
+    assert found[1][1].tolist() == [[1 + 25, 2], [2, 4 + 9]]
+    assert found[1][1].dtype == torch.float64
+
+
+DIAGONAL = torch.diag(torch.tensor([3.0, -2.0, 1.0, 0.0], dtype=torch.float64))
+
+
+def test_leading_directions_by_hand():
+    assert leading(DIAGONAL, 2).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]
+    assert leading(DIAGONAL, 5).tolist() == [*torch.eye(4).tolist()[:3], [0] * 4, [0] * 4]
+    # Not symmetric: the direction is that of the columns.
+    turned = torch.tensor([[0.0, 0.0], [-3.0, -4.0]], dtype=torch.float64)
+    assert leading(turned, 1).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("old", "energy", "new"),
+    [
+        ([], 9 / 14, [0]),  # squares are 9, 4, 1
+        ([], 0.65, [0, 1]),
+        ([], 13 / 14, [0, 1]),
+        ([], 0.93, [0, 1, 2]),
+        ([], 1.0, [0, 1, 2]),
+        ([1], 4 / 14, []),
+        ([1], 0.5, [0]),
+        ([1], 0.93, [0, 2]),
+        ([0, 1, 2], 1.0, []),
+    ],
+)
+def test_new_directions_by_hand(old, energy, new):
+    eye = torch.eye(4, dtype=torch.float64)
+    assert new_directions(DIAGONAL, eye[old], energy - 1e-12).tolist() == eye[new].tolist()
+
+
+def test_without_a_subspace():
+    basis = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
+    moment = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+    found = without(moment, basis)
+    torch.testing.assert_close(basis @ found, torch.zeros(1, 2).double())
+    torch.testing.assert_close(
+        torch.tensor([[0.8, -0.6]]).double() @ (found - moment), 0 * found[:1]
+    )
+
+
+# InfLoRA.
+
+
+def looking(model, examples):
+    """What the trainer gives: the losses of single examples, each from a pass of its own."""
+
+    def look(limit):
+        assert limit == inf_lora.EXAMPLES
+        return len(examples), (model(x).sum() for x in examples)
+
+    return look
+
+
+def test_inf_lora_two_tasks_by_hand():
+    settings = {"atoms_per_task": 1, "alpha": 3.0, "dropout": 0.5, "method": "inf_lora"}
+    method = METHODS["inf_lora"](MethodConfig(**settings), seed=0, num_tasks=3)
+    model = OneLinear(2, 1)
+    method.build(model, ["layer"])
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["layer.lora_B"]
+    first = looking(model, [torch.tensor([[10.0, 0.0]]), torch.tensor([[0.0, 1.0]])])
+    model.train()
+    method.prepare_task(0, first)
+    assert model.training
+    begin(method, model, 0)
+    # Moments diag(100, 1): the leading direction, as long as a row that is drawn.
+    third = 1 / math.sqrt(3)
+    assert model.layer.lora_A.tolist() == [[pytest.approx(third), 0]]
+    with torch.no_grad():
+        model.layer.lora_B.fill_(2.0)
+    model.eval()
+    tensors = method.end_task(0, first)
+    # 10,000 of 10,001 squares lie in it, more than 0.995.
+    assert tensors["layer.subspace"].tolist() == [[1, 0]]
+    old = torch.tensor([[10.0, 0.0]])
+    assert model(old).item() == pytest.approx(3 * third * 10 * 2)
+
+    second = looking(model, [torch.tensor([[10.0, 0.0], [5.0, 2.0]])])
+    method.prepare_task(1, second)
+    begin(method, model, 1)
+    # Moments [[125, 10], [10, 4]], without the first row: the other direction.
+    assert model.layer.lora_A.tolist() == [[0, pytest.approx(third)]]
+    before = model(old).item()
+    with torch.no_grad():
+        model.layer.lora_B.fill_(7.0)
+    assert model(old).item() == before
+    assert model(torch.tensor([[0.0, 1.0]])).item() == pytest.approx(3 * third * 7)
+    state = method.state_dict()
+
+    # 15,725 of 15,841 squares are 0.9927, less than 0.995 + 0.005 / 3.
+    later = method.end_task(1, second)
+    assert later["layer.subspace"].tolist() == [[0, 1]]
+
+    again = METHODS["inf_lora"](MethodConfig(**settings), seed=0, num_tasks=3)
+    restored = OneLinear(2, 1)
+    again.build(restored, ["layer"])
+    again.load_task(0, tensors)
+    begin(again, restored, 1)
+    again.load_state_dict(state)
+    assert restored.layer.lora_A.tolist() == [[0, pytest.approx(third)]]
+    again.end_task(1, looking(restored, []))
+    assert again.subspaces["layer"].tolist() == [[1, 0]]
+    again.load_task(2, later)
+    assert again.subspaces["layer"].tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_task_nobody_looks_at_is_drawn():
+    method = METHODS["inf_lora"](MethodConfig(method="inf_lora"), seed=0, num_tasks=3)
+    alone = METHODS["inc_lora"](MethodConfig(method="inc_lora"), seed=0, num_tasks=3)
+    for one in (method, alone):
+        one.build(OneLinear(2, 1), ["layer"])
+    found, expected = method.begin_task(0), alone.begin_task(0)
+    assert found["layer.lora_A"].tolist() == expected["layer.lora_A"].tolist()
+
+
+# Gates.
+
+
+def one_unit(key):
+    """A gate whose only hidden unit reads the first of two features, and makes it the first."""
+    hidden, out = torch.zeros(HIDDEN, 2), torch.zeros(2, HIDDEN)
+    hidden[0, 0] = out[0, 0] = 1.0
+    return GateWeights(hidden, out, torch.tensor([key]))
+
+
+@pytest.mark.parametrize(
+    ("key", "cosine"),
+    [([5.0, 0.0], 1), ([-5.0, 0.0], 1), ([1.0, 1.0], math.sqrt(0.5)), ([0.0, 3.0], 0)],
+)
+def test_gate_by_hand(key, cosine):
+    found = gate(torch.tensor([[2.0, 9.0], [0.0, 9.0]]), one_unit(key))
+    assert found[0].item() == pytest.approx(abs(2 / (1 + math.exp(-4 * cosine)) - 1), rel=1e-5)
+    assert found[1].item() == 0  # silu(0) is 0: no output, no direction
+
+
+def test_a_change_moves_nothing_that_older_tasks_gave():
+    generator = torch.Generator().manual_seed(0)
+    gates = PromptGates(6, torch.zeros(0))
+    old_ND = torch.randn(2, 6, generator=generator)
+    start = GateWeights(
+        torch.randn(HIDDEN, 6, generator=generator) / 3,
+        torch.randn(6, HIDDEN, generator=generator) / 10,
+        torch.randn(1, 6, generator=generator),
+    )
+    gates.tasks.append(start)
+    hidden_NH = F.silu(old_ND @ start.hidden.T)
+    out_ND = F.silu(hidden_NH @ start.out.T)
+    gates.seen = GateWeights(*(torch.linalg.qr(x.T)[0].T for x in (old_ND, hidden_NH, out_ND)))
+    quiet = start.key - start.key @ gates.seen.key.T @ gates.seen.key
+    gates.start = start._replace(key=quiet)
+    gates.learning = True
+    for parameter in gates.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    asked_ND = torch.cat([old_ND, torch.randn(1, 6, generator=generator)])
+    found = gates(asked_ND)
+    assert torch.equal(found[:, :1], gate(asked_ND, start)) and found[0, 0] > 0.01
+    assert found[:2, 1].abs().max() < 1e-5 and found[2, 1] > 0.01
+    found[2, 1].backward()
+    for parameter, seen in zip(gates.parameters(), gates.seen, strict=True):
+        assert parameter.grad.norm() > 0
+        assert (parameter.grad @ seen.T).abs().max() < 1e-5  # nothing is learned along those
+
+
+def test_gates_of_rows_of_beams_and_of_layers_without_rows():
+    gates = RowGates()
+    gates.now_BT = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    assert gates.of(torch.zeros(2, 5, 7), None).shape == (2, 1, 2)
+    assert gates.of(torch.zeros(2, 5, 7), 1).flatten().tolist() == pytest.approx([0.1, 0.3])
+    assert gates.of(torch.zeros(4, 5, 7), None)[:, 0, 0].tolist() == pytest.approx(
+        [0.1, 0.1, 0.3, 0.3]
+    )
+    assert gates.of(torch.zeros(6, 7), None).shape == (6, 2)
+    with pytest.raises(InputError, match="5 rows for 2 prompts"):
+        gates.of(torch.zeros(5, 7), None)
+
+
+# GainLoRA.
+
+
+def built(model=None):
+    config = MethodConfig(method="gain_lora", atoms_per_task=4, alpha=10, dropout=0)
+    method = METHODS["gain_lora"](config, seed=0, num_tasks=3)
+    model = model or tiny_model()
+    method.build(model)
+    return method, model
+
+
+def task_of(i):
+    """One prompt, with three answers."""
+    prompt = tuple(tokens(6, seed=i).tolist())
+    return [Encoded(f"{k}", (*prompt, *tokens(2, seed=9 + k).tolist()), 2) for k in range(3)]
+
+
+def reading(model, examples):
+    def losses():
+        for example in examples:
+            batch = collate([example], 0)
+            with asking(model, batch.prompts):
+                yield model(input_ids=batch.input_ids).logits.sum()
+
+    return lambda limit: (len(examples), losses())
+
+
+def learn(method, model, i, rate=0.05, steps=5):
+    examples = task_of(i)
+    method.prepare_task(i, reading(model, examples))
+    begin(method, model, i)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate)
+    batch = collate(examples, 0)
+    for _ in range(steps):
+        with asking(model, batch.prompts):
+            logits = model(input_ids=batch.input_ids).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return method.end_task(i, reading(model, examples))
+
+
+def logits(model, ids, prompts=None):
+    with torch.no_grad(), asking(model, prompts or list(ids)):
+        return model(input_ids=ids).logits
+
+
+def test_a_new_task_is_silent_on_an_older_prompt():
+    method, model = built()
+    learn(method, model, 0)
+    old, new = (torch.tensor([task_of(i)[0].tokens[:6]]) for i in (0, 1))
+    before = logits(model, old)
+    assert not torch.equal(before, logits(tiny_model(), old))
+    learn(method, model, 1)
+    gates = method.gates(method.prompts._means([old[0], new[0]]))
+    # One prompt is one direction, of which the subspace holds all.
+    assert gates[0, 1] < 1e-4 < 0.1 < gates[1, 1] and gates[0, 0] > 0.1
+    torch.testing.assert_close(logits(model, old), before, atol=1e-4, rtol=0)
+
+
+def test_a_restart_within_a_task_and_a_memory_file():
+    method, model = built()
+    first = learn(method, model, 0)
+    method.prepare_task(1, reading(model, task_of(1)))
+    begin(method, model, 1)
+    state = method.state_dict()
+    again, restored = built()
+    again.load_task(0, first)
+    begin(again, restored, 1)
+    again.load_state_dict(state)
+    ids = tokens(2, 8)
+    assert torch.equal(logits(restored, ids), logits(model, ids))
+    for found, expected in zip(again.gates.start, method.gates.start, strict=True):
+        assert torch.equal(found, expected)
+    for found, expected in zip(again.gates.seen, method.gates.seen, strict=True):
+        assert torch.equal(found, expected) and len(found)
+    shapes = method.shapes(0, method.layers)
+    assert shapes.keys() == first.keys()
+    for name, tensor in first.items():
+        assert all(n in (-1, m) for n, m in zip(shapes[name], tensor.shape, strict=True)), name
+
+
+def test_a_gate_of_other_embeddings_is_refused():
+    method, _ = built()
+    tensors = learn(method, method.model, 0)
+    tensors["gate.hidden"] = torch.zeros(HIDDEN, SIZE + 1)
+    with pytest.raises(InputError, match="input embedding has 32 elements"):
+        built()[0].load_task(0, tensors)
+
+
+# Prompts.
+
+
+class Words:
+    """Token ids as words."""
+
+    bos_token_id, eos_token_id, pad_token_id = None, 2, 0
+
+    def __call__(self, text, *, add_special_tokens=False):
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def decode(self, ids, **settings):
+        return " ".join(map(str, ids))
+
+
+@pytest.fixture
+def asked():
+    method, model = built()
+    for i in range(2):
+        learn(method, model, i)
+    return model.eval(), [tokens(n, seed=n).tolist() for n in (7, 3, 5)]
+
+
+def alone(model, prompt, answer):
+    """Logits of a row without padding, whose prompt is said."""
+    return logits(model, torch.tensor([[*prompt, *answer]]), [prompt])[0]
+
+
+def test_gates_see_the_prompt_and_not_the_answer(asked):
+    model, (prompt, *_) = asked
+    whole = logits(model, torch.tensor([[*prompt, 9, 9]]))
+    assert not torch.allclose(whole[0], alone(model, prompt, [9, 9]))
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_generation_goes_on_from_the_prompts_gates(asked, turns):
+    model, prompts = asked
+    expected = []
+    for prompt in prompts:
+        said = []
+        for _ in range(12):
+            said.append(int(alone(model, prompt, said)[-1].argmax()))
+        expected.append(said)
+    settings = {"eos_token_id": -1, "pad_token_id": 0, "do_sample": False, "use_cache": True}
+    if turns:
+        rows = [Row(k, prompt, 12 - k) for k, prompt in enumerate(prompts)]
+        found = {row.key: row.said for row in Turns(model, Room(2, 10_000), **settings)(rows)}
+        assert [found[k] for k in range(3)] == [said[: 12 - k] for k, said in enumerate(expected)]
+    else:
+        tokenizer = Words()
+        tokenizer.eos_token_id = -1
+        assert greedy(model, tokenizer, prompts, max_new_tokens=12).tolist() == expected
+        ids = torch.tensor([prompts[0]] * 2)
+        # Nobody says what the prompts are, as where a memory was loaded.
+        plain = model.generate(ids, **settings, max_new_tokens=12)
+        assert plain[:, 7:].tolist() == [expected[0]] * 2
+
+
+def test_labels_are_scored_after_the_prompts_gates(asked):
+    model, prompts = asked
+    task = Task(
+        name="t", metric="exact_match", train=(), test=(), labels=("9 8", "7"), num_bos=0,
+        max_prompt_tokens=20, max_answer_tokens=5, separator=" ",
+    )  # fmt: skip
+    shared = " ".join(["5"] * 10)
+    texts = [f"{shared} {' '.join(map(str, prompt))}" for prompt in prompts]
+    found = score_labels(model, Words(), [Example("e", text, ("7",)) for text in texts], task)
+    for text, scores in zip(texts, found, strict=True):
+        prompt = [int(word) for word in text.split()]
+        for label, answer in (("9 8", [9, 8, 2]), ("7", [7, 2])):
+            log_p = alone(model, prompt, answer[:-1])[len(prompt) - 1 :].log_softmax(-1)
+            total = sum(float(log_p[t, token]) for t, token in enumerate(answer))
+            assert scores.sums[label] == pytest.approx(total, abs=1e-4)
+
+
+def test_prompts_of_a_batch():
+    rows = [Encoded("a", (5, 6, 7, 8), 1), Encoded("b", (5, 6, 7), 2)]
+    batch = collate([*rows, blank(rows[0], 0)], 0)
+    assert [ids.tolist() for ids in batch.prompts] == [[5, 6, 7], [5], [0, 0, 0, 0]]
+    read = collate([Encoded("c", (0, 9, 1), 2, (3, 4, 1)), Encoded("d", (0, 1), 1, (4, 1))], 0)
+    assert [ids.tolist() for ids in read.prompts] == [[3, 4, 1], [4, 1]]
+
+
+def test_a_prompt_of_nothing_and_masks():
+    method, model = built()
+    means = method.prompts._means([torch.tensor([4, 6]), torch.tensor([], dtype=torch.int64)])
+    table = model.get_input_embeddings().weight
+    torch.testing.assert_close(means[0], table[[4, 6]].mean(0))
+    assert not means[1].any()
+    model(input_ids=torch.tensor([[0, 4, 6]]), attention_mask=torch.tensor([[0, 1, 1]]))
+    assert torch.equal(method._features_now[0], means[0])
+    model(inputs_embeds=table[[4, 6]][None])
+    torch.testing.assert_close(method._features_now[0], means[0])
+    assert hasattr(model, ATTRIBUTE)
