@@ -63,19 +63,3 @@ def test_the_last_line_says_where_runs_are_compared(tmp_path, uri, line):
     matrix(tmp_path, ["topic", "mood"])
     config = RunConfig(record=RecordConfig(tracking_uri=uri))
     assert summary(tmp_path, tmp_path / "report.html", config).endswith("\n" + line)
-
-
-def test_each_recall_has_its_line(tmp_path):
-    content = {"tasks": ["a", "b"], "metrics": {"a": "m", "b": "m"}}
-    for name, kept in (("scores.json", 90.0), ("scores.all.json", 30.0), ("scores.labels.json", 0)):
-        scores = {"scores": [[100.0, None], [kept, 80.0]]}
-        (tmp_path / name).write_text(json.dumps(content | scores))
-    config = RunConfig(
-        record=RecordConfig(tracking="none"),
-        eval=EvalConfig(recall="prefix,all", answers="generate,labels"),
-    )
-    assert summary(tmp_path, tmp_path / "report.html", config).split("\n")[-3:] == [
-        "AP 85.00   BWT -10.00   forgetting 10.00   recall prefix",
-        "AP 55.00   BWT -70.00   forgetting 70.00   recall all",
-        f"report:  {tmp_path / 'report.html'}",
-    ]
