@@ -5,7 +5,7 @@ import json
 import pytest
 
 from launch.summary import summary
-from moram_dist.config import EvalConfig, RecordConfig, RunConfig
+from moram_dist.config import RecordConfig, RunConfig
 
 SILENT = RunConfig(record=RecordConfig(tracking="none"))
 
