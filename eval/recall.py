@@ -68,8 +68,8 @@ class Recall:
         recogniser = self._recogniser(row)
         task = self.benchmark.tasks[column]
         mine = range(env.rank(), len(task.test), env.world_size())
-        x_ND = features_of(self.base, task, [task.test[i] for i in mine])
-        share = dict(zip(mine, recogniser.recognise(x_ND), strict=True))
+        prompts = features_of(self.base, task, [task.test[i] for i in mine])
+        share = dict(zip(mine, recogniser.recognise(prompts), strict=True))
         return {i: one for part in env.gather_objects(share) for i, one in part.items()}
 
     def _recogniser(self, row: int) -> Recogniser:

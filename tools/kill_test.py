@@ -42,7 +42,7 @@ CHANGES = ((2, 1), (1, 3), (3, 2))
 FLAGS: tuple[str, ...] = ("--limit_train", "32", "--limit_eval", "8", "--epochs", "1")
 FLAGS += ("--batch_size", "8", "--log_every", "1", "--tracking", "none")
 FLAGS += ("--order", "topic,mood,place", "--save_every", "1")
-ENDS_WITHIN_S = 60.0
+ENDS_WITHIN_S = 180.0
 RUNS_WITHIN_S = 300.0
 
 

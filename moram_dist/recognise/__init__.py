@@ -1,7 +1,14 @@
 """Which task a prompt belongs to, told from the prompt alone, before any forward pass."""
 
-from moram_dist.recognise.features import prompt_features
+from moram_dist.recognise.features import PromptFeatures, prompt_features
 from moram_dist.recognise.recognisers import RECOGNISERS, Recognised, Recogniser
 from moram_dist.recognise.statistics import TaskStatistics
 
-__all__ = ["RECOGNISERS", "Recognised", "Recogniser", "TaskStatistics", "prompt_features"]
+__all__ = [
+    "RECOGNISERS",
+    "PromptFeatures",
+    "Recognised",
+    "Recogniser",
+    "TaskStatistics",
+    "prompt_features",
+]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -23,8 +24,29 @@ RANDOM = 256
 """Features of ``random``, without the constant one."""
 
 
-def prompt_features(embedding_VD: Tensor, prompts: Iterable[Sequence[int] | Tensor]) -> Tensor:
-    """Mean input embedding of each prompt, (N, D) in float64 on the CPU.
+@dataclass(frozen=True)
+class PromptFeatures:
+    """What is known of N prompts."""
+
+    mean_ND: Tensor
+    """Mean input embeddings, in float64 on the CPU."""
+
+    tokens_N: Tensor
+    """How many tokens each has, in float64."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.tokens_N)
+
+    def rows(self, which: Tensor | slice) -> PromptFeatures:
+        """Those of some prompts."""
+        return PromptFeatures(self.mean_ND[which], self.tokens_N[which])
+
+
+def prompt_features(
+    embedding_VD: Tensor, prompts: Iterable[Sequence[int] | Tensor]
+) -> PromptFeatures:
+    """Mean input embedding of each prompt, and its length.
 
     Each prompt is summed by itself, in the order of its tokens, so that its features do not depend
     on what else is asked for. Those of an empty prompt are 0.
@@ -33,13 +55,13 @@ def prompt_features(embedding_VD: Tensor, prompts: Iterable[Sequence[int] | Tens
         embedding_VD: the base's whole input embedding, V words, on any device.
         prompts: token ids of each.
     """
-    rows = []
+    rows, lengths = [torch.zeros(0, embedding_VD.shape[1], dtype=torch.float64)], []
     for prompt in prompts:
         ids = torch.as_tensor(prompt, dtype=torch.int64, device=embedding_VD.device)
-        rows.append(F.embedding(ids, embedding_VD).double().sum(0).cpu() / max(1, len(ids)))
-    if not rows:
-        return torch.zeros(0, embedding_VD.shape[1], dtype=torch.float64)
-    return torch.stack(rows)
+        lengths.append(len(ids))
+        sum_1D = F.embedding(ids, embedding_VD).double().sum(0, keepdim=True)
+        rows.append(sum_1D.cpu() / max(1, len(ids)))
+    return PromptFeatures(torch.cat(rows), torch.tensor(lengths, dtype=torch.float64))
 
 
 def plain(x_ND: Tensor) -> Tensor:

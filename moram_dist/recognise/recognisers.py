@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moram_dist.recognise.features import VIEWS
+from moram_dist.recognise.features import VIEWS, PromptFeatures
 from moram_dist.recognise.statistics import TaskStatistics
 from moram_dist.registry import Registry
 
@@ -74,11 +74,16 @@ class Recogniser(ABC):
         """The likeliest task of each prompt; of equal ones the earliest."""
         return self.scores(x_ND).argmax(1).tolist()
 
-    def recognise(self, x_ND: Tensor) -> list[Recognised]:
+    def recognise(self, prompts: PromptFeatures) -> list[Recognised]:
         """The likeliest task of each prompt, and whether it is as near as the task's own are."""
+        likeliest_N = torch.tensor(self.tasks_of(prompts.mean_ND), dtype=torch.int64)
+        known_N = torch.zeros(len(prompts), dtype=torch.bool)
+        for t in likeliest_N.unique():
+            mine_N = likeliest_N == t
+            task = self.tasks[int(t)]
+            known_N[mine_N] = task.distance(prompts.rows(mine_N)) <= task.furthest
         return [
-            Recognised(t, bool(self.tasks[t].distance(x_D[None]) <= self.tasks[t].furthest))
-            for x_D, t in zip(x_ND, self.tasks_of(x_ND), strict=True)
+            Recognised(*one) for one in zip(likeliest_N.tolist(), known_N.tolist(), strict=True)
         ]
 
     def _rounding(self) -> Tensor:

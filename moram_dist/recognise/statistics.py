@@ -14,14 +14,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moram_dist.recognise.features import VIEWS
+from moram_dist.recognise.features import VIEWS, PromptFeatures
 from moram_dist.registry import InputError
 
-LEVELS = (0.9, 0.95, 0.99, 0.995, 1.0)
+LEVELS = (0.9, 0.95, 0.975, 0.99, 1.0)
 """Quantiles that are kept of how far a task's own prompts are from the task."""
 
-UNKNOWN = LEVELS.index(0.995)
+UNKNOWN = LEVELS.index(0.975)
 """A prompt that is further from its task than this quantile of the task's own belongs to none."""
+
+
+DISTANCE = "projected"
+"""The view in which a prompt is near to a task or far from it."""
+
+SHRINK = 0.3
+"""Share of a task's covariance there that is replaced by its mean variance."""
+
+FOLDS = 10
+"""Parts of a task's prompts, each measured against the statistics of all others."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +52,14 @@ class TaskStatistics:
     """By name of the view: ``plain`` with squares, the others with outer products."""
 
     distances: Tensor
-    """Of the task's own prompts to the task, each left out in turn: quantiles at ``LEVELS``."""
+    """Of the task's own prompts to the task: quantiles at ``LEVELS``, of prompts that were left out
+    in turn."""
 
     @classmethod
-    def of(cls, x_ND: Tensor) -> TaskStatistics:
+    def of(cls, prompts: PromptFeatures) -> TaskStatistics:
         """From the features of all training prompts of a task, at least one."""
-        moments = {}
-        for name, view in VIEWS.items():
-            seen_NM = view(x_ND.double())
-            second = seen_NM.square().sum(0) if name == "plain" else seen_NM.T @ seen_NM
-            moments[name] = Moments(seen_NM.sum(0), second)
-        return cls(len(x_ND), moments, _left_out(x_ND.double(), moments["plain"]))
+        moments = {name: _moments(name, prompts.mean_ND) for name in VIEWS}
+        return cls(len(prompts), moments, _left_out(prompts))
 
     def tensors(self) -> dict[str, Tensor]:
         """For the task's file; of outer products the upper triangle alone."""
@@ -89,23 +96,43 @@ class TaskStatistics:
         """The largest distance at which a prompt still counts as one of the task's."""
         return self.distances[UNKNOWN]
 
-    def distance(self, x_ND: Tensor) -> Tensor:
-        """Mean over dimensions of the squared distance from the task's mean, in variances, (N,)."""
-        plain = self.moments["plain"]
-        return _distance(x_ND.double(), self.count, plain.sum_M, plain.second)
+    def distance(self, prompts: PromptFeatures) -> Tensor:
+        """How far prompts are from the task, (N,)."""
+        return _distance(prompts, self.count, self.moments[DISTANCE])
 
 
-def _distance(x_ND: Tensor, count: Tensor | int, sum_D: Tensor, square_D: Tensor) -> Tensor:
-    mean_D = sum_D / count
-    variance_D = (square_D / count - mean_D.square()).clamp(min=0)
-    # A dimension in which few prompts happen to agree must not decide alone.
-    floor = variance_D.mean(-1, keepdim=True) / 10 + torch.finfo(x_ND.dtype).tiny
-    return ((x_ND - mean_D).square() / (variance_D + floor)).mean(-1)
+def _moments(view: str, x_ND: Tensor) -> Moments:
+    seen_NM = VIEWS[view](x_ND)
+    second = seen_NM.square().sum(0) if view == "plain" else seen_NM.T @ seen_NM
+    return Moments(seen_NM.sum(0), second)
 
 
-def _left_out(x_ND: Tensor, plain: Moments) -> Tensor:
-    """Quantiles of each prompt's distance to the statistics of all others."""
-    if len(x_ND) < 2:
+def _distance(prompts: PromptFeatures, count: int, moments: Moments) -> Tensor:
+    """Squared Mahalanobis distance from the mean, times the root of a prompt's tokens.
+
+    The mean over a long text is near to that of any other, whatever they are about, so a distance
+    counts for more there. The root is what told foreign texts best at all lengths (docs/log.md).
+    """
+    mean_M = moments.sum_M / count
+    covariance_MM = moments.second / count - torch.outer(mean_M, mean_M)
+    variance = covariance_MM.diagonal().mean().clamp(min=0)
+    # Where all prompts are alike, what is left is rounding.
+    floor = 1e-12 * moments.second.diagonal().mean() / count + torch.finfo(mean_M.dtype).tiny
+    eye_MM = torch.eye(len(mean_M), dtype=mean_M.dtype)
+    shrunk_MM = (1 - SHRINK) * covariance_MM + (SHRINK * variance + floor) * eye_MM
+    off_NM = VIEWS[DISTANCE](prompts.mean_ND) - mean_M
+    squares_N = (torch.linalg.solve(shrunk_MM, off_NM.T).T * off_NM).sum(1)
+    return squares_N * prompts.tokens_N.sqrt()
+
+
+def _left_out(prompts: PromptFeatures) -> Tensor:
+    """Quantiles of each prompt's distance to the statistics of the other parts' prompts."""
+    if len(prompts) < 2:
         return torch.full((len(LEVELS),), torch.inf, dtype=torch.float64)
-    found = _distance(x_ND, len(x_ND) - 1, plain.sum_M - x_ND, plain.second - x_ND.square())
-    return torch.quantile(found, torch.tensor(LEVELS, dtype=torch.float64))
+    part_N = torch.arange(len(prompts)) % FOLDS
+    found = []
+    for part in part_N.unique():
+        others = prompts.rows(part_N != part)
+        moments = _moments(DISTANCE, others.mean_ND)
+        found.append(_distance(prompts.rows(part_N == part), len(others), moments))
+    return torch.quantile(torch.cat(found), torch.tensor(LEVELS, dtype=torch.float64))

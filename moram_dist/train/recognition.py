@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import whole
 from moram_dist.data.encode import encode_question
 from moram_dist.models.language_model import Base
-from moram_dist.recognise import TaskStatistics, prompt_features
+from moram_dist.recognise import PromptFeatures, TaskStatistics, prompt_features
 from moram_dist.tasks.task import Example, Task
 
 MOST_PROMPTS = 4096
@@ -25,14 +24,15 @@ def statistics_of(base: Base, task: Task) -> TaskStatistics:
     prompts = task.train[:: 1 + (len(task.train) - 1) // MOST_PROMPTS]
     world = env.world_size()
     parts = env.gather_objects(features_of(base, task, prompts[env.rank() :: world]))
-    x_ND = torch.empty(len(prompts), parts[0].shape[1], dtype=parts[0].dtype)
-    for rank, part_ND in enumerate(parts):
-        x_ND[rank::world] = part_ND
-    return TaskStatistics.of(x_ND)
+    together = torch.empty(len(prompts), parts[0].mean_ND.shape[1] + 1, dtype=torch.float64)
+    for rank, part in enumerate(parts):
+        together[rank::world, :-1] = part.mean_ND
+        together[rank::world, -1] = part.tokens_N
+    return TaskStatistics.of(PromptFeatures(together[:, :-1], together[:, -1]))
 
 
-def features_of(base: Base, task: Task, examples: Sequence[Example]) -> Tensor:
-    """``prompt_features`` of this rank's examples, (N, D). All ranks call it together."""
+def features_of(base: Base, task: Task, examples: Sequence[Example]) -> PromptFeatures:
+    """``prompt_features`` of this rank's examples. All ranks call it together."""
     prompts = [
         encode_question(base.tokenizer, example.prompt, task, base.decoder_start)
         for example in examples

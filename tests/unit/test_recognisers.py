@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moram_dist.recognise import RECOGNISERS, Recognised, TaskStatistics, prompt_features
+from moram_dist.recognise import (
+    RECOGNISERS,
+    PromptFeatures,
+    Recognised,
+    TaskStatistics,
+    prompt_features,
+)
 from moram_dist.recognise.features import PROJECTED, VIEWS
 from moram_dist.recognise.recognisers import RIDGE, SHRINK
 from moram_dist.recognise.statistics import LEVELS
@@ -26,18 +32,27 @@ def prompts(seed=0, width=D):
     return [5 + draw(width) + draw(n, width) * scales for n in SIZES]
 
 
+def features(x, tokens=9):
+    """Prompts of so many tokens each."""
+    return PromptFeatures(x.double(), torch.full((len(x),), float(tokens), dtype=torch.float64))
+
+
 def statistics(tasks):
-    return [TaskStatistics.of(x) for x in tasks]
+    return [TaskStatistics.of(features(x)) for x in tasks]
 
 
 def test_features_are_means_of_embeddings():
     table = torch.randn(7, 3)
-    found = prompt_features(table, [[1, 1, 4], [6]])
+    prompts = prompt_features(table, [[1, 1, 4], [6], []])
+    assert prompts.tokens_N.tolist() == [3, 1, 0]
+    found = prompts.mean_ND
+    assert not found[2].any()
     assert torch.equal(found[0], (table[1].double() * 2 + table[4].double()) / 3)
     assert torch.equal(found[1], table[6].double())
-    assert prompt_features(table, []).shape == (0, 3)
+    assert prompt_features(table, []).mean_ND.shape == (0, 3)
     together = prompt_features(table.bfloat16(), [[1, 2], [3]])
-    assert torch.equal(together[1:], prompt_features(table.bfloat16(), [[3]]))
+    alone = prompt_features(table.bfloat16(), [[3]])
+    assert torch.equal(together.rows(slice(1, 2)).mean_ND, alone.mean_ND)
 
 
 def test_means_by_the_formula():
@@ -119,7 +134,7 @@ def test_few_prompts_and_one_task(name, num_prompts):
 def test_statistics_survive_their_file():
     for width in (D, PROJECTED + 5):
         (x, *_) = prompts(width=width)
-        before = TaskStatistics.of(x)
+        before = TaskStatistics.of(features(x))
         after = TaskStatistics.from_tensors(before.tensors(), "a file")
         assert after.count == before.count
         assert torch.equal(after.distances, before.distances)
@@ -139,37 +154,50 @@ def test_statistics_survive_their_file():
     ],
 )
 def test_a_file_that_holds_something_else(change):
-    tensors = TaskStatistics.of(prompts()[0]).tensors() | change
+    tensors = TaskStatistics.of(features(prompts()[0])).tensors() | change
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     with pytest.raises(InputError, match=r"^a file holds no statistics of prompts: "):
         TaskStatistics.from_tensors(tensors, "a file")
 
 
 def test_a_file_of_statistics_is_a_few_hundred_kilobytes():
-    tensors = TaskStatistics.of(torch.randn(9, 4096)).tensors()
+    tensors = TaskStatistics.of(features(torch.randn(9, 4096))).tensors()
     assert sum(t.numel() * t.element_size() for t in tensors.values()) < 700_000
 
 
-def test_distances_leave_each_prompt_out():
-    (x, *_) = prompts()
-    found = []
-    for i in range(len(x)):
-        others = torch.cat([x[:i], x[i + 1 :]])
-        variance = others.var(0, unbiased=False)
-        floor = variance.mean() / 10
-        found.append(((x[i] - others.mean(0)) ** 2 / (variance + floor)).mean())
-    expected = torch.quantile(torch.stack(found), torch.tensor(LEVELS, dtype=torch.float64))
-    torch.testing.assert_close(TaskStatistics.of(x).distances, expected, rtol=1e-6, atol=1e-8)
+@pytest.mark.parametrize("width", [D, PROJECTED + 5])
+def test_distances_leave_each_prompt_out(width):
+    (x, *_) = prompts(width=width)
+    tokens = torch.arange(len(x)) + 4.0
+    x_seen = VIEWS["projected"](x)
+    found = torch.zeros(len(x), dtype=torch.float64)
+    for part in range(10):
+        others = x_seen[torch.arange(len(x)) % 10 != part]
+        covariance = (others - others.mean(0)).T @ (others - others.mean(0)) / len(others)
+        eye = torch.eye(len(covariance), dtype=torch.float64)
+        inverse = torch.linalg.inv(0.7 * covariance + 0.3 * covariance.diagonal().mean() * eye)
+        for i in range(part, len(x), 10):
+            off = x_seen[i] - others.mean(0)
+            found[i] = (off @ inverse @ off) * tokens[i] ** 0.5
+    expected = torch.quantile(found, torch.tensor(LEVELS, dtype=torch.float64))
+    statistics = TaskStatistics.of(PromptFeatures(x, tokens.double()))
+    torch.testing.assert_close(statistics.distances, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_a_foreign_prompt_is_unknown():
     tasks = prompts()
     recogniser = RECOGNISERS["means"](statistics(tasks))
-    own = [one.known for one in recogniser.recognise(tasks[2])]
-    assert own.count(False) <= 2  # the 0.995 quantile of 60
-    assert not any(one.known for one in recogniser.recognise(tasks[0] + 20))
-    assert TaskStatistics.of(tasks[0][:1]).furthest == float("inf")
-    assert recogniser.recognise(tasks[0][:0]) == []
+    own = [one.known for one in recogniser.recognise(features(tasks[2]))]
+    assert own.count(False) <= 3  # the 0.975 quantile of 60
+    assert not any(one.known for one in recogniser.recognise(features(tasks[0] + 20)))
+    assert TaskStatistics.of(features(tasks[0][:1])).furthest == float("inf")
+    assert recogniser.recognise(features(tasks[0][:0])) == []
+    longer = recogniser.recognise(features(tasks[2], tokens=900))
+    assert [one.known for one in longer].count(False) > 30  # as far off, over many more tokens
+    same = torch.ones(5, D, dtype=torch.float64)  # no variance at all
+    (one,) = statistics([same])
+    assert one.distances.isfinite().all()
+    assert one.distance(features(same + 1)).min() > one.furthest
 
 
 @pytest.mark.parametrize(
