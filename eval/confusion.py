@@ -44,7 +44,9 @@ class Confusion:
     def percents(self) -> list[list[float | None]]:
         """The counts in percent of their row; None where it was not measured."""
         return [
-            [100 * count / sum(row) if any(row) else None for count in row] for row in self.counts
+            [100 * count / prompts if prompts else None for count in row]
+            for row in self.counts
+            for prompts in [sum(row)]
         ]
 
     def to_csv(self) -> str:
