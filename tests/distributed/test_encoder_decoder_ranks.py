@@ -85,6 +85,7 @@ class Setting:
 
 SETTINGS = [
     Setting("sequential_lora"),
+    Setting("gain_lora", checkpointing=True),
     Setting("moram", checkpointing=True),
     Setting("moram", "gathered"),
     Setting("moram", "stationary", checkpointing=True),
@@ -135,7 +136,7 @@ class Plain:
     def begin(self, i: int) -> None:
         with torch.no_grad():
             for name, value in self.method.begin_task(i).items():
-                self.trained[name].copy_(value)
+                self.model.get_parameter(name).copy_(value)
 
     def gradients(self, i: int, step: Step) -> float:
         """Of a step of one micro-batch; its loss."""
@@ -208,7 +209,7 @@ def check(setting: Setting, folder: Path, out: Path) -> None:
             optimizer.step()
             start_fresh(engine, {n: p.detach() for n, p in plain.trained.items()})
         assert losses[-1] < losses[0]
-        tensors = method.end_task(i, lambda: [])
+        tensors = method.end_task(i, lambda _: (0, iter(())))
         plain.method.load_task(i, tensors)
         if env.is_main():
             manifest = files.publish(manifest, f"task {i}", tensors)

@@ -1,7 +1,8 @@
-"""InfLoRA's subspaces and GainLoRA's gates, with numbers to check on paper."""
+"""GainLoRA: gates by hand, silence on older prompts, and prompts in every way of answering."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,154 +10,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moram_dist import load_memory
 from moram_dist.adapters.gated_lora import HIDDEN, GateWeights, PromptGates, RowGates, gate
-from moram_dist.adapters.moments import InputMoments, leading, new_directions, without
 from moram_dist.adapters.prompts import ATTRIBUTE, asking
+from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.config import MethodConfig
 from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import blank, collate
 from moram_dist.decode.generate import greedy
 from moram_dist.decode.labels import score_labels
 from moram_dist.decode.turns import Room, Row, Turns
-from moram_dist.methods import METHODS, inf_lora
+from moram_dist.methods import METHODS
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example, Task
 from tests.helpers.tiny import HIDDEN as SIZE
 from tests.helpers.tiny import tiny_model, tokens
-from tests.unit.test_lora_baselines import OneLinear, begin
-
-# Moments.
-
-
-def test_moments_are_summed_and_shared_inputs_are_multiplied_once():
-    linears = nn.ModuleDict({name: nn.Linear(2, 3) for name in ("q", "k", "o")})
-    moments = InputMoments(linears)
-    one, two = torch.tensor([[[1.0, 2.0], [0.0, 3.0]]]), torch.tensor([[[5.0, 0.0]]])
-    with moments.taken():
-        for x, counts in ((one, True), (two, False), (two, True)):
-            moments.counting = counts
-            for name, seen in (("q", x), ("k", x), ("o", x + 1)):
-                assert not linears[name](seen).requires_grad
-    linears["q"](one)  # is not looked at any more
-    found = list(moments.over_ranks())
-    assert [names for names, _ in found] == [["o"], ["q", "k"]]
-    assert found[1][1].tolist() == [[1 + 25, 2], [2, 4 + 9]]
-    assert found[1][1].dtype == torch.float64
-
-
-DIAGONAL = torch.diag(torch.tensor([3.0, -2.0, 1.0, 0.0], dtype=torch.float64))
-
-
-def test_leading_directions_by_hand():
-    assert leading(DIAGONAL, 2).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]
-    assert leading(DIAGONAL, 5).tolist() == [*torch.eye(4).tolist()[:3], [0] * 4, [0] * 4]
-    # Not symmetric: the direction is that of the columns.
-    turned = torch.tensor([[0.0, 0.0], [-3.0, -4.0]], dtype=torch.float64)
-    assert leading(turned, 1).tolist() == [[0, 1]]
-
-
-@pytest.mark.parametrize(
-    ("old", "energy", "new"),
-    [
-        ([], 9 / 14, [0]),  # squares are 9, 4, 1
-        ([], 0.65, [0, 1]),
-        ([], 13 / 14, [0, 1]),
-        ([], 0.93, [0, 1, 2]),
-        ([], 1.0, [0, 1, 2]),
-        ([1], 4 / 14, []),
-        ([1], 0.5, [0]),
-        ([1], 0.93, [0, 2]),
-        ([0, 1, 2], 1.0, []),
-    ],
-)
-def test_new_directions_by_hand(old, energy, new):
-    eye = torch.eye(4, dtype=torch.float64)
-    assert new_directions(DIAGONAL, eye[old], energy - 1e-12).tolist() == eye[new].tolist()
-
-
-def test_without_a_subspace():
-    basis = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
-    moment = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
-    found = without(moment, basis)
-    torch.testing.assert_close(basis @ found, torch.zeros(1, 2).double())
-    torch.testing.assert_close(
-        torch.tensor([[0.8, -0.6]]).double() @ (found - moment), 0 * found[:1]
-    )
-
-
-# InfLoRA.
-
-
-def looking(model, examples):
-    """What the trainer gives: the losses of single examples, each from a pass of its own."""
-
-    def look(limit):
-        assert limit == inf_lora.EXAMPLES
-        return len(examples), (model(x).sum() for x in examples)
-
-    return look
-
-
-def test_inf_lora_two_tasks_by_hand():
-    settings = {"atoms_per_task": 1, "alpha": 3.0, "dropout": 0.5, "method": "inf_lora"}
-    method = METHODS["inf_lora"](MethodConfig(**settings), seed=0, num_tasks=3)
-    model = OneLinear(2, 1)
-    method.build(model, ["layer"])
-    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["layer.lora_B"]
-    first = looking(model, [torch.tensor([[10.0, 0.0]]), torch.tensor([[0.0, 1.0]])])
-    model.train()
-    method.prepare_task(0, first)
-    assert model.training
-    begin(method, model, 0)
-    # Moments diag(100, 1): the leading direction, as long as a row that is drawn.
-    third = 1 / math.sqrt(3)
-    assert model.layer.lora_A.tolist() == [[pytest.approx(third), 0]]
-    with torch.no_grad():
-        model.layer.lora_B.fill_(2.0)
-    model.eval()
-    tensors = method.end_task(0, first)
-    # 10,000 of 10,001 squares lie in it, more than 0.995.
-    assert tensors["layer.subspace"].tolist() == [[1, 0]]
-    old = torch.tensor([[10.0, 0.0]])
-    assert model(old).item() == pytest.approx(3 * third * 10 * 2)
-
-    second = looking(model, [torch.tensor([[10.0, 0.0], [5.0, 2.0]])])
-    method.prepare_task(1, second)
-    begin(method, model, 1)
-    # Moments [[125, 10], [10, 4]], without the first row: the other direction.
-    assert model.layer.lora_A.tolist() == [[0, pytest.approx(third)]]
-    before = model(old).item()
-    with torch.no_grad():
-        model.layer.lora_B.fill_(7.0)
-    assert model(old).item() == before
-    assert model(torch.tensor([[0.0, 1.0]])).item() == pytest.approx(3 * third * 7)
-    state = method.state_dict()
-
-    # 15,725 of 15,841 squares are 0.9927, less than 0.995 + 0.005 / 3.
-    later = method.end_task(1, second)
-    assert later["layer.subspace"].tolist() == [[0, 1]]
-
-    again = METHODS["inf_lora"](MethodConfig(**settings), seed=0, num_tasks=3)
-    restored = OneLinear(2, 1)
-    again.build(restored, ["layer"])
-    again.load_task(0, tensors)
-    begin(again, restored, 1)
-    again.load_state_dict(state)
-    assert restored.layer.lora_A.tolist() == [[0, pytest.approx(third)]]
-    again.end_task(1, looking(restored, []))
-    assert again.subspaces["layer"].tolist() == [[1, 0]]
-    again.load_task(2, later)
-    assert again.subspaces["layer"].tolist() == [[1, 0], [0, 1]]
-
-
-def test_a_task_nobody_looks_at_is_drawn():
-    method = METHODS["inf_lora"](MethodConfig(method="inf_lora"), seed=0, num_tasks=3)
-    alone = METHODS["inc_lora"](MethodConfig(method="inc_lora"), seed=0, num_tasks=3)
-    for one in (method, alone):
-        one.build(OneLinear(2, 1), ["layer"])
-    found, expected = method.begin_task(0), alone.begin_task(0)
-    assert found["layer.lora_A"].tolist() == expected["layer.lora_A"].tolist()
-
+from tests.unit.test_lora_baselines import begin
 
 # Gates.
 
@@ -309,6 +178,31 @@ def test_a_gate_of_other_embeddings_is_refused():
     tensors["gate.hidden"] = torch.zeros(HIDDEN, SIZE + 1)
     with pytest.raises(InputError, match="input embedding has 32 elements"):
         built()[0].load_task(0, tensors)
+
+
+def test_a_memory_that_does_not_fit_leaves_the_model_as_it_was(tmp_path):
+    method, trained = built()
+    files = MemoryFiles(tmp_path)
+    manifest = Manifest(
+        method="gain_lora",
+        settings=dataclasses.asdict(method.config),
+        base={"name": "tiny", "fingerprint": "f"},
+        modules=list(method.layers),
+    )
+    tensors = learn(method, trained, 0)
+    files.publish(manifest, "t", tensors)
+    model, ids = tiny_model(), tokens(2, 8)
+    expected = logits(trained, ids)
+    assert torch.equal(logits(load_memory(model, tmp_path, any_base=True), ids), expected)
+    files.publish(manifest, "t", tensors | {"gate.key": torch.zeros(1, SIZE + 1)})
+    model = tiny_model()
+    with pytest.raises(InputError, match="input embedding has 32 elements"):
+        load_memory(model, tmp_path, any_base=True)
+    assert not hasattr(model, ATTRIBUTE) and not model.model._forward_pre_hooks
+    assert torch.equal(logits(model, ids), logits(tiny_model(), ids))
+    files.publish(manifest, "t", tensors | {"gate.hidden": torch.zeros(HIDDEN + 1, SIZE)})
+    with pytest.raises(InputError, match=r"hidden is \[101, 32\], and .* ask for \[100, 'any'\]"):
+        load_memory(model, tmp_path, any_base=True)
 
 
 # Prompts.
