@@ -1,4 +1,4 @@
-"""Compare MoRAM's presets and a LoRA on the demo; it goes on where it was stopped.
+"""Compare MoRAM's presets and LoRAs on the demo; it goes on where it was stopped.
 
     python tools/compare_demo.py [--out runs/compare_demo] [--jobs 2]
 
@@ -47,6 +47,11 @@ VARIANTS = {
     "sequential_lora": Variant(
         flags={"method": "sequential_lora", "target_modules": "all-linear"},
         recall="all",
+        choices={f"lr{rate}": {"learning_rate": rate} for rate in RATES},
+    ),
+    "inc_lora": Variant(
+        flags={"method": "inc_lora", "target_modules": "all-linear"},
+        recall="prefix,all",
         choices={f"lr{rate}": {"learning_rate": rate} for rate in RATES},
     ),
     "moram_published": Variant(

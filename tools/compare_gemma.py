@@ -88,6 +88,8 @@ def variants(sizes: Sizes) -> dict[str, Variant]:
         },
         **{name: Variant(method="replay", flags=flags) for name, flags in replay.items()},
         "slao": Variant(method="slao"),
+        "any_ssr": Variant(method="any_ssr", recall="prefix"),
+        "gain_lora": Variant(method="gain_lora", recall=BOTH),
         "o_lora": Variant(method="o_lora", recall=BOTH),
         "single_task": Variant(method="single_task"),
         "multitask": Variant(method="multitask"),

@@ -70,10 +70,15 @@ def test_nothing_is_recommended_for_other_methods():
         config("--preset best")
 
 
-@pytest.mark.parametrize("method", sorted(RECOMMENDED))
-def test_only_methods_that_keep_their_past_recall_by_prefix(method):
-    assert METHODS[method].keeps_prefixes
-    config_io.build({"method": method}, under=RECOMMENDED[method])
+def test_methods_that_grow_and_may_choose_recall_by_prefix():
+    free = {
+        name
+        for name in METHODS
+        if METHODS[name].keeps_prefixes and not (METHODS[name].recall or METHODS[name].eval_rows)
+    }
+    assert set(RECOMMENDED) == free
+    for method, settings in RECOMMENDED.items():
+        assert config_io.build({"method": method}, under=settings).eval.recalls == ("prefix", "all")
 
 
 def test_the_benchmark_decides_where_no_preset_is_given():
