@@ -5,7 +5,7 @@ Shape letters: N tokens, D elements of a token, K directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,6 +15,14 @@ from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import sizes
 from moram_dist.comm import env
+
+BLOCK = 128
+"""Vectors that are iterated together; half as many may be wanted."""
+
+ROUNDS = 20
+
+PRECISION = 1e-8
+"""Of singular vectors: how far each is from solving its equation, in its squared singular value."""
 
 
 class InputMoments:
@@ -94,12 +102,8 @@ def leading(matrix_DD: Tensor, count: int) -> Tensor:
 
     Of the two signs of each, the one whose largest element is positive.
     """
-    squares_D, vectors_DK = _squared_singular(matrix_DD)
-    kept = squares_D > squares_D[:1] * torch.finfo(squares_D.dtype).eps * len(squares_D)
-    rows = (vectors_DK * kept)[:, :count].T
-    out = rows.new_zeros(count, len(squares_D))
-    out[: len(rows)] = rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
-    return out
+    found = _left_singular(matrix_DD, lambda squares: count)
+    return torch.cat([found, found.new_zeros(count - len(found), found.shape[1])])
 
 
 def new_directions(moment_DD: Tensor, basis_KD: Tensor, energy: float) -> Tensor:
@@ -116,13 +120,45 @@ def new_directions(moment_DD: Tensor, basis_KD: Tensor, energy: float) -> Tensor
     lacking = energy * total - (total - rest_DD.square().sum())
     if lacking <= 0:
         return moment_DD.new_zeros(0, len(moment_DD))
-    squares_D, _ = _squared_singular(rest_DD)
-    count = int((squares_D.cumsum(0) < lacking).sum()) + 1
-    found = leading(rest_DD, count)
-    return found[found.any(1)]
+    return _left_singular(rest_DD, lambda squares: int((squares.cumsum(0) < lacking).sum()) + 1)
 
 
-def _squared_singular(matrix_DD: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared singular values, the largest first, and left singular vectors as columns."""
+def _left_singular(matrix_DD: Tensor, wanted: Callable[[Tensor], int]) -> Tensor:
+    """Left singular vectors as rows; ``wanted`` says how many, by the squared singular values."""
+    squares_K, rows_KD = _iterated(matrix_DD, wanted) or _solved(matrix_DD)
+    # Vectors of what is 0 but for rounding might lie anywhere.
+    real = squares_K > squares_K[:1] * torch.finfo(squares_K.dtype).eps * len(matrix_DD)
+    rows = rows_KD[real][: wanted(squares_K)]
+    return rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
+
+
+def _solved(matrix_DD: Tensor) -> tuple[Tensor, Tensor]:
+    """All squared singular values, the largest first, and left singular vectors as rows."""
     squares, vectors = torch.linalg.eigh(matrix_DD @ matrix_DD.T)
-    return squares.flip(0).clamp(min=0), vectors.flip(1)
+    return squares.flip(0).clamp(min=0), vectors.T.flip(0)
+
+
+def _iterated(matrix_DD: Tensor, wanted: Callable[[Tensor], int]) -> tuple[Tensor, Tensor] | None:
+    """The first of them by subspace iteration; None where that does not get to ``PRECISION``.
+
+    Moments fall off so fast that a few rounds suffice, in a tenth of the time.
+    """
+    if len(matrix_DD) <= 2 * BLOCK:
+        return None
+    start = torch.Generator().manual_seed(0)
+    block_DK = torch.randn(len(matrix_DD), BLOCK, generator=start, dtype=torch.float64)
+    block_DK = matrix_DD @ block_DK.to(matrix_DD)
+    for _ in range(ROUNDS):
+        basis_DK, _ = torch.linalg.qr(block_DK)
+        seen_DK = matrix_DD.T @ basis_DK
+        squares_K, turn_KK = torch.linalg.eigh(seen_DK.T @ seen_DK)
+        squares_K, turn_KK = squares_K.flip(0).clamp(min=0), turn_KK.flip(1)
+        vectors_DK = basis_DK @ turn_KK
+        block_DK = matrix_DD @ (seen_DK @ turn_KK)
+        count = wanted(squares_K)
+        if count > BLOCK // 2:
+            return None
+        off_K = (block_DK - vectors_DK * squares_K).norm(dim=0)
+        if (off_K[:count] <= PRECISION * squares_K[:count]).all():
+            return squares_K, vectors_DK.T
+    return None

@@ -15,7 +15,7 @@ from moram_dist.comm.zero3 import whole
 from moram_dist.methods.inc_lora import IncLora
 from moram_dist.methods.method import METHODS, Linears, Look
 
-EXAMPLES = 128
+EXAMPLES = 64
 """Of a task, whose inputs are looked at before it is learned and again at its end."""
 
 ENERGY = 0.995

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from moram_dist.adapters import moments
 from moram_dist.adapters.moments import InputMoments, leading, new_directions, without
 from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS, inf_lora
@@ -18,15 +19,15 @@ from tests.unit.test_lora_baselines import OneLinear, begin
 
 def test_moments_are_summed_and_shared_inputs_are_multiplied_once():
     linears = nn.ModuleDict({name: nn.Linear(2, 3) for name in ("q", "k", "o")})
-    moments = InputMoments(linears)
+    taken = InputMoments(linears)
     one, two = torch.tensor([[[1.0, 2.0], [0.0, 3.0]]]), torch.tensor([[[5.0, 0.0]]])
-    with moments.taken():
+    with taken.taken():
         for x, counts in ((one, True), (two, False), (two, True)):
-            moments.counting = counts
+            taken.counting = counts
             for name, seen in (("q", x), ("k", x), ("o", x + 1)):
                 assert not linears[name](seen).requires_grad
     linears["q"](one)  # is not looked at any more
-    found = list(moments.over_ranks())
+    found = list(taken.over_ranks())
     assert [names for names, _ in found] == [["o"], ["q", "k"]]
     assert found[1][1].tolist() == [[1 + 25, 2], [2, 4 + 9]]
     assert found[1][1].dtype == torch.float64
@@ -60,6 +61,30 @@ def test_leading_directions_by_hand():
 def test_new_directions_by_hand(old, energy, new):
     eye = torch.eye(4, dtype=torch.float64)
     assert new_directions(DIAGONAL, eye[old], energy - 1e-12).tolist() == eye[new].tolist()
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.001])
+@pytest.mark.parametrize("basis_size", [0, 3])
+def test_large_moments_have_the_same_directions(decay, basis_size):
+    # The slow one does not get there by iteration, and is solved.
+    generator = torch.Generator().manual_seed(0)
+    q = torch.linalg.qr(torch.randn(300, 300, generator=generator, dtype=torch.float64))[0]
+    moment = q @ torch.diag((-decay * torch.arange(300.0, dtype=torch.float64)).exp()) @ q.T
+    rest = without(moment, q.T[:basis_size])
+    assert (moments._iterated(rest, lambda squares: 5) is not None) == (decay == 0.5)
+    expected = q.T[basis_size : basis_size + 5]
+    torch.testing.assert_close(
+        (leading(rest, 5) @ expected.T).abs(), torch.eye(5).double(), atol=1e-6, rtol=0
+    )
+    found = new_directions(moment, q.T[:basis_size], 0.999)
+    square = moment.square().sum()
+
+    def held(rows):
+        both = torch.cat([q.T[:basis_size], rows])
+        return (both @ moment).square().sum() / square
+
+    assert held(found) >= 0.999 > held(found[:-1])
+    torch.testing.assert_close(found @ found.T, torch.eye(len(found)).double())
 
 
 def test_without_a_subspace():
