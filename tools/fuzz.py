@@ -85,7 +85,7 @@ def check_run(words: Sequence[str]) -> Do:
 
 def flags(rng: Random, folder: Path, run: Path) -> Do:
     """Settings that a person might type, and settings that nobody would."""
-    fields = [*config_io.fields(), "recipe", "ds_config", "nope", "", "method.top_k"]
+    fields = [*config_io.fields(), "recipe", "preset", "ds_config", "nope", "", "method.top_k"]
     words = []
     for _ in range(rng.choice((1, 1, 2, 4))):
         name = rng.choice(fields)
