@@ -20,7 +20,7 @@ from moram_dist.registry import InputError
 LEVELS = (0.9, 0.95, 0.975, 0.99, 1.0)
 """Quantiles that are kept of how far a task's own prompts are from the task."""
 
-UNKNOWN = LEVELS.index(0.975)
+UNKNOWN = LEVELS.index(0.99)
 """A prompt that is further from its task than this quantile of the task's own belongs to none."""
 
 

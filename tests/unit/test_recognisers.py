@@ -188,7 +188,7 @@ def test_a_foreign_prompt_is_unknown():
     tasks = prompts()
     recogniser = RECOGNISERS["means"](statistics(tasks))
     own = [one.known for one in recogniser.recognise(features(tasks[2]))]
-    assert own.count(False) <= 3  # the 0.975 quantile of 60
+    assert own.count(False) <= 3  # the 0.99 quantile of 60
     assert not any(one.known for one in recogniser.recognise(features(tasks[0] + 20)))
     assert TaskStatistics.of(features(tasks[0][:1])).furthest == float("inf")
     assert recogniser.recognise(features(tasks[0][:0])) == []
