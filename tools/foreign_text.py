@@ -2,8 +2,8 @@
 
     python tools/foreign_text.py --model BASE --run RUN TEXT [TEXT ...] [--tokens 64] [--most 100]
 
-Each file is cut into pieces of equal length, and each piece is a prompt. A row a file: perplexity of
-the base, and with the memory, by recall; and how many pieces the recogniser takes for no task's.
+Each file is cut into pieces of equal length, and each piece is a prompt. A row a file: perplexity
+of the base, and with the memory, by recall; and how many pieces the recogniser takes for no task's.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def pieces(tokenizer: Any, path: Path, tokens: int, most: int) -> Tensor:
 
 @torch.no_grad()
 def perplexity(model: Any, rows_NP: Tensor) -> float:
-    """exp of the mean loss over all tokens but the first of each row."""
+    """The exponential of the mean loss over all tokens but the first of each row."""
     total, count = 0.0, 0
     for rows in rows_NP.split(TOGETHER):
         logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
