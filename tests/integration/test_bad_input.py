@@ -43,7 +43,8 @@ def complaint(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def give(*arguments: str, **flags: object) -> str:
-        flags = {"tracking": "none", "output_dir": tmp_path / "out", **flags}
+        settled = {"preset": "published", "tracking": "none", "output_dir": tmp_path / "out"}
+        flags = settled | flags
         out = Path(str(flags["output_dir"]))
         before = everything_in(out)
         with pytest.raises(RefusedError) as caught:
