@@ -83,6 +83,7 @@ def test_files(folder):
         *("tracking/run.jsonl", "tracking/node_000.jsonl", "tracking/.lock"),
         *("scores.json", "scores.labels.json", "metrics.jsonl", "memory/memory.json", ".lock"),
         *(f"memory/{i:03d}_{name}.safetensors" for i, name in enumerate(TASKS)),
+        *(f"memory/{i:03d}_{name}.recogniser.safetensors" for i, name in enumerate(TASKS)),
         *(
             f"predictions/after_{i:03d}/on_{j:03d}_{TASKS[j]}{mode}.jsonl"
             for i in range(len(TASKS))
