@@ -1,4 +1,4 @@
-"""Compare MoRAM's presets and LoRAs on the demo; it goes on where it was stopped.
+"""Compare MoRAM's presets and LoRAs on the demo; a second call resumes.
 
     python tools/compare_demo.py [--out runs/compare_demo] [--jobs 2]
 

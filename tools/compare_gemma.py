@@ -1,4 +1,4 @@
-"""Compare methods on a real base of 270 M parameters; it goes on where it was stopped.
+"""Compare methods on a real base of 270 M parameters; a second call resumes.
 
     python tools/compare_gemma.py --model FOLDER --data_dir FOLDER [--seeds 0,1] [--jobs 2]
 

@@ -1,4 +1,4 @@
-"""Compare methods on Standard CL with a small base; it goes on where it was stopped.
+"""Compare methods on Standard CL with a small base; a second call resumes.
 
     python tools/compare_standard_cl.py --model FOLDER --data_dir FOLDER [--seeds 0,1,2] [--jobs 2]
 
