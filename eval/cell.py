@@ -11,6 +11,9 @@ from moram_dist.decode import Answered
 from moram_dist.recognise import Recognised
 from moram_dist.tasks.task import Benchmark
 
+Place = tuple[int, int | None]
+"""A column, and how many tasks answer there."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -46,3 +49,16 @@ class Cell:
                     line["rejected"] = True
             lines.append(line)
         return lines
+
+
+def without_repeats(cells: Sequence[Cell]) -> list[tuple[Cell, Portion, bool]]:
+    """Every portion, and whether it is new: an earlier one may hold all of its answers."""
+    covered: dict[Place, tuple[set[int], set[str]]] = {}
+    work = []
+    for cell in cells:
+        for portion in cell.portions:
+            mine = set(portion.examples), set(cell.modes)
+            there = covered.setdefault((portion.column, portion.tasks), mine)
+            new = there is mine or not (mine[0] <= there[0] and mine[1] <= there[1])
+            work.append((cell, portion, new))
+    return work

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from eval.cell import Cell
+from eval.cell import Cell, Place, without_repeats
 from eval.predictions import predictions_path, write_lines
 from eval.recall import Portion, Recall
 from eval.row_metrics import row_metrics
@@ -25,7 +25,7 @@ from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
 from moram_dist.comm.watch import Watch
 from moram_dist.comm.zero3 import is_sharded, without_hooks
-from moram_dist.config import EvalConfig
+from moram_dist.config import RECALLS, EvalConfig
 from moram_dist.decode import (
     Answered,
     Room,
@@ -89,8 +89,12 @@ class Evaluator:
         if env.is_main():
             self._repeat(row)
         missing = env.from_main(self._missing(row))
+        # Recall all comes first: what it answers, others need not ask again.
         cells = [
-            cell for recall in self.config.recalls for cell in self._cells(row, missing, recall)
+            cell
+            for recall in RECALLS
+            if recall in self.config.recalls
+            for cell in self._cells(row, missing, recall)
         ]
         self.engine.eval()
         if cells and self._fits():
@@ -146,16 +150,24 @@ class Evaluator:
     ) -> None:
         when = _when(self.benchmark, row)
         streams = not synced and can_take_turns(model)
-        portions = [(cell, portion) for cell in cells for portion in cell.portions]
+        work = without_repeats(cells)
+        answered: dict[Place, dict[int, dict[str, Answered]]] = {}
         found: dict[int, dict[str, Answered]] = {}
-        for tasks, group in itertools.groupby(portions, key=lambda pair: pair[1].tasks):
+        for tasks, group in itertools.groupby(work, key=lambda piece: piece[1].tasks):
             together = list(group)
             with self.method.prefix.of(None if tasks is None else (tasks,)):
-                generated = [p for cell, p in together if self._is_generated(cell)]
+                generated = [p for cell, p, new in together if new and self._is_generated(cell)]
                 stream = self._stream(generated if streams else [], model, when)
-                for cell, portion in together:
-                    texts = next(stream) if streams and self._is_generated(cell) else None
-                    found |= self._answers(cell, portion, when, model, texts, synced=synced)
+                for cell, portion, new in together:
+                    place = (portion.column, tasks)
+                    if new:
+                        texts = next(stream) if streams and self._is_generated(cell) else None
+                        share = self._answers(cell, portion, when, model, texts, synced=synced)
+                        answered.setdefault(place, share)
+                    else:
+                        there = answered[place]
+                        share = {i: there[i] for i in portion.examples if i in there}
+                    found |= share
                     if portion is cell.portions[-1]:
                         self._score_cell(cell, found, when)
                         found = {}

@@ -170,6 +170,23 @@ def test_a_finished_cell_is_not_done_again_in_any_mode(base, tmp_path, monkeypat
     assert not evaluate.tracker.sequence  # type: ignore[attr-defined]  # logged once
 
 
+def test_what_one_recall_answered_no_other_asks_again(base, tmp_path, monkeypatch):
+    asked = []
+
+    def counted(modes, model, tokenizer, examples, task, *args, **kwargs):
+        asked.append((task.name, len(examples)))
+        return answer_batch(modes, model, tokenizer, examples, task, *args, **kwargs)
+
+    monkeypatch.setattr("eval.harness.answer_batch", counted)
+    evaluator(base, tmp_path, "labels", recall="oracle,all")(1)
+    count = {name: sum(n for task, n in asked if task == name) for name, _ in asked}
+    # After the second task the first one's prefix is another model; the second one's is not.
+    assert count == {"closed": 14, "open": 7}
+    folder = tmp_path / "predictions" / "after_001"
+    newest = (folder / "on_001_open.jsonl").read_bytes()
+    assert newest == (folder / "on_001_open.all.jsonl").read_bytes()
+
+
 def test_rows_ask_the_same_of_every_mode(tmp_path):
     config = EvalConfig(answers="generate,labels", recall="prefix,all")
     matrices = score_matrices(tmp_path, BENCHMARK, ways_of(config))
