@@ -40,9 +40,6 @@ GRID_TRAIN, HELD_OUT = 64, 60
 """Examples of a task that choose the rate: learned, and tested. Few, since a grid is three runs for
 each one that a table gets."""
 
-NEVER_LEARNED = 1000
-"""Examples of a train.json from this one on choose the rate; no run trains on them."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
@@ -153,11 +150,7 @@ class Gemma:
     def choose_rates(self, names: Sequence[str]) -> dict[str, str]:
         """Each variant's learning rate; what is not trained has none."""
         splits = held_out_splits(
-            self.data_dir,
-            HELD_OUT_ORDER.split(","),
-            first=NEVER_LEARNED,
-            count=HELD_OUT,
-            folder=self.study.out / "held_out",
+            self.data_dir, HELD_OUT_ORDER, count=HELD_OUT, folder=self.study.out / "held_out"
         )
         grid = {
             name: {

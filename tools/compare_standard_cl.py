@@ -33,9 +33,6 @@ and examples in a step. Small batches, because this base needs about 60 steps to
 TEST, HELD_OUT = 200, 100
 """Examples of a task that are tested, and that choose the rate."""
 
-NEVER_LEARNED = 1000
-"""Examples of a train.json from this one on choose the rate; no run trains on them."""
-
 SETTINGS = {
     "target_modules": "all-linear",
     "answers": "labels",
@@ -67,11 +64,7 @@ class Plan:
             "limit_eval": HELD_OUT,
             "eval_rows": "last",
             "splits": held_out_splits(
-                self.data_dir,
-                HELD_OUT_ORDER.split(","),
-                first=NEVER_LEARNED,
-                count=HELD_OUT,
-                folder=self.study.out / "held_out",
+                self.data_dir, HELD_OUT_ORDER, count=HELD_OUT, folder=self.study.out / "held_out"
             ),
         }
         grid = {

@@ -36,6 +36,9 @@ from moram_dist.tasks.readers import read_records  # noqa: E402
 DIVERGED = 3
 """Exit code of a run whose loss became NaN or infinite."""
 
+NEVER_LEARNED = 1000
+"""Examples of a train.json from this one on choose settings; no run trains on them."""
+
 Train = Callable[[list[str]], int]
 
 
@@ -151,17 +154,19 @@ def launch(flags: list[str]) -> int:
         ).returncode
 
 
-def held_out_splits(
-    data_dir: Path, tasks: Sequence[str], *, first: int, count: int, folder: Path
-) -> str:
-    """What ``--splits`` takes: as test sets, examples of each train.json from number ``first`` on.
+def held_out_splits(data_dir: Path, order: str, *, count: int, folder: Path) -> str:
+    """What ``--splits`` takes: as test sets, examples of each train.json that no run trains on.
 
-    They are written into ``folder``. A run that trains on fewer than ``first`` never sees them.
+    Args:
+        data_dir: the folder of Long Sequence.
+        order: names of tasks, joined by commas.
+        count: examples of a task.
+        folder: where the test sets are written.
     """
     splits = {}
-    for task in tasks:
+    for task in order.split(","):
         content = read_json(data_dir / task / "train.json")
-        content["Instances"] = content["Instances"][first:][:count]
+        content["Instances"] = content["Instances"][NEVER_LEARNED:][:count]
         path = folder / f"{task}.json"
         write_atomically(path, json.dumps(content, ensure_ascii=False))
         splits[task] = {"test": str(path)}

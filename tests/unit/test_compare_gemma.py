@@ -16,12 +16,11 @@ from tests.helpers.made_up_runs import make_run
 from tools.compare_gemma import (
     EXPERIMENTS,
     HELD_OUT_ORDER,
-    NEVER_LEARNED,
     Gemma,
     Sizes,
     variants,
 )
-from tools.study import Study, write_table
+from tools.study import NEVER_LEARNED, Study, write_table
 
 RIGHT = {"3e-4": 0.3, "1e-3": 0.6, "3e-3": 0.8, "1e-2": 0.5}
 """By rate, and as many more by prefix as PREFIX says."""

@@ -12,7 +12,7 @@ from eval.compare_runs import read_runs
 from tests.helpers.made_up_runs import make_run
 from tools import compare_standard_cl
 from tools.compare_standard_cl import HELD_OUT_ORDER, METHODS, ORDERS, RATES, Plan
-from tools.study import DIVERGED, Study
+from tools.study import DIVERGED, NEVER_LEARNED, Study
 
 TASKS = ["dbpedia", "amazon", "yahoo", "agnews"]
 RIGHT = {"1e-3": 0.4, "3e-3": 0.8, "6e-3": 0.8}
@@ -86,7 +86,7 @@ def test_the_plan(plan, training):
     splits = json.loads(training.seen[0]["splits"])
     assert sorted(splits) == sorted(TASKS)
     held_out = json.loads(compare_standard_cl.Path(splits["yahoo"]["test"]).read_text())
-    beginning = compare_standard_cl.NEVER_LEARNED
+    beginning = NEVER_LEARNED
     assert beginning >= compare_standard_cl.TRAIN
     first, *_, last = held_out["Instances"]
     assert first["input"] == f"yahoo {beginning}"
