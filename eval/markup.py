@@ -28,7 +28,7 @@ _LATEX = {c: f"\\{c}" for c in "_%&#${}"} | {
 
 
 def visible(text: str) -> str:
-    """The text, with a mark in place of each character that is none to a reader."""
+    """The text, with a mark for each character that is none to a reader."""
     return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

@@ -1,4 +1,4 @@
-"""Put adapted linears in the place of a frozen model's own."""
+"""Replace linears of a frozen model by adapted ones."""
 
 from __future__ import annotations
 

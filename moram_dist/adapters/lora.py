@@ -25,7 +25,7 @@ class LoraLinear(AdaptedLinear):
         self.scale = scale
         self.dropout = dropout
         self.stand_in: Terms | None = None
-        """Used in the place of the parameters, without dropout; see ``standing_in``."""
+        """Used instead of the parameters, without dropout; see ``standing_in``."""
         like = self.like
         self.lora_A = nn.Parameter(
             torch.zeros(size, self.in_features, dtype=like.dtype, device=like.device)

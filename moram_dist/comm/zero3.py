@@ -37,7 +37,7 @@ def whole(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
 
 
 def linear() -> Any:
-    """What ZeRO-3 puts in the place of torch's linear function: one that keeps its input."""
+    """What ZeRO-3 replaces torch's linear function by: one that keeps its input."""
     env.choose_accelerator()
     from deepspeed.runtime.zero.linear import zero3_linear_wrap
 

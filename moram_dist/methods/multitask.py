@@ -12,7 +12,7 @@ from moram_dist.tasks.task import Benchmark, Example, Task
 
 @METHODS.register("multitask")
 class Multitask(SequentialLora):
-    """Everything is learned in the place of task 0; later tasks change nothing.
+    """Everything is learned as task 0; later tasks change nothing.
 
     Only the last row of its score matrix compares with a method that learns in sequence.
 

@@ -175,7 +175,7 @@ def _most(settings: dict[str, Any]) -> tuple[str, int]:
 
 
 def refuse_pointer(path: Path, name: str) -> None:
-    """Raises InputError where git-lfs has left a pointer in the place of a file."""
+    """Raises InputError where a file is only git-lfs' pointer to it."""
     try:
         with path.open("rb") as file:
             begins = file.read(len(POINTER))

@@ -17,7 +17,7 @@ MIDDLE = 3
 """The place in them at which one row differs: what that changes later on is the scale of things."""
 
 VARIANTS = 3
-"""Last tokens that are tried in the place of the first row's."""
+"""Last tokens that are tried instead of the first row's."""
 
 SLACK = 16
 """How often the difference between two equal rows of a batch may be exceeded: both are rounding."""

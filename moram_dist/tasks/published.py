@@ -107,7 +107,7 @@ class Published:
         did = {"train": "trained", "test": "tested"}[split]
         known = ("train", self.held_out, "test")
         if replacement in known:
-            notes = [f"{task}: {did} on {replacement}.json in place of {split}.json"]
+            notes = [f"{task}: {did} on {replacement}.json instead of {split}.json"]
             return folder / f"{replacement}.json", replacement, notes
         if replacement is not None:
             if not Path(replacement).is_file():
@@ -115,7 +115,7 @@ class Published:
                     f"splits of {task}: {split} is {replacement!r}, which is neither a file nor "
                     f"one of {', '.join(known)}"
                 )
-            notes = [f"{task}: {did} on {replacement} in place of {split}.json"]
+            notes = [f"{task}: {did} on {replacement} instead of {split}.json"]
             return Path(replacement), split, notes
         spare = folder / f"{self.held_out}.json"
         if split == "train" and self.spare_train and not path.exists() and spare.exists():

@@ -26,7 +26,7 @@ class Protocol:
     InputError for a record of a shape that this protocol has no template for."""
 
     first_reference: bool = False
-    """Of several accepted answers only the first counts, in place of the best."""
+    """Of several accepted answers only the first counts, not the best."""
 
     drop_silent: bool = False
     """Answers without a letter or a digit, such as ``-`` for unlabelled, do not count. An example

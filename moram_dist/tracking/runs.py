@@ -60,7 +60,7 @@ def run_directories(experiment: str, uri: str | None = None) -> list[Path]:
             where = f"is not at {folder} any more" if RUN_DIRECTORY in run.data.tags else "unknown"
             raise InputError(
                 f"run {run.info.run_name} of {experiment!r}: its directory {where}; give run "
-                "directories in place of --experiment"
+                "directories instead of --experiment"
             )
         folders.append(folder)
     return folders

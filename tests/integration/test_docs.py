@@ -55,9 +55,9 @@ CHANGED = (  # what is looked for, what stands there in the walk, why
     (r"^(python launch/doctor.py.*)", r"\1 --port {port}", "as above"),
     (r"^(python launch/submit.py(?!.*dry_run).*)", r"\1 --dry_run", "test_slurm.py submits"),
     (r"^make ", "make -o .venv/installed ", "the environment is there, and not to be touched"),
-    (r"^(python -m bench (?!.*--quick).*)", r"\1 --quick", "small sizes in place of 11 minutes"),
-    (r"^(python tools/kill_test.py.*)", r"\1 --runs 2", "2 runs in place of 40"),
-    (r"^(python tools/fuzz.py.*)", r"\1 --inputs 14", "14 inputs in place of 2,000"),
+    (r"^(python -m bench (?!.*--quick).*)", r"\1 --quick", "small sizes instead of 11 minutes"),
+    (r"^(python tools/kill_test.py.*)", r"\1 --runs 2", "2 runs instead of 40"),
+    (r"^(python tools/fuzz.py.*)", r"\1 --inputs 14", "14 inputs instead of 2,000"),
 )
 
 NOT_RUN = (  # what is looked for, why

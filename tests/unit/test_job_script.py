@@ -61,7 +61,7 @@ def test_whatever_stands_in_a_path_arrives_as_it_is(script, tmp_path, monkeypatc
     options = [line for line in text.splitlines() if line.startswith("#SBATCH")]
     words = {word for line in options for word in shlex.split(line.removeprefix("#SBATCH "))}
     assert f"--chdir={folder}" in words and f"--comment={HOSTILE}" in words
-    # SLURM would put the job's number in the place of %j in a path, and only there.
+    # SLURM would replace %j by the job's number in a path, and only there.
     log = next(word for word in words if word.startswith("--output="))
     assert log.count("%%j") == 1 and log.endswith("-%j.log")
     header = text.removesuffix(BODY.read_text())

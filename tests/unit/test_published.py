@@ -266,8 +266,8 @@ def test_splits_can_be_replaced_but_dev_is_never_taken_by_itself(tmp_path):
     assert "\nmine\n" in found.tasks[0].train[0].prompt
     assert found.tasks[0].test[0].id == "dev-0"
     assert found.notes == (
-        f"cb: trained on {other} in place of train.json",
-        "cb: tested on dev.json in place of test.json",
+        f"cb: trained on {other} instead of train.json",
+        "cb: tested on dev.json instead of test.json",
     )
 
 

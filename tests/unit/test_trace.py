@@ -93,8 +93,8 @@ def test_replaced_splits(data_dir, tmp_path):
     assert task.test[0].prompt == "FOMC eval 0"
     assert task.test[0].id == "eval-0"
     assert found.notes == (
-        f"FOMC: trained on {other} in place of train.json",
-        "FOMC: tested on eval.json in place of test.json",
+        f"FOMC: trained on {other} instead of train.json",
+        "FOMC: tested on eval.json instead of test.json",
     )
 
 
