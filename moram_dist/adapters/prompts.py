@@ -57,23 +57,38 @@ class Prompts:
                 self._then(self._means(self._said))
                 self._is_new = False
             return
-        cache = named.get("past_key_values")
-        if cache is not None and cache.get_seq_length():
-            return
-        ids = named.get("input_ids", arguments[0] if arguments else None)
-        embedded = named.get("inputs_embeds")
-        seen: Any = ids if ids is not None else embedded
-        mask = named.get("attention_mask")
-        if not isinstance(mask, Tensor) or mask.shape != seen.shape[:2]:
-            mask = torch.ones(seen.shape[:2])
-        rows = [row[here.to(row.device).bool()] for row, here in zip(seen, mask, strict=True)]
-        self._then(self._means(rows) if ids is not None else _mean_of(rows))
+        rows = new_rows(arguments, named)
+        if rows is not None:
+            embedded = rows[0].is_floating_point()
+            self._then(_mean_of(rows) if embedded else self._means(rows))
 
     def _means(self, prompts: list[Tensor]) -> Tensor:
         """All are looked up in one call, since that is what makes a sharded table whole."""
         device = self.embedding.weight.device
         ids = torch.cat(prompts)[None].to(device)
         return _mean_of(self.embedding(ids)[0].split([len(prompt) for prompt in prompts]))
+
+
+def new_rows(arguments: Any, named: dict[str, Any]) -> list[Tensor] | None:
+    """What a forward pass reads of each row of a batch, without padding.
+
+    Args:
+        arguments: of the pass, as its hook gets them.
+        named: likewise.
+
+    Returns:
+        Token ids (P,) of each row, or embeddings (P, D) where it is given those. None where the
+        pass goes on from a cache.
+    """
+    cache = named.get("past_key_values")
+    if cache is not None and cache.get_seq_length():
+        return None
+    ids = named.get("input_ids", arguments[0] if arguments else None)
+    seen: Any = ids if ids is not None else named.get("inputs_embeds")
+    mask = named.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != seen.shape[:2]:
+        return list(seen)
+    return [row[here.to(row.device).bool()] for row, here in zip(seen, mask, strict=True)]
 
 
 def _mean_of(rows: Sequence[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from moram_dist.adapters.prefix import Prefix
+from moram_dist.adapters.prompts import new_rows
 from moram_dist.recognise import Recogniser, prompt_features
 from moram_dist.registry import InputError
 
@@ -32,17 +33,15 @@ class ByPrompt:
         begins.register_forward_pre_hook(self._begin, with_kwargs=True)
 
     def _begin(self, model: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
-        cache = named.get("past_key_values")
-        if cache is not None and cache.get_seq_length():
+        rows = new_rows(arguments, named)
+        if rows is None:
             return
-        ids_BP = named.get("input_ids", arguments[0] if arguments else None)
-        if ids_BP is None:
+        if rows[0].is_floating_point():
             raise InputError(
                 "recall by prefix recognises a prompt by its input_ids; load the memory with "
                 "recall='all' to give inputs_embeds"
             )
-        mask_BP = named.get("attention_mask")
-        self.prefix.default(self._tasks(_prompts(ids_BP, mask_BP)))
+        self.prefix.default(self._tasks(rows))
 
     def _tasks(self, prompts: Sequence[Tensor]) -> list[int]:
         learned = len(self.recogniser.tasks)
@@ -51,10 +50,3 @@ class ByPrompt:
         )
         numbers = [one.answered_by(learned, self.unknown) for one in found]
         return [learned if number is None else number for number in numbers]
-
-
-def _prompts(ids_BP: Tensor, mask_BP: Any) -> list[Tensor]:
-    """The tokens of each row, without padding where the mask says what is padding."""
-    if not isinstance(mask_BP, Tensor) or mask_BP.shape != ids_BP.shape:
-        return list(ids_BP)
-    return [ids_P[mask_P.bool()] for ids_P, mask_P in zip(ids_BP, mask_BP, strict=True)]
