@@ -10,7 +10,7 @@ behind those that training sees.
 Files in --results get a line a run, and tables are made from them alone. A machine with a GPU can
 take sizes nearer to the published ones, into a folder of its own:
 
-    --train 200 --batch_size 8 --max_prompt_tokens 96 --dtype bf16 --results FOLDER
+    --train 200 --batch_size 8 --max_prompt_tokens 96 --results FOLDER
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ each one that a table gets."""
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of every run. With these a run of Standard CL takes about 10 minutes of one core in fp32."""
+    """Of every run. With these a run of Standard CL takes about 10 minutes of one core."""
 
     train: int = 100
     test: int = 100
@@ -54,7 +54,7 @@ class Sizes:
     max_prompt_tokens: int = 64
     """Half of Standard CL's prompts are whole."""
 
-    dtype: str = "fp32"
+    dtype: str = "bf16"
 
 
 @dataclass(frozen=True, kw_only=True)
