@@ -3,7 +3,7 @@
     python -m moram_dist.memory show RUN/memory      tasks, atoms, sizes, hashes
     python -m moram_dist.memory verify RUN/memory    reads every file; exit 2 if one is not whole
 
-Files hold whole atoms, not a rank's share, so there is nothing to reshard: a memory loads at any
+Files hold whole atoms, not a rank's shard, so there is nothing to reshard: a memory loads at any
 number of ranks as it is.
 """
 

@@ -49,7 +49,7 @@ class TaskPlan:
     """The largest pass: rows, and tokens of a row."""
 
     atoms: int
-    """Frozen ones: the rank's share, and its copy of all where it keeps one."""
+    """Frozen ones: the rank's shard, and its copy of all where it keeps one."""
 
     training: int
     """The most that tensors of a pass take."""
@@ -189,7 +189,7 @@ class Planner:
         )
         process = None
         if self.ranks.device == "cpu":
-            # What more ranks than these share out, and what no training pass has.
+            # What more ranks than these divide among them, and what no training pass has.
             beside = plan.standing.total - self._standing(ranks).total
             further = max(0, plan.evaluation - plan.training)
             process = found.peak + beside + plan.examples + further

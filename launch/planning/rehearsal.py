@@ -98,9 +98,9 @@ class Rehearsal:
 
     @property
     def stored_bytes(self) -> int:
-        """Frozen atoms on a rank: its share, and a copy of all where it keeps one."""
+        """Frozen atoms on a rank: its shard, and a copy of all where it keeps one."""
         banks = [memory.bank for memory in self.method.memories.values()]
-        return sum(bank.share_F.nbytes + bank.copy_PF.nbytes for bank in banks)
+        return sum(bank.shard_F.nbytes + bank.copy_PF.nbytes for bank in banks)
 
     def task_file(self, device: torch.device = META) -> dict[str, Tensor]:
         """Tensors as a task's file will hold them."""

@@ -1,9 +1,9 @@
-"""The frozen atoms of some linears, as one rank holds them: its share, and a copy of all if wanted.
+"""The frozen atoms of some linears, as one rank holds them: its shard, and a copy of all if wanted.
 
-A share is one flat tensor, so that one collective moves it: for each linear its keys, then its
-values, each with room for the largest share of any rank. Atom i belongs to rank i mod P of the
+A shard is one flat tensor, so that one collective moves it: for each linear its keys, then its
+values, each with room for the largest shard of any rank. Atom i belongs to rank i mod P of the
 group (``comm.partition``), so each task's atoms are spread over all ranks. Where a rank has all
-shares, there is room for active atoms too: a pass writes them behind the frozen ones, and has both
+shards, there is room for active atoms too: a pass writes them behind the frozen ones, and has both
 in one matrix without copying those.
 
 Shape letters: N atoms in the memory, R new ones, D inputs, E outputs, P ranks, F flat numbers.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from moram_dist.atoms.scan import Image, image
 from moram_dist.comm.collectives import AtomGroup
-from moram_dist.comm.partition import largest_share, new_rows, share_size
+from moram_dist.comm.partition import largest_shard, new_rows, shard_size
 
 Atoms = tuple[Tensor, Tensor]
 """Keys (rows, D) and values (rows, E)."""
@@ -28,7 +28,7 @@ Atoms = tuple[Tensor, Tensor]
 class Bank(nn.Module):
     """Frozen atoms are buffers: ZeRO-3 neither shards nor moves those, and they can grow."""
 
-    share_F: Tensor
+    shard_F: Tensor
     copy_PF: Tensor
 
     def __init__(
@@ -46,9 +46,9 @@ class Bank(nn.Module):
             shapes: (D, E) of each linear.
             group: the ranks that hold it together.
             like: a tensor of the memory's dtype and device.
-            copied: whether this rank also keeps a copy of all shares.
+            copied: whether this rank also keeps a copy of all shards.
             num_active: how many active atoms there is room for behind the frozen ones, where all
-                shares are at hand.
+                shards are at hand.
         """
         super().__init__()
         self.shapes = tuple(shapes)
@@ -58,10 +58,10 @@ class Bank(nn.Module):
         self.num_atoms = 0
         """Of the whole memory, for each linear."""
         empty = torch.empty(0, dtype=like.dtype, device=like.device)
-        self.register_buffer("share_F", empty, persistent=False)
+        self.register_buffer("shard_F", empty, persistent=False)
         self.register_buffer("copy_PF", empty.view(group.size, 0), persistent=False)
         self._room = 0
-        """Rows that a share has for each of its matrices."""
+        """Rows that a shard has for each of its matrices."""
         self._sealed: list[str] | None = None
         self._grams: dict[int, Tensor] = {}
         self._images: dict[int, Image] = {}
@@ -69,42 +69,42 @@ class Bank(nn.Module):
     @property
     def atom_bytes(self) -> int:
         """Of one atom in each linear."""
-        return sum(d + e for d, e in self.shapes) * self.share_F.element_size()
+        return sum(d + e for d, e in self.shapes) * self.shard_F.element_size()
 
     @property
     def stored_bytes(self) -> int:
-        """Of this rank's share, without the room that only other ranks fill."""
-        return share_size(self.num_atoms, self.group.rank, self.group.size) * self.atom_bytes
+        """Of this rank's shard, without the room that only other ranks fill."""
+        return shard_size(self.num_atoms, self.group.rank, self.group.size) * self.atom_bytes
 
     def own(self) -> list[Atoms]:
-        """The atoms of each linear in this rank's share."""
-        return self.views(self.share_F, self.group.rank)
+        """The atoms of each linear in this rank's shard."""
+        return self.views(self.shard_F, self.group.rank)
 
     def all_here(self) -> dict[int, Tensor]:
-        """Every share, flat, where this rank has them all."""
-        return dict(enumerate(self.copy_PF if self.group.size > 1 else self.share_F[None]))
+        """Every shard, flat, where this rank has them all."""
+        return dict(enumerate(self.copy_PF if self.group.size > 1 else self.shard_F[None]))
 
-    def views(self, flat_F: Tensor, share: int) -> list[Atoms]:
-        """The atoms of each linear in a flat share."""
-        rows = share_size(self.num_atoms, share, self.group.size)
+    def views(self, flat_F: Tensor, shard: int) -> list[Atoms]:
+        """The atoms of each linear in a flat shard."""
+        rows = shard_size(self.num_atoms, shard, self.group.size)
         return [(k[:rows], v[:rows]) for k, v in self._matrices(flat_F)]
 
     def joined(
-        self, flat_F: Tensor, share: int, active: Mapping[int, Atoms], num_frozen: int
+        self, flat_F: Tensor, shard: int, active: Mapping[int, Atoms], num_frozen: int
     ) -> dict[int, Atoms]:
-        """Atoms of linears in a flat share, and active ones behind them.
+        """Atoms of linears in a flat shard, and active ones behind them.
 
         Args:
-            flat_F: the share, as a placement has it.
-            share: which it is.
-            active: linear to the active atoms that will be frozen into this share; none of them
+            flat_F: the shard, as a placement has it.
+            shard: which it is.
+            active: linear to the active atoms that will be frozen into this shard; none of them
                 where not all frozen atoms are asked.
             num_frozen: atoms that are asked: all of the memory's, or the first ones.
 
         Returns:
             Linear to its atoms: in place if there is room, until the next call, else copied.
         """
-        first = share_size(num_frozen, share, self.group.size)
+        first = shard_size(num_frozen, shard, self.group.size)
         matrices = self._matrices(flat_F)
         return {
             i: (self._behind(matrices[i][0], k, first), self._behind(matrices[i][1], v, first))
@@ -121,7 +121,7 @@ class Bank(nn.Module):
         return matrix[:last]
 
     def _matrices(self, flat_F: Tensor) -> list[Atoms]:
-        """Keys and values of each linear in a flat share, with all their room."""
+        """Keys and values of each linear in a flat shard, with all their room."""
         parts = iter(flat_F.split([self._room * size for shape in self.shapes for size in shape]))
         return [
             (next(parts).view(self._room, d), next(parts).view(self._room, e))
@@ -134,11 +134,11 @@ class Bank(nn.Module):
         Only where this rank has all of them.
         """
         if linear not in self._grams:
-            precise = torch.promote_types(self.share_F.dtype, torch.float32)
+            precise = torch.promote_types(self.shard_F.dtype, torch.float32)
             width = self.shapes[linear][0]
-            gram_DD = self.share_F.new_zeros(width, width, dtype=precise)
-            for share, flat_F in self.all_here().items():
-                keys_ND = self.views(flat_F, share)[linear][0].to(precise)
+            gram_DD = self.shard_F.new_zeros(width, width, dtype=precise)
+            for shard, flat_F in self.all_here().items():
+                keys_ND = self.views(flat_F, shard)[linear][0].to(precise)
                 gram_DD.addmm_(keys_ND.T, keys_ND)
             self._grams[linear] = gram_DD
         return self._grams[linear]
@@ -149,8 +149,8 @@ class Bank(nn.Module):
         Only where this rank has all of them.
         """
         if linear not in self._images:
-            shares = self.all_here().items()
-            keys = {share: self.views(flat_F, share)[linear][0] for share, flat_F in shares}
+            shards = self.all_here().items()
+            keys = {shard: self.views(flat_F, shard)[linear][0] for shard, flat_F in shards}
             self._images[linear] = image(keys, self.gram(linear))
         return self._images[linear]
 
@@ -166,7 +166,7 @@ class Bank(nn.Module):
         before = self.own()
         num_new = len(atoms[0][0])
         behind = self.num_active if self.copied or self.group.size == 1 else 0
-        room = largest_share(self.num_atoms + num_new + behind, self.group.size)
+        room = largest_shard(self.num_atoms + num_new + behind, self.group.size)
         parts: list[Tensor] = []
         for old, new in zip(before, atoms, strict=True):
             for kept, added in zip(old, new, strict=True):
@@ -177,11 +177,11 @@ class Bank(nn.Module):
                 rows = torch.cat([kept, added[mine].to(kept)])
                 empty = kept.new_zeros(room - len(rows), kept.shape[1])
                 parts += [rows.flatten(), empty.flatten()]
-        self.share_F = torch.cat(parts)
+        self.shard_F = torch.cat(parts)
         self.num_atoms += num_new
         self._room = room
         if self.copied:
-            self.copy_PF = self.group.all_gather(self.share_F, "copies")
+            self.copy_PF = self.group.all_gather(self.shard_F, "copies")
         self._sealed = None
         self._grams.clear()
         self._images.clear()
@@ -191,13 +191,13 @@ class Bank(nn.Module):
 
         That is since the bank has grown: growing starts anew.
         """
-        flats = [(self.group.rank, self.share_F)]
+        flats = [(self.group.rank, self.shard_F)]
         if self.copied:
             flats += enumerate(self.copy_PF)
         now = [
             hashlib.sha256(atoms.cpu().view(torch.uint8).numpy().tobytes()).hexdigest()
-            for share, flat_F in flats
-            for pair in self.views(flat_F, share)
+            for shard, flat_F in flats
+            for pair in self.views(flat_F, shard)
             for atoms in pair
         ]
         self._sealed = self._sealed or now

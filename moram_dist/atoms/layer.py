@@ -187,8 +187,8 @@ def _identity(x: Tensor) -> tuple:
     return x.data_ptr(), x.shape, x.stride(), None if x.is_inference() else x._version
 
 
-def share_inputs(names: Iterable[str]) -> list[list[str]]:
-    """Full names of linears, in the model's order, grouped by the input they share."""
+def shard_inputs(names: Iterable[str]) -> list[list[str]]:
+    """Full names of linears, in the model's order, grouped by the input they shard."""
 
     def key(name: str) -> tuple[str, object]:
         parent, _, last = name.rpartition(".")
@@ -217,7 +217,7 @@ def give_memory(
     It is a child of the first of them, by the name of ``memory``.
     """
     out = {}
-    for names in share_inputs(layers):
+    for names in shard_inputs(layers):
         group = [layers[name] for name in names]
         memory = out[tuple(names)] = Memory(group, settings, placer)
         group[0].add_module("memory", memory)

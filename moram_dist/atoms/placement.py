@@ -1,10 +1,10 @@
 """Where the atoms of a memory and the tokens that ask it meet.
 
-    Resident     every rank keeps a copy of all shares      nothing moves in a step
-    Gathered     shares come to the tokens                  all atoms, in forward and in backward
-    Stationary   tokens come to the shares                  tokens, candidates, partial sums
+    Resident     every rank keeps a copy of all shards      nothing moves in a step
+    Gathered     shards come to the tokens                  all atoms, in forward and in backward
+    Stationary   tokens come to the shards                  tokens, candidates, partial sums
 
-All three compute the same products of a home's tokens and a share's atoms (``atoms.recall``) and
+All three compute the same products of an owner's tokens and a shard's atoms (``atoms.recall``) and
 bring together the same parts in the same order: results are the same bits, unless a copy of more
 atoms than inputs is at hand and K^T K serves in backward. What they move, in
 bytes received per rank for one linear, with P ranks, N atoms (rounded up to a multiple of P), T
@@ -33,28 +33,28 @@ from torch.nn import functional as F
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.routing import Candidates
 from moram_dist.atoms.scan import BEYOND, Image, supported
-from moram_dist.atoms.share import each
+from moram_dist.atoms.shard import each
 from moram_dist.comm.collectives import AtomGroup, Pending
 
 Pair = tuple[int, int]
-"""A home rank, and the rank of a share."""
+"""The rank that owns tokens, and the rank of a shard."""
 
 Part = TypeVar("Part")
 
 
 class Placement(ABC):
-    """Which pairs of a home and a share this rank computes, and how results find their way."""
+    """Which pairs of an owner and a shard this rank computes, and how results find their way."""
 
     def __init__(self, group: AtomGroup) -> None:
         self.group = group
 
     @abstractmethod
     def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
-        """Home to its rows for each linear, for every home this rank works for."""
+        """Owner to its rows for each linear, for every owner this rank works for."""
 
     @abstractmethod
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
-        """Share to its frozen atoms, flat as in the bank, for every share this rank works on."""
+        """Shard to its frozen atoms, flat as in the bank, for every shard this rank works on."""
 
     def grams(self, bank: Bank, linears: Sequence[int]) -> list[Tensor] | None:
         """K^T K of each linear's frozen atoms, where the rank has it and it is the smaller one.
@@ -71,19 +71,19 @@ class Placement(ABC):
     def candidates(
         self, offered: Mapping[Pair, Candidates], num_linears: int
     ) -> dict[int, list[Candidates]]:
-        """Home to the candidates of its tokens from all shares, in the order of shares."""
+        """Owner to the candidates of its tokens from all shards, in the order of shards."""
 
     @abstractmethod
     def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
-        """Home to the terms of its tokens, (B, 2) each, in the order of shares."""
+        """Owner to the terms of its tokens, (B, 2) each, in the order of shards."""
 
     @abstractmethod
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
-        """Each linear's parts for this rank's tokens, (T, F) each, in the order of shares."""
+        """Each linear's parts for this rank's tokens, (T, F) each, in the order of shards."""
 
 
 class _Local(Placement):
-    """All pairs of this home: what belongs together is here already."""
+    """All pairs of this owner: what belongs together is here already."""
 
     def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
         """Its own rows."""
@@ -92,23 +92,23 @@ class _Local(Placement):
     def candidates(
         self, offered: Mapping[Pair, Candidates], num_linears: int
     ) -> dict[int, list[Candidates]]:
-        """What its shares offered."""
-        return {self.group.rank: _by_share(offered)}
+        """What its shards offered."""
+        return {self.group.rank: _by_shard(offered)}
 
     def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
         """Terms that are all here."""
-        return {self.group.rank: _by_share(parts)}
+        return {self.group.rank: _by_shard(parts)}
 
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
         """Parts that are all here."""
-        return [list(linear) for linear in zip(*_by_share(parts), strict=True)]
+        return [list(linear) for linear in zip(*_by_shard(parts), strict=True)]
 
 
 class Resident(_Local):
     """Frozen atoms never go stale, so a copy gathered once a task serves all its steps."""
 
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
-        """All shares, from the copy."""
+        """All shards, from the copy."""
         return bank.all_here()
 
     def grams(self, bank: Bank, linears: Sequence[int]) -> list[Tensor] | None:
@@ -119,7 +119,7 @@ class Resident(_Local):
 
     def images(self, bank: Bank, linears: Sequence[int]) -> list[Image] | None:
         """From the copy, once a task, where atoms are many more than inputs."""
-        device = bank.share_F.device
+        device = bank.shard_F.device
         most = BEYOND.get(device.type, math.inf) * _most_inputs(bank, linears)
         if bank.num_atoms <= most or not supported(device):
             return None
@@ -127,7 +127,7 @@ class Resident(_Local):
 
 
 class Gathered(_Local):
-    """Shares are fetched for each pass, the next bank's while this one's are used.
+    """Shards are fetched for each pass, the next bank's while this one's are used.
 
     Nothing outlives the pass: the backward pass fetches them again, in the reverse order.
     """
@@ -139,7 +139,7 @@ class Gathered(_Local):
         self._under_way: dict[int, Pending] = {}
 
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
-        """All shares, fetched; the bank that follows is sent for."""
+        """All shards, fetched; the bank that follows is sent for."""
         at = next(i for i, other in enumerate(self.banks) if other is bank)
         flat_PF = (self._under_way.pop(at, None) or self._start(at)).wait()
         following = at + 1 if forward else at - 1
@@ -154,11 +154,11 @@ class Gathered(_Local):
         self._under_way.clear()
 
     def _start(self, at: int) -> Pending:
-        return self.group.start_all_gather(self.banks[at].share_F, "atoms")
+        return self.group.start_all_gather(self.banks[at].shard_F, "atoms")
 
 
 class Stationary(Placement):
-    """Atoms stay where they are: this rank asks its share for all homes."""
+    """Atoms stay where they are: this rank asks its shard for all owners."""
 
     def __init__(self, group: AtomGroup, num_tokens: Sequence[int]) -> None:
         """``num_tokens``: how many each rank of the group has in this pass."""
@@ -166,7 +166,7 @@ class Stationary(Placement):
         self.num_tokens = tuple(num_tokens)
 
     def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
-        """Every home's rows: each rank sends its own to all."""
+        """Every owner's rows: each rank sends its own to all."""
         expected = self.num_tokens[self.group.rank]
         if len(rows[0]) != expected:
             raise RuntimeError(
@@ -178,28 +178,28 @@ class Stationary(Placement):
         packed_TF = torch.cat([*distinct.values()], -1)
         gathered_PTF = self.group.all_gather(self._padded(packed_TF), name)
         out = {}
-        for home, packed in enumerate(gathered_PTF):
-            parts = packed[: self.num_tokens[home]].split(sizes, -1)
+        for owner, packed in enumerate(gathered_PTF):
+            parts = packed[: self.num_tokens[owner]].split(sizes, -1)
             by_id = dict(zip(distinct, (part.contiguous() for part in parts), strict=True))
-            out[home] = [by_id[id(row)] for row in rows]
+            out[owner] = [by_id[id(row)] for row in rows]
         return out
 
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
-        """Its own share."""
-        return {self.group.rank: bank.share_F}
+        """Its own shard."""
+        return {self.group.rank: bank.shard_F}
 
     def candidates(
         self, offered: Mapping[Pair, Candidates], num_linears: int
     ) -> dict[int, list[Candidates]]:
-        """Every share's, for every home: one message of sums, scores and indices."""
-        mine, homes = self.group.rank, range(self.group.size)
+        """Every shard's, for every owner: one message of sums, scores and indices."""
+        mine, owners = self.group.rank, range(self.group.size)
         like = offered[mine, mine]
         widths = [t.shape[1] * t.element_size() // 4 for t in like]
-        message = [torch.cat([t.view(torch.int32) for t in offered[h, mine]], -1) for h in homes]
+        message = [torch.cat([t.view(torch.int32) for t in offered[h, mine]], -1) for h in owners]
         gathered = self._from_all(message, num_linears, "candidates")
         out: dict[int, list[Candidates]] = {}
-        for h, shares in gathered.items():
-            fields = [packed.split(widths, -1) for packed in shares]
+        for h, shards in gathered.items():
+            fields = [packed.split(widths, -1) for packed in shards]
             out[h] = [
                 Candidates(*(f.contiguous().view(t.dtype) for f, t in zip(one, like, strict=True)))
                 for one in fields
@@ -207,23 +207,23 @@ class Stationary(Placement):
         return out
 
     def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
-        """Every share's, for every home: one message."""
+        """Every shard's, for every owner: one message."""
         message = [parts[h, self.group.rank] for h in range(self.group.size)]
         return self._from_all(message, num_linears, "sums")
 
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
-        """Each share's parts go to their home."""
-        mine, homes = self.group.rank, range(self.group.size)
+        """Each shard's parts go to their owner."""
+        mine, owners = self.group.rank, range(self.group.size)
         sizes = [part.shape[1] for part in parts[mine, mine]]
-        blocks_PTF = torch.stack([self._padded(torch.cat([*parts[h, mine]], -1)) for h in homes])
+        blocks_PTF = torch.stack([self._padded(torch.cat([*parts[h, mine]], -1)) for h in owners])
         received_PTF = self.group.exchange(blocks_PTF, name)
-        shares = (block[: self.num_tokens[mine]].split(sizes, -1) for block in received_PTF)
-        return [list(linear) for linear in zip(*shares, strict=True)]
+        shards = (block[: self.num_tokens[mine]].split(sizes, -1) for block in received_PTF)
+        return [list(linear) for linear in zip(*shards, strict=True)]
 
     def _from_all(
         self, of_homes: Sequence[Tensor], num_linears: int, name: str
     ) -> dict[int, list[Tensor]]:
-        """Home to what every share has for it, (B, F) each, from what this one has for each."""
+        """Owner to what every shard has for it, (B, F) each, from what this one has for each."""
         parts = [torch.stack([*each(of_home, num_linears)], 1) for of_home in of_homes]
         gathered = self.group.all_gather(torch.stack([self._padded(t) for t in parts]), name)
         return {
@@ -237,8 +237,8 @@ class Stationary(Placement):
         return F.pad(rows_TF, (*beyond, 0, max(self.num_tokens) - len(rows_TF)))
 
 
-def _by_share(parts: Mapping[Pair, Part]) -> list[Part]:
-    """From one home's pairs: what is of each share, in the order of shares."""
+def _by_shard(parts: Mapping[Pair, Part]) -> list[Part]:
+    """From one owner's pairs: what is of each shard, in the order of shards."""
     return [parts[pair] for pair in sorted(parts)]
 
 

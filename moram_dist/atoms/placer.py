@@ -109,7 +109,7 @@ class Placer:
         if self.choice == GATHERED:
             return self._gathered
         banks = self._gathered.banks
-        mine = torch.tensor([num_tokens], device="cpu" if self._device else banks[0].share_F.device)
+        mine = torch.tensor([num_tokens], device="cpu" if self._device else banks[0].shard_F.device)
         counts = self.group.all_gather(mine, "token counts").flatten().tolist()
         moved = self.choice == STATIONARY or tokens_move(
             banks[0].num_atoms,
@@ -121,7 +121,7 @@ class Placer:
         return Stationary(self.group, counts) if moved else self._gathered
 
     def _device_of(self, bank: Bank) -> str:
-        return self._device or bank.share_F.device.type
+        return self._device or bank.shard_F.device.type
 
     def growing(self) -> None:
         """To be called before banks grow."""

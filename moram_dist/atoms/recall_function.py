@@ -1,14 +1,14 @@
-"""Forward and backward of recall, over pairs of a home and a share.
+"""Forward and backward of recall, over pairs of an owner and a shard.
 
-One computation for every placement of the atoms. A memory is split into shares, tokens have a home
-rank, and everything is computed for pairs of a home and a share: scores, candidates, partial sums.
-A placement says which pairs this rank works on and brings together what belongs to a token. Sums
-over shares are taken in the order of shares. So a pair is the same product of the same matrices on
+One computation for every placement of the atoms. A memory is split into shards, each token is owned
+by a rank, and everything is computed for pairs of an owner and a shard: scores, candidates, partial
+sums. A placement says which pairs this rank works on and brings together what belongs to a token. Sums
+over shards are taken in the order of shards. So a pair is the same product of the same matrices on
 whichever rank, and placements agree to the last bit (but for K^T K, below).
 
-Active atoms come after the frozen ones of the share that they will be frozen into, so freezing
+Active atoms come after the frozen ones of the shard that they will be frozen into, so freezing
 leaves these products, and with them the outputs, as they are. The gradients of their scores go to
-the token's home, which has what turns them into gradients of keys and values.
+the token's owner, which has what turns them into gradients of keys and values.
 
 Backward, with p scores, n their norm, s = p / n, w weights, m 1 for speaking atoms, S the chosen
 ones, g the gradient of y, tau the temperature:
@@ -54,8 +54,8 @@ from moram_dist.atoms.routing import (
     weigh,
 )
 from moram_dist.atoms.scan import Image, scan
-from moram_dist.atoms.share import Chosen, add, each, mixed, products, scored, spread
-from moram_dist.comm.partition import largest_share, new_rows, share_size
+from moram_dist.atoms.shard import Chosen, add, each, mixed, products, scored, spread
+from moram_dist.comm.partition import largest_shard, new_rows, shard_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,53 +80,53 @@ class Call:
         return self.num_frozen + self.num_active
 
     @property
-    def num_shares(self) -> int:
+    def num_shards(self) -> int:
         """Into how many the memory is split: ranks of its group."""
         return self.bank.group.size
 
-    def shares(
+    def shards(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], *, forward: bool
     ) -> dict[int, list[Atoms]]:
-        """Share to the atoms of the linears that are asked, frozen ones before active ones."""
+        """Shard to the atoms of the linears that are asked, frozen ones before active ones."""
         found = self.placement.atoms(self.bank, forward=forward)
         out = {}
-        for share, flat_F in found.items():
-            own = self.active_rows(share)
+        for shard, flat_F in found.items():
+            own = self.active_rows(shard)
             active = {
                 i: (k[own], v[own]) for i, k, v in zip(self.members, keys, values, strict=True)
             }
-            out[share] = [*self.bank.joined(flat_F, share, active, self.num_frozen).values()]
+            out[shard] = [*self.bank.joined(flat_F, shard, active, self.num_frozen).values()]
         return out
 
-    def active_rows(self, share: int) -> slice:
-        """Which of the active atoms will be frozen into a share."""
-        return new_rows(self.num_frozen, share, self.num_shares)
+    def active_rows(self, shard: int) -> slice:
+        """Which of the active atoms will be frozen into a shard."""
+        return new_rows(self.num_frozen, shard, self.num_shards)
 
-    def chosen(self, mix: Mixture, shares: Mapping[int, Sequence[Atoms]]) -> dict[int, Chosen]:
-        """Share to where the atoms of a mixture stand among its rows."""
+    def chosen(self, mix: Mixture, shards: Mapping[int, Sequence[Atoms]]) -> dict[int, Chosen]:
+        """Shard to where the atoms of a mixture stand among its rows."""
         index_BK = mix.index_TK
-        if self.num_shares == 1:
+        if self.num_shards == 1:
             return {0: Chosen(index_BK, None)}
-        row_BK = index_BK.div(self.num_shares, rounding_mode="floor")
-        share_BK = index_BK % self.num_shares
+        row_BK = index_BK.div(self.num_shards, rounding_mode="floor")
+        shard_BK = index_BK % self.num_shards
         # A token whose scores are no numbers may have chosen an atom that is none.
-        num_rows = {share: len(atoms[0][0]) for share, atoms in shares.items()}
+        num_rows = {shard: len(atoms[0][0]) for shard, atoms in shards.items()}
         return {
-            share: Chosen(row_BK.clamp(max=max(rows - 1, 0)), (share_BK == share) & (row_BK < rows))
-            for share, rows in num_rows.items()
+            shard: Chosen(row_BK.clamp(max=max(rows - 1, 0)), (shard_BK == shard) & (row_BK < rows))
+            for shard, rows in num_rows.items()
         }
 
     def scanned(
         self,
         images: Sequence[Image],
         inputs: Sequence[Tensor],
-        shares: Mapping[int, Sequence[Atoms]],
+        shards: Mapping[int, Sequence[Atoms]],
     ) -> Candidates:
-        """The best of the frozen atoms, all of whose shares this rank has, by a scan."""
+        """The best of the frozen atoms, all of whose shards this rank has, by a scan."""
         most = min(self.routing.top_k, self.num_frozen)
         found = []
         for one, (x_TD, image) in enumerate(zip(inputs, images, strict=True)):
-            keys = {share: own[one][0][: self.first_active(share)] for share, own in shares.items()}
+            keys = {shard: own[one][0][: self.first_active(shard)] for shard, own in shards.items()}
             found.append(scan(x_TD, image, keys, num_kept=most)[0])
         return Candidates(*(torch.cat(field) for field in zip(*found, strict=True)))
 
@@ -140,22 +140,22 @@ class Call:
         whole = self.num_frozen == self.bank.num_atoms
         return self.placement.images(self.bank, self.members) if whole else None
 
-    def first_active(self, share: int) -> int:
-        """The row of a share from which its atoms are active."""
-        return share_size(self.num_frozen, share, self.num_shares)
+    def first_active(self, shard: int) -> int:
+        """The row of a shard from which its atoms are active."""
+        return shard_size(self.num_frozen, shard, self.num_shards)
 
     def packed(self, active_TR: Tensor) -> Tensor:
-        """Columns of a share's active atoms, as many for every share."""
-        room = largest_share(self.num_active, self.num_shares)
+        """Columns of a shard's active atoms, as many for every shard."""
+        room = largest_shard(self.num_active, self.num_shards)
         return F.pad(active_TR, (0, room - active_TR.shape[1])).contiguous()
 
-    def unpacked(self, shares: Sequence[Tensor]) -> Tensor:
-        """From what ``packed`` made of each share: a column for each active atom."""
-        if self.num_shares == 1:
-            return shares[0]
-        out_TR = shares[0].new_empty(len(shares[0]), self.num_active)
-        for share, packed in enumerate(shares):
-            columns = out_TR[:, self.active_rows(share)]
+    def unpacked(self, shards: Sequence[Tensor]) -> Tensor:
+        """From what ``packed`` made of each shard: a column for each active atom."""
+        if self.num_shards == 1:
+            return shards[0]
+        out_TR = shards[0].new_empty(len(shards[0]), self.num_active)
+        for shard, packed in enumerate(shards):
+            columns = out_TR[:, self.active_rows(shard)]
             columns.copy_(packed[:, : columns.shape[1]])
         return out_TR
 
@@ -178,50 +178,50 @@ class Recall(torch.autograd.Function):
         dtype = inputs[0].dtype
         precise = torch.promote_types(dtype, torch.float32)
         # bf16 scores change the top-k set of many tokens, so routing never sees less than float32.
-        num_kept = min(call.routing.top_k, largest_share(call.num_atoms, call.num_shares))
+        num_kept = min(call.routing.top_k, largest_shard(call.num_atoms, call.num_shards))
         tokens = place.tokens(inputs, "tokens")
-        shares = call.shares(keys, values, forward=True)
+        shards = call.shards(keys, values, forward=True)
         images = call.images()
         scores: dict[Any, Tensor] = {}
         offered: dict[Any, Candidates] = {}
-        for home, rows in tokens.items():
-            for share, atoms in shares.items():
-                # Atoms before the first are scanned: this rank has all shares of them.
-                first = call.first_active(share) if images else 0
-                scores[home, share] = scored(rows, [k[first:] for k, _ in atoms], precise)
-                offered[home, share] = candidates(
-                    scores[home, share],
+        for owner, rows in tokens.items():
+            for shard, atoms in shards.items():
+                # Atoms before the first are scanned: this rank has all shards of them.
+                first = call.first_active(shard) if images else 0
+                scores[owner, shard] = scored(rows, [k[first:] for k, _ in atoms], precise)
+                offered[owner, shard] = candidates(
+                    scores[owner, shard],
                     num_kept=num_kept,
-                    share=share,
-                    num_shares=call.num_shares,
+                    shard=shard,
+                    num_shards=call.num_shards,
                     num_atoms=call.num_atoms,
                     first=first,
                 )
         mixtures: dict[int, Mixture] = {}
-        for home, offers in place.candidates(offered, len(linears)).items():
+        for owner, offers in place.candidates(offered, len(linears)).items():
             if images:
-                asked = [x.to(precise) for x in tokens[home]]
-                offers.insert(0, call.scanned(images, asked, shares))
-            mixtures[home] = mixture(offers, num_atoms=call.num_atoms, routing=call.routing)
+                asked = [x.to(precise) for x in tokens[owner]]
+                offers.insert(0, call.scanned(images, asked, shards))
+            mixtures[owner] = mixture(offers, num_atoms=call.num_atoms, routing=call.routing)
         partial: dict[Any, list[Tensor]] = {}
-        for home, mix in mixtures.items():
+        for owner, mix in mixtures.items():
             strength_BK = mix.spoken_TK * mix.score_TK
-            chosen = call.chosen(mix, shares)
-            for share, atoms in shares.items():
-                parts = mixed(chosen[share], strength_BK, [v for _, v in atoms])
-                partial[home, share] = [part.to(dtype) for part in parts]
+            chosen = call.chosen(mix, shards)
+            for shard, atoms in shards.items():
+                parts = mixed(chosen[shard], strength_BK, [v for _, v in atoms])
+                partial[owner, shard] = [part.to(dtype) for part in parts]
         outputs = [
             in_order([part.to(precise) for part in parts]).to(dtype)
             for parts in place.collect(partial, "outputs")
         ]
         if call.recorded and any(ctx.needs_input_grad):
-            ctx.call, ctx.homes = call, list(tokens)
+            ctx.call, ctx.owners = call, list(tokens)
             # Atoms of the bank are not saved: they are had again from the placement.
             grams = call.grams()
             kept = [*scores.values()]
             if grams is not None:
                 active = [
-                    len(shares[share][0][0]) - call.first_active(share) for _, share in scores
+                    len(shards[shard][0][0]) - call.first_active(shard) for _, shard in scores
                 ]
                 kept = [
                     score[:, score.shape[1] - num_new :].contiguous()
@@ -230,7 +230,7 @@ class Recall(torch.autograd.Function):
             ctx.num_scores = len(kept)
             indices = _smallest_integer(call.num_atoms)
             # Where all scores are saved, those of chosen atoms are among them.
-            among = grams is None and call.num_shares == 1
+            among = grams is None and call.num_shards == 1
             flat = [
                 t
                 for mix in mixtures.values()
@@ -250,11 +250,11 @@ class Recall(torch.autograd.Function):
         inputs, keys, values = ([next(saved) for _ in linears] for _ in range(3))
         kept = [next(saved) for _ in range(ctx.num_scores)]
         mixtures: dict[int, Mixture] = {}
-        for home in ctx.homes:
+        for owner in ctx.owners:
             index_BK, score_BK, norm_B1 = next(saved).int(), next(saved), next(saved)
-            if score_BK is None:  # the only home's, of the only share
+            if score_BK is None:  # the only owner's, of the only shard
                 score_BK = kept[0].gather(1, index_BK.long())
-            mixtures[home] = weigh(index_BK, score_BK, norm_B1, call.routing)
+            mixtures[owner] = weigh(index_BK, score_BK, norm_B1, call.routing)
         dtype = inputs[0].dtype
         precise = torch.promote_types(dtype, torch.float32)
         upstream = [
@@ -262,36 +262,36 @@ class Recall(torch.autograd.Function):
             for g, x, v in zip(grads, inputs, values, strict=True)
         ]
 
-        shares = call.shares(keys, values, forward=False)
+        shards = call.shards(keys, values, forward=False)
         gradients = place.tokens(upstream, "gradients")
-        pairs = [(home, share) for home in gradients for share in shares]
+        pairs = [(owner, shard) for owner in gradients for shard in shards]
         scores = dict(zip(pairs, kept, strict=True))
-        chosen = {home: call.chosen(mixtures[home], shares) for home in gradients}
+        chosen = {owner: call.chosen(mixtures[owner], shards) for owner in gradients}
         u = {
-            (home, share): products(
-                gradients[home], [v for _, v in shares[share]], chosen[home][share], precise
+            (owner, shard): products(
+                gradients[owner], [v for _, v in shards[shard]], chosen[owner][shard], precise
             )
-            for home, share in pairs
+            for owner, shard in pairs
         }
-        sums = {(home, share): _sums(mixtures[home], u[home, share]) for home, share in pairs}
-        totals = {home: in_order(parts) for home, parts in place.sums(sums, len(linears)).items()}
+        sums = {(owner, shard): _sums(mixtures[owner], u[owner, shard]) for owner, shard in pairs}
+        totals = {owner: in_order(parts) for owner, parts in place.sums(sums, len(linears)).items()}
 
-        # What goes home: for each linear the input's gradient, then the active scores' gradients.
+        # What goes to the owner: for each linear the input's gradient, then the active scores' gradients.
         wanted = any(ctx.needs_input_grad[1 : 1 + len(linears)])
         grams = call.grams()
         partial: dict[Any, list[Tensor]] = {}
         through_norm: dict[int, Tensor] = {}
-        for home, share in pairs:
-            direct_BK, through_norm[home] = _score_gradient(
-                mixtures[home], u[home, share], totals[home], call.routing.temperature
+        for owner, shard in pairs:
+            direct_BK, through_norm[owner] = _score_gradient(
+                mixtures[owner], u[owner, shard], totals[owner], call.routing.temperature
             )
-            # Of the share's atoms, or, where K^T K serves for the frozen ones, its active ones.
-            dp_BN = scores[home, share] * through_norm[home]
-            here, first = chosen[home][share], call.first_active(share)
+            # Of the shard's atoms, or, where K^T K serves for the frozen ones, its active ones.
+            dp_BN = scores[owner, shard] * through_norm[owner]
+            here, first = chosen[owner][shard], call.first_active(shard)
             add(here if grams is None else here.since(first), direct_BK, dp_BN)
             gone: list[Tensor] = []
             if wanted:
-                atoms = [k.to(precise) for k, _ in shares[share]]
+                atoms = [k.to(precise) for k, _ in shards[shard]]
                 begin = 0 if grams is None else first
                 parts = each(dp_BN, len(linears))
                 gone = [dp_TN @ k[begin:] for dp_TN, k in zip(parts, atoms, strict=True)]
@@ -300,7 +300,7 @@ class Recall(torch.autograd.Function):
                     gone = [part.add_(other) for part, other in zip(gone, frozen, strict=True)]
             active_BR = dp_BN[:, first:] if grams is None else dp_BN
             packed = each(call.packed(active_BR), len(linears))
-            partial[home, share] = [part.to(dtype) for part in gone] + [
+            partial[owner, shard] = [part.to(dtype) for part in gone] + [
                 p.view(dtype) for p in packed
             ]
         collected = place.collect(partial, "input gradients")
@@ -317,8 +317,8 @@ class Recall(torch.autograd.Function):
         strengths = each(call.active_strength(mixtures[place.group.rank]), len(linears))
         dk, dv = [], []
         for one, (x, k, v) in enumerate(zip(inputs, keys, values, strict=True)):
-            of_shares = collected[len(collected) - len(linears) + one]
-            dp_TR = call.unpacked([part.contiguous().view(precise) for part in of_shares])
+            of_shards = collected[len(collected) - len(linears) + one]
+            dp_TR = call.unpacked([part.contiguous().view(precise) for part in of_shards])
             dk.append((dp_TR.T @ x.to(precise)).to(k.dtype))
             dv.append(strengths[one].to(v.dtype).T @ upstream[one].to(v.dtype))
         return (None, *dx, *dk, *dv)

@@ -1,7 +1,7 @@
 """Self-activation: which memory atoms answer a token, and how strongly.
 
 Pure functions of tensors: no modules, no process groups, no config objects. A bank that is split
-into shares makes candidates of each share and merges them, so that where the atoms live never
+into shards makes candidates of each shard and merges them, so that where the atoms live never
 changes which of them are chosen, nor the numbers that follow.
 
 Shape letters in this file: T tokens, N atoms, C candidates, K atoms kept per token.
@@ -40,13 +40,13 @@ class Routing:
 
 
 class Candidates(NamedTuple):
-    """What one share of the atoms has to offer to each token."""
+    """What one shard of the atoms has to offer to each token."""
 
     squares_T1: Tensor
-    """Sum of the squared scores of all atoms of the share."""
+    """Sum of the squared scores of all atoms of the shard."""
 
     score_TC: Tensor
-    """The share's largest scores, -inf where it has fewer atoms."""
+    """The shard's largest scores, -inf where it has fewer atoms."""
 
     index_TC: Tensor
     """Which atoms they are, as indices into the whole memory, int32, ascending."""
@@ -140,40 +140,40 @@ def _best_among_ties(score_TN: Tensor, num_kept: int) -> Tensor:
 
 
 def candidates(
-    score_TN: Tensor, *, num_kept: int, share: int, num_shares: int, num_atoms: int, first: int = 0
+    score_TN: Tensor, *, num_kept: int, shard: int, num_shards: int, num_atoms: int, first: int = 0
 ) -> Candidates:
-    """A share's best atoms for each token.
+    """A shard's best atoms for each token.
 
     Args:
-        score_TN: scores of the share's own atoms.
-        num_kept: how many to offer; places that the share cannot fill get score -inf.
-        share: atom i of the share is atom i * num_shares + share of the memory.
-        num_shares: into how many the memory is split.
+        score_TN: scores of the shard's own atoms.
+        num_kept: how many to offer; places that the shard cannot fill get score -inf.
+        shard: atom i of the shard is atom i * num_shards + shard of the memory.
+        num_shards: into how many the memory is split.
         num_atoms: of the whole memory.
-        first: which atom of the share the scores begin with.
+        first: which atom of the shard the scores begin with.
     """
     if kernels.serve(score_TN) and kernels.routes(score_TN.shape[1], num_kept):
         found = kernels.route(
             score_TN,
             num_kept,
-            share=first * num_shares + share,
-            num_shares=num_shares,
+            shard=first * num_shards + shard,
+            num_shards=num_shards,
             num_atoms=num_atoms,
         )
         return Candidates(*found)
     local = best(score_TN, min(num_kept, score_TN.shape[1]))
     squares_T1 = torch.linalg.vector_norm(score_TN, dim=-1, keepdim=True).square()
     score_TC, index_TC = score_TN.gather(1, local), local
-    if first or num_shares > 1:
-        index_TC = (local + first) * num_shares + share
+    if first or num_shards > 1:
+        index_TC = (local + first) * num_shards + shard
     if lacking := num_kept - local.shape[1]:
         score_TC = torch.nn.functional.pad(score_TC, (0, lacking), value=-torch.inf)
         index_TC = torch.nn.functional.pad(index_TC, (0, lacking), value=num_atoms)
     return Candidates(squares_T1, score_TC, index_TC.int())
 
 
-def mixture(shares: Sequence[Candidates], *, num_atoms: int, routing: Routing) -> Mixture:
-    """Turn candidates of all shares into the mixture of each token.
+def mixture(shards: Sequence[Candidates], *, num_atoms: int, routing: Routing) -> Mixture:
+    """Turn candidates of all shards into the mixture of each token.
 
     The ``top_k`` best scored atoms (signed, so a strong negative match does not fire) share a
     softmax of their relevance (score over the L2 norm of all scores) at ``temperature``; an atom
@@ -182,28 +182,28 @@ def mixture(shares: Sequence[Candidates], *, num_atoms: int, routing: Routing) -
     0 gets none, and no gradient.
 
     Args:
-        shares: in the order of shares, which is the order of sums. Their precision is the
+        shards: in the order of shards, which is the order of sums. Their precision is the
             precision of the routing: callers score in float32 or more.
         num_atoms: of the whole memory, >= 1.
         routing: all atoms are kept where there are fewer than ``top_k``.
 
     Source: Lu et al. 2026, arXiv:2506.21035 (self-activation, top-k, temperature, threshold).
     """
-    found = shares[0]
-    if len(shares) > 1:
-        found = merged(shares, min(routing.top_k, num_atoms))
+    found = shards[0]
+    if len(shards) > 1:
+        found = merged(shards, min(routing.top_k, num_atoms))
     norm_T1 = found.squares_T1.sqrt()
     norm_T1 = norm_T1.masked_fill(norm_T1 == 0, torch.inf)
     return weigh(found.index_TC, found.score_TC, norm_T1, routing)
 
 
-def merged(shares: Sequence[Candidates], num_kept: int) -> Candidates:
-    """The best of what all shares offer, in the order of shares, as one offer."""
-    index_TC = torch.cat([share.index_TC for share in shares], -1)
-    score_TC = torch.cat([share.score_TC for share in shares], -1)
+def merged(shards: Sequence[Candidates], num_kept: int) -> Candidates:
+    """The best of what all shards offer, in the order of shards, as one offer."""
+    index_TC = torch.cat([shard.index_TC for shard in shards], -1)
+    score_TC = torch.cat([shard.score_TC for shard in shards], -1)
     order = index_TC.argsort(-1)  # so that among ties the lower atom comes first
     index_TC, score_TC = index_TC.gather(1, order), score_TC.gather(1, order)
-    squares_T1 = in_order([share.squares_T1 for share in shares])
+    squares_T1 = in_order([shard.squares_T1 for shard in shards])
     if kernels.serve(score_TC) and kernels.routes(score_TC.shape[1], num_kept):
         _, score_TK, index_TK = kernels.route(
             score_TC, num_kept, num_atoms=num_kept, listed_TN=index_TC

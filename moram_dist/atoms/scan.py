@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from moram_dist.atoms.routing import Candidates, best, candidates, merged
-from moram_dist.atoms.share import products_of_pairs
+from moram_dist.atoms.shard import products_of_pairs
 
 BEYOND = {"cpu": 4}
 """By device, more than so many atoms for each input are scanned: where that begins to pay on a CPU.
@@ -71,13 +71,13 @@ def supported(device: torch.device) -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def image(shares: Mapping[int, Tensor], gram_DD: Tensor) -> Image:
-    """Of keys (rows, D), all shares of them."""
-    first = shares[0]
-    num_atoms, num_inputs = sum(map(len, shares.values())), first.shape[1]
+def image(shards: Mapping[int, Tensor], gram_DD: Tensor) -> Image:
+    """Of keys (rows, D), all shards of them."""
+    first = shards[0]
+    num_atoms, num_inputs = sum(map(len, shards.values())), first.shape[1]
     key_NF = first.new_zeros(num_atoms, num_inputs + FURTHER, dtype=torch.bfloat16)
-    for share, keys_ND in shares.items():
-        mine_NF = key_NF[share :: len(shares)]
+    for shard, keys_ND in shards.items():
+        mine_NF = key_NF[shard :: len(shards)]
         mine_NF[:, :num_inputs] = keys_ND
         precise_ND = keys_ND.to(gram_DD.dtype)
         low_ND = mine_NF[:, :num_inputs].to(gram_DD.dtype)
@@ -87,34 +87,34 @@ def image(shares: Mapping[int, Tensor], gram_DD: Tensor) -> Image:
 
 
 def scan(
-    x_TD: Tensor, of: Image, shares: Mapping[int, Tensor], *, num_kept: int
+    x_TD: Tensor, of: Image, shards: Mapping[int, Tensor], *, num_kept: int
 ) -> tuple[Candidates, Tensor]:
     """The best frozen atoms of each token; ties as in ``routing.best``.
 
     Args:
         x_TD: tokens, in float32 or more.
         of: what ``image`` made of the keys.
-        shares: share to its keys (rows, D), all of them.
+        shards: shard to its keys (rows, D), all of them.
         num_kept: how many atoms, at most N.
 
     Returns:
-        The candidates of all shares together, and which tokens were certified, (T,).
+        The candidates of all shards together, and which tokens were certified, (T,).
     """
     at_once = max(1, SCORES_AT_ONCE // len(of.key_NF))
-    parts = [_scan(some, of, shares, num_kept) for some in x_TD.split(at_once)]
+    parts = [_scan(some, of, shards, num_kept) for some in x_TD.split(at_once)]
     found, certified = zip(*parts, strict=True)
     whole = Candidates(*(torch.cat(field) for field in zip(*found, strict=True)))
     certified_T = torch.cat(certified)
     unsure = (~certified_T).nonzero()[:, 0]
     for rows in unsure.split(at_once) if len(unsure) else ():
-        exact = _in_full(x_TD[rows], shares, num_kept, len(of.key_NF))
+        exact = _in_full(x_TD[rows], shards, num_kept, len(of.key_NF))
         for field, rest in zip(whole, exact, strict=True):
             field[rows] = rest
     return whole, certified_T
 
 
 def _scan(
-    x_TD: Tensor, of: Image, shares: Mapping[int, Tensor], num_kept: int
+    x_TD: Tensor, of: Image, shards: Mapping[int, Tensor], num_kept: int
 ) -> tuple[Candidates, Tensor]:
     num_atoms = len(of.key_NF)
     num_candidates = min(PER_KEPT * num_kept, num_atoms)
@@ -128,9 +128,9 @@ def _scan(
     first_TC = torch.zeros_like(index_TC, dtype=torch.bool)
     first_TC[:, :num_kept] = True
     score_TC = x_TD.new_full(index_TC.shape, -torch.inf)
-    _score(score_TC, x_TD, shares, index_TC, first_TC)
+    _score(score_TC, x_TD, shards, index_TC, first_TC)
     enough_T1 = score_TC[:, :num_kept].amin(-1, keepdim=True)
-    _score(score_TC, x_TD, shares, index_TC, (bound_TC >= enough_T1) & ~first_TC)
+    _score(score_TC, x_TD, shards, index_TC, (bound_TC >= enough_T1) & ~first_TC)
 
     index_TC, order_TC = index_TC.sort(-1)  # so that among ties the lower atom comes first
     score_TC = score_TC.gather(1, order_TC)
@@ -163,18 +163,18 @@ def rounded_up(bound: Tensor) -> Tensor:
 
 
 def _in_full(
-    x_TD: Tensor, shares: Mapping[int, Tensor], num_kept: int, num_atoms: int
+    x_TD: Tensor, shards: Mapping[int, Tensor], num_kept: int, num_atoms: int
 ) -> Candidates:
     """From the scores of all atoms."""
     found = [
         candidates(
             x_TD @ keys_ND.to(x_TD.dtype).T,
             num_kept=num_kept,
-            share=share,
-            num_shares=len(shares),
+            shard=shard,
+            num_shards=len(shards),
             num_atoms=num_atoms,
         )
-        for share, keys_ND in shares.items()
+        for shard, keys_ND in shards.items()
     ]
     return merged(found, num_kept)
 
@@ -182,16 +182,16 @@ def _in_full(
 def _score(
     score_TC: Tensor,
     x_TD: Tensor,
-    shares: Mapping[int, Tensor],
+    shards: Mapping[int, Tensor],
     index_TC: Tensor,
     asked_TC: Tensor,
 ) -> None:
     """Fill in the exact scores of the atoms that are asked for."""
-    share_TC = index_TC % len(shares)
-    for share, keys_ND in shares.items():
-        here_TC = asked_TC & (share_TC == share)
+    shard_TC = index_TC % len(shards)
+    for shard, keys_ND in shards.items():
+        here_TC = asked_TC & (shard_TC == shard)
         token_S, place_S = here_TC.nonzero(as_tuple=True)
-        row_S = index_TC[token_S, place_S].div(len(shares), rounding_mode="floor")
+        row_S = index_TC[token_S, place_S].div(len(shards), rounding_mode="floor")
         score_TC[token_S, place_S] = products_of_pairs(x_TD, keys_ND, token_S, row_S)
 
 

@@ -1,1 +1,1 @@
-"""The only home of torch.distributed and of ZeRO: ranks, groups, gathering of parameters."""
+"""All of torch.distributed and of ZeRO is used here: ranks, groups, gathering of parameters."""

@@ -1,20 +1,20 @@
 """Who owns which row of a list that is split over ranks: row i belongs to rank i mod P.
 
-So shares differ by at most one row, a run of new rows is spread over all ranks, and growth appends
-to each share. P is the number of ranks in the group.
+So shards differ by at most one row, a run of new rows is spread over all ranks, and growth appends
+to each shard. P is the number of ranks in the group.
 """
 
 from __future__ import annotations
 
 
-def share_size(num_rows: int, rank: int, num_ranks: int) -> int:
+def shard_size(num_rows: int, rank: int, num_ranks: int) -> int:
     """Rows of ``rank`` among rows 0 .. num_rows - 1."""
     return max(0, -(-(num_rows - rank) // num_ranks))
 
 
-def largest_share(num_rows: int, num_ranks: int) -> int:
+def largest_shard(num_rows: int, num_ranks: int) -> int:
     """Rows of the rank that has most: rank 0's."""
-    return share_size(num_rows, 0, num_ranks)
+    return shard_size(num_rows, 0, num_ranks)
 
 
 def new_rows(start: int, rank: int, num_ranks: int) -> slice:

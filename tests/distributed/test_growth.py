@@ -161,11 +161,11 @@ class Life:
         out = {}
         for name, layer in self.method.layers.items():
             bank, which = layer.asked.memory.bank, layer.asked.layers.index(layer)
-            flat = env.gather_objects(bank.share_F)
-            shares = [bank.views(share, rank)[which] for rank, share in enumerate(flat)]
+            flat = env.gather_objects(bank.shard_F)
+            shards = [bank.views(shard, rank)[which] for rank, shard in enumerate(flat)]
             for rank, copy in enumerate(bank.copy_PF if bank.copied else []):
-                assert all(map(torch.equal, bank.views(copy, rank)[which], shares[rank]))
-            for kind, rows in zip(("keys", "values"), zip(*shares, strict=True), strict=True):
+                assert all(map(torch.equal, bank.views(copy, rank)[which], shards[rank]))
+            for kind, rows in zip(("keys", "values"), zip(*shards, strict=True), strict=True):
                 order = [rows[i % len(rows)][i // len(rows)] for i in range(num_atoms)]
                 out[f"{name}.{kind}"] = torch.stack(order)
         return out
@@ -362,7 +362,7 @@ def check_restored(model: Path, folder: Path) -> None:
         plain = AutoModelForCausalLM.from_pretrained(model, dtype=expected.dtype)
         with torch.no_grad():
             found = load_memory(plain, folder, upto=int(upto))(input_ids=tokens(2, 12)).logits
-        # One rank sums over atoms in one go, several share by share.
+        # One rank sums over atoms in one go, several shard by shard.
         rounding = 3e-6 if expected.dtype == torch.float32 else 2e-2
         assert (found - expected).norm() <= rounding * expected.norm()
 

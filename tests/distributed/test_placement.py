@@ -20,7 +20,7 @@ from moram_dist.atoms.recall import recall_together
 from moram_dist.atoms.routing import Routing
 from moram_dist.comm import env
 from moram_dist.comm.collectives import AtomGroup, make_atom_group
-from moram_dist.comm.partition import largest_share, share_size
+from moram_dist.comm.partition import largest_shard, shard_size
 from moram_dist.registry import InputError
 from tests.helpers import oracle
 from tests.helpers.ranks import run_ranks
@@ -169,7 +169,7 @@ def check_same_bits(group: AtomGroup, dtype: torch.dtype) -> None:
 
 
 def check_ownership(group: AtomGroup) -> None:
-    """Shares differ by one atom at most, each task is spread, and copies hold what shares do."""
+    """Shards differ by one atom at most, each task is spread, and copies hold what shards do."""
     P, shapes = group.size, [(D, 3), (D, 5)]
     bank = Bank(shapes, group, like=torch.zeros(1), copied=P > 1)
     whole: list[list[Tensor]] = [[], [], [], []]
@@ -183,15 +183,15 @@ def check_ownership(group: AtomGroup) -> None:
         assert sum(per_rank) == total * atom
         assert max(per_rank) - min(per_rank) <= atom
         assert max(per_rank) <= -(-total // P) * atom
-        assert bank.share_F.nbytes == -(-total // P) * atom
-        for share in range(P):
-            flat = bank.copy_PF[share] if P > 1 else bank.share_F
-            tensors = [t for pair in bank.views(flat, share) for t in pair]
+        assert bank.shard_F.nbytes == -(-total // P) * atom
+        for shard in range(P):
+            flat = bank.copy_PF[shard] if P > 1 else bank.shard_F
+            tensors = [t for pair in bank.views(flat, shard) for t in pair]
             for found, rows in zip(tensors, whole, strict=True):
-                assert torch.equal(found, torch.stack(rows[share::P]) if rows[share::P] else found)
-            assert len(tensors[0]) == share_size(total, share, P)
+                assert torch.equal(found, torch.stack(rows[shard::P]) if rows[shard::P] else found)
+            assert len(tensors[0]) == shard_size(total, shard, P)
     assert bank.intact()
-    flat = bank.copy_PF[-1] if P > 1 else bank.share_F
+    flat = bank.copy_PF[-1] if P > 1 else bank.shard_F
     flat[2] += 1e-6
     assert not bank.intact()
 
@@ -203,7 +203,7 @@ def check_bytes(group: AtomGroup) -> None:
     bank = filled(group, keys, values, N)
     gathered, stationary = Gathered(group), Stationary(group, [T] * P)
     gathered.banks = [bank]
-    K = min(K, largest_share(N, P))
+    K = min(K, largest_shard(N, P))
     forward = {"tokens": D * e, "candidates": P * (4 + 8 * K), "outputs": E * e}
     backward = {"gradients": E * e, "sums": P * 8, "input gradients": D * e}
     expected = {

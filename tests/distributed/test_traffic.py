@@ -27,7 +27,7 @@ def received(life: Life, i: int) -> dict[str, int]:
             D, E, linears = HIDDEN, sum(e for _, e in memory.bank.shapes), len(names)
             gathered = {"atoms": 2 * -(-N // P) * (linears * D + E) * 4}
             stationary = {
-                "tokens": T * D * 4,  # without dropout, q, k and v share it
+                "tokens": T * D * 4,  # without dropout, q, k and v shard it
                 "candidates": P * T * (4 + 8 * kept) * linears,
                 "outputs": T * E * 4,
                 "gradients": T * E * 4,

@@ -16,10 +16,10 @@ import os
 import pytest
 import torch
 
-from moram_dist.atoms import kernels, recall, recall_function, routing, share
+from moram_dist.atoms import kernels, recall, recall_function, routing, shard
 from moram_dist.atoms.kernels import launch
 from moram_dist.atoms.routing import Mixture, Routing
-from moram_dist.atoms.share import Chosen
+from moram_dist.atoms.shard import Chosen
 from tests.helpers import oracle
 from tests.unit.test_recall import case
 
@@ -31,8 +31,8 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 @pytest.fixture(autouse=True)
 def few_rows_are_few(monkeypatch):
     """So that small cases fetch rows, as only large ones do on a GPU."""
-    monkeypatch.setitem(share.MIX_ALL, DEVICE, 2)
-    monkeypatch.setitem(share.MULTIPLY_ALL, DEVICE, 5)
+    monkeypatch.setitem(shard.MIX_ALL, DEVICE, 2)
+    monkeypatch.setitem(shard.MULTIPLY_ALL, DEVICE, 5)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def best_by_hand(scores, num_kept):
 @pytest.mark.parametrize(("num_atoms", "num_kept"), SIZES)
 def test_candidates(num_atoms, num_kept, dtype, numbers, in_torch, launched):
     score_TN = numbers(3, num_atoms, dtype=dtype)
-    of = {"num_kept": num_kept, "share": 1, "num_shares": 3, "num_atoms": 3 * num_atoms}
+    of = {"num_kept": num_kept, "shard": 1, "num_shards": 3, "num_atoms": 3 * num_atoms}
     found = routing.candidates(score_TN, **of)
     assert launched == ["route"]
     expected = in_torch(routing.candidates, score_TN, **of)
@@ -102,7 +102,7 @@ def test_candidates(num_atoms, num_kept, dtype, numbers, in_torch, launched):
 def test_ties_at_the_edge_of_a_block_and_in_the_last_places(monkeypatch, in_torch):
     """Blocks of 32: seven of them, the last one with fewer atoms than are kept."""
     monkeypatch.setattr(launch, "BLOCK", 32)
-    of = {"num_kept": 4, "share": 0, "num_shares": 1, "num_atoms": 194}
+    of = {"num_kept": 4, "shard": 0, "num_shards": 1, "num_atoms": 194}
     score_TN = few_numbers(6, 194)  # at most 3
     score_TN[0] = 1.0
     score_TN[1, 30:] = 4.0
@@ -118,7 +118,7 @@ def test_ties_at_the_edge_of_a_block_and_in_the_last_places(monkeypatch, in_torc
 
 def test_more_atoms_than_a_block(in_torch):
     score_TN = random(2, 9001)
-    of = {"num_kept": 16, "share": 0, "num_shares": 1, "num_atoms": 9001}
+    of = {"num_kept": 16, "shard": 0, "num_shards": 1, "num_atoms": 9001}
     found, expected = (
         routing.candidates(score_TN, **of),
         in_torch(routing.candidates, score_TN, **of),
@@ -133,7 +133,7 @@ def test_more_than_blocks_can_hold_is_left_to_torch(monkeypatch, launched, in_to
     assert kernels.routes(4096, 64)
     monkeypatch.setattr(launch, "BLOCK", 32)
     score_TN = few_numbers(2, 300)
-    of = {"num_kept": 4, "share": 0, "num_shares": 1, "num_atoms": 300}
+    of = {"num_kept": 4, "shard": 0, "num_shards": 1, "num_atoms": 300}
     found = routing.candidates(score_TN, **of)
     assert not launched
     assert torch.equal(found.index_TC, in_torch(routing.candidates, score_TN, **of).index_TC)
@@ -147,8 +147,8 @@ def test_nan_gives_valid_atoms(nans, sign, block, monkeypatch):
     monkeypatch.setattr(launch, "BLOCK", block)
     score_TN = random(3, 40)
     score_TN[1, :nans] = torch.copysign(torch.tensor(torch.nan), torch.tensor(float(sign)))
-    clean = routing.candidates(random(3, 40), num_kept=4, share=0, num_shares=1, num_atoms=40)
-    found = routing.candidates(score_TN, num_kept=4, share=0, num_shares=1, num_atoms=40)
+    clean = routing.candidates(random(3, 40), num_kept=4, shard=0, num_shards=1, num_atoms=40)
+    found = routing.candidates(score_TN, num_kept=4, shard=0, num_shards=1, num_atoms=40)
     index_TC = found.index_TC
     assert torch.equal(index_TC[[0, 2]], clean.index_TC[[0, 2]])
     assert ((index_TC >= 0) & (index_TC < 40)).all()
@@ -161,7 +161,7 @@ def test_nan_gives_valid_atoms(nans, sign, block, monkeypatch):
 def test_infinite_scores_come_first_and_last():
     score_TN = torch.tensor([[-torch.inf, 1.0, torch.inf, -2.0, -torch.inf, 0.0]], device=DEVICE)
     for num_kept, expected in ((1, [2]), (2, [1, 2]), (4, [1, 2, 3, 5]), (5, [0, 1, 2, 3, 5])):
-        found = routing.candidates(score_TN, num_kept=num_kept, share=0, num_shares=1, num_atoms=6)
+        found = routing.candidates(score_TN, num_kept=num_kept, shard=0, num_shards=1, num_atoms=6)
         assert found.index_TC.tolist() == [expected]
 
 
@@ -169,28 +169,28 @@ def test_infinite_scores_come_first_and_last():
 def test_minus_zero_ties_with_zero(dtype):
     score_TN = torch.tensor([[-1.0, -0.0, 0.0, -0.0, 0.0]], dtype=dtype, device=DEVICE)
     for num_kept, expected in ((1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (5, [0, 1, 2, 3, 4])):
-        found = routing.candidates(score_TN, num_kept=num_kept, share=0, num_shares=1, num_atoms=5)
+        found = routing.candidates(score_TN, num_kept=num_kept, shard=0, num_shards=1, num_atoms=5)
         assert found.index_TC.tolist() == [expected]
 
 
-@pytest.mark.parametrize("num_shares", [1, 2, 3, 5])
-def test_shares_make_the_mixture_of_the_whole(num_shares, in_torch, launched):
-    """Of 11 atoms with many ties, 4 kept: shares of 5 have fewer than are kept."""
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 5])
+def test_shards_make_the_mixture_of_the_whole(num_shards, in_torch, launched):
+    """Of 11 atoms with many ties, 4 kept: shards of 5 have fewer than are kept."""
     score_TN = few_numbers(12, 11, seed=3)
     asked = Routing(top_k=4, temperature=0.3, threshold=0.1)
     offered = [
         routing.candidates(
-            score_TN[:, number::num_shares].contiguous(),
+            score_TN[:, number::num_shards].contiguous(),
             num_kept=4,
-            share=number,
-            num_shares=num_shares,
+            shard=number,
+            num_shards=num_shards,
             num_atoms=11,
         )
-        for number in range(num_shares)
+        for number in range(num_shards)
     ]
     found = routing.mixture(offered, num_atoms=11, routing=asked)
-    assert launched == ["route"] * (num_shares + (num_shares > 1)) + ["weigh"]
-    whole = in_torch(routing.candidates, score_TN, num_kept=4, share=0, num_shares=1, num_atoms=11)
+    assert launched == ["route"] * (num_shards + (num_shards > 1)) + ["weigh"]
+    whole = in_torch(routing.candidates, score_TN, num_kept=4, shard=0, num_shards=1, num_atoms=11)
     expected = in_torch(routing.mixture, [whole], num_atoms=11, routing=asked)
     assert torch.equal(found.index_TK, expected.index_TK)
     assert torch.equal(found.score_TK, expected.score_TK)
@@ -258,8 +258,8 @@ def test_rows(num_rows, num_chosen, num_features, dtype, shared, in_torch, launc
     rows = [random(num_rows, num_features, dtype=dtype, seed=s) for s in (0, 3)]
     tokens = [random(4, num_features, dtype=dtype, seed=s) for s in (1, 4)]
     strength_BK = random(2 * 4, num_chosen, dtype=precise, seed=2)
-    mixed = torch.cat(share.mixed(chosen, strength_BK, rows))
-    found = share.products(tokens, rows, chosen, precise)
+    mixed = torch.cat(shard.mixed(chosen, strength_BK, rows))
+    found = shard.products(tokens, rows, chosen, precise)
     assert launched == ["mix"] * 2 + ["products"] * 2
     assert (mixed.dtype, found.dtype) == (dtype, precise)
 
@@ -273,20 +273,20 @@ def test_rows(num_rows, num_chosen, num_features, dtype, shared, in_torch, launc
     expected = torch.einsum("tf,tkf->tk", torch.cat(tokens).double(), picked_BKF) * here_BK
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
     if precise == dtype:
-        in_torch_BF = torch.cat(in_torch(share.mixed, chosen, strength_BK, rows))
+        in_torch_BF = torch.cat(in_torch(shard.mixed, chosen, strength_BK, rows))
         torch.testing.assert_close(mixed, in_torch_BF, rtol=1e-5, atol=1e-5)
-        in_torch_BK = in_torch(share.products, tokens, rows, chosen, precise)
+        in_torch_BK = in_torch(shard.products, tokens, rows, chosen, precise)
         torch.testing.assert_close(found, in_torch_BK, rtol=1e-5, atol=1e-4)
 
 
-def test_rows_of_other_shares_are_not_read():
+def test_rows_of_other_shards_are_not_read():
     chosen = choice(1, 80, 8, shared=True)
     assert chosen.here_TK is not None and 0 < chosen.here_TK.sum() < 8
     rows_NF = random(80, 30)
     rows_NF[chosen.row_TK[~chosen.here_TK].long()] = torch.nan
-    (mixed,) = share.mixed(chosen, random(1, 8), [rows_NF])
+    (mixed,) = shard.mixed(chosen, random(1, 8), [rows_NF])
     assert mixed.isfinite().all()
-    assert share.products([random(1, 30)], [rows_NF], chosen, torch.float32).isfinite().all()
+    assert shard.products([random(1, 30)], [rows_NF], chosen, torch.float32).isfinite().all()
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -298,16 +298,16 @@ def test_few_rows(num_rows, num_chosen, dtype, shared, in_torch, launched):
     rows = [random(num_rows, 12, dtype=dtype, seed=s) for s in (0, 3)]
     tokens = [random(35, 12, dtype=dtype, seed=s) for s in (1, 4)]
     given = (tokens, rows, chosen, dtype)
-    torch.testing.assert_close(share.products(*given), in_torch(share.products, *given))
+    torch.testing.assert_close(shard.products(*given), in_torch(shard.products, *given))
     number_TK = random(70, num_chosen, dtype=dtype, seed=2)
     spread = (chosen, number_TK, num_rows, dtype)
-    assert torch.equal(share.spread(*spread), in_torch(share.spread, *spread))
+    assert torch.equal(shard.spread(*spread), in_torch(shard.spread, *spread))
     assert launched == ["pick", "add"]
     to_TN = random(70, num_rows, dtype=dtype, seed=3)
-    expected = in_torch(share.add, chosen, number_TK, to_TN.clone())
-    assert torch.equal(share.add(chosen, number_TK, to_TN), expected)
+    expected = in_torch(shard.add, chosen, number_TK, to_TN.clone())
+    assert torch.equal(shard.add(chosen, number_TK, to_TN), expected)
     with pytest.raises(RuntimeError, match="contiguous"):
-        share.add(chosen, number_TK, random(num_rows, 70, dtype=dtype).T)
+        shard.add(chosen, number_TK, random(num_rows, 70, dtype=dtype).T)
 
 
 def asked(num_atoms, num_tokens):

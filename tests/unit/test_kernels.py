@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
-from moram_dist.atoms import kernels, share
+from moram_dist.atoms import kernels, shard
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.kernels import launch
 from moram_dist.atoms.placement import Resident
@@ -208,8 +208,8 @@ def operations(num_frozen, monkeypatch, *, served):
     with monkeypatch.context() as patch, _Operations() as seen:
         patch.setattr(torch.Tensor, "is_cuda", True)
         patch.setattr(kernels, "THERE", served)
-        patch.setitem(share.MIX_ALL, "meta", share.MIX_ALL["cuda"])
-        patch.setitem(share.MULTIPLY_ALL, "meta", share.MULTIPLY_ALL["cuda"])
+        patch.setitem(shard.MIX_ALL, "meta", shard.MIX_ALL["cuda"])
+        patch.setitem(shard.MULTIPLY_ALL, "meta", shard.MULTIPLY_ALL["cuda"])
         patch.setattr(
             launch,
             "_launch",

@@ -10,7 +10,7 @@ import torch
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placer import Placer, tokens_move
 from moram_dist.comm.collectives import AtomGroup
-from moram_dist.comm.partition import largest_share, new_rows, share_size
+from moram_dist.comm.partition import largest_shard, new_rows, shard_size
 from moram_dist.config import PLACEMENTS
 
 
@@ -72,12 +72,12 @@ def test_what_moves():
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
-def test_shares(num_ranks):
+def test_shards(num_ranks):
     for num_rows in (0, 1, 5, 12):
         owned = [[*range(num_rows)][rank::num_ranks] for rank in range(num_ranks)]
-        sizes = [share_size(num_rows, rank, num_ranks) for rank in range(num_ranks)]
+        sizes = [shard_size(num_rows, rank, num_ranks) for rank in range(num_ranks)]
         assert sizes == [len(rows) for rows in owned]
-        assert largest_share(num_rows, num_ranks) == max(sizes)
+        assert largest_shard(num_rows, num_ranks) == max(sizes)
     for start, count, rank in itertools.product((0, 1, 5), (0, 1, 7), range(num_ranks)):
         rows = [*range(start, start + count)][new_rows(start, rank, num_ranks)]
         assert rows == [row for row in range(start, start + count) if row % num_ranks == rank]

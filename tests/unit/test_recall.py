@@ -82,13 +82,13 @@ def test_zeros_give_zeros(zero, threshold):
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-3, 1e3, 1e9])
 def test_extreme_temperatures(temperature):
-    """Cold: the best atom alone. Hot: the kept atoms share alike. Neither overflows."""
+    """Cold: the best atom alone. Hot: the kept atoms shard alike. Neither overflows."""
     x, keys, values = (tensor.detach() for tensor in case(8, 5))
     found = recall(x, keys, values, top_k=3, temperature=temperature)
     scores = x @ keys.T
     best = scores.topk(1 if temperature < 1 else 3)
-    shares = best.values / len(best.values[0])
-    expected = torch.einsum("tk,tke->te", shares, values[best.indices])
+    shards = best.values / len(best.values[0])
+    expected = torch.einsum("tk,tke->te", shards, values[best.indices])
     torch.testing.assert_close(found, expected, rtol=1e-2 if temperature > 1 else 1e-4, atol=1e-4)
     theirs = oracle.recall(x, keys, values, top_k=3, temperature=temperature)
     torch.testing.assert_close(found, theirs, rtol=1e-8, atol=1e-8)

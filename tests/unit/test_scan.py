@@ -18,12 +18,12 @@ def draw(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def scanned(x_TD, key_ND, num_kept, num_shares=1):
+def scanned(x_TD, key_ND, num_kept, num_shards=1):
     """What the scan finds: candidates, and which tokens were certified."""
     precise = torch.promote_types(key_ND.dtype, torch.float32)
-    shares = {share: key_ND[share::num_shares].contiguous() for share in range(num_shares)}
-    image = scan.image(shares, key_ND.to(precise).T @ key_ND.to(precise))
-    return scan.scan(x_TD, image, shares, num_kept=num_kept)
+    shards = {shard: key_ND[shard::num_shards].contiguous() for shard in range(num_shards)}
+    image = scan.image(shards, key_ND.to(precise).T @ key_ND.to(precise))
+    return scan.scan(x_TD, image, shards, num_kept=num_kept)
 
 
 def assert_right(found, x_TD, key_ND, num_kept):
@@ -62,13 +62,13 @@ def test_no_score_exceeds_its_bound(kind, scale):
 
 
 @pytest.mark.parametrize("num_kept", [1, 4, 16])
-@pytest.mark.parametrize("num_shares", [1, 3])
-def test_random_keys_are_certified(num_kept, num_shares):
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_random_keys_are_certified(num_kept, num_shards):
     x_TD, key_ND = draw(100, 128, seed=1), draw(2000, 128, seed=2)
-    found, certified_T = scanned(x_TD, key_ND, num_kept, num_shares)
+    found, certified_T = scanned(x_TD, key_ND, num_kept, num_shards)
     assert certified_T.all()
     assert assert_right(found, x_TD, key_ND, num_kept).float().mean() > 0.9
-    again, _ = scanned(x_TD, key_ND, num_kept, num_shares)
+    again, _ = scanned(x_TD, key_ND, num_kept, num_shards)
     assert all(map(torch.equal, found, again))
 
 

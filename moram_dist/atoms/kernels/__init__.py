@@ -1,11 +1,11 @@
 """Triton kernels for a recall on a GPU, and when they run.
 
-    routing.py    the best atoms of each token, of one share or of all
+    routing.py    the best atoms of each token, of one shard or of all
     mixture.py    the small arithmetic on the chosen atoms' numbers, forward and backward
     rows.py       chosen rows: mixed, multiplied, picked, added to
     launch.py     the same as functions of tensors: shapes, grids, limits
 
-The torch code in ``atoms.routing``, ``atoms.share`` and ``atoms.recall_function`` is the reference.
+The torch code in ``atoms.routing``, ``atoms.shard`` and ``atoms.recall_function`` is the reference.
 It hands over where ``serve`` says so, and tests hold each kernel against it.
 """
 

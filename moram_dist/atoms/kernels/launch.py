@@ -4,7 +4,7 @@ Kernels take contiguous tensors of numbers in float32 or float64, and rows in an
 What they compute for a token does not depend on the other tokens. It may depend on whether rows
 start at multiples of 16 bytes, as a matrix product's does.
 
-Shape letters: T tokens, N atoms or rows of a share, F features, B blocks, C candidates, K atoms
+Shape letters: T tokens, N atoms or rows of a shard, F features, B blocks, C candidates, K atoms
 kept per token.
 """
 
@@ -32,8 +32,8 @@ def route(
     score_TN: Tensor,
     num_kept: int,
     *,
-    share: int = 0,
-    num_shares: int = 1,
+    shard: int = 0,
+    num_shards: int = 1,
     num_atoms: int,
     listed_TN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,8 +43,8 @@ def route(
         score_TN: float32 or float64.
         num_kept: how many; ``routes`` must allow it. Places that cannot be filled get score -inf
             and index ``num_atoms``.
-        share: as for ``routing.candidates``, like the next two.
-        num_shares: not used where atoms are listed.
+        shard: as for ``routing.candidates``, like the next two.
+        num_shards: not used where atoms are listed.
         num_atoms: of the whole memory.
         listed_TN: which atoms the scores are of, int32, ascending.
 
@@ -68,8 +68,8 @@ def route(
         index_TC,
         num_scores,
         num_kept,
-        share,
-        num_shares,
+        shard,
+        num_shards,
         num_atoms,
         BLOCK=width,
         PLACES=triton.next_power_of_2(num_kept),
@@ -118,7 +118,7 @@ def score_gradient(
 
 
 def mix(row_TK: Tensor, here_TK: Tensor | None, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
-    """Sum of each token's rows by their strengths, (T, F) in the rows' type, as ``share.mixed``."""
+    """Sum of each token's rows by their strengths, (T, F) in the rows' type, as ``shard.mixed``."""
     (num_tokens, num_chosen), num_features = row_TK.shape, rows_NF.shape[1]
     out_TF = rows_NF.new_empty(num_tokens, num_features)
     width = min(1024, triton.next_power_of_2(num_features))
@@ -145,7 +145,7 @@ def products(
     rows_NF: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Each token times its rows, (T, K), as ``share.products``; 0 for rows of other shares."""
+    """Each token times its rows, (T, K), as ``shard.products``; 0 for rows of other shards."""
     num_tokens, num_chosen = row_TK.shape
     out_TK = torch.empty(num_tokens, num_chosen, dtype=dtype, device=rows_NF.device)
     places = min(16, triton.next_power_of_2(num_chosen))
@@ -167,7 +167,7 @@ def products(
 
 
 def pick(number_TN: Tensor, row_TK: Tensor, here_TK: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The numbers at each token's rows, (T, K); 0 for rows of other shares."""
+    """The numbers at each token's rows, (T, K); 0 for rows of other shards."""
     out_TK = torch.empty(row_TK.shape, dtype=dtype, device=row_TK.device)
     given = (number_TN, row_TK, here_TK, out_TK)
     _launch_tiles(rows.pick, row_TK, given, number_TN.shape[1])
@@ -175,7 +175,7 @@ def pick(number_TN: Tensor, row_TK: Tensor, here_TK: Tensor | None, dtype: torch
 
 
 def add(row_TK: Tensor, here_TK: Tensor | None, number_TK: Tensor, to_TN: Tensor) -> None:
-    """Add numbers in place, each at its row; those of other shares are left out.
+    """Add numbers in place, each at its row; those of other shards are left out.
 
     A token's rows that are here must differ, and ``to_TN`` must be contiguous.
     """

@@ -46,7 +46,7 @@ def _kth_largest(bits, k):
     return found
 
 
-@triton.jit(do_not_specialize=["num_kept", "share", "num_shares", "num_atoms"])
+@triton.jit(do_not_specialize=["num_kept", "shard", "num_shards", "num_atoms"])
 def route(
     score_TN,
     listed_TN,
@@ -55,8 +55,8 @@ def route(
     index_TC,
     num_scores,
     num_kept,
-    share,
-    num_shares,
+    shard,
+    num_shards,
     num_atoms,
     BLOCK: tl.constexpr,
     PLACES: tl.constexpr,
@@ -65,7 +65,7 @@ def route(
 
     Places that the block cannot fill, its last ones, get score -inf and index ``num_atoms``.
     ``listed_TN`` says which atoms the scores belong to, ascending; where it is None, score i is of
-    atom i * num_shares + share. ``squares_TB`` is None where nobody wants the sum of squares.
+    atom i * num_shards + shard. ``squares_TB`` is None where nobody wants the sum of squares.
     """
     token = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -88,7 +88,7 @@ def route(
     kept = above | (tied & (nth_tied <= places_left))
     place = here * num_kept + nth_above + tl.minimum(nth_tied, places_left) - 1
     if listed_TN is None:
-        index = column * num_shares + share
+        index = column * num_shards + shard
     else:
         index = tl.load(listed_TN + at, mask=inside, other=0)
     tl.store(best_TC + place, score, mask=kept)

@@ -1,6 +1,6 @@
 """Chosen rows: mixed, multiplied, picked, added to.
 
-``here_TK`` says which of the chosen are in this share; None where all are. The others' rows are not
+``here_TK`` says which of the chosen are in this shard; None where all are. The others' rows are not
 read. Sums are in the type of the numbers, float32 or float64, whatever the rows are in.
 
 Tensor arguments are pointers to contiguous tensors. Shape letters: T tokens, N rows, F features, K
@@ -54,7 +54,7 @@ def products(
     PLACES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One token times some of its rows; 0 for those of other shares."""
+    """One token times some of its rows; 0 for those of other shards."""
     token = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
     at = token * K + place
@@ -86,7 +86,7 @@ def pick(
     TOKENS: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """The numbers that stand at the chosen rows; 0 for those of other shares."""
+    """The numbers that stand at the chosen rows; 0 for those of other shards."""
     token, _, real, at = tile(num_tokens, K, TOKENS, PLACES)
     wanted = real
     if here_TK is not None:

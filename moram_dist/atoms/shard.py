@@ -1,13 +1,13 @@
-"""What one share of the atoms does for the tokens of one home, in as few passes as possible.
+"""What one shard of the atoms does for the tokens of one owner, in as few passes as possible.
 
-Chosen atoms are given as their rows in the share. Where a share has many more rows than a token
+Chosen atoms are given as their rows in the shard. Where a shard has many more rows than a token
 chooses, only the chosen rows are touched; where it has few, a matrix product over all of them is
 faster. The choice depends on sizes alone, so it is the same wherever the atoms are.
 
 Linears that are asked together have matrices of their own, and share all that is done to small
 numbers: those of the first linear's tokens come first, then the next one's.
 
-Shape letters: T tokens, L linears, B = L T tokens of all of them, N rows of the share, D inputs, E
+Shape letters: T tokens, L linears, B = L T tokens of all of them, N rows of the shard, D inputs, E
 outputs, K atoms chosen per token, S pairs of a token and a row.
 """
 
@@ -37,13 +37,13 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class Chosen(NamedTuple):
-    """The rows of a share that tokens have chosen."""
+    """The rows of a shard that tokens have chosen."""
 
     row_TK: Tensor
-    """int32; any valid row where the atom is in another share."""
+    """int32; any valid row where the atom is in another shard."""
 
     here_TK: Tensor | None
-    """Whether the atom is in this share; None where all are."""
+    """Whether the atom is in this shard; None where all are."""
 
     def since(self, first: int) -> Chosen:
         """Those among the rows from ``first`` on, as rows of these."""
@@ -68,7 +68,7 @@ class Chosen(NamedTuple):
         return these_TK if self.here_TK is None else these_TK & self.here_TK
 
     def masked(self, numbers_TK: Tensor) -> Tensor:
-        """With 0 for atoms of other shares."""
+        """With 0 for atoms of other shards."""
         return numbers_TK if self.here_TK is None else numbers_TK * self.here_TK
 
 
@@ -124,7 +124,7 @@ def spread(chosen: Chosen, numbers_TK: Tensor, num_rows: int, dtype: torch.dtype
 
 
 def add(chosen: Chosen, numbers_TK: Tensor, to_TN: Tensor) -> Tensor:
-    """Add each number at its row, in place; those of other shares are left out."""
+    """Add each number at its row, in place; those of other shards are left out."""
     if not to_TN.shape[1]:
         return to_TN
     if kernels.serve(to_TN):
