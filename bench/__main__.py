@@ -25,7 +25,7 @@ import torch
 from bench.contest import Settings, compiler_missing
 from bench.measure import load_average
 from bench.report import markdown, memory_figure, time_figure
-from bench.results import Level, Results, Row, environment
+from bench.results import BenchResults, Level, Measurement, environment
 from eval.plots import svg_text
 from moram_dist.command_line import Parser
 from moram_dist.files import write_atomically
@@ -70,7 +70,7 @@ def main(words: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> Results:
+def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> BenchResults:
     """All rows of some levels; what is done is on disk, if it is asked for."""
     torch.set_num_threads(1)
     compiling = {*levels} & ({"layer"} if settings.quick else COMPILING)
@@ -78,15 +78,15 @@ def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> Resu
     if settings.compiler and compiling:
         missing = compiler_missing()
     found = environment() | {"quick": settings.quick}
-    results = Results(environment=found, levels={}, rows=[])
+    results = BenchResults(environment=found, levels={}, rows=[])
     if out and (out / RESULTS).exists():
-        earlier = Results.from_json((out / RESULTS).read_text(encoding="utf-8"))
+        earlier = BenchResults.from_json((out / RESULTS).read_text(encoding="utf-8"))
         if earlier.environment == found:
             results = earlier
     for level in levels:
         print(f"level {level} ...", file=sys.stderr, flush=True)
         load, begun = load_average(), time.process_time()
-        rows: list[Row] = []
+        rows: list[Measurement] = []
         compiler = level in compiling and not missing
         for more in runner(level)(replace(settings, compiler=compiler)):
             rows += more
@@ -102,7 +102,7 @@ def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> Resu
     return results
 
 
-def runner(level: str) -> Callable[[Settings], Iterator[list[Row]]]:
+def runner(level: str) -> Callable[[Settings], Iterator[list[Measurement]]]:
     """What measures a level case by case; imported when asked for, since some imports are slow."""
     if level == "layer":
         from bench.layer import run
@@ -119,7 +119,7 @@ def runner(level: str) -> Callable[[Settings], Iterator[list[Row]]]:
     return run
 
 
-def write(results: Results, folder: Path) -> None:
+def write(results: BenchResults, folder: Path) -> None:
     """Everything that a page links."""
     write_atomically(folder / RESULTS, results.to_json())
     write_atomically(folder / "table.md", markdown(results))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bench.exact import Answers, compare
 from bench.measure import interleaved, look, one_pass
-from bench.results import Row
-from bench.variants import Way
+from bench.results import Measurement
+from bench.variants import Contender
 
 PUBLISHED = "published"
 COMPILED = "published, compiled"
@@ -41,7 +41,7 @@ class Settings:
 class Entry:
     """A way, and the answers that it must give."""
 
-    make: Callable[[], Way]
+    make: Callable[[], Contender]
     reference: Answers
 
 
@@ -54,9 +54,9 @@ def contest(
     *,
     top_k: int,
     tolerance: float,
-) -> list[Row]:
+) -> list[Measurement]:
     """Forward and backward passes of all entries: checks, counts, and times of those that pass."""
-    ways: dict[str, Way] = {}
+    ways: dict[str, Contender] = {}
     found: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
         way = entry.make()
@@ -82,10 +82,12 @@ def contest(
     )
     for name, each in times.items():
         found[name] |= {"least": each.least, "median": each.median, "repeats": each.repeats}
-    return [Row(level=level, case=case, way=name, **fields) for name, fields in found.items()]
+    return [
+        Measurement(level=level, case=case, way=name, **fields) for name, fields in found.items()
+    ]
 
 
-def _pass_of(way: Way, upstream: Tensor) -> Callable[[], object]:
+def _pass_of(way: Contender, upstream: Tensor) -> Callable[[], object]:
     return lambda: one_pass(way, upstream)
 
 

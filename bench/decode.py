@@ -14,8 +14,8 @@ from bench import exact, variants
 from bench.contest import COMPILED, LINEAR, OURS, PEFT_ACTIVE, PUBLISHED, Settings
 from bench.exact import Answers, compare
 from bench.measure import Work, interleaved
-from bench.results import Row
-from bench.variants import Case, Way, on_linear
+from bench.results import Measurement
+from bench.variants import Case, Contender, on_linear
 
 GRID = [
     Case(num_tokens=num_tokens, width=2048, num_atoms=num_atoms)
@@ -26,14 +26,14 @@ GRID = [
 QUICK = [Case(num_tokens=num_tokens, width=512, num_atoms=240) for num_tokens in (1, 16)]
 
 
-def run(settings: Settings) -> Iterator[list[Row]]:
+def run(settings: Settings) -> Iterator[list[Measurement]]:
     """All cases, one after the other."""
     for case in QUICK if settings.quick else GRID:
         yield one_case(case, settings)
 
 
 @torch.no_grad()
-def one_case(case: Case, settings: Settings) -> list[Row]:
+def one_case(case: Case, settings: Settings) -> list[Measurement]:
     """Layers, each checked, counted, and timed if it passes."""
     inputs = variants.draw(case)
     with torch.enable_grad():
@@ -57,10 +57,10 @@ def one_case(case: Case, settings: Settings) -> list[Row]:
     for name, each in times.items():
         rows[name] |= {"least": each.least, "median": each.median, "repeats": each.repeats}
     sizes = {"tokens": case.num_tokens, "width": case.width, "atoms": case.num_atoms}
-    return [Row(level="decode", case=sizes, way=name, **rows[name]) for name in rows]
+    return [Measurement(level="decode", case=sizes, way=name, **rows[name]) for name in rows]
 
 
-def _looked_at(case: Case, name: str, way: Way, expected: Answers) -> dict:
+def _looked_at(case: Case, name: str, way: Contender, expected: Answers) -> dict:
     """Error and counts of one pass."""
     work = Work()
     if name == COMPILED:

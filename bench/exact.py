@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bench.variants import Inputs
+from bench.variants import CaseInputs
 
 TOLERANCE = 1e-5
 """Largest difference in float32 over the largest number of the reference, tensor by tensor."""
@@ -44,7 +44,7 @@ class Check:
         return self.worst <= TOLERANCE and self.sets_equal is not False
 
 
-def memory(inputs: Inputs) -> dict[str, Tensor]:
+def memory(inputs: CaseInputs) -> dict[str, Tensor]:
     """The formula in float64, and the ``chosen`` atoms (T, K).
 
     Autograd serves from scores to mixing weights; the products before and after are by hand.
@@ -76,14 +76,14 @@ def memory(inputs: Inputs) -> dict[str, Tensor]:
     }
 
 
-def _blocks(inputs: Inputs) -> Iterator[tuple[Tensor, Tensor]]:
+def _blocks(inputs: CaseInputs) -> Iterator[tuple[Tensor, Tensor]]:
     """Keys and values in float64, some atoms at a time: all of them would double the memory."""
     for keys, values in (inputs.frozen, inputs.active):
         for some in zip(keys.detach().split(BLOCK), values.detach().split(BLOCK), strict=True):
             yield some[0].double(), some[1].double()
 
 
-def lora(inputs: Inputs) -> dict[str, Tensor]:
+def lora(inputs: CaseInputs) -> dict[str, Tensor]:
     """Values times keys, y = B A x, by formula."""
     x_TD, g_TD = inputs.x_TD.detach().double(), inputs.upstream_TD.double()
     keys_ND, values_ND = (
@@ -101,7 +101,7 @@ def lora(inputs: Inputs) -> dict[str, Tensor]:
     }
 
 
-def linear(inputs: Inputs) -> dict[str, Tensor]:
+def linear(inputs: CaseInputs) -> dict[str, Tensor]:
     """The frozen linear, by formula."""
     weight_DD = inputs.weight_DD.double()
     return {

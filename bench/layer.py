@@ -19,8 +19,8 @@ from bench.contest import (
     Settings,
     contest,
 )
-from bench.results import Row
-from bench.variants import Case, Inputs, Way, on_linear
+from bench.results import Measurement
+from bench.variants import Case, CaseInputs, Contender, on_linear
 
 GRID = [
     Case(num_tokens=2048, width=width, num_atoms=num_atoms)
@@ -38,25 +38,25 @@ LARGEST_LORA = 4096
 """Rows. A LoRA of more, whose float64 takes gigabytes, is not compared."""
 
 
-def run(settings: Settings) -> Iterator[list[Row]]:
+def run(settings: Settings) -> Iterator[list[Measurement]]:
     """All cases, one after the other."""
     for case in QUICK if settings.quick else GRID:
         yield one_case(variants.draw(case), settings)
 
 
-def many(settings: Settings) -> Iterator[list[Row]]:
+def many(settings: Settings) -> Iterator[list[Measurement]]:
     """Level ``many``: the same with far more atoms than tokens."""
     case = QUICK_MANY if settings.quick else MANY
     yield one_case(variants.draw(case), settings, level="many")
 
 
-def one_case(inputs: Inputs, settings: Settings, level: str = "layer") -> list[Row]:
+def one_case(inputs: CaseInputs, settings: Settings, level: str = "layer") -> list[Measurement]:
     """The update alone, then the layer."""
     case = inputs.case
     memory, base = exact.memory(inputs), exact.linear(inputs)
     whole = exact.layer(memory, base)
 
-    def entry(make: Callable[[Inputs], Way], reference: exact.Answers) -> Entry:
+    def entry(make: Callable[[CaseInputs], Contender], reference: exact.Answers) -> Entry:
         return Entry(make=lambda: make(inputs), reference=reference)
 
     update = {PUBLISHED: entry(variants.published_eager, memory)}

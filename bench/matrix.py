@@ -18,7 +18,7 @@ from torch import nn
 
 from bench.contest import OURS, PUBLISHED, Settings
 from bench.models import Atoms, draw_atoms, put_ours, put_published
-from bench.results import Row
+from bench.results import Measurement
 from moram_dist.config import ANSWERS, MethodConfig, ModelConfig
 from moram_dist.decode import answer_batch
 from moram_dist.models import language_model
@@ -41,14 +41,14 @@ class How:
     mode: str = GENERATE
 
 
-def run(settings: Settings) -> Iterator[list[Row]]:
+def run(settings: Settings) -> Iterator[list[Measurement]]:
     """One matrix."""
     num_tasks, num_examples = (2, 4) if settings.quick else (5, 16)
     benchmark = BENCHMARKS["demo"](Source(limit_train=1, limit_eval=num_examples))
     yield one_matrix(replace(benchmark, tasks=benchmark.tasks[:num_tasks]))
 
 
-def one_matrix(benchmark: Benchmark) -> list[Row]:
+def one_matrix(benchmark: Benchmark) -> list[Measurement]:
     """Every way's answers, and its time if they are those of the formulation in float64."""
     base = language_model.load(ModelConfig(dtype="fp32"), {"zero_optimization": {"stage": 0}})
     num_tasks = len(benchmark.tasks)
@@ -80,7 +80,7 @@ def one_matrix(benchmark: Benchmark) -> list[Row]:
         same = sum(one == other for one, other in zip(found, expected, strict=True))
         passed = same == len(expected)
         rows.append(
-            Row(
+            Measurement(
                 level="matrix",
                 case=case,
                 way=name,

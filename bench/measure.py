@@ -24,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bench.variants import Way
+from bench.variants import Contender
 
 aten = torch.ops.aten
 
@@ -55,7 +55,7 @@ MOST_AT_ONCE = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Times:
+class CpuTimes:
     """Process CPU seconds of one call."""
 
     least: float
@@ -75,7 +75,7 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class PassRecord:
     """One pass: what it answered, and what it cost."""
 
     answers: Mapping[str, Tensor]
@@ -87,13 +87,13 @@ class Seen:
     counts: Counts
 
 
-def one_pass(way: Way, upstream_TD: Tensor) -> tuple[Tensor, ...]:
+def one_pass(way: Contender, upstream_TD: Tensor) -> tuple[Tensor, ...]:
     """Output and gradients of one forward and backward pass."""
     y_TD = way.forward()
     return (y_TD, *torch.autograd.grad(y_TD, tuple(way.wanted.values()), upstream_TD))
 
 
-def look(way: Way, upstream_TD: Tensor, *, top_k: int, counted: bool = True) -> Seen:
+def look(way: Contender, upstream_TD: Tensor, *, top_k: int, counted: bool = True) -> PassRecord:
     """One pass under all counters; without ``counted`` only saved bytes, which compiled code has.
 
     The set of chosen atoms is what the pass itself saves: the one integer tensor of (T, K).
@@ -108,7 +108,7 @@ def look(way: Way, upstream_TD: Tensor, *, top_k: int, counted: bool = True) -> 
             y, *gradients = one_pass(way, upstream_TD)
     shape = (len(upstream_TD), top_k)
     chosen = [t for t in saved.tensors if not t.is_floating_point() and t.shape == shape]
-    return Seen(
+    return PassRecord(
         answers={"y": y.detach(), **dict(zip(way.wanted, gradients, strict=True))},
         chosen_TK=chosen[0].detach() if chosen else None,
         counts=Counts(
@@ -177,7 +177,7 @@ def interleaved(
     least_repeats: int,
     most_repeats: int = 15,
     seed: int = 0,
-) -> dict[str, Times]:
+) -> dict[str, CpuTimes]:
     """CPU time of each call; all take a turn in each repetition, in an order drawn anew.
 
     A first turn is not counted; it says how often each call is made within one measurement, and how
@@ -197,7 +197,7 @@ def interleaved(
         for name in order:
             found[name].append(_seconds(calls[name], numbers[name]))
     return {
-        name: Times(least=min(each), median=statistics.median(each), repeats=repeats)
+        name: CpuTimes(least=min(each), median=statistics.median(each), repeats=repeats)
         for name, each in found.items()
     }
 

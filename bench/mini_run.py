@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contest import Settings
-from bench.results import Row
+from bench.results import Measurement
 from moram_dist.comm.env import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ LINEARS, WIDTH = 12, 128
 TIMEOUT_S = 900
 
 
-def run(settings: Settings) -> Iterator[list[Row]]:
+def run(settings: Settings) -> Iterator[list[Measurement]]:
     """All runs, one after the other."""
     names = (QUICK,) if settings.quick else tuple(RUNS)
     for name in names:
@@ -58,7 +58,7 @@ def gathered_bytes() -> int:
     return 2 * others * LINEARS * 2 * WIDTH * 4
 
 
-def one_run(name: str) -> Row:
+def one_run(name: str) -> Measurement:
     """Start it, wait, and read what it wrote."""
     with tempfile.TemporaryDirectory() as folder:
         before = _children_seconds()
@@ -88,7 +88,7 @@ def one_run(name: str) -> Row:
     received, calls = (step_difference(logged, suffix) for suffix in ("_bytes", "_calls"))
     expected = {"ours, resident": 0, "ours, gathered": gathered_bytes()}.get(name, received)
     steps = [line for line in logged if "train/tokens_per_second" in line]
-    return Row(
+    return Measurement(
         level="run",
         case={"tasks": len(TASKS), "ranks": RANKS, "steps": len(steps)},
         way=name,

@@ -15,7 +15,7 @@ from bench.contest import (
     PEFT_ALL,
     PUBLISHED,
 )
-from bench.results import Level, Results, Row
+from bench.results import BenchResults, Level, Measurement
 from bench.targets import found
 from eval.plots import AMOUNT, LOSS, QUIET, canvas
 
@@ -31,10 +31,10 @@ TITLES = {
 BUSY = 0.5
 """Load average from which a machine counts as busy, before this process adds to it."""
 
-Column = Callable[[Row], str]
+Column = Callable[[Measurement], str]
 
 
-def markdown(results: Results) -> str:
+def markdown(results: BenchResults) -> str:
     """All tables, the targets first."""
     parts = ["# Benchmark", environment_line(results)]
     if any(found(results.rows)):
@@ -46,7 +46,7 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def environment_line(results: Results) -> str:
+def environment_line(results: BenchResults) -> str:
     """Where it was measured."""
     env = results.environment
     packages = ", ".join(f"{name} {env[name]}" for name in ("torch", "transformers", "peft"))
@@ -70,7 +70,7 @@ def level_line(level: Level) -> str:
     return line
 
 
-def level_table(rows: Sequence[Row]) -> str:
+def level_table(rows: Sequence[Measurement]) -> str:
     """A line for each way of each case, with the columns that the level has."""
     columns: dict[str, Column] = {name: _of_case(name) for name in rows[0].case}
     columns["way"] = lambda row: row.way
@@ -99,7 +99,7 @@ def _also(name: str) -> Column:
     return lambda row: _number(row.also[name])
 
 
-def _over(first: str, rows: Sequence[Row]) -> Column:
+def _over(first: str, rows: Sequence[Measurement]) -> Column:
     """A way's time over that of another in the same case."""
     whole = {_key(row): row.least for row in rows if row.way == first}
     return lambda row: _ratio(row.least, whole.get(_key(row)))
@@ -112,7 +112,7 @@ def table(header: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in out)
 
 
-def targets(rows: Sequence[Row]) -> str:
+def targets(rows: Sequence[Measurement]) -> str:
     """What was aimed at beside what was found, for the sizes that were measured."""
     lines = [
         [
@@ -128,7 +128,7 @@ def targets(rows: Sequence[Row]) -> str:
     return table(["ratio", "width", "atoms", "target", "found", "met"], lines)
 
 
-def _key(row: Row) -> tuple[Any, ...]:
+def _key(row: Measurement) -> tuple[Any, ...]:
     return tuple(row.case.items())
 
 
@@ -141,17 +141,19 @@ COLOURS = {
 }
 
 
-def time_figure(rows: Sequence[Row]) -> Figure:
+def time_figure(rows: Sequence[Measurement]) -> Figure:
     """CPU time of the update over the number of atoms, a panel for each width."""
     return _figure(rows, "CPU time, ms", lambda row: row.least and 1e3 * row.least)
 
 
-def memory_figure(rows: Sequence[Row]) -> Figure:
+def memory_figure(rows: Sequence[Measurement]) -> Figure:
     """Saved bytes of the update over the number of atoms."""
     return _figure(rows, "saved for backward, MB", lambda row: (row.saved_bytes or 0) / 1e6 or None)
 
 
-def _figure(rows: Sequence[Row], label: str, value: Callable[[Row], float | None]) -> Figure:
+def _figure(
+    rows: Sequence[Measurement], label: str, value: Callable[[Measurement], float | None]
+) -> Figure:
     updates = [row for row in rows if row.level == "layer" and row.case["what"] == "update"]
     tokens = max(row.case["tokens"] for row in updates)
     updates = [row for row in updates if row.case["tokens"] == tokens]

@@ -16,7 +16,7 @@ PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Measurement:
     """One way of one case of a level. None: not counted here."""
 
     level: str
@@ -59,14 +59,14 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
+class BenchResults:
     """What the command has found, on one machine."""
 
     environment: Mapping[str, Any]
     levels: Mapping[str, Level]
-    rows: Sequence[Row]
+    rows: Sequence[Measurement]
 
-    def with_level(self, name: str, level: Level, rows: Sequence[Row]) -> Results:
+    def with_level(self, name: str, level: Level, rows: Sequence[Measurement]) -> BenchResults:
         """The same with a level that was measured, anew if it was there."""
         others = [row for row in self.rows if row.level != name]
         return replace(self, levels={**self.levels, name: level}, rows=[*others, *rows])
@@ -76,13 +76,13 @@ class Results:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> Results:
+    def from_json(text: str) -> BenchResults:
         """What ``to_json`` wrote."""
         content = json.loads(text)
-        return Results(
+        return BenchResults(
             environment=content["environment"],
             levels={name: Level(**level) for name, level in content["levels"].items()},
-            rows=[Row(**row) for row in content["rows"]],
+            rows=[Measurement(**row) for row in content["rows"]],
         )
 
 

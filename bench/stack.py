@@ -30,8 +30,8 @@ from bench.contest import (
 from bench.measure import one_pass
 from bench.models import Atoms, draw_atoms, put_ours, put_plain_lora, put_published
 from bench.peft_lora import peft_leaves, peft_lora
-from bench.results import Row
-from bench.variants import Way, kept_of
+from bench.results import Measurement
+from bench.variants import Contender, kept_of
 from moram_dist.config import MethodConfig
 
 BLOCKS = 4
@@ -45,13 +45,13 @@ TOLERANCE = 1e-3
 here, since each block makes its own, and a swap of the two is an error that rounding is not."""
 
 
-def run(settings: Settings) -> Iterator[list[Row]]:
+def run(settings: Settings) -> Iterator[list[Measurement]]:
     """One size."""
     width, text, texts = (256, 64, 4) if settings.quick else (512, 256, 8)
     yield one_case(width, text, texts, settings)
 
 
-def one_case(width: int, text: int, texts: int, settings: Settings) -> list[Row]:
+def one_case(width: int, text: int, texts: int, settings: Settings) -> list[Measurement]:
     """All ways on ``texts`` texts of ``text`` tokens."""
     base = decoder(width)
     atoms = draw_atoms(base, METHOD, ATOMS - ACTIVE, ACTIVE)
@@ -114,16 +114,16 @@ def forward_of(model: nn.Module, x_1TD: Tensor, text: int) -> Callable[[], Tenso
     return forward
 
 
-def way_of(model: nn.Module, leaves: dict[str, Tensor], x_1TD: Tensor, text: int) -> Way:
+def way_of(model: nn.Module, leaves: dict[str, Tensor], x_1TD: Tensor, text: int) -> Contender:
     """A model that is ready to be called."""
-    return Way(
+    return Contender(
         forward=forward_of(model, x_1TD, text),
         wanted={"x": x_1TD, **leaves},
         held=(*model.parameters(), *model.buffers()),
     )
 
 
-def unadapted(model: nn.Module, x_1TD: Tensor, text: int, *, double: bool = False) -> Way:
+def unadapted(model: nn.Module, x_1TD: Tensor, text: int, *, double: bool = False) -> Contender:
     """The frozen blocks alone."""
     model, x_1TD = (model.double(), in_double(x_1TD)) if double else (model, x_1TD)
     return way_of(model, {}, x_1TD, text)
@@ -131,14 +131,14 @@ def unadapted(model: nn.Module, x_1TD: Tensor, text: int, *, double: bool = Fals
 
 def published(
     model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int, *, double: bool = False
-) -> Way:
+) -> Contender:
     """The published formulation in each adapted linear."""
     leaves = put_published(model, atoms, METHOD)
     model, x_1TD = (model.double(), in_double(x_1TD)) if double else (model, x_1TD)
     return way_of(model, leaves, x_1TD, text)
 
 
-def ours(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int) -> Way:
+def ours(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int) -> Contender:
     """The method's own layers: q, k and v are asked together."""
     memories, leaves = put_ours(model, atoms, METHOD)
 
@@ -151,7 +151,7 @@ def ours(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int) -> Way:
     return replace(way_of(model.train(), leaves, x_1TD, text), kept_bytes=kept_bytes)
 
 
-def peft(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int, apart: bool) -> Way:
+def peft(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int, apart: bool) -> Contender:
     """PEFT's LoRA in each adapted linear."""
     leaves: dict[str, Tensor] = {}
     for name, layer in peft_lora(model, atoms, apart=apart).items():
@@ -159,7 +159,7 @@ def peft(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int, apart: bool) 
     return way_of(model, leaves, x_1TD, text)
 
 
-def plain_lora(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int) -> Way:
+def plain_lora(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int) -> Contender:
     """Its reference, in float64."""
     layers = put_plain_lora(model, atoms)
     model.double()
@@ -187,7 +187,7 @@ def in_double(x_1TD: Tensor) -> Tensor:
     return x_1TD.detach().double().requires_grad_()
 
 
-def answers(way: Way, upstream: Tensor) -> dict[str, Tensor]:
+def answers(way: Contender, upstream: Tensor) -> dict[str, Tensor]:
     """Output and gradients of a reference."""
     y, *gradients = one_pass(way, upstream.double())
     return {"y": y.detach(), **dict(zip(way.wanted, gradients, strict=True))}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.contest import LINEAR, OURS, PEFT_ACTIVE, PUBLISHED
-from bench.results import Row
+from bench.results import Measurement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Target:
     one: str = PUBLISHED
     other: str = OURS
     what: str = "update"
-    value: Callable[[Row], float | None] = lambda row: row.least
+    value: Callable[[Measurement], float | None] = lambda row: row.least
     at_most: bool = False
 
     def met(self, found: float) -> bool:
@@ -80,7 +80,7 @@ TARGETS = (
 )
 
 
-def found(rows: Sequence[Row]) -> Iterator[tuple[Target, float]]:
+def found(rows: Sequence[Measurement]) -> Iterator[tuple[Target, float]]:
     """Each target whose two ways were measured, and their ratio."""
     of = {
         (row.case["what"], row.case["width"], row.case["atoms"], row.way): row

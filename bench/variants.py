@@ -44,7 +44,7 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class CaseInputs:
     """What all ways are given."""
 
     case: Case
@@ -59,7 +59,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Contender:
     """One way to compute the case, ready to be called again and again."""
 
     forward: Callable[[], Tensor]
@@ -73,7 +73,7 @@ class Way:
     """Of what a way keeps from pass to pass beyond weights and atoms."""
 
 
-def draw(case: Case, seed: int = 0) -> Inputs:
+def draw(case: Case, seed: int = 0) -> CaseInputs:
     """Normal tokens, atoms and gradients in float32, by seed."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -95,7 +95,7 @@ def draw(case: Case, seed: int = 0) -> Inputs:
             -1,
         )
         unclear = unclear[_unclear(score_TN, case.top_k)]
-    return Inputs(
+    return CaseInputs(
         case=case,
         x_TD=x_TD.requires_grad_(),
         weight_DD=normal(case.width) / case.width**0.5,
@@ -113,18 +113,18 @@ def _unclear(score_TN: Tensor, top_k: int) -> Tensor:
     return best_TK[:, -2] - best_TK[:, -1] <= CLEAR * score_TN.norm(dim=-1)
 
 
-def published_eager(inputs: Inputs) -> Way:
+def published_eager(inputs: CaseInputs) -> Contender:
     """The published formulation as it stands."""
     return _published(inputs, published.recall)
 
 
-def published_compiled(inputs: Inputs) -> Way:
+def published_compiled(inputs: CaseInputs) -> Contender:
     """The same through torch.compile, for this size alone."""
     torch.compiler.reset()  # it refuses to compile one function for more than a few sizes
     return _published(inputs, torch.compile(published.recall, dynamic=False, fullgraph=True))
 
 
-def _published(inputs: Inputs, recall: Callable[..., Tensor]) -> Way:
+def _published(inputs: CaseInputs, recall: Callable[..., Tensor]) -> Contender:
     case = inputs.case
 
     def forward() -> Tensor:
@@ -136,21 +136,25 @@ def _published(inputs: Inputs, recall: Callable[..., Tensor]) -> Way:
             temperature=case.temperature,
         )
 
-    return Way(forward=forward, wanted=_leaves(inputs), held=(*inputs.frozen, inputs.weight_DD))
+    return Contender(
+        forward=forward, wanted=_leaves(inputs), held=(*inputs.frozen, inputs.weight_DD)
+    )
 
 
-def ours(inputs: Inputs) -> Way:
+def ours(inputs: CaseInputs) -> Contender:
     """Frozen atoms in a bank on one rank, active ones beside it, as in training."""
     return _ours(inputs, inputs.frozen, inputs.active)
 
 
-def ours_learned(inputs: Inputs) -> Way:
+def ours_learned(inputs: CaseInputs) -> Contender:
     """All atoms frozen and in the bank, as when a learned memory answers."""
     keys, values = (torch.cat(pair).detach() for pair in zip(*_atoms(inputs), strict=True))
     return _ours(inputs, (keys, values), (keys[:0], values[:0]))
 
 
-def _ours(inputs: Inputs, frozen: tuple[Tensor, Tensor], active: tuple[Tensor, Tensor]) -> Way:
+def _ours(
+    inputs: CaseInputs, frozen: tuple[Tensor, Tensor], active: tuple[Tensor, Tensor]
+) -> Contender:
     case = inputs.case
     bank = Bank([(case.width, case.width)], AtomGroup(), like=frozen[0], num_active=len(active[0]))
     bank.grow([frozen])
@@ -164,7 +168,7 @@ def _ours(inputs: Inputs, frozen: tuple[Tensor, Tensor], active: tuple[Tensor, T
     def kept_bytes() -> int:
         return kept_of(placement, bank, (0,))
 
-    return Way(
+    return Contender(
         forward=forward,
         wanted=_leaves(inputs),
         held=(*bank.buffers(), inputs.weight_DD),
@@ -179,26 +183,26 @@ def kept_of(placement: Placement, bank: Bank, linears: Sequence[int]) -> int:
     return sum(tensor.nbytes for tensor in made)
 
 
-def bare_linear(inputs: Inputs) -> Way:
+def bare_linear(inputs: CaseInputs) -> Contender:
     """The frozen linear alone: what no adapted one can be faster than."""
-    return Way(
+    return Contender(
         forward=lambda: F.linear(inputs.x_TD, inputs.weight_DD),
         wanted={"x": inputs.x_TD},
         held=(inputs.weight_DD,),
     )
 
 
-def peft_all(inputs: Inputs) -> Way:
+def peft_all(inputs: CaseInputs) -> Contender:
     """PEFT's LoRA of all N rows, every row trained, on a base that costs nothing."""
     return _peft(inputs, _Nothing(inputs.case.width), apart=False)
 
 
-def peft_active(inputs: Inputs) -> Way:
+def peft_active(inputs: CaseInputs) -> Contender:
     """PEFT's LoRA as two adapters that are active together, the larger one frozen."""
     return _peft(inputs, _Nothing(inputs.case.width), apart=True)
 
 
-def peft_active_layer(inputs: Inputs) -> Way:
+def peft_active_layer(inputs: CaseInputs) -> Contender:
     """The same on the frozen linear."""
     return _peft(inputs, _linear(inputs.weight_DD), apart=True)
 
@@ -222,20 +226,20 @@ def _linear(weight_DD: Tensor) -> nn.Linear:
     return linear
 
 
-def _peft(inputs: Inputs, base: nn.Linear, *, apart: bool) -> Way:
+def _peft(inputs: CaseInputs, base: nn.Linear, *, apart: bool) -> Contender:
     model = nn.ModuleDict({"linear": base})
     layer = peft_lora(model, {"linear": (inputs.frozen, inputs.active)}, apart=apart)["linear"]
-    return Way(
+    return Contender(
         forward=lambda: layer(inputs.x_TD),
         wanted={"x": inputs.x_TD, **peft_leaves(layer)},
         held=(*layer.parameters(), inputs.weight_DD),
     )
 
 
-def on_linear(make: Callable[[Inputs], Way]) -> Callable[[Inputs], Way]:
+def on_linear(make: Callable[[CaseInputs], Contender]) -> Callable[[CaseInputs], Contender]:
     """The layer: the frozen linear's output and what a way adds to it."""
 
-    def layer(inputs: Inputs) -> Way:
+    def layer(inputs: CaseInputs) -> Contender:
         way = make(inputs)
 
         def forward() -> Tensor:
@@ -248,10 +252,10 @@ def on_linear(make: Callable[[Inputs], Way]) -> Callable[[Inputs], Way]:
     return layer
 
 
-def _atoms(inputs: Inputs) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _atoms(inputs: CaseInputs) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return inputs.frozen, inputs.active
 
 
-def _leaves(inputs: Inputs) -> dict[str, Tensor]:
+def _leaves(inputs: CaseInputs) -> dict[str, Tensor]:
     keys, values = inputs.active
     return {"x": inputs.x_TD, "active keys": keys, "active values": values}

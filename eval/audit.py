@@ -38,7 +38,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class SplitAudit:
     """The figures of one split of one task."""
 
     task: str
@@ -72,7 +72,7 @@ class Audit:
     order: str
     protocol: str
     tokenizer: str
-    splits: tuple[Split, ...]
+    splits: tuple[SplitAudit, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -97,7 +97,7 @@ def audit_benchmark(
         say: is told of each task as it is done.
     """
     tokenizer.model_max_length = sys.maxsize  # longer texts are what is looked for: no warning
-    splits: list[Split] = []
+    splits: list[SplitAudit] = []
     findings = [
         Finding(severity=NOTE, where="protocol", kind="note", text=note) for note in benchmark.notes
     ]
@@ -120,7 +120,7 @@ def audit_benchmark(
     )
 
 
-def _measure(task: Task, split: str, tokenizer: Any) -> tuple[Split, list[Finding]]:
+def _measure(task: Task, split: str, tokenizer: Any) -> tuple[SplitAudit, list[Finding]]:
     """A split's figures and what they say."""
     examples = task.train if split == "train" else task.test
     roomy = dataclasses.replace(task, max_prompt_tokens=sys.maxsize)
@@ -147,7 +147,7 @@ def _measure(task: Task, split: str, tokenizer: Any) -> tuple[Split, list[Findin
                 endless.append(example)
         elif answer > task.max_answer_tokens:
             long.append(example)
-    figures = Split(
+    figures = SplitAudit(
         task=task.name,
         split=split,
         examples=len(examples),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.audit import Audit, Split
+from eval.audit import Audit, SplitAudit
 from eval.audit_checks import ERROR, NOTE, WARNING, Finding
 from eval.markup import markdown_text, one_line
 
@@ -49,7 +49,7 @@ def markdown(audit: Audit) -> str:
     )
 
 
-def _cells(split: Split) -> tuple[str, ...]:
+def _cells(split: SplitAudit) -> tuple[str, ...]:
     return (
         markdown_text(split.task),
         split.split,

@@ -11,7 +11,7 @@ from moram_dist.decode import Answered
 from moram_dist.recognise import Recognised
 from moram_dist.tasks.task import Benchmark
 
-Place = tuple[int, int | None]
+ColumnState = tuple[int, int | None]
 """A column, and how many tasks answer there."""
 
 
@@ -53,7 +53,7 @@ class Cell:
 
 def without_repeats(cells: Sequence[Cell]) -> list[tuple[Cell, Portion, bool]]:
     """Every portion, and whether it is new: an earlier one may hold all of its answers."""
-    covered: dict[Place, tuple[set[int], set[str]]] = {}
+    covered: dict[ColumnState, tuple[set[int], set[str]]] = {}
     work = []
     for cell in cells:
         for portion in cell.portions:

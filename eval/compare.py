@@ -16,9 +16,9 @@ import numpy as np
 
 from eval import bootstrap
 from eval.bootstrap import Array
-from eval.compare_groups import Group, Place, check_comparable, group_runs
+from eval.compare_groups import Group, RunSlot, check_comparable, group_runs
 from eval.compare_runs import Run, unpack
-from eval.continual import Cell, mean_change
+from eval.continual import MatrixEntry, mean_change
 from moram_dist.registry import InputError
 
 METRICS = {"AP": "ap", "BWT": "bwt_gem", "learned": "mean_diagonal"}
@@ -171,13 +171,13 @@ def contributions(run: Run, metric: str) -> dict[str, Array] | None:
     return dict(zip(run.tasks, known, strict=True)) if len(known) == t else None
 
 
-def forgetting_curve(group: Group) -> list[Cell]:
+def forgetting_curve(group: Group) -> list[MatrixEntry]:
     """Mean over runs of what was lost, after each task, of the tasks before it, in points.
 
     Against the score right after learning: minus BWT of the tasks so far. None where a run lacks a
     cell of it; the first is 0.
     """
-    curve: list[Cell] = [0.0]
+    curve: list[MatrixEntry] = [0.0]
     tasks = len(next(iter(group.runs.values())).tasks)
     for last in range(1, tasks):
         lost = [mean_change(run.scores, last) for run in group.runs.values()]
@@ -190,14 +190,14 @@ def forgetting_curve(group: Group) -> list[Cell]:
 class _Table:
     """One metric of all runs: a column each."""
 
-    column: dict[tuple[str, Place], int]
+    column: dict[tuple[str, RunSlot], int]
     tasks_NR: list[Array]
     values_R: Array
     draws_BR: Array
 
     @classmethod
     def of(cls, groups: Sequence[Group], metric: str, resamples: int) -> _Table:
-        columns: dict[tuple[str, Place], dict[str, Array]] = {}
+        columns: dict[tuple[str, RunSlot], dict[str, Array]] = {}
         for group in groups:
             for place, run in group.runs.items():
                 parts = contributions(run, metric)
@@ -216,8 +216,8 @@ class _Table:
 
     def estimate(
         self,
-        first: Sequence[tuple[str, Place]],
-        second: Sequence[tuple[str, Place]] = (),
+        first: Sequence[tuple[str, RunSlot]],
+        second: Sequence[tuple[str, RunSlot]] = (),
     ) -> Estimate:
         """The mean over runs ``first``, or of the first less the second, pair by pair."""
         weigh = np.zeros((len(self.column), len(first)))

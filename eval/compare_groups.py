@@ -10,7 +10,7 @@ from eval.compare_runs import OF_THE_RECOGNISER, Run
 from eval.ways import recall_name
 from moram_dist.registry import InputError
 
-Place = tuple[str, int]
+RunSlot = tuple[str, int]
 """A run's order and seed."""
 
 
@@ -24,7 +24,7 @@ class Group:
     settings: str
     """Every setting in which groups of the table differ."""
 
-    runs: dict[Place, Run]
+    runs: dict[RunSlot, Run]
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
@@ -69,7 +69,7 @@ def group_runs(runs: Iterable[Run]) -> tuple[Group, ...]:
 
     Raises InputError where two runs are of one group, order and seed.
     """
-    found: dict[tuple[str, str, str], dict[Place, Run]] = {}
+    found: dict[tuple[str, str, str], dict[RunSlot, Run]] = {}
     for run in runs:
         key = (run.method, run.recall, json.dumps(run.settings, sort_keys=True))
         group = found.setdefault(key, {})

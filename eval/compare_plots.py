@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eval.compare import Comparison, Estimate, forgetting_curve
-from eval.continual import Cell
+from eval.continual import MatrixEntry
 from eval.markup import figure_text
 from eval.plots import FULL_WIDTH, HALF_WIDTH, INK, QUIET, canvas
 
@@ -72,7 +72,7 @@ def ap_intervals(
     return figure
 
 
-def forgetting_curves(curves: Mapping[str, Sequence[Cell]]) -> Figure:
+def forgetting_curves(curves: Mapping[str, Sequence[MatrixEntry]]) -> Figure:
     """Points that earlier tasks lost, after each task; a gap where that is unknown."""
     with canvas(FULL_WIDTH - HALF_WIDTH / 2, 3.4) as figure:
         axes = figure.subplots()

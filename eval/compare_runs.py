@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from eval.bootstrap import Array
-from eval.continual import Cell, Scores
+from eval.continual import MatrixEntry, Scores
 from eval.predictions import predictions_path
 from eval.run_files import part, read_base, read_benchmark
 from eval.score_matrix import scores_path
@@ -82,7 +82,7 @@ class Run:
     tests: tuple[str, ...]
     """Per task, a digest of its test set."""
 
-    scores: tuple[tuple[Cell, ...], ...]
+    scores: tuple[tuple[MatrixEntry, ...], ...]
     """The score matrix: row t after task t."""
 
     last: tuple[Items, ...]
@@ -245,14 +245,16 @@ def _is_score(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
 
 
-def _read_cell(path: Path, mean: Cell) -> tuple[Items, str]:
+def _read_cell(path: Path, mean: MatrixEntry) -> tuple[Items, str]:
     """Item scores of a cell, and the digest of its test set; nothing where it was not measured."""
     if mean is None:
         return None, ""
     scores, digest = [], hashlib.sha256()
     for where, line in read_records(path):
         if not _is_score(line.get("score")):
-            raise InputError(f"{where}: no score; the command that trained the run goes on there")
+            raise InputError(
+                f"{where}: no score yet; rerun the command that trained the run to resume it"
+            )
         scores.append(float(line["score"]))
         question = [line.get(key) for key in ("id", "prompt", "references")]
         try:

@@ -17,8 +17,8 @@ from moram_dist.reading import read_json
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import kind_of
 
-Cell = float | None
-Row = Sequence[Cell]
+MatrixEntry = float | None
+Row = Sequence[MatrixEntry]
 
 HEADLINE = {"ap": "AP", "bwt_gem": "BWT", "forgetting_max": "forgetting"}
 """Of the sequence metrics those that are shown first, and their usual names."""
@@ -29,7 +29,7 @@ def sequence_metrics(
     base: Row | None = None,
     single_task: Row | None = None,
     multitask: Row | None = None,
-) -> dict[str, Cell]:
+) -> dict[str, MatrixEntry]:
     """Every sequence metric by name, in the unit of the scores.
 
     ========================  ====================================================================
@@ -108,7 +108,7 @@ def sequence_metrics(
     }
 
 
-def average_so_far(scores: Sequence[Row]) -> list[Cell]:
+def average_so_far(scores: Sequence[Row]) -> list[MatrixEntry]:
     """For each row t, the mean score on tasks 0 to t; None where one of them was not measured."""
     return [
         _mean(row[: t + 1]) if len(row) > t else None  # a short row lacks a task seen by then
@@ -116,22 +116,22 @@ def average_so_far(scores: Sequence[Row]) -> list[Cell]:
     ]
 
 
-def mean_change(scores: Sequence[Row], last: int) -> Cell:
+def mean_change(scores: Sequence[Row], last: int) -> MatrixEntry:
     """``bwt_gem`` of the tasks up to ``last``, from 0; None where a cell of it is missing."""
     row = scores[last]
     return _mean(_difference(row[i], scores[i][i]) for i in range(last))
 
 
-def _mean(cells: Iterable[Cell]) -> Cell:
+def _mean(cells: Iterable[MatrixEntry]) -> MatrixEntry:
     known = _all_known(cells)
     return math.fsum(known) / len(known) if known else None
 
 
-def _max(cells: Iterable[Cell]) -> Cell:
+def _max(cells: Iterable[MatrixEntry]) -> MatrixEntry:
     return max(_all_known(cells), default=None)
 
 
-def _all_known(cells: Iterable[Cell]) -> list[float]:
+def _all_known(cells: Iterable[MatrixEntry]) -> list[float]:
     """The cells, or an empty list where one of them is missing."""
     known: list[float] = []
     for cell in cells:
@@ -141,7 +141,7 @@ def _all_known(cells: Iterable[Cell]) -> list[float]:
     return known
 
 
-def _difference(a: Cell, b: Cell) -> Cell:
+def _difference(a: MatrixEntry, b: MatrixEntry) -> MatrixEntry:
     return None if a is None or b is None else a - b
 
 
@@ -155,10 +155,10 @@ class Scores:
     metrics: Mapping[str, str]
     """Per task, the name of its metric."""
 
-    scores: tuple[tuple[Cell, ...], ...]
+    scores: tuple[tuple[MatrixEntry, ...], ...]
     """Row t after training on task t, each of length T; fewer than T rows in an unfinished run."""
 
-    base: tuple[Cell, ...] | None = None
+    base: tuple[MatrixEntry, ...] | None = None
     """The row before any training, where it was measured."""
 
     @classmethod
@@ -195,7 +195,7 @@ class Scores:
 
     def sequence_metrics(
         self, single_task: Scores | None = None, multitask: Scores | None = None
-    ) -> dict[str, Cell]:
+    ) -> dict[str, MatrixEntry]:
         """``sequence_metrics`` of this matrix and base row.
 
         Args:
@@ -212,7 +212,7 @@ class Scores:
             self._reference("multitask", multitask, diagonal=False),
         )
 
-    def _reference(self, kind: str, run: Scores | None, *, diagonal: bool) -> list[Cell]:
+    def _reference(self, kind: str, run: Scores | None, *, diagonal: bool) -> list[MatrixEntry]:
         """The other run's scores on this run's tasks, by name: it may have another order."""
         if run is None:
             return [None] * len(self.tasks)
@@ -252,7 +252,9 @@ def _metrics(value: Any, tasks: tuple[str, ...], path: Path) -> dict[str, str]:
     return {name: value[name] for name in tasks}
 
 
-def _row(value: Any, length: int, where: str, shortest: int | None = None) -> tuple[Cell, ...]:
+def _row(
+    value: Any, length: int, where: str, shortest: int | None = None
+) -> tuple[MatrixEntry, ...]:
     """A row of ``length`` cells; one of at least ``shortest`` is filled up with None."""
     shortest = length if shortest is None else shortest
     if not isinstance(value, list) or not shortest <= len(value) <= length:

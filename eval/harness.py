@@ -15,22 +15,22 @@ from typing import Any
 
 import torch
 
-from eval.cell import Cell, Place, without_repeats
+from eval.cell import Cell, ColumnState, without_repeats
 from eval.predictions import predictions_path, write_lines
-from eval.recall import Portion, Recall
+from eval.recall import Portion, PrefixAssignment
 from eval.row_metrics import row_metrics
 from eval.score_matrix import score_matrices
 from eval.ways import Way, ways_of
 from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
-from moram_dist.comm.watch import Watch
+from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.comm.zero3 import is_sharded, without_hooks
 from moram_dist.config import RECALLS, EvalConfig
 from moram_dist.decode import (
     Answered,
     Room,
     answer_batch,
-    can_take_turns,
+    can_batch_continuously,
     generate_stream,
     is_generated,
 )
@@ -62,7 +62,7 @@ class Evaluator:
         run_dir: Path,
         tracker: Tracker,
         progress: Progress,
-        watch: Watch,
+        watchdog: PeerWatchdog,
     ) -> None:
         """``asked`` is the benchmark with the prompts that the model gets (``Method.asked``)."""
         self.config = config
@@ -74,8 +74,8 @@ class Evaluator:
         self.run_dir = run_dir
         self.tracker = tracker
         self.progress = progress
-        self.watch = watch
-        self.recall = Recall(config, asked, base, MemoryFiles(run_dir / "memory"))
+        self.watchdog = watchdog
+        self.recall = PrefixAssignment(config, asked, base, MemoryFiles(run_dir / "memory"))
         self.ways = ways_of(config)
         self.matrices = score_matrices(run_dir, benchmark, self.ways)
         self.first = self.ways[0]
@@ -89,7 +89,7 @@ class Evaluator:
         if env.is_main():
             self._repeat(row)
         missing = env.from_main(self._missing(row))
-        # Recall all comes first: what it answers, others need not ask again.
+        # PrefixAssignment all comes first: what it answers, others need not ask again.
         cells = [
             cell
             for recall in RECALLS
@@ -121,7 +121,7 @@ class Evaluator:
             modes = [way.answers for way in ways if way.recall == recall]
             if modes:
                 task = self.asked.tasks[column].name
-                self.watch.at(f"whose prompts those of {task} are, {_when(self.benchmark, row)}")
+                self.watchdog.at(f"whose prompts those of {task} are, {_when(self.benchmark, row)}")
                 portions, recognised = self.recall.portions(row, column, recall)
                 yield Cell(row, column, recall, modes, portions, recognised)
 
@@ -149,9 +149,9 @@ class Evaluator:
         self, row: int, cells: Sequence[Cell], model: torch.nn.Module, *, synced: bool
     ) -> None:
         when = _when(self.benchmark, row)
-        streams = not synced and can_take_turns(model)
+        streams = not synced and can_batch_continuously(model)
         work = without_repeats(cells)
-        answered: dict[Place, dict[int, dict[str, Answered]]] = {}
+        answered: dict[ColumnState, dict[int, dict[str, Answered]]] = {}
         found: dict[int, dict[str, Answered]] = {}
         for tasks, group in itertools.groupby(work, key=lambda piece: piece[1].tasks):
             together = list(group)
@@ -178,7 +178,7 @@ class Evaluator:
     def _score_cell(self, cell: Cell, share: dict[int, dict[str, Answered]], when: str) -> None:
         """From this rank's share of the answers to a cell's scores. All ranks call it together."""
         task = self.benchmark.tasks[cell.column]
-        self.watch.at(f"the score of {task.name} {when}")
+        self.watchdog.at(f"the score of {task.name} {when}")
         answers = {k: v for part in env.gather_objects(share) for k, v in part.items()}
         if not env.is_main():
             return
@@ -223,12 +223,12 @@ class Evaluator:
         found: list[dict[int, str]] = [{} for _ in portions]
         texts = generate_stream(model, self.tokenizer, asked, self.benchmark.decoding, room)
         for p, task in enumerate(tasks):
-            self.watch.at(f"predictions of {task.name} {when}")
+            self.watchdog.at(f"predictions of {task.name} {when}")
             while len(found[p]) < len(shares[p]):
                 key, text = next(texts)
                 at, i = keys[key]
                 found[at][i] = text
-                self.watch.at(f"predictions of {task.name} {when}")
+                self.watchdog.at(f"predictions of {task.name} {when}")
             yield found[p]
 
     def _share(self, portion: Portion) -> list[int]:
@@ -260,7 +260,7 @@ class Evaluator:
             indices = mine[start : start + size]
             if not indices and not synced:
                 break
-            self.watch.at(f"predictions of {task.name} {when}")
+            self.watchdog.at(f"predictions of {task.name} {when}")
             found = answer_batch(
                 cell.modes,
                 model,

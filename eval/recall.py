@@ -27,7 +27,7 @@ class Portion:
     """Their indices in the test set."""
 
 
-class Recall:
+class PrefixAssignment:
     """Deals the examples of cells to the prefixes of a memory. All ranks call it together."""
 
     def __init__(

@@ -86,7 +86,7 @@ class RunRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
+class ReportContents:
     """Every number and picture that the page shows, computed from a RunRecord."""
 
     sequence: dict[str, float | None]
@@ -167,7 +167,7 @@ def read_run(run_dir: Path) -> RunRecord:
     )
 
 
-def compute(record: RunRecord) -> Results:
+def compute(record: RunRecord) -> ReportContents:
     """The numbers and figures of a run, complete or not."""
     matrix = record.matrix
     average = average_so_far(matrix.scores)
@@ -186,7 +186,7 @@ def compute(record: RunRecord) -> Results:
         names = [point.task or "" for point in record.curve]
         figures["loss"] = svg_text(loss_curve(steps, losses, names))
     by_way = {way: scores.sequence_metrics() for way, scores in record.ways.items()}
-    return Results(
+    return ReportContents(
         sequence=next(iter(by_way.values())),
         average=average,
         forgetting=forgetting,

@@ -1,4 +1,4 @@
-"""The report's page: HTML from a RunRecord and its Results, nothing computed and nothing fetched.
+"""The report's page: HTML of ReportContents; computes nothing and fetches nothing.
 
 Whatever comes from a file of the run passes ``text``, which escapes it: a model may well answer
 with a script tag. The figures are the only markup that is put in as it is; our own code drew them.
@@ -16,7 +16,7 @@ from eval.report_ways import recognised_section, ways_section
 from eval.run_files import TaskSizes
 
 if TYPE_CHECKING:
-    from eval.report import Results, RunRecord
+    from eval.report import ReportContents, RunRecord
     from eval.run_files import ScoredExample
 
 STYLESHEET = Path(__file__).with_name("report.css")
@@ -51,7 +51,7 @@ TILES = {
 }
 
 
-def page(record: RunRecord, results: Results) -> str:
+def page(record: RunRecord, results: ReportContents) -> str:
     """The whole document, as text; it refers to nothing outside itself."""
     title = _title(record)
     sections = [
@@ -106,7 +106,7 @@ def _header(record: RunRecord, title: str) -> str:
     return f"<header><h1>{text(title)}</h1><ul>{shown}</ul></header>"
 
 
-def _tiles(record: RunRecord, results: Results) -> str:
+def _tiles(record: RunRecord, results: ReportContents) -> str:
     learned, tasks = len(record.matrix.scores), len(record.matrix.tasks)
     so_far = f"average so far {number(results.average[-1])}" if results.average else "nothing yet"
     tiles = [("Tasks learned", f"{learned} of {tasks}", so_far)]
@@ -120,7 +120,7 @@ def _tiles(record: RunRecord, results: Results) -> str:
     return f'<section class="tiles">{body}</section>'
 
 
-def _sequence_table(results: Results) -> str:
+def _sequence_table(results: ReportContents) -> str:
     rows = [
         (f"<code>{text(name)}</code>", number(value), text(DEFINITIONS.get(name, "")))
         for name, value in results.sequence.items()

@@ -10,7 +10,7 @@ from eval.report_parts import card, find, matrix_table, number, table, text
 from eval.ways import WHAT_TOLD_MEANS
 
 if TYPE_CHECKING:
-    from eval.report import Results, RunRecord
+    from eval.report import ReportContents, RunRecord
 
 DRIFT = (
     "After the last row, score by the likeliest label less score by generation: where labels are "
@@ -22,7 +22,7 @@ ANSWERED_BY = {"all": "all tasks", "base": "the base alone"}
 """In words, ``EvalConfig.unknown``."""
 
 
-def recognised_section(record: RunRecord, results: Results) -> str:
+def recognised_section(record: RunRecord, results: ReportContents) -> str:
     """What the recogniser said; nothing where none was asked."""
     if record.confusion is None:
         return ""
@@ -37,7 +37,7 @@ def recognised_section(record: RunRecord, results: Results) -> str:
     return card("What prompts were recognised as", note + results.figures["confusion"])
 
 
-def ways_section(record: RunRecord, results: Results) -> str:
+def ways_section(record: RunRecord, results: ReportContents) -> str:
     """What other ways of measuring found; nothing where there is one way only."""
     first, *others = ways = [*record.ways]
     if not others:
@@ -52,7 +52,7 @@ def ways_section(record: RunRecord, results: Results) -> str:
     return card("How answers were obtained", "".join(parts))
 
 
-def _ways_table(record: RunRecord, results: Results) -> str:
+def _ways_table(record: RunRecord, results: ReportContents) -> str:
     """The last row and the headlines of each way side by side, and the drift where it is known."""
     ways = [*record.ways]
     header = ["task", *(text(way.among(ways)).replace(", recall", ",<br>recall") for way in ways)]

@@ -47,7 +47,7 @@ class StoredTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseIdentity:
+class StoredBase:
     """The base model that a run was trained on."""
 
     name: str
@@ -100,7 +100,7 @@ def read_stored_tasks(run_dir: Path) -> dict[str, StoredTask]:
     return {task.name: task for task in stored}
 
 
-def read_base(run_dir: Path) -> BaseIdentity:
+def read_base(run_dir: Path) -> StoredBase:
     """A run's base. Raises InputError where no file says it.
 
     A run that an older version began has its base's fingerprint of today once it was started again.
@@ -110,7 +110,7 @@ def read_base(run_dir: Path) -> BaseIdentity:
     content = read_object(path)
     if "base" not in content:
         raise InputError(f"{path}: base is missing")
-    return part(BaseIdentity, content["base"], f"{path}: base")
+    return part(StoredBase, content["base"], f"{path}: base")
 
 
 def read_curve(path: Path) -> list[CurvePoint]:

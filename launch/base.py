@@ -13,7 +13,7 @@ from moram_dist.adapters.reached import unreached
 from moram_dist.adapters.targets import Targets, choose_targets
 from moram_dist.config import MethodConfig, RunConfig
 from moram_dist.data.encode import fits
-from moram_dist.data.limits import Asked, check_ids, first_beyond
+from moram_dist.data.limits import LengthRules, check_ids, first_beyond
 from moram_dist.decode import is_generated
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
@@ -27,7 +27,7 @@ def check_base(config: RunConfig, benchmark: Benchmark, model: nn.Module) -> Ben
     """Compare a base with its files, and the benchmark with the base.
 
     Args:
-        config: settled.
+        config: resolved.
         benchmark: that will be run.
         model: the base's skeleton.
 
@@ -113,7 +113,7 @@ def _most(benchmark: Benchmark, field: str) -> int:
     return max(getattr(task, field) for task in benchmark.tasks)
 
 
-def _asked(config: RunConfig, benchmark: Benchmark, tokenizer: Any, limit: float) -> Asked:
+def _asked(config: RunConfig, benchmark: Benchmark, tokenizer: Any, limit: float) -> LengthRules:
     method = METHODS[config.method.method](
         config.method, config.train.seed, num_tasks=len(benchmark.tasks)
     )
@@ -121,7 +121,7 @@ def _asked(config: RunConfig, benchmark: Benchmark, tokenizer: Any, limit: float
     prompts = benchmark
     if any(task.max_prompt_tokens + task.max_answer_tokens > limit for task in benchmark.tasks):
         prompts = method.asked(benchmark, partial(fits, tokenizer))
-    return Asked(
+    return LengthRules(
         benchmark=prompts,
         trained=any(method.training_data(benchmark, i) for i in range(len(benchmark.tasks))),
         generated=partial(is_generated, modes),

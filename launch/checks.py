@@ -36,7 +36,7 @@ env.join({timeout}); assert env.all_sum([1.0]) == [env.world_size()], "a wrong s
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """What a check found, and what to do about it where it is not ok."""
 
     found: str
@@ -44,14 +44,14 @@ class Result:
     remedy: str = ""
 
 
-def python(pyproject: Path = ROOT / "pyproject.toml") -> Result:
+def python(pyproject: Path = ROOT / "pyproject.toml") -> CheckResult:
     """The interpreter, against ``requires-python``."""
     least = re.search(r'requires-python = ">=([\d.]+)"', pyproject.read_text(encoding="utf-8"))
     assert least, pyproject
     found = f"{sys.version.split()[0]} at {sys.executable}"
     if sys.version_info >= tuple(int(part) for part in least[1].split(".")):
-        return Result(found)
-    return Result(found, "fault", f"make .venv anew with Python {least[1]} or newer")
+        return CheckResult(found)
+    return CheckResult(found, "fault", f"make .venv anew with Python {least[1]} or newer")
 
 
 def pins(requirements: Path) -> dict[str, str]:
@@ -60,7 +60,7 @@ def pins(requirements: Path) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)(?:\[[\w,.-]+\])?==([\w.+]+)", text, re.MULTILINE))
 
 
-def packages(requirements: Path = ROOT / "requirements.txt") -> Result:
+def packages(requirements: Path = ROOT / "requirements.txt") -> CheckResult:
     """What is installed, against the pins."""
     pinned, wrong = pins(requirements), []
     for name, version in pinned.items():
@@ -73,27 +73,27 @@ def packages(requirements: Path = ROOT / "requirements.txt") -> Result:
         if version not in (installed, installed.partition("+")[0]):
             wrong.append(f"{name} {installed} ({version})")
     if not wrong:
-        return Result(f"all {len(pinned)} as {requirements.name} pins them")
+        return CheckResult(f"all {len(pinned)} as {requirements.name} pins them")
     found = f"not as {requirements.name} pins them: {', '.join(wrong)}"
-    return Result(found, "fault", f"pip install -r {requirements}")
+    return CheckResult(found, "fault", f"pip install -r {requirements}")
 
 
-def compiler() -> Result:
+def compiler() -> CheckResult:
     """What DeepSpeed's CPU extension is built with."""
     from moram_dist.comm import env, extension
 
     if env.device().type == "cuda":
-        return Result("not needed on a GPU")
+        return CheckResult("not needed on a GPU")
     lacking = [name for name in (os.environ.get("CXX", "c++"), "ninja") if not shutil.which(name)]
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         lacking.append("Python.h")
     if not lacking:
-        return Result(f"{shutil.which(os.environ.get('CXX', 'c++'))}, ninja, Python.h")
+        return CheckResult(f"{shutil.which(os.environ.get('CXX', 'c++'))}, ninja, Python.h")
     found = f"not there: {', '.join(lacking)}"
     remedy = "source .venv/bin/activate (ninja); install g++ and python3-dev (a compiler, Python.h)"
     if _built(f"{extension.NAME}.so"):
-        return Result(f"{found}; the CPU extension is built already", "warning", remedy)
-    return Result(f"{found}, and the CPU extension is not built", "fault", remedy)
+        return CheckResult(f"{found}; the CPU extension is built already", "warning", remedy)
+    return CheckResult(f"{found}, and the CPU extension is not built", "fault", remedy)
 
 
 def extensions() -> Path:
@@ -108,21 +108,21 @@ def _built(name: str) -> list[Path]:
     return sorted([*extensions().glob(f"*/{name}"), *extensions().glob(f"*/*/{name}")])
 
 
-def extension_lock() -> Result:
+def extension_lock() -> CheckResult:
     """Locks of builds: torch waits for one for ever, without a word."""
     from moram_dist.comm import extension
 
     held = {path: extension.held_by(path.parent) for path in _built("lock")}
     if not held:
-        return Result(f"none in {extensions()}")
+        return CheckResult(f"none in {extensions()}")
     stale = next((path for path, holder in held.items() if holder is None), None)
     if stale is not None:
-        return Result(f"{stale}: left by a build that was killed", "fault", f"rm {stale}")
+        return CheckResult(f"{stale}: left by a build that was killed", "fault", f"rm {stale}")
     path, holder = next(iter(held.items()))
-    return Result(f"{path}, held by {holder}", "warning", "wait for the build that holds it")
+    return CheckResult(f"{path}, held by {holder}", "warning", "wait for the build that holds it")
 
 
-def folder(path: Path, *, choose: str, needed: bool = True) -> Result:
+def folder(path: Path, *, choose: str, needed: bool = True) -> CheckResult:
     """Whether files can be made and locked where ``path`` is or will be; ``choose`` moves it."""
     path = path.absolute()
     there = next(p for p in (path, *path.parents) if os.path.exists(p))
@@ -130,7 +130,7 @@ def folder(path: Path, *, choose: str, needed: bool = True) -> Result:
     try:
         probe = tempfile.TemporaryFile(dir=there)
     except OSError as error:
-        return Result(
+        return CheckResult(
             f"{path} cannot be written: {error.strerror}", bad, f"choose another: {choose}"
         )
     with probe:
@@ -138,12 +138,12 @@ def folder(path: Path, *, choose: str, needed: bool = True) -> Result:
             fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             remedy = f"mount it with flock, or choose another: {choose}"
-            return Result(f"{path}: no locks there: {error.strerror}", bad, remedy)
+            return CheckResult(f"{path}: no locks there: {error.strerror}", bad, remedy)
     free = shutil.disk_usage(there).free
     found = f"{path}, {free / 2**30:.0f} GiB free"
     if free >= LEAST_FREE:
-        return Result(found)
-    return Result(found, "warning", f"make room, or choose another: {choose}")
+        return CheckResult(found)
+    return CheckResult(found, "warning", f"make room, or choose another: {choose}")
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
@@ -157,7 +157,7 @@ def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
     return kind
 
 
-def tracking(uri: str, mounts: Path = Path("/proc/self/mounts")) -> Result:
+def tracking(uri: str, mounts: Path = Path("/proc/self/mounts")) -> CheckResult:
     """The MLflow store: sqlite on a disk of this machine, or a server that answers."""
     from moram_dist.tracking import sqlite_file
 
@@ -168,21 +168,21 @@ def tracking(uri: str, mounts: Path = Path("/proc/self/mounts")) -> Result:
         kind = file_system(database, mounts)
         if kind in NETWORK.split():
             found = f"{database} is on {kind}: runs of several machines can ruin it"
-            return Result(found, "fault", server)
-        return Result(f"{database}, on {kind or 'an unknown file system'}")
+            return CheckResult(found, "fault", server)
+        return CheckResult(f"{database}, on {kind or 'an unknown file system'}")
     if parts.scheme not in ("http", "https"):
-        return Result(f"a store of kind {parts.scheme or 'unknown'}: not looked at")
+        return CheckResult(f"a store of kind {parts.scheme or 'unknown'}: not looked at")
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     where = f"{parts.hostname}:{port}"  # without a password that the address may hold
     try:
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except OSError as error:
         found = f"{where} does not answer: {error.strerror or error}; what is logged would wait"
-        return Result(found, "warning", "start the server, or set another MLFLOW_TRACKING_URI")
-    return Result(f"{where} answers")
+        return CheckResult(found, "warning", "start the server, or set another MLFLOW_TRACKING_URI")
+    return CheckResult(f"{where} answers")
 
 
-def port(number: int) -> Result:
+def port(number: int) -> CheckResult:
     """Whether ranks can meet at this port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -192,11 +192,11 @@ def port(number: int) -> Result:
             from moram_dist.comm import env
 
             remedy = f"give the launcher another: deepspeed --master_port {env.free_port()}"
-            return Result(f"{number} cannot be had: {error.strerror}", "fault", remedy)
-    return Result(f"{number} is free")
+            return CheckResult(f"{number} cannot be had: {error.strerror}", "fault", remedy)
+    return CheckResult(f"{number} is free")
 
 
-def gpu() -> Result:
+def gpu() -> CheckResult:
     """GPUs as the driver and torch see them; each must compute."""
     import torch
 
@@ -208,27 +208,29 @@ def gpu() -> Result:
         if asked.returncode:
             said = (asked.stdout + asked.stderr).strip().splitlines()[:1]
             found = f"the driver does not answer: {''.join(said)}"
-            return Result(found, "fault", "load the driver again, or restart the machine")
+            return CheckResult(found, "fault", "load the driver again, or restart the machine")
     if not torch.cuda.is_available():
         if not seen:
-            return Result("none: training runs on the CPU")
+            return CheckResult("none: training runs on the CPU")
         found = f"the driver has {len(seen)} ({seen[0]}), torch {torch.__version__} sees none"
         remedy = "install the build of torch for a CUDA that this driver has, or a newer driver; "
-        return Result(found, "fault", f"{remedy}CUDA_VISIBLE_DEVICES must not be empty")
+        return CheckResult(found, "fault", f"{remedy}CUDA_VISIBLE_DEVICES must not be empty")
     count = torch.cuda.device_count()
     for device in range(count):
         try:
             torch.ones(8, 8, device=f"cuda:{device}").square().sum().item()
         except RuntimeError as error:
             found = f"cuda:{device} does not compute: {str(error).splitlines()[0]}"
-            return Result(found, "fault", "nvidia-smi says who uses it; else restart the machine")
+            return CheckResult(
+                found, "fault", "nvidia-smi says who uses it; else restart the machine"
+            )
     found = f"{count}: {seen[0] if seen else torch.cuda.get_device_name()}"
     if not torch.cuda.is_bf16_supported():
-        return Result(f"{found}; no bf16", "warning", "train with --dtype fp32")
-    return Result(found)
+        return CheckResult(f"{found}; no bf16", "warning", "train with --dtype fp32")
+    return CheckResult(found)
 
 
-def flash_attn(requirements: Path = ROOT / "requirements-gpu.txt") -> Result:
+def flash_attn(requirements: Path = ROOT / "requirements-gpu.txt") -> CheckResult:
     """The attention kernel that is taken by itself on CUDA in bf16."""
     import torch
 
@@ -236,22 +238,22 @@ def flash_attn(requirements: Path = ROOT / "requirements-gpu.txt") -> Result:
     install = f"pip install wheel && pip install --no-build-isolation -r {requirements}"
     if importlib.util.find_spec("flash_attn") is None:
         if not torch.cuda.is_available():
-            return Result("not installed, and not needed on a CPU")
-        return Result("not installed: torch's own attention is used", "warning", install)
+            return CheckResult("not installed, and not needed on a CPU")
+        return CheckResult("not installed: torch's own attention is used", "warning", install)
     # In a process of its own: a build for another torch may do worse than raise.
     tried = [sys.executable, "-c", "import flash_attn; print(flash_attn.__version__)"]
     done = subprocess.run(tried, capture_output=True, text=True, timeout=120)
     if done.returncode:
         found = f"does not import: {_last_line(done.stderr)}"
         remedy = f"pip uninstall flash-attn, then {install}; or train with --attention sdpa"
-        return Result(found, "fault", remedy)
+        return CheckResult(found, "fault", remedy)
     version = done.stdout.strip()
     if version == pinned:
-        return Result(version)
-    return Result(f"{version} ({pinned} is pinned)", "warning", install)
+        return CheckResult(version)
+    return CheckResult(f"{version} ({pinned} is pinned)", "warning", install)
 
 
-def ranks(timeout_s: float = 300.0) -> Result:
+def ranks(timeout_s: float = 300.0) -> CheckResult:
     """Start a rank on each GPU, or two on the CPU, let them meet and sum."""
     import torch
 
@@ -261,7 +263,7 @@ def ranks(timeout_s: float = 300.0) -> Result:
     backend, count = ("nccl", torch.cuda.device_count()) if on_gpus else ("gloo", 2)
     if not on_gpus and any(path.parent.name == extension.NAME for path in _built("lock")):
         found = "gloo: not tried, as it would wait for the extension lock"
-        return Result(found, "warning", "see extension lock, then run this again")
+        return CheckResult(found, "warning", "see extension lock, then run this again")
     place = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(env.free_port())}
     place |= {"WORLD_SIZE": str(count), "LOCAL_SIZE": str(count)}
     said, began = [tempfile.TemporaryFile("w+") for _ in range(count)], time.monotonic()
@@ -283,14 +285,16 @@ def ranks(timeout_s: float = 300.0) -> Result:
         process.kill()
         process.wait()
     if codes == [0] * count:
-        return Result(f"{backend}: {count} ranks met and summed, {time.monotonic() - began:.0f} s")
+        return CheckResult(
+            f"{backend}: {count} ranks met and summed, {time.monotonic() - began:.0f} s"
+        )
     found = f"{backend}: {count} ranks did not meet within {timeout_s:.0f} s"
     for file, code in zip(said, codes, strict=False):
         if code:
             file.seek(0)
             found = f"{backend}: {_last_line(file.read())}"
     remedy = f"name the network interface: {backend.upper()}_SOCKET_IFNAME=lo on one machine"
-    return Result(found, "fault", remedy + ("; NCCL_DEBUG=INFO says more" if on_gpus else ""))
+    return CheckResult(found, "fault", remedy + ("; NCCL_DEBUG=INFO says more" if on_gpus else ""))
 
 
 def _last_line(text: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
 from launch import checks
-from launch.checks import Result
+from launch.checks import CheckResult
 from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RecordConfig, RunConfig
 from moram_dist.registry import InputError
@@ -28,7 +28,7 @@ from moram_dist.terminal import make_output_last, say
 from moram_dist.tracking import open_tracker, store_of
 
 
-def planned(argv: Sequence[str]) -> dict[str, Callable[[], Result]]:
+def planned(argv: Sequence[str]) -> dict[str, Callable[[], CheckResult]]:
     """The checks by name, in their order. Raises InputError on flags that cannot be meant."""
     parser = Parser("launch/doctor.py", __doc__)
     parser.add_argument("--output_dir", type=Path)
@@ -43,7 +43,7 @@ def planned(argv: Sequence[str]) -> dict[str, Callable[[], Result]]:
     open_tracker(args.tracking, args.tracking_uri)
     uri = store_of(run_dir, args.tracking_uri)
     models = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    out: dict[str, Callable[[], Result]] = {
+    out: dict[str, Callable[[], CheckResult]] = {
         "python": checks.python,
         "packages": checks.packages,
         "compiler": checks.compiler,
@@ -63,22 +63,24 @@ def planned(argv: Sequence[str]) -> dict[str, Callable[[], Result]]:
     return out
 
 
-def _extension_folder() -> Result:
+def _extension_folder() -> CheckResult:
     return checks.folder(checks.extensions(), choose="TORCH_EXTENSIONS_DIR")
 
 
-def examine(checks_by_name: dict[str, Callable[[], Result]]) -> int:
+def examine(checks_by_name: dict[str, Callable[[], CheckResult]]) -> int:
     """Run and print all checks; the exit code."""
     width, states = max(map(len, checks_by_name)), []
     for name, check in checks_by_name.items():
         try:
             result = check()
         except ImportError as error:
-            result = Result(f"not checked: {error}", "fault", "see packages, then run this again")
+            result = CheckResult(
+                f"not checked: {error}", "fault", "see packages, then run this again"
+            )
         # What nobody thought of is a finding too, and the rest goes on.
         except Exception as error:
             what = " ".join(f"{type(error).__name__}: {error}".split())
-            result = Result(f"not checked: {what}", "fault", "mend what the line names")
+            result = CheckResult(f"not checked: {what}", "fault", "mend what the line names")
         states.append(result.state)
         say(f"{result.state:8} {name:{width}}  {result.found}")
         if result.remedy:

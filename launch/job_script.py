@@ -30,7 +30,7 @@ class Site:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class SlurmJob:
     """What a script asks of SLURM, for each of its tasks."""
 
     name: str
@@ -56,7 +56,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class ArrayTask:
     """One task of the array, or all of a job that is no array."""
 
     command: Sequence[str]
@@ -137,7 +137,9 @@ def seconds(time: str) -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + secs
 
 
-def render(job: Job, tasks: Sequence[Task], site: Site, *, python: str, made_by: str) -> str:
+def render(
+    job: SlurmJob, tasks: Sequence[ArrayTask], site: Site, *, python: str, made_by: str
+) -> str:
     """The whole script, which needs no other file of ours but what its commands name.
 
     Raises:

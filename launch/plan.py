@@ -90,7 +90,7 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     if config.model.dtype == "auto":
         dtype = "bf16" if device == "cuda" else "fp32"
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
-    config, benchmark = settings.settle(config)
+    config, benchmark = settings.resolve(config)
     count = own.nodes * own.gpus_per_node
     ds_config = settings.deepspeed_config(config, ds_path, count)
     if config.model.gradient_checkpointing:

@@ -15,18 +15,18 @@ from eval.score_matrix import score_matrices
 from eval.ways import ways_of
 from launch import described
 from launch.base import check_base, check_loaded, targets_of
-from launch.settings import deepspeed_config, quiet, settle
+from launch.settings import deepspeed_config, quiet, resolve
 from launch.summary import summary
 from moram_dist.adapters.targets import Targets
 from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
-from moram_dist.comm.watch import Watch
+from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import fits
 from moram_dist.data.round_trip import round_trip_notes
-from moram_dist.data.tokens import Told
+from moram_dist.data.tokens import WorkProgress
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
@@ -38,15 +38,15 @@ from moram_dist.tracking import (
     read_ids,
     write_ids,
 )
-from moram_dist.train.checkpoint import Place
+from moram_dist.train.checkpoint import Checkpoint
 from moram_dist.train.engine import make_engine
-from moram_dist.train.inputs import Inputs, gather
+from moram_dist.train.inputs import RunInputs, gather
 from moram_dist.train.progress import Progress
 from moram_dist.train.run_dir import RunDir
 from moram_dist.train.stop import Stopped, StopSignals
 from moram_dist.train.trainer import Trainer
 
-WATCH_FIRST_S = 60.0
+WATCHDOG_FIRST_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Session:
     ds_config: dict[str, Any]
     run_dir: RunDir
     tracker: Tracker
-    watch: Watch
+    watchdog: PeerWatchdog
     targets: Targets | None
     """The linears to adapt; None for a method that adapts none."""
-    inputs: Inputs | None
+    inputs: RunInputs | None
     """What defines the result, as the main rank found it; None on the others."""
 
     def run(self) -> None:
@@ -86,13 +86,13 @@ class Session:
 
     def _work(self, progress: Progress) -> None:
         progress.say(f"run directory: {self.run_dir.path}")
-        # The watch speaks first: what a backend says of a time limit is no line for people.
-        env.join(self.config.parallel.wait_limit + WATCH_FIRST_S, self.watch.still)
-        self.watch.at("the model to load")
-        self.watch.start()
+        # The watchdog speaks first: what a backend says of a time limit is no line for people.
+        env.join(self.config.parallel.wait_limit + WATCHDOG_FIRST_S, self.watchdog.still)
+        self.watchdog.at("the model to load")
+        self.watchdog.start()
         with StopSignals(self.config.record.stop_signals) as stop:
             self._train(progress, stop)
-        self.watch.leave(0)
+        self.watchdog.leave(0)
         env.leave()
 
     def _train(self, progress: Progress, stop: StopSignals) -> None:
@@ -108,7 +108,7 @@ class Session:
                 progress.say(line)
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
-        told = Told("fitting prompts", None, progress.say, self.watch.at)
+        told = WorkProgress("fitting prompts", None, progress.say, self.watchdog.at)
         asked = method.asked(self.benchmark, told.calls_of(partial(fits, base.tokenizer)))
         lost = round_trip_notes(base.tokenizer, asked) if env.is_main() else []
         for note in (*asked.notes, *lost):
@@ -132,7 +132,7 @@ class Session:
             run_dir=self.run_dir.path,
             tracker=tracker,
             progress=progress,
-            watch=self.watch,
+            watchdog=self.watchdog,
         )
         trainer = Trainer(
             config=config,
@@ -144,7 +144,7 @@ class Session:
             manifest=manifest,
             tracker=tracker,
             progress=progress,
-            watch=self.watch,
+            watchdog=self.watchdog,
             evaluate=evaluator,
             stop=stop,
             saved=saved,
@@ -216,7 +216,7 @@ class Session:
             )
         return saved
 
-    def _saved(self, manifest: Manifest, progress: Progress) -> Place | None:
+    def _saved(self, manifest: Manifest, progress: Progress) -> Checkpoint | None:
         """Where the next task goes on; its MLflow ids are put back if their file is lost."""
         saved = None
         if env.is_main():
@@ -236,7 +236,7 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         InputError: one line that names the flag, file, field or task.
     """
     quiet()
-    config, benchmark = settle(config)
+    config, benchmark = resolve(config)
     ds_config = deepspeed_config(config, ds_path, env.world_size())
     model = language_model.skeleton(config.model)
     targets = targets_of(config.method, model)
@@ -258,5 +258,5 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         local_size=env.local_world_size(),
         world_size=env.world_size(),
     )
-    watch = Watch(config.parallel.wait_limit)
-    return Session(config, benchmark, ds_config, run_dir, tracker, watch, targets, inputs)
+    watchdog = PeerWatchdog(config.parallel.wait_limit)
+    return Session(config, benchmark, ds_config, run_dir, tracker, watchdog, targets, inputs)

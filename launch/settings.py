@@ -21,13 +21,13 @@ from moram_dist.train import ds_config as ds
 
 
 def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's settings for a configuration that is settled.
+    """DeepSpeed's settings for a configuration that is resolved.
 
     Raises:
         InputError: the file holds what DeepSpeed or this trainer does not take, or it and the
             flags disagree.
     """
-    assert config.train.batch_size is not None  # settled
+    assert config.train.batch_size is not None  # resolved
     file = ds.read(ds_path)
     ds_check.check(file, path=ds_path)
     return ds.resolve(
@@ -40,7 +40,7 @@ def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[
     )
 
 
-def settle(config: RunConfig) -> tuple[RunConfig, Benchmark]:
+def resolve(config: RunConfig) -> tuple[RunConfig, Benchmark]:
     """The configuration with what benchmark and method decide written into it, and the benchmark.
 
     Raises:
@@ -48,7 +48,7 @@ def settle(config: RunConfig) -> tuple[RunConfig, Benchmark]:
     """
     METHODS[config.method.method]
     benchmark = _benchmark(config)
-    return _settled(config, benchmark), benchmark
+    return _resolved(config, benchmark), benchmark
 
 
 def _benchmark(config: RunConfig) -> Benchmark:
@@ -80,7 +80,7 @@ def _benchmark(config: RunConfig) -> Benchmark:
     return benchmark
 
 
-def _settled(config: RunConfig, benchmark: Benchmark) -> RunConfig:
+def _resolved(config: RunConfig, benchmark: Benchmark) -> RunConfig:
     method, asked = METHODS[config.method.method], config.eval
     if asked.recall != "all" and not method.keeps_prefixes:
         raise InputError(

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from launch import checks, job_secrets
 from launch.flags import DEFAULT_DS_CONFIG, MOST_RANKS, read_flags, train_flags
-from launch.job_script import Job, Site, Task, read_site, render, seconds
+from launch.job_script import ArrayTask, Site, SlurmJob, read_site, render, seconds
 from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RunConfig
 from moram_dist.files import write_atomically
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     if len(set(map(os.path.realpath, run_dirs))) < len(run_dirs):
         raise InputError("two runs of the array have the same run directory: choose --output_dir")
     jobs = run_dirs[0].parent / "slurm"
-    job = Job(
+    job = SlurmJob(
         name=job_name(run_dirs),
         folder=Path.cwd(),
         log=jobs,
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     )
     site, hidden = job_secrets.split(site, all_flags, own.site)
     tasks = [
-        Task(command=command(each, run_dir), logs=run_dir.parent / "slurm" / run_dir.name)
+        ArrayTask(command=command(each, run_dir), logs=run_dir.parent / "slurm" / run_dir.name)
         for each, run_dir in zip(all_flags, run_dirs, strict=True)
     ]
     made_by = "python launch/submit.py " + shlex.join(clean_command(list(argv)))
@@ -171,19 +171,19 @@ def _tasks_in(path: Path) -> int:
 def checked(flags: dict[str, str]) -> RunConfig:
     """The run that flags are for. Raises InputError, as the run itself would."""
     config, ds_config = read_flags((), flags)
-    from launch.settings import settle  # needs torch, so only once the flags are right
+    from launch.settings import resolve  # needs torch, so only once the flags are right
     from moram_dist.train import ds_check
     from moram_dist.train import ds_config as ds
 
     ds_check.check(ds.read(ds_config), path=ds_config)
-    settled, _ = settle(config)
+    resolved, _ = resolve(config)
     if config.record.tracking_uri:
         open_tracker(config.record.tracking, config.record.tracking_uri)
     if config.run_dir.exists():
         from moram_dist.train.run_dir import RunDir
 
-        RunDir(config.run_dir).check(settled)
-    return settled
+        RunDir(config.run_dir).check(resolved)
+    return resolved
 
 
 def command(flags: dict[str, str], run_dir: Path) -> list[str]:

@@ -4,7 +4,7 @@
     deepspeed launch/train.py --ds_config ds_configs/zero3.json --model PATH_OR_HF_ID \
         --benchmark trace --data_dir DIR --output_dir RUN
 
-The same command again goes on where it was. Exit codes, each with one line that says why:
+Rerun the same command to resume. Exit codes, each with one line that says why:
 
     1   a fault of this program; the trace-back is in RUN/crash_<time>.log
     2   wrong input
@@ -32,7 +32,7 @@ from moram_dist.registry import InputError, MachineError  # noqa: E402
 from moram_dist.terminal import make_output_last, say  # noqa: E402
 
 if TYPE_CHECKING:
-    from moram_dist.comm.watch import Watch
+    from moram_dist.comm.watchdog import PeerWatchdog
     from moram_dist.train.stop import Stopped
 
 OWN_ERROR_AFTER_S = 5.0
@@ -65,43 +65,45 @@ def main(*arguments: str, **flags: str) -> None:
     try:
         session.run()
     except InputError as error:  # found late: memory on disk that was changed or is not this base's
-        refuse(error, watch=session.watch)
+        refuse(error, watchdog=session.watchdog)
     except NonFiniteLossError as error:
-        refuse(error, code=3, watch=session.watch)
+        refuse(error, code=3, watchdog=session.watchdog)
     except MachineError as error:
-        refuse(error, code=MachineError.EXIT_CODE, watch=session.watch)
+        refuse(error, code=MachineError.EXIT_CODE, watchdog=session.watchdog)
     except Stopped as stopped:
-        leave(stopped, session.watch)
+        leave(stopped, session.watchdog)
     except KeyboardInterrupt:
-        refuse("interrupted; the same command goes on", INTERRUPTED, session.watch)
+        refuse("interrupted; rerun the same command to resume", INTERRUPTED, session.watchdog)
     except Exception as error:
-        session.watch.let_speak()
-        crash(error, session.run_dir.path, session.watch)
+        session.watchdog.let_speak()
+        crash(error, session.run_dir.path, session.watchdog)
 
 
-def refuse(error: Exception | str, code: int = 2, watch: Watch | None = None) -> NoReturn:
+def refuse(error: Exception | str, code: int = 2, watchdog: PeerWatchdog | None = None) -> NoReturn:
     """One line, from the main rank where it has it too, and an exit code from all."""
     if _rank():
         # What is wrong for all, the main rank says, and the launcher ends the others at once. One
         # that is still here has met something of its own, such as a folder its node does not see.
         time.sleep(OWN_ERROR_AFTER_S)
     say_error(error, _who())
-    end(code, watch)
+    end(code, watchdog)
 
 
-def crash(error: Exception, folder: Path | None = None, watch: Watch | None = None) -> NoReturn:
+def crash(
+    error: Exception, folder: Path | None = None, watchdog: PeerWatchdog | None = None
+) -> NoReturn:
     """One line for what nobody thought of, with the trace-back in a file of the run."""
-    end(say_crash(error, folder, _who()), watch)
+    end(say_crash(error, folder, _who()), watchdog)
 
 
-def end(code: int, watch: Watch | None) -> NoReturn:
+def end(code: int, watchdog: PeerWatchdog | None) -> NoReturn:
     """No exception and no clean-up: nothing should add to the line that was said.
 
-    Ranks that wait for this one in a collective are ended by the watch, before it is up by the
+    Ranks that wait for this one in a collective are ended by the watchdog, before it is up by the
     launcher.
     """
-    if watch is not None:
-        watch.leave(code)
+    if watchdog is not None:
+        watchdog.leave(code)
     sys.stdout.flush()
     os._exit(code)
 
@@ -114,16 +116,16 @@ def _who() -> str:
     return f" (rank {_rank()})" if _rank() else ""
 
 
-def leave(stopped: Stopped, watch: Watch) -> NoReturn:
+def leave(stopped: Stopped, watchdog: PeerWatchdog) -> NoReturn:
     """After a signal: say what is saved. The same exit code from all ranks, and no clean-up."""
     from moram_dist.train.stop import EXIT_CODE
 
     if _rank() and not stopped.together:
         time.sleep(OTHERS_LEAVE_S)
     if _rank() == 0 or not stopped.together:
-        say(f"stopped by a signal{stopped.where}; the same command goes on")
+        say(f"stopped by a signal{stopped.where}; rerun the same command to resume")
     sys.stdout.flush()
-    watch.leave(0 if stopped.together else EXIT_CODE)
+    watchdog.leave(0 if stopped.together else EXIT_CODE)
     os._exit(EXIT_CODE)
 
 

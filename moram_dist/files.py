@@ -50,8 +50,8 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise WriteError(
-            f"{path} cannot be written: {error.strerror or error}; what is published is whole: "
-            "once this is mended, the same command goes on from there"
+            f"{path} cannot be written: {error.strerror or error}; published tasks are intact; "
+            "fix this, then rerun the same command to resume"
         ) from None
 
 

@@ -23,7 +23,7 @@ class InputError(ValueError):
 class MachineError(RuntimeError):
     """The machine failed, not the input: a rank died or hangs, a disk is full. One line.
 
-    The commands print it and exit with this code. The same command goes on, once it is mended.
+    The commands print it and exit with this code; once it is fixed, rerunning resumes.
     """
 
     EXIT_CODE = 4

@@ -49,7 +49,7 @@ SETTINGS = {
 """Of every run, whatever its method."""
 
 
-class Plan:
+class StandardClPlan:
     """What is run, and with which flags."""
 
     def __init__(self, *, model: str, data_dir: Path, results: Path, study: Study) -> None:
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compare_standard_cl"))
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
     args = parser.parse_args()
-    plan = Plan(
+    plan = StandardClPlan(
         model=args.model,
         data_dir=args.data_dir,
         results=args.results,

@@ -56,7 +56,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Reference:
+class UndisturbedRun:
     """The run that nobody disturbed."""
 
     flags: tuple[str, ...]
@@ -74,7 +74,7 @@ class Outcome:
     """What is not as in the reference, or what went wrong."""
 
 
-def undisturbed(folder: Path, *more_flags: str) -> Reference:
+def undisturbed(folder: Path, *more_flags: str) -> UndisturbedRun:
     """Run to the end, and note every moment."""
     flags = (*FLAGS, *more_flags)
     trace = folder.with_name(f"{folder.name}.trace")
@@ -91,13 +91,13 @@ def undisturbed(folder: Path, *more_flags: str) -> Reference:
         for kind in (trace / f"{rank}").read_text().split("\n")[:-1]:
             moments.append(Moment(rank, kind, seen[kind]))
             seen[kind] += 1
-    return Reference(flags, results(folder), moments)
+    return UndisturbedRun(flags, results(folder), moments)
 
 
 def disturbed(
     folder: Path,
     moments: Iterable[Moment],
-    reference: Reference,
+    reference: UndisturbedRun,
     ranks_before: int = RANKS,
     ranks_after: int = RANKS,
 ) -> Outcome:
@@ -157,7 +157,7 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def draw(reference: Reference, runs: int, seed: int) -> list[list[Moment]]:
+def draw(reference: UndisturbedRun, runs: int, seed: int) -> list[list[Moment]]:
     """Moments to be killed at, a list for each run; kinds take turns."""
     dice = random.Random(seed)
     kinds = sorted({moment.kind for moment in reference.trace})

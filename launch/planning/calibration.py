@@ -83,7 +83,7 @@ def _rank(
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}"}
     os.environ |= {"LOCAL_WORLD_SIZE": f"{ranks}", "MASTER_PORT": f"{port}"}
     settings.quiet()
-    config, benchmark = settings.settle(config)
+    config, benchmark = settings.resolve(config)
     one_each = replace(config, train=replace(config.train, batch_size=ranks))
     ds_config = settings.deepspeed_config(one_each, ds_path, ranks)
     env.join(TIMEOUT_S)

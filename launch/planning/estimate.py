@@ -17,7 +17,7 @@ from launch.planning.passes import TaskPasses, passes
 from launch.planning.rehearsal import Ranks, Rehearsal
 from launch.planning.sizes import FP32, MOMENTS, Standing, standing
 from moram_dist.config import PLACEMENTS, RunConfig
-from moram_dist.decode.turns import READ_TOGETHER
+from moram_dist.decode.continuous_batching import READ_TOGETHER
 from moram_dist.models import language_model
 from moram_dist.tasks import Benchmark
 
@@ -132,7 +132,7 @@ class Planner:
         """Nothing is looked at yet but the model's configuration.
 
         Args:
-            config: settled, its dtype that of the planned device.
+            config: resolved, its dtype that of the planned device.
             benchmark: what it names.
             ds_config: resolved for the planned ranks.
             ranks: planned.

@@ -38,7 +38,7 @@ class TaskPasses:
 def passes(
     config: RunConfig, benchmark: Benchmark, method: Method, tokenizer: Any, i: int, world_size: int
 ) -> TaskPasses:
-    """Those of task ``i``; of a configuration that is settled (``launch.settings.settle``)."""
+    """Those of task ``i``; of a configuration that is resolved (``launch.settings.resolve``)."""
     train, task = config.train, benchmark.tasks[i]
     examples = [
         encode_training(tokenizer, example, of_task)

@@ -45,7 +45,7 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class Call:
+class MemoryCall:
     """The memory, asked in a forward pass."""
 
     names: tuple[str, ...]
@@ -149,13 +149,13 @@ class Rehearsal:
         self.placer.growing()
         return meter.now, meter.peak - meter.now
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[MemoryCall]:
         """How a training pass asks the memory."""
-        found: list[Call] = []
+        found: list[MemoryCall] = []
 
         def record(names: tuple[str, ...], _: nn.Module, given: tuple[Any, ...]) -> None:
             x, members = given
-            found.append(Call(names, members, x.requires_grad))
+            found.append(MemoryCall(names, members, x.requires_grad))
 
         hooks = [
             memory.register_forward_pre_hook(partial(record, names))
@@ -166,7 +166,7 @@ class Rehearsal:
             hook.remove()
         return found
 
-    def received(self, num_tokens: int, calls: Sequence[Call]) -> dict[str, int]:
+    def received(self, num_tokens: int, calls: Sequence[MemoryCall]) -> dict[str, int]:
         """Bytes that a rank receives in a training pass, where no rank has more tokens.
 
         Every collective's are a constant and a multiple of the number of tokens, so two short
@@ -175,13 +175,13 @@ class Rehearsal:
         two, three = (self._moved(count, calls) for count in (2, 3))
         return {name: two[name] + (num_tokens - 2) * (three[name] - two[name]) for name in two}
 
-    def _moved(self, num_tokens: int, calls: Sequence[Call]) -> dict[str, int]:
+    def _moved(self, num_tokens: int, calls: Sequence[MemoryCall]) -> dict[str, int]:
         total: Counter[str] = Counter(self.announced(num_tokens))
         for call in calls:
             total.update(self._moved_by(num_tokens, call))
         return dict(total)
 
-    def _moved_by(self, num_tokens: int, call: Call) -> dict[str, int]:
+    def _moved_by(self, num_tokens: int, call: MemoryCall) -> dict[str, int]:
         """Of one call, forward and backward; calls of like linears move as much.
 
         So few tokens are asked for that real ones, on a CPU, take less time than those of the meta

@@ -44,7 +44,7 @@ class MemoryLinear(AdaptedLinear):
         """To be given its atoms by ``give_memory`` before it is used."""
         super().__init__(base)
         self.dropout = dropout
-        self.asked: Asked
+        self.asked: SharedInputCache
 
     def update(self, x: Tensor) -> Tensor:
         """(..., D) to (..., E)."""
@@ -146,7 +146,7 @@ class Memory(nn.Module):
         return dropout(x) if dropout.training and dropout.p > 0 else x
 
 
-class Asked:
+class SharedInputCache:
     """Has the first of some linears to be called ask for all; the others' answers wait for them.
 
     A linear that is called with another tensor than the first asks for itself alone, and from
@@ -221,7 +221,7 @@ def give_memory(
         group = [layers[name] for name in names]
         memory = out[tuple(names)] = Memory(group, settings, placer)
         group[0].add_module("memory", memory)
-        asked = Asked(group, memory)
+        asked = SharedInputCache(group, memory)
         for layer in group:
             layer.asked = asked
     placer.plan(

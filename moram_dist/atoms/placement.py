@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moram_dist.atoms.bank import Bank
-from moram_dist.atoms.routing import Candidates
+from moram_dist.atoms.routing import ShardCandidates
 from moram_dist.atoms.scan import BEYOND, Image, supported
 from moram_dist.atoms.shard import each
 from moram_dist.comm.collectives import AtomGroup, Pending
@@ -69,8 +69,8 @@ class Placement(ABC):
 
     @abstractmethod
     def candidates(
-        self, offered: Mapping[Pair, Candidates], num_linears: int
-    ) -> dict[int, list[Candidates]]:
+        self, offered: Mapping[Pair, ShardCandidates], num_linears: int
+    ) -> dict[int, list[ShardCandidates]]:
         """Owner to the candidates of its tokens from all shards, in the order of shards."""
 
     @abstractmethod
@@ -90,8 +90,8 @@ class _Local(Placement):
         return {self.group.rank: list(rows)}
 
     def candidates(
-        self, offered: Mapping[Pair, Candidates], num_linears: int
-    ) -> dict[int, list[Candidates]]:
+        self, offered: Mapping[Pair, ShardCandidates], num_linears: int
+    ) -> dict[int, list[ShardCandidates]]:
         """What its shards offered."""
         return {self.group.rank: _by_shard(offered)}
 
@@ -189,19 +189,21 @@ class Stationary(Placement):
         return {self.group.rank: bank.shard_F}
 
     def candidates(
-        self, offered: Mapping[Pair, Candidates], num_linears: int
-    ) -> dict[int, list[Candidates]]:
+        self, offered: Mapping[Pair, ShardCandidates], num_linears: int
+    ) -> dict[int, list[ShardCandidates]]:
         """Every shard's, for every owner: one message of sums, scores and indices."""
         mine, owners = self.group.rank, range(self.group.size)
         like = offered[mine, mine]
         widths = [t.shape[1] * t.element_size() // 4 for t in like]
         message = [torch.cat([t.view(torch.int32) for t in offered[h, mine]], -1) for h in owners]
         gathered = self._from_all(message, num_linears, "candidates")
-        out: dict[int, list[Candidates]] = {}
+        out: dict[int, list[ShardCandidates]] = {}
         for h, shards in gathered.items():
             fields = [packed.split(widths, -1) for packed in shards]
             out[h] = [
-                Candidates(*(f.contiguous().view(t.dtype) for f, t in zip(one, like, strict=True)))
+                ShardCandidates(
+                    *(f.contiguous().view(t.dtype) for f, t in zip(one, like, strict=True))
+                )
                 for one in fields
             ]
         return out

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Placement, Resident
-from moram_dist.atoms.recall_function import Call, Recall
+from moram_dist.atoms.recall_function import RecallCall, RecallFunction
 from moram_dist.atoms.routing import Routing
 from moram_dist.comm.collectives import AtomGroup
 
@@ -93,7 +93,7 @@ def recall_together(
             x.new_zeros(*x.shape[:-1], values.shape[1])
             for x, values in zip(inputs, active_values, strict=True)
         ]
-    call = Call(
+    call = RecallCall(
         bank=bank,
         members=tuple(members),
         placement=placement,
@@ -103,5 +103,5 @@ def recall_together(
         recorded=torch.is_grad_enabled(),
     )
     rows = {id(x): x.reshape(-1, x.shape[-1]) for x in inputs}
-    found = Recall.apply(call, *(rows[id(x)] for x in inputs), *active_keys, *active_values)
+    found = RecallFunction.apply(call, *(rows[id(x)] for x in inputs), *active_keys, *active_values)
     return [y.view(*x.shape[:-1], y.shape[1]) for x, y in zip(inputs, found, strict=True)]

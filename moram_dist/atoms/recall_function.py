@@ -2,9 +2,9 @@
 
 One computation for every placement of the atoms. A memory is split into shards, each token is owned
 by a rank, and everything is computed for pairs of an owner and a shard: scores, candidates, partial
-sums. A placement says which pairs this rank works on and brings together what belongs to a token. Sums
-over shards are taken in the order of shards. So a pair is the same product of the same matrices on
-whichever rank, and placements agree to the last bit (but for K^T K, below).
+sums. A placement says which pairs this rank works on and brings together what belongs to a token.
+Sums over shards are taken in the order of shards. So a pair is the same product of the same
+matrices on whichever rank, and placements agree to the last bit (but for K^T K, below).
 
 Active atoms come after the frozen ones of the shard that they will be frozen into, so freezing
 leaves these products, and with them the outputs, as they are. The gradients of their scores go to
@@ -45,9 +45,9 @@ from moram_dist.atoms import kernels
 from moram_dist.atoms.bank import Atoms, Bank
 from moram_dist.atoms.placement import Placement
 from moram_dist.atoms.routing import (
-    Candidates,
     Mixture,
     Routing,
+    ShardCandidates,
     candidates,
     in_order,
     mixture,
@@ -59,7 +59,7 @@ from moram_dist.comm.partition import largest_shard, new_rows, shard_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class RecallCall:
     """What is asked, but for tensors."""
 
     bank: Bank
@@ -121,14 +121,14 @@ class Call:
         images: Sequence[Image],
         inputs: Sequence[Tensor],
         shards: Mapping[int, Sequence[Atoms]],
-    ) -> Candidates:
+    ) -> ShardCandidates:
         """The best of the frozen atoms, all of whose shards this rank has, by a scan."""
         most = min(self.routing.top_k, self.num_frozen)
         found = []
         for one, (x_TD, image) in enumerate(zip(inputs, images, strict=True)):
             keys = {shard: own[one][0][: self.first_active(shard)] for shard, own in shards.items()}
             found.append(scan(x_TD, image, keys, num_kept=most)[0])
-        return Candidates(*(torch.cat(field) for field in zip(*found, strict=True)))
+        return ShardCandidates(*(torch.cat(field) for field in zip(*found, strict=True)))
 
     def grams(self) -> list[Tensor] | None:
         """K^T K of the frozen atoms of each linear that is asked, (D, D), where it is at hand."""
@@ -167,11 +167,11 @@ class Call:
         return spread(active, strength_TK, self.num_active, strength_TK.dtype)
 
 
-class Recall(torch.autograd.Function):
+class RecallFunction(torch.autograd.Function):
     """``recall_together`` on flat tokens: for each linear (T, D), keys, values to (T, E)."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: RecallCall, *tensors: Tensor) -> tuple[Tensor, ...]:
         """``tensors``: all inputs, then all active keys, then all active values."""
         place, linears = call.placement, range(len(call.members))
         inputs, keys, values = (tensors[k * len(linears) :][: len(linears)] for k in range(3))
@@ -183,7 +183,7 @@ class Recall(torch.autograd.Function):
         shards = call.shards(keys, values, forward=True)
         images = call.images()
         scores: dict[Any, Tensor] = {}
-        offered: dict[Any, Candidates] = {}
+        offered: dict[Any, ShardCandidates] = {}
         for owner, rows in tokens.items():
             for shard, atoms in shards.items():
                 # Atoms before the first are scanned: this rank has all shards of them.
@@ -244,7 +244,7 @@ class Recall(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """The formulas above."""
-        call: Call = ctx.call
+        call: RecallCall = ctx.call
         place, linears = call.placement, range(len(call.members))
         saved = iter(ctx.saved_tensors)
         inputs, keys, values = ([next(saved) for _ in linears] for _ in range(3))
@@ -276,7 +276,7 @@ class Recall(torch.autograd.Function):
         sums = {(owner, shard): _sums(mixtures[owner], u[owner, shard]) for owner, shard in pairs}
         totals = {owner: in_order(parts) for owner, parts in place.sums(sums, len(linears)).items()}
 
-        # What goes to the owner: for each linear the input's gradient, then the active scores' gradients.
+        # The owner gets each linear's gradient of its input, then the active scores' gradients.
         wanted = any(ctx.needs_input_grad[1 : 1 + len(linears)])
         grams = call.grams()
         partial: dict[Any, list[Tensor]] = {}

@@ -39,7 +39,7 @@ class Routing:
             )
 
 
-class Candidates(NamedTuple):
+class ShardCandidates(NamedTuple):
     """What one shard of the atoms has to offer to each token."""
 
     squares_T1: Tensor
@@ -141,7 +141,7 @@ def _best_among_ties(score_TN: Tensor, num_kept: int) -> Tensor:
 
 def candidates(
     score_TN: Tensor, *, num_kept: int, shard: int, num_shards: int, num_atoms: int, first: int = 0
-) -> Candidates:
+) -> ShardCandidates:
     """A shard's best atoms for each token.
 
     Args:
@@ -160,7 +160,7 @@ def candidates(
             num_shards=num_shards,
             num_atoms=num_atoms,
         )
-        return Candidates(*found)
+        return ShardCandidates(*found)
     local = best(score_TN, min(num_kept, score_TN.shape[1]))
     squares_T1 = torch.linalg.vector_norm(score_TN, dim=-1, keepdim=True).square()
     score_TC, index_TC = score_TN.gather(1, local), local
@@ -169,10 +169,10 @@ def candidates(
     if lacking := num_kept - local.shape[1]:
         score_TC = torch.nn.functional.pad(score_TC, (0, lacking), value=-torch.inf)
         index_TC = torch.nn.functional.pad(index_TC, (0, lacking), value=num_atoms)
-    return Candidates(squares_T1, score_TC, index_TC.int())
+    return ShardCandidates(squares_T1, score_TC, index_TC.int())
 
 
-def mixture(shards: Sequence[Candidates], *, num_atoms: int, routing: Routing) -> Mixture:
+def mixture(shards: Sequence[ShardCandidates], *, num_atoms: int, routing: Routing) -> Mixture:
     """Turn candidates of all shards into the mixture of each token.
 
     The ``top_k`` best scored atoms (signed, so a strong negative match does not fire) share a
@@ -197,7 +197,7 @@ def mixture(shards: Sequence[Candidates], *, num_atoms: int, routing: Routing) -
     return weigh(found.index_TC, found.score_TC, norm_T1, routing)
 
 
-def merged(shards: Sequence[Candidates], num_kept: int) -> Candidates:
+def merged(shards: Sequence[ShardCandidates], num_kept: int) -> ShardCandidates:
     """The best of what all shards offer, in the order of shards, as one offer."""
     index_TC = torch.cat([shard.index_TC for shard in shards], -1)
     score_TC = torch.cat([shard.score_TC for shard in shards], -1)
@@ -208,9 +208,9 @@ def merged(shards: Sequence[Candidates], num_kept: int) -> Candidates:
         _, score_TK, index_TK = kernels.route(
             score_TC, num_kept, num_atoms=num_kept, listed_TN=index_TC
         )
-        return Candidates(squares_T1, score_TK, index_TK)
+        return ShardCandidates(squares_T1, score_TK, index_TK)
     kept = best(score_TC, num_kept)
-    return Candidates(squares_T1, score_TC.gather(1, kept), index_TC.gather(1, kept))
+    return ShardCandidates(squares_T1, score_TC.gather(1, kept), index_TC.gather(1, kept))
 
 
 def weigh(index_TK: Tensor, score_TK: Tensor, norm_T1: Tensor, routing: Routing) -> Mixture:

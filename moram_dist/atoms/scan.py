@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moram_dist.atoms.routing import Candidates, best, candidates, merged
+from moram_dist.atoms.routing import ShardCandidates, best, candidates, merged
 from moram_dist.atoms.shard import products_of_pairs
 
 BEYOND = {"cpu": 4}
@@ -88,7 +88,7 @@ def image(shards: Mapping[int, Tensor], gram_DD: Tensor) -> Image:
 
 def scan(
     x_TD: Tensor, of: Image, shards: Mapping[int, Tensor], *, num_kept: int
-) -> tuple[Candidates, Tensor]:
+) -> tuple[ShardCandidates, Tensor]:
     """The best frozen atoms of each token; ties as in ``routing.best``.
 
     Args:
@@ -103,7 +103,7 @@ def scan(
     at_once = max(1, SCORES_AT_ONCE // len(of.key_NF))
     parts = [_scan(some, of, shards, num_kept) for some in x_TD.split(at_once)]
     found, certified = zip(*parts, strict=True)
-    whole = Candidates(*(torch.cat(field) for field in zip(*found, strict=True)))
+    whole = ShardCandidates(*(torch.cat(field) for field in zip(*found, strict=True)))
     certified_T = torch.cat(certified)
     unsure = (~certified_T).nonzero()[:, 0]
     for rows in unsure.split(at_once) if len(unsure) else ():
@@ -115,7 +115,7 @@ def scan(
 
 def _scan(
     x_TD: Tensor, of: Image, shards: Mapping[int, Tensor], num_kept: int
-) -> tuple[Candidates, Tensor]:
+) -> tuple[ShardCandidates, Tensor]:
     num_atoms = len(of.key_NF)
     num_candidates = min(PER_KEPT * num_kept, num_atoms)
     bound_TC, index_TC = bounds(x_TD, of).topk(num_candidates, dim=-1)
@@ -140,7 +140,7 @@ def _scan(
     certified_T1 = score_TK.amin(-1, keepdim=True) > outside_T1
     length_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True)
     certified_T1 &= squares_T1 > (LEAST_NORM * of.stretch * length_T1).square()
-    return Candidates(squares_T1, score_TK, index_TC.gather(1, kept).int()), certified_T1[:, 0]
+    return ShardCandidates(squares_T1, score_TK, index_TC.gather(1, kept).int()), certified_T1[:, 0]
 
 
 def bounds(x_TD: Tensor, of: Image) -> Tensor:
@@ -164,7 +164,7 @@ def rounded_up(bound: Tensor) -> Tensor:
 
 def _in_full(
     x_TD: Tensor, shards: Mapping[int, Tensor], num_kept: int, num_atoms: int
-) -> Candidates:
+) -> ShardCandidates:
     """From the scores of all atoms."""
     found = [
         candidates(

@@ -28,7 +28,7 @@ TEXTS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
-class Asked:
+class LengthRules:
     """How a benchmark is put to a model."""
 
     benchmark: Benchmark
@@ -98,7 +98,7 @@ def _texts(benchmark: Benchmark) -> Iterator[tuple[str, list[str]]]:
 
 
 def first_beyond(
-    tokenizer: Any, asked: Asked, start: int | None, *, source: float, tokens: float
+    tokenizer: Any, asked: LengthRules, start: int | None, *, source: float, tokens: float
 ) -> Need | None:
     """The first example that takes more positions than there are; None: all fit.
 
@@ -127,7 +127,7 @@ def first_beyond(
 
 
 def _needs(
-    tokenizer: Any, asked: Asked, task: Task, start: int | None, behind: int
+    tokenizer: Any, asked: LengthRules, task: Task, start: int | None, behind: int
 ) -> Iterator[tuple[Need, Callable[[], Need]]]:
     """For each example what it takes at most, and how to find out what it takes."""
     for example in task.train if asked.trained else ():

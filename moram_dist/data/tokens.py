@@ -124,7 +124,7 @@ def encode_all(
 
 
 @dataclass(frozen=True)
-class Told:
+class WorkProgress:
     """Says every few seconds how far a long piece of work is."""
 
     what: str
@@ -133,7 +133,7 @@ class Told:
 
     say: Callable[[str], None]
     at: Callable[[str], None]
-    """The watch's: a rank that does this does not hang."""
+    """The watchdog's: a rank that does this does not hang."""
 
     def started(self) -> Callable[[int], None]:
         """To be called with what is done so far."""
@@ -160,7 +160,7 @@ class Told:
 
 
 def encode_task(
-    tokenizer: Any, pairs: Pairs, decoder_start: int | None, folder: Path, told: Told
+    tokenizer: Any, pairs: Pairs, decoder_start: int | None, folder: Path, told: WorkProgress
 ) -> Tokens:
     """A task's examples. All ranks call it together.
 

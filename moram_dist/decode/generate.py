@@ -14,8 +14,13 @@ from moram_dist.adapters.prompts import asking
 from moram_dist.data.answers import read_answers
 from moram_dist.data.encode import encode_prompt, encode_question
 from moram_dist.data.stream import pad_left, pad_right
+from moram_dist.decode.continuous_batching import (
+    ContinuousBatcher,
+    Request,
+    Room,
+    can_batch_continuously,
+)
 from moram_dist.decode.settings import decoder_start, generate
-from moram_dist.decode.turns import Room, Row, Turns, can_take_turns
 from moram_dist.tasks.task import Decoding, Example, Task
 
 
@@ -42,7 +47,7 @@ def generate_batch(
     Returns:
         The answers as the task reads them, in the order of ``examples``.
     """
-    if not synced and can_take_turns(model):
+    if not synced and can_batch_continuously(model):
         asked = [(i, task, example) for i, example in enumerate(examples)]
         room = Room(rows=max(1, len(asked)), tokens=sys.maxsize)
         texts = dict(generate_stream(model, tokenizer, asked, decoding, room))
@@ -73,7 +78,7 @@ def generate_stream(
     """Answers as they end: what ``generate_batch`` makes of each prompt alone, to rounding.
 
     Args:
-        model: one that ``can_take_turns``, with whole weights.
+        model: one that ``can_batch_continuously``, with whole weights.
         tokenizer: as for ``generate_batch``.
         asked: a key of the caller's, and what is asked by which task's rules.
         decoding: as for ``generate_batch``.
@@ -81,13 +86,15 @@ def generate_stream(
     """
     tasks: dict[int, Task] = {}
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[Request]:
         for key, task, example in asked:
             tasks[key] = task
-            yield Row(key, encode_prompt(tokenizer, example.prompt, task), task.max_answer_tokens)
+            yield Request(
+                key, encode_prompt(tokenizer, example.prompt, task), task.max_answer_tokens
+            )
 
-    turns = Turns(model, room, **_settings(tokenizer), **asdict(decoding))
-    for row in turns(rows()):
+    batcher = ContinuousBatcher(model, room, **_settings(tokenizer), **asdict(decoding))
+    for row in batcher(rows()):
         task = tasks.pop(row.key)
         yield row.key, read_answers(tokenizer, [row.prompt], [row.said], task)[0]
 

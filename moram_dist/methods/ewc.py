@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moram_dist.adapters.lora import Terms, standing_in
 from moram_dist.comm import env
-from moram_dist.methods.method import METHODS, Linears, Look, Seen
+from moram_dist.methods.method import METHODS, ExampleLosses, ForwardOutput, Linears
 from moram_dist.methods.sequential_lora import SequentialLora
 
 FISHER_EXAMPLES = 64
@@ -38,7 +38,7 @@ class Ewc(SequentialLora):
         """Summed over tasks, for A and B of each layer by its full name, in float32."""
         self.anchor: dict[str, Terms] = {}
 
-    def penalty(self, seen: Seen) -> Tensor | float:
+    def penalty(self, seen: ForwardOutput) -> Tensor | float:
         """The pull towards the anchor; 0 during the first task."""
         total: Tensor | float = 0.0
         for name, fisher in self.fisher.items():
@@ -52,7 +52,7 @@ class Ewc(SequentialLora):
             total = total + self.layers[name].measured(pull)
         return self.config.ewc_weight / 2 * total
 
-    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+    def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
         """The adapter as it is after task i, and the task's own Fisher information."""
         tensors = self._trained()
         terms = {
@@ -68,7 +68,7 @@ class Ewc(SequentialLora):
         lora = super().shapes(i, linears)
         return lora | {name.replace(".lora_", ".fisher_"): size for name, size in lora.items()}
 
-    def _fisher(self, terms: Mapping[str, Terms], look: Look) -> dict[str, Terms]:
+    def _fisher(self, terms: Mapping[str, Terms], look: ExampleLosses) -> dict[str, Terms]:
         """Mean squared gradient of single examples' log-likelihood, in float32."""
         # Parameters are sharded, and their gradients are summed over ranks, so over examples.
         # Whole copies of the adapter stand in for them: their gradients are this rank's own.

@@ -23,7 +23,7 @@ from moram_dist.adapters.prompts import Prompts
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.inf_lora import InfLora
-from moram_dist.methods.method import METHODS, Linears, Look
+from moram_dist.methods.method import METHODS, ExampleLosses, Linears
 from moram_dist.registry import InputError
 
 GATE = "gate."
@@ -63,7 +63,7 @@ class GainLora(InfLora):
     def _layer(self, base: nn.Module, **settings: Any) -> GatedLora:
         return GatedLora(base, **settings, prefix=self.prefix, gates=self.row_gates)
 
-    def prepare_task(self, i: int, look: Look) -> None:
+    def prepare_task(self, i: int, look: ExampleLosses) -> None:
         """Design A, and the key that the task's gate starts with."""
         super().prepare_task(i, look)
         out_ND = gate_inputs(self._looked_at(), self._start()).out.double()
@@ -131,7 +131,7 @@ class GainLora(InfLora):
         self.gates.tasks.append(GateWeights(*(w.to(device, torch.float32) for w in weights)))
         self.gates.learning = False
 
-    def _directions(self, energy: float, look: Look) -> dict[str, Tensor]:
+    def _directions(self, energy: float, look: ExampleLosses) -> dict[str, Tensor]:
         found = super()._directions(energy, look)
         inputs = gate_inputs(self._looked_at(), self._start())
         for name, x_ND, seen in zip(GateWeights._fields, inputs, self.gates.seen, strict=True):

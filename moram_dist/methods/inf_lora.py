@@ -13,7 +13,7 @@ from moram_dist.adapters.moments import InputMoments, leading, new_directions, w
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.inc_lora import IncLora
-from moram_dist.methods.method import METHODS, Linears, Look
+from moram_dist.methods.method import METHODS, ExampleLosses, Linears
 
 EXAMPLES = 64
 """Of a task, whose inputs are looked at before it is learned and again at its end."""
@@ -51,7 +51,7 @@ class InfLora(IncLora):
             layer.lora_A.requires_grad_(False)
             self.subspaces[name] = torch.zeros(0, layer.in_features)
 
-    def prepare_task(self, i: int, look: Look) -> None:
+    def prepare_task(self, i: int, look: ExampleLosses) -> None:
         """Design A from the task's inputs to the model as it is."""
         for together, moment_DD in self._look_at(look).over_ranks():
             # As long as rows that are drawn Kaiming-uniform.
@@ -64,7 +64,7 @@ class InfLora(IncLora):
         designed, self._designed = self._designed, {}
         return super().begin_task(i) | designed
 
-    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+    def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
         """Freeze the task's terms, and find what its inputs add to the subspaces."""
         tensors = self._trained()
         self._freeze(tensors)
@@ -73,7 +73,7 @@ class InfLora(IncLora):
         self._remember(tensors)
         return tensors
 
-    def _directions(self, energy: float, look: Look) -> dict[str, Tensor]:
+    def _directions(self, energy: float, look: ExampleLosses) -> dict[str, Tensor]:
         """What the task that has just been frozen adds to the subspaces."""
         found = {
             f"{name}.subspace": torch.zeros(0, layer.in_features)
@@ -121,7 +121,7 @@ class InfLora(IncLora):
     def _seen(self) -> None:
         """An example that counts has just been through the model."""
 
-    def _look_at(self, look: Look) -> InputMoments:
+    def _look_at(self, look: ExampleLosses) -> InputMoments:
         """Second moments of the linears' inputs, without dropout."""
         count, losses = look(EXAMPLES)
         moments = InputMoments(self.layers)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from moram_dist.adapters.lora import Terms, standing_in
 from moram_dist.data.stream import IGNORED
-from moram_dist.methods.method import METHODS, Seen
+from moram_dist.methods.method import METHODS, ForwardOutput
 from moram_dist.methods.sequential_lora import SequentialLora
 
 
@@ -33,7 +33,7 @@ class Lwf(SequentialLora):
         self.before: dict[str, Terms] = {}
         """The adapter at the end of the last task, by full name of the layer."""
 
-    def penalty(self, seen: Seen) -> Tensor | float:
+    def penalty(self, seen: ForwardOutput) -> Tensor | float:
         """The divergence at the places of answers; 0 during the first task. One pass more."""
         if not self.before:
             return 0.0

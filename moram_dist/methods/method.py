@@ -35,7 +35,7 @@ from moram_dist.tasks.task import Benchmark, Example, Task
 
 
 @dataclass(frozen=True)
-class Seen:
+class ForwardOutput:
     """A micro-batch after its forward pass, at the places of its answers.
 
     B rows, P places, V words of the vocabulary. ``train.forward`` puts all places into one row.
@@ -57,7 +57,7 @@ class Seen:
 Linears = Mapping[str, nn.Module]
 """Layers by full name, of which sizes are wanted."""
 
-Look = Callable[[int], tuple[int, Iterator[Tensor]]]
+ExampleLosses = Callable[[int], tuple[int, Iterator[Tensor]]]
 """Called with a number, it draws so many of a task's training examples by seed, or all if there are
 fewer: how many, over all ranks, and this rank's share of their losses.
 
@@ -174,7 +174,7 @@ class Method:
         """
         return benchmark
 
-    def prepare_task(self, i: int, look: Look) -> None:
+    def prepare_task(self, i: int, look: ExampleLosses) -> None:
         """For methods that look at the task's data before it is learned.
 
         Where a run is resumed within task i, ``load_state_dict`` brings back what came of it.
@@ -187,14 +187,14 @@ class Method:
         """
         return {}
 
-    def penalty(self, seen: Seen) -> Tensor | float:
+    def penalty(self, seen: ForwardOutput) -> Tensor | float:
         """Scalar to add to the loss; a step's is the mean over its micro-batches and ranks."""
         return 0.0
 
     def before_step(self, engine: Any) -> None:
         """Between the last backward of a step and the step."""
 
-    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+    def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
         """Fold in what was learned; tensors for the task's memory file, whole on every rank.
 
         Args:

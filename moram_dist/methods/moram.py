@@ -20,7 +20,7 @@ from moram_dist.atoms import (
     reads_source,
 )
 from moram_dist.comm.zero3 import whole
-from moram_dist.methods.method import METHODS, Linears, Look, Method
+from moram_dist.methods.method import METHODS, ExampleLosses, Linears, Method
 from moram_dist.registry import MachineError
 
 
@@ -94,7 +94,7 @@ class Moram(Method):
                 fresh[f"{names[0]}.memory.values_{one}"] = torch.zeros(len(keys), e)
         return fresh
 
-    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+    def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
         """Freeze the active atoms. Outputs of the model stay what they are."""
         self._check_frozen()
         tensors: dict[str, Tensor] = {}
@@ -129,7 +129,7 @@ class Moram(Method):
             if not memory.bank.intact():
                 raise MachineError(
                     f"frozen atoms of {names[0]} changed in this rank's memory since they were "
-                    "frozen; what is published is whole: the same command goes on from there"
+                    "frozen; published tasks are intact; rerun the same command to resume"
                 )
 
     def _announce_passes(self, model: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from moram_dist.methods.inc_lora import IncLora
-from moram_dist.methods.method import METHODS, Seen
+from moram_dist.methods.method import METHODS, ForwardOutput
 
 
 @METHODS.register("o_lora")
@@ -21,7 +21,7 @@ class OLora(IncLora):
 
     settings = IncLora.settings | {"orthogonal_weight"}
 
-    def penalty(self, seen: Seen) -> Tensor | float:
+    def penalty(self, seen: ForwardOutput) -> Tensor | float:
         """How far what is learned looks where older tasks look; 0 during the first task."""
         total: Tensor | float = 0.0
         for layer in self.layers.values():

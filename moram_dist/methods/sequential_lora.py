@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moram_dist.adapters.adapter import sizes
 from moram_dist.adapters.lora import LoraLinear
 from moram_dist.comm.zero3 import whole
-from moram_dist.methods.method import METHODS, Linears, Look, Method
+from moram_dist.methods.method import METHODS, ExampleLosses, Linears, Method
 
 
 @METHODS.register("sequential_lora")
@@ -57,7 +57,7 @@ class SequentialLora(Method):
             fresh[f"{name}.lora_B"] = torch.zeros(len(A), layer.out_features)
         return fresh
 
-    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+    def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
         """The adapter as it is after task i."""
         tensors = self._trained()
         self._keep(tensors)

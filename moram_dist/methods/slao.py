@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moram_dist.adapters.lora import Terms
-from moram_dist.methods.method import METHODS, Linears, Look
+from moram_dist.methods.method import METHODS, ExampleLosses, Linears
 from moram_dist.methods.sequential_lora import SequentialLora
 
 
@@ -36,7 +36,7 @@ class Slao(SequentialLora):
             fresh[f"{name}.lora_B"] = B
         return fresh
 
-    def end_task(self, i: int, look: Look) -> dict[str, Tensor]:
+    def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
         """Merge what was trained; the file also holds B as it was trained, for the next task."""
         tensors = self._trained()
         for name in self.layers:

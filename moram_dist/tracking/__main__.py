@@ -17,10 +17,10 @@ from moram_dist.redaction import clean_address, without_secrets
 from moram_dist.registry import InputError, MachineError
 from moram_dist.terminal import make_output_last, say
 from moram_dist.tracking.addresses import store_of
+from moram_dist.tracking.already_spooled import recall
 from moram_dist.tracking.connect import prepare
-from moram_dist.tracking.replay import Replay
+from moram_dist.tracking.replay import MlflowReplay
 from moram_dist.tracking.spool import spools
-from moram_dist.tracking.told import recall
 
 
 def main(words: Sequence[str]) -> int:
@@ -40,7 +40,7 @@ def _send(words: Sequence[str]) -> None:
     for run_dir in args.runs:
         uri = store_of(run_dir, args.tracking_uri)
         try:
-            Replay(uri, run_dir).send()
+            MlflowReplay(uri, run_dir).send()
         except BlockingIOError:
             raise InputError(f"{run_dir} is being sent by a run at work") from None
         except (InputError, MachineError):

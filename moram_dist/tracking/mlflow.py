@@ -3,7 +3,7 @@
 The child holds the task's training curves over global steps; the parent holds parameters, data
 digests, files, and the scores over the number of tasks learned. What is logged goes to a file in
 the run directory (``spool``), a thread sends it from there (``sender``), and the same command after
-a stop continues the same runs (``replay``). So tracking never decides whether training goes on.
+a stop continues the same runs (``replay``). So tracking never decides whether training continues.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 from moram_dist.files import WriteError
 from moram_dist.redaction import clean_address, clean_tree
 from moram_dist.tracking.addresses import store_of
+from moram_dist.tracking.already_spooled import modified, recall
 from moram_dist.tracking.connect import prepare
-from moram_dist.tracking.replay import Replay
+from moram_dist.tracking.replay import MlflowReplay
 from moram_dist.tracking.sender import Sender
 from moram_dist.tracking.spool import FOLDER, MAIN, Spool
-from moram_dist.tracking.told import modified, recall
 from moram_dist.tracking.tracker import (
     METRICS_FILE,
     Files,
@@ -66,7 +66,7 @@ class MlflowTracker(Tracker):
         """Start to record and to send, or go on where the run directory has been recorded."""
         self._begin(run)
         self._open(run)
-        self._sender = Sender(Replay(self._store, self._run_dir))
+        self._sender = Sender(MlflowReplay(self._store, self._run_dir))
 
     def catch_up(self, run: RunDescription, files: Files, say: Callable[[str], None]) -> None:
         """Send what the store has not got of a run that is done: of all starts, to any store.
@@ -76,7 +76,7 @@ class MlflowTracker(Tracker):
         """
         self._begin(run)
         self._backfill(run, files)
-        replay = Replay(self._store, self._run_dir)
+        replay = MlflowReplay(self._store, self._run_dir)
         pending = replay.pending()
         wait = LAST_WAIT_S["finished"] if pending else LOOK_S
         if pending:

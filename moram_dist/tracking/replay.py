@@ -41,7 +41,7 @@ MAX_PARAMETER, MAX_TAG = 6000, 8000
 LOGS_IN_A_BATCH = 200
 
 
-class Replay:
+class MlflowReplay:
     """One run directory and one store. Used by one thread; a lock keeps other processes off."""
 
     def __init__(self, uri: str, run_dir: Path) -> None:

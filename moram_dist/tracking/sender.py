@@ -7,7 +7,7 @@ import threading
 
 from moram_dist.redaction import clean_address, without_secrets
 from moram_dist.tracking.names import text
-from moram_dist.tracking.replay import Replay
+from moram_dist.tracking.replay import MlflowReplay
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Sender:
     and when it is over.
     """
 
-    def __init__(self, replay: Replay) -> None:
+    def __init__(self, replay: MlflowReplay) -> None:
         self._replay = replay
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -64,7 +64,7 @@ class Sender:
         self._failed = True
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.warning(
-            "MLflow at %s does not take what it is sent; training goes on, and all is kept "
+            "MLflow at %s does not take what it is sent; training continues, and all is kept "
             "and sent once it does: %s",
             clean_address(self._replay.uri),
             text(without_secrets(reason), 300),

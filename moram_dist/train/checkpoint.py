@@ -1,4 +1,4 @@
-"""Where a task stands, on disk: ``RUN/progress/``, from which the same command goes on.
+"""Checkpoints within a task, in ``RUN/progress/``: rerunning the command resumes from them.
 
     progress/002_000400.safetensors   task 2 after 400 steps: masters, moments, the method's state
     progress/002_000400.json          what it belongs to and its sha256; written last
@@ -33,7 +33,7 @@ KEPT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Checkpoint:
     """A point within a task, and the file that holds its state."""
 
     task: int
@@ -66,7 +66,7 @@ class ProgressFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, place: Place, tensors: Mapping[str, Tensor]) -> None:
+    def write(self, place: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
         """Save the state at ``place``, then drop all but the newest. Raises OSError."""
         content = save({name: t.contiguous().cpu() for name, t in sorted(tensors.items())})
         write_atomically(self.folder / f"{place.name}.safetensors", content)
@@ -75,7 +75,9 @@ class ProgressFiles:
         write_atomically(self.folder / f"{place.name}.json", text)
         self._keep([path.stem for path in self._newest_first()[:KEPT]])
 
-    def newest(self, *, task: int, learned: list[str], say: Callable[[str], None]) -> Place | None:
+    def newest(
+        self, *, task: int, learned: list[str], say: Callable[[str], None]
+    ) -> Checkpoint | None:
         """Where ``task`` can go on, None where only at its beginning; removes what is of no use.
 
         Args:
@@ -83,7 +85,7 @@ class ProgressFiles:
             learned: sha256 of the memory files of the tasks before it.
             say: told of each broken file, in one line.
         """
-        useful: list[Place] = []
+        useful: list[Checkpoint] = []
         for path in self._newest_first():
             try:
                 place = self._check(path)
@@ -95,7 +97,7 @@ class ProgressFiles:
         self._keep([place.name for place in useful])
         return useful[0] if useful else None
 
-    def read(self, place: Place) -> dict[str, Tensor]:
+    def read(self, place: Checkpoint) -> dict[str, Tensor]:
         """The tensors of a place that ``newest`` found."""
         return load_file(self.folder / f"{place.name}.safetensors")
 
@@ -108,9 +110,9 @@ class ProgressFiles:
         records = [path for path in self.folder.glob("*.json") if _numbers(path)]
         return sorted(records, key=_numbers, reverse=True)
 
-    def _check(self, path: Path) -> Place:
+    def _check(self, path: Path) -> Checkpoint:
         """Raises InputError where one of the two files is not what was written."""
-        place = read_record(path, Place)
+        place = read_record(path, Checkpoint)
         if place.version != VERSION or place.name != path.stem:
             raise InputError(f"{path} is no record of progress of version {VERSION}")
         tensors = path.with_suffix(".safetensors")

@@ -15,7 +15,7 @@ from moram_dist.adapters.prompts import asking
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import aside
 from moram_dist.data.stream import IGNORED, MicroBatch
-from moram_dist.methods.method import Seen
+from moram_dist.methods.method import ForwardOutput
 
 ROWS_TIMES_WORDS = 2**24
 """Logits that the loss looks at together: 64 MiB in float32."""
@@ -32,8 +32,8 @@ class Forward:
         self.head = getattr(model, "get_output_embeddings", lambda: None)()
         """What makes logits of hidden states; None: the model has no such module."""
 
-    def __call__(self, batch: MicroBatch, weight: float = 1.0) -> Seen:
-        """Run the model; ``weight`` is ``Seen.weight``."""
+    def __call__(self, batch: MicroBatch, weight: float = 1.0) -> ForwardOutput:
+        """Run the model; ``weight`` is ``ForwardOutput.weight``."""
         device = self.device
         targets = batch.labels[:, 1:]
         # Logits only where a target is: most positions are prompt, and the head is wide.
@@ -51,7 +51,7 @@ class Forward:
             with torch.no_grad(), aside(self.engine):
                 return logits()
 
-        return Seen(
+        return ForwardOutput(
             logits_BPV=logits(),
             targets_BP=targets.to(device)[rows, columns][None],
             weight=weight,
@@ -81,7 +81,7 @@ def _picked(head: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[l
             handle.remove()
 
 
-def answer_loss(seen: Seen) -> Tensor:
+def answer_loss(seen: ForwardOutput) -> Tensor:
     """Cross-entropy over the answer tokens of the micro-batch, summed, in nats (float32)."""
     loss: Tensor = SummedCrossEntropy.apply(
         seen.logits_BPV.flatten(0, 1), seen.targets_BP.flatten()

@@ -50,7 +50,7 @@ LONGEST_VALUE = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class SplitDigest:
     """The examples of a task's split, in their order."""
 
     examples: int
@@ -65,13 +65,13 @@ class TaskInputs:
     rules: dict[str, Any]
     """Fields of ``TaskRules``, but those that this run does not use."""
 
-    test: Split
-    train: Split | None
+    test: SplitDigest
+    train: SplitDigest | None
     """None for a method that looks at no training example."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class RunInputs:
     """All that a result depends on, beside the settings in run.yaml."""
 
     tasks: tuple[TaskInputs, ...]
@@ -95,11 +95,11 @@ def gather(
     ds_config: Mapping[str, Any],
     tokenizer: Any,
     say: Callable[[str], None],
-) -> Inputs:
+) -> RunInputs:
     """Digest what is about to be run. Reads every weight of the base once.
 
     Args:
-        config: settled.
+        config: resolved.
         benchmark: with the lengths that the configuration sets.
         ds_config: resolved.
         tokenizer: as it was loaded.
@@ -110,7 +110,7 @@ def gather(
     """
     source = language_model.source(config.model)
     name = None if source == config.model.model else config.model.model  # the embedded base's
-    return Inputs(
+    return RunInputs(
         tasks=tuple(_task(task, config) for task in benchmark.tasks),
         decoding=asdict(benchmark.decoding),
         base=identify(source, name=name, say=say),
@@ -120,15 +120,15 @@ def gather(
     )
 
 
-def read_inputs(path: Path) -> Inputs:
+def read_inputs(path: Path) -> RunInputs:
     """The record of a run. Raises InputError where it is damaged or of another version."""
-    saved = read_record(path, Inputs)
+    saved = read_record(path, RunInputs)
     if saved.version != VERSION:
         raise InputError(f"{path} has version {saved.version}; this program reads {VERSION}")
     return saved
 
 
-def differences(then: Inputs, now: Inputs) -> list[str]:
+def differences(then: RunInputs, now: RunInputs) -> list[str]:
     """What changed between two starts, a line each, each with what it is about first."""
     lines = task_order([task.name for task in then.tasks], [task.name for task in now.tasks])
     before = {task.name: task for task in then.tasks}
@@ -212,8 +212,8 @@ def _task(task: Task, config: RunConfig) -> TaskInputs:
     )
 
 
-def _split(examples: tuple[Example, ...]) -> Split:
-    return Split(examples=len(examples), digest=digest(examples))
+def _split(examples: tuple[Example, ...]) -> SplitDigest:
+    return SplitDigest(examples=len(examples), digest=digest(examples))
 
 
 def _of_deepspeed(ds_config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

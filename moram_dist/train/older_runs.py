@@ -9,7 +9,7 @@ from pathlib import Path
 from moram_dist.reading import read_object, record
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Decoding
-from moram_dist.train.inputs import Inputs, counts, defaults_of, precision, settings, task_order
+from moram_dist.train.inputs import RunInputs, counts, defaults_of, precision, settings, task_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class _Task:
     epochs: float
 
 
-def differences_from_older(folder: Path, now: Inputs) -> list[str]:
+def differences_from_older(folder: Path, now: RunInputs) -> list[str]:
     """What changed since an older version began the run, a line each, as far as it was recorded.
 
     Names and order of tasks, numbers of examples, metrics, decoding and precision were.
@@ -31,7 +31,7 @@ def differences_from_older(folder: Path, now: Inputs) -> list[str]:
     return [*_of_benchmark(folder / "benchmark.json", now), *_of_precision(folder, now)]
 
 
-def _of_benchmark(path: Path, now: Inputs) -> Iterator[str]:
+def _of_benchmark(path: Path, now: RunInputs) -> Iterator[str]:
     try:
         saved = read_object(path)
         tasks = [record(_Task, task, path) for task in saved["tasks"]]
@@ -54,7 +54,7 @@ def _of_benchmark(path: Path, now: Inputs) -> Iterator[str]:
     yield from settings(decoding, now.decoding, "decoding", defaults_of(Decoding))
 
 
-def _of_precision(folder: Path, now: Inputs) -> list[str]:
+def _of_precision(folder: Path, now: RunInputs) -> list[str]:
     try:
         in_half = read_object(folder / "ds_config.json")["bf16"]["enabled"]
     except (InputError, KeyError, TypeError):

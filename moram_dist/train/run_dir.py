@@ -36,7 +36,7 @@ from moram_dist.redaction import clean_command, clean_tree
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
 from moram_dist.train.checkpoint import ProgressFiles
-from moram_dist.train.inputs import Inputs, differences, in_one_line, read_inputs, task_order
+from moram_dist.train.inputs import RunInputs, differences, in_one_line, read_inputs, task_order
 from moram_dist.train.older_runs import differences_from_older
 
 INPUTS = "inputs.json"
@@ -113,7 +113,7 @@ class RunDir:
                     "choose another folder or the same settings"
                 )
 
-    def check_inputs(self, now: Inputs, model: ModelConfig) -> None:
+    def check_inputs(self, now: RunInputs, model: ModelConfig) -> None:
         """Whether what is here was begun with the same data, base and tokenizer.
 
         Raises:
@@ -141,7 +141,7 @@ class RunDir:
         if changed:
             raise InputError(f"{self.memory.path} holds other tasks than this run: {changed[0]}")
 
-    def record_inputs(self, inputs: Inputs, say: Callable[[str], None]) -> None:
+    def record_inputs(self, inputs: RunInputs, say: Callable[[str], None]) -> None:
         """Write down what defines the result, where that has not been done. Main rank only."""
         if self.has_inputs:
             return

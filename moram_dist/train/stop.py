@@ -22,7 +22,7 @@ from typing import Any
 from moram_dist.comm import env
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: stopped by a signal; the same command goes on."""
+"""EX_TEMPFAIL of sysexits.h: stopped by a signal; rerun the same command to resume."""
 
 LEAVE_AFTER_S = 25.0
 """From the first signal; a rank that still waits for something by then is ended."""

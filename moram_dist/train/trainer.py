@@ -15,17 +15,17 @@ from torch import Tensor
 
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
-from moram_dist.comm.watch import Watch
+from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.comm.zero3 import release_leftovers
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import Step, blank, collate, is_under_a_step, num_steps, order, steps
-from moram_dist.data.tokens import Told, clear, encode_task
+from moram_dist.data.tokens import WorkProgress, clear, encode_task
 from moram_dist.methods.method import Method
 from moram_dist.models.language_model import Base
 from moram_dist.tasks.task import Benchmark
 from moram_dist.tracking import Tracker, read_ids
-from moram_dist.train.checkpoint import Place, SaveTimer
+from moram_dist.train.checkpoint import Checkpoint, SaveTimer
 from moram_dist.train.engine import set_learning_rate, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
 from moram_dist.train.progress import Progress
@@ -58,10 +58,10 @@ class Trainer:
         manifest: Manifest,
         tracker: Tracker,
         progress: Progress,
-        watch: Watch,
+        watchdog: PeerWatchdog,
         evaluate: Callable[[int], None],
         stop: StopSignals,
-        saved: Place | None = None,
+        saved: Checkpoint | None = None,
     ) -> None:
         """``evaluate(i)`` fills row i of the score matrix; row -1 is the untouched base.
 
@@ -76,7 +76,7 @@ class Trainer:
         self.manifest = manifest
         self.tracker = tracker
         self.progress = progress
-        self.watch = watch
+        self.watchdog = watchdog
         self.evaluate = evaluate
         self.stop = stop
         self.saved = saved
@@ -110,7 +110,7 @@ class Trainer:
 
     def _learn(self, i: int) -> None:
         task = self.benchmark.tasks[i]
-        self.watch.at(f"the start of task {task.name}")
+        self.watchdog.at(f"the start of task {task.name}")
         examples = self._examples(i)
         length = (len(examples), self.batch_size, self._epochs(i))
         total = num_steps(*length)
@@ -159,7 +159,7 @@ class Trainer:
             start_fresh(self.engine, fresh)
             return 0
         name = self.benchmark.tasks[i].name
-        self.progress.say(f"task {name} goes on after its step {saved.step}")
+        self.progress.say(f"task {name} resumes after step {saved.step}")
         tensors = self.run_dir.progress.read(saved)
         of_method = {n: tensors.pop(n) for n in list(tensors) if n.startswith(OF_METHOD)}
         write_state(self.engine, tensors, saved.optimizer_steps)
@@ -172,7 +172,7 @@ class Trainer:
         tensors |= {f"{OF_METHOD}{n}": t for n, t in self.method.state_dict().items()}
         if not env.is_main():
             return
-        place = Place(
+        place = Checkpoint(
             task=i,
             step=done,
             optimizer_steps=optimizer_steps,
@@ -184,7 +184,7 @@ class Trainer:
         try:
             self.run_dir.progress.write(place, tensors)
         except OSError as error:
-            self.progress.say(f"step {done} could not be saved: {error}; training goes on")
+            self.progress.say(f"step {done} could not be saved: {error}; training continues")
 
     def _step(self, i: int, step: Step, total: int) -> Tensor:
         """One optimizer step. Returns this rank's share of its loss, on the device."""
@@ -250,7 +250,7 @@ class Trainer:
     def _publish(self, i: int) -> None:
         """Freeze what task i learned and put it on disk, whole or not at all."""
         task = self.benchmark.tasks[i]
-        self.watch.at(f"the end of task {task.name}")
+        self.watchdog.at(f"the end of task {task.name}")
         tensors = self.method.end_task(i, lambda limit: self._look(i, limit))
         # What a method adds to the loss is not in the losses that are looked at.
         broken = next((n for n, t in tensors.items() if not t.isfinite().all()), None)
@@ -261,7 +261,7 @@ class Trainer:
                 "usually helps"
             )
         recogniser = self._statistics(i) if self.method.keeps_prefixes else None
-        self.watch.at(f"the memory file of task {task.name}")
+        self.watchdog.at(f"the memory file of task {task.name}")
         if env.is_main():
             self.manifest = self.run_dir.memory.publish(
                 self.manifest, task.name, tensors, recogniser
@@ -275,7 +275,7 @@ class Trainer:
     def _statistics(self, i: int) -> dict[str, Tensor]:
         """What tells task i's prompts from those of others. All ranks call it together."""
         task = self.benchmark.tasks[i]
-        self.watch.at(f"the statistics of task {task.name}'s prompts")
+        self.watchdog.at(f"the statistics of task {task.name}'s prompts")
         return statistics_of(self.base, task).tensors()
 
     def _add_recogniser(self, i: int) -> None:
@@ -295,7 +295,7 @@ class Trainer:
             forward = Forward(self.engine.module, self.base.model)
             pad_id = self.base.tokenizer.pad_token_id
             for start in range(0, len(chosen), env.world_size()):
-                self.watch.at(f"a look at the examples of task {self.benchmark.tasks[i].name}")
+                self.watchdog.at(f"a look at the examples of task {self.benchmark.tasks[i].name}")
                 mine = chosen[start + env.rank() : start + env.rank() + 1]
                 mine = mine or [blank(chosen[0], pad_id)]
                 yield answer_loss(forward(collate(mine, pad_id)))
@@ -312,7 +312,7 @@ class Trainer:
         if self._encoded[0] != i:
             pairs = self.method.training_data(self.benchmark, i)
             what = f"tokenising task {self.benchmark.tasks[i].name}"
-            said = Told(what, len(pairs), self.progress.say, self.watch.at)
+            said = WorkProgress(what, len(pairs), self.progress.say, self.watchdog.at)
             start = self.base.decoder_start
             self._encoded = (
                 i,
@@ -334,7 +334,7 @@ class Trainer:
             pad_id=self.base.tokenizer.pad_token_id,
             first=first,
         ):
-            self.watch.at(f"step {step.index} of task {self.benchmark.tasks[i].name}")
+            self.watchdog.at(f"step {step.index} of task {self.benchmark.tasks[i].name}")
             yield step
 
     def _epochs(self, i: int) -> float:

@@ -11,7 +11,7 @@ import torch
 from eval.harness import Evaluator
 from moram_dist.atoms import Placer
 from moram_dist.comm.collectives import make_atom_group
-from moram_dist.comm.watch import Watch
+from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
@@ -64,7 +64,7 @@ def evaluate(rank: int, world_size: int, tmp_path: Path) -> None:
                 run_dir=tmp_path / f"{placement}-{gather}",
                 tracker=Tracker(),
                 progress=Progress(enabled=False),
-                watch=Watch(300.0),
+                watchdog=PeerWatchdog(300.0),
                 method=method,
             )(1)
         engine.destroy()

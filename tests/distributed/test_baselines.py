@@ -75,7 +75,7 @@ def open_life(model: Path, setting: Setting, name: str, **model_settings: Any) -
     """An engine whose trainer can look at a task once more."""
     config = dataclasses.replace(METHOD, method=name)
     life = Life(model, setting, env.world_size(), config, **model_settings)
-    life.trainer.watch = SimpleNamespace(at=lambda what: None)
+    life.trainer.watchdog = SimpleNamespace(at=lambda what: None)
     life.trainer.benchmark = SimpleNamespace(tasks=[SimpleNamespace(name="t")] * NUM_TASKS)
     life.trainer._examples = examples
     return life

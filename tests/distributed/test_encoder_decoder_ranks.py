@@ -118,7 +118,7 @@ def trainer(method: Method, base: Any, engine: Any) -> Trainer:
         base=base,
         stop=StopSignals("SIGTERM"),
         **dict.fromkeys(
-            ("benchmark", "run_dir", "manifest", "tracker", "progress", "watch", "evaluate")
+            ("benchmark", "run_dir", "manifest", "tracker", "progress", "watchdog", "evaluate")
         ),
     )
 

@@ -126,7 +126,7 @@ class Life:
             method=self.method,
             base=self.base,
             **dict.fromkeys(
-                ("benchmark", "run_dir", "manifest", "tracker", "progress", "watch", "evaluate")
+                ("benchmark", "run_dir", "manifest", "tracker", "progress", "watchdog", "evaluate")
             ),
             stop=StopSignals("SIGTERM"),
         )

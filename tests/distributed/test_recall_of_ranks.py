@@ -14,7 +14,7 @@ from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
-from moram_dist.comm.watch import Watch
+from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
@@ -75,7 +75,7 @@ def measure(rank: int, world_size: int, tmp_path: Path) -> None:
             run_dir=folder,
             tracker=Tracker(),
             progress=Progress(enabled=False),
-            watch=Watch(300.0),
+            watchdog=PeerWatchdog(300.0),
         )
         for i, task in enumerate(BENCHMARK.tasks):
             generator = torch.Generator().manual_seed(i)

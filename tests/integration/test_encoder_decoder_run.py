@@ -67,7 +67,7 @@ def test_a_t5_learns_goes_on_and_is_restored(tmp_path):
     assert done.code == 75, done.out + done.err
     done = train(*flags_again)
     assert done.code == 0, done.out + done.err
-    assert "task mood goes on after its step" in done.out
+    assert "task mood resumes after step" in done.out
     assert losses(tmp_path / "stopped") == found
     assert contents(tmp_path / "stopped") == contents(whole)
 

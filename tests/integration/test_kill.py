@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import pytest
 
-from tools.kill_test import Moment, Reference, disturbed, undisturbed
+from tools.kill_test import Moment, UndisturbedRun, disturbed, undisturbed
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> Reference:
+def reference(tmp_path_factory) -> UndisturbedRun:
     return undisturbed(tmp_path_factory.mktemp("kill") / "undisturbed")
 
 

@@ -150,7 +150,7 @@ def test_stopped_requeued_cancelled_submitted_again(slurm, tmp_path):
     stand_still(run, STEPS + 2, logs)
     slurm_says("scancel", job)  # which wakes them up to end them
     wait(lambda: state(job) == "CANCELLED" and not ranks(run), logs)
-    assert f"task topic goes on after its step {at}" in (logs / "run/attempt_002.log").read_text()
+    assert f"task topic resumes after step {at}" in (logs / "run/attempt_002.log").read_text()
 
     again = submit(*words, site=slurm)
     wait(lambda: state(again) == "COMPLETED", logs)

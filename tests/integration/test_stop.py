@@ -104,11 +104,11 @@ def test_stopped_then_killed(whole, tmp_path):
     (at,) = saved(tmp_path / "run")
     assert 3 <= at < STEPS
     assert len(losses(tmp_path / "run")) == at
-    assert f"after step {at}/{STEPS} of task topic; the same command goes on" in done.out
+    assert f"after step {at}/{STEPS} of task topic; rerun the same command to resume" in done.out
 
     done = train(*flags, *SAVING, meanwhile=after(STEPS + 5, tmp_path / "run", kill_all))
     assert done.code == -signal.SIGKILL, done.out + done.err
-    assert f"task topic goes on after its step {at}" in done.out
+    assert f"task topic resumes after step {at}" in done.out
     assert first_step(done) == at
     places = saved(tmp_path / "run")
     assert [place % 2 for place in places] == [0, 0] and places[1] == places[0] + 2 > STEPS

@@ -36,7 +36,7 @@ def ends(started: WarmRanks, *, ended: int, within_s: float) -> str:
     assert codes == [4, 4], said
     assert "Traceback" not in said
     (complaint,) = [line for line in said.splitlines() if line.startswith("error")]
-    assert complaint.endswith("what is published is whole: the same command goes on from there")
+    assert complaint.endswith("published tasks are intact; rerun the same command to resume")
     return complaint
 
 
@@ -56,7 +56,7 @@ def sleeps_in_its_second_task(rank: int, *, who: int) -> None:
 
     def hanging(self, i, step_, total):
         if (i, step_.index) == (1, 1):
-            self.watch.wait_limit_s /= 100  # only now, so that a slow machine may load slowly
+            self.watchdog.wait_limit_s /= 100  # only now, so that a slow machine may load slowly
         if (rank, i, step_.index) == (who, 1, 2):
             time.sleep(3600)
         return step(self, i, step_, total)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import IGNORED, collate
-from moram_dist.methods.method import Seen
+from moram_dist.methods.method import ForwardOutput
 from moram_dist.train.forward import Forward, answer_loss
 from tests.helpers.tiny import tiny_model
 
@@ -52,10 +52,10 @@ def test_the_loss_and_its_gradient_a_few_rows_at_a_time(together, monkeypatch):
     targets = torch.tensor([[3, IGNORED, 0, 10, IGNORED, 5, 5]])
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     expected = F.cross_entropy(theirs[0], targets[0], ignore_index=IGNORED, reduction="sum")
-    found = answer_loss(Seen(ours, targets, 1.0, again=lambda: ours))
+    found = answer_loss(ForwardOutput(ours, targets, 1.0, again=lambda: ours))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
     (3 * found).backward()
     (3 * expected).backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
-    assert answer_loss(Seen(logits, targets, 1.0, again=lambda: ours)) == found
+    assert answer_loss(ForwardOutput(logits, targets, 1.0, again=lambda: ours)) == found

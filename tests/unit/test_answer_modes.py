@@ -12,7 +12,7 @@ from eval.harness import Evaluator
 from eval.score_matrix import score_matrices
 from eval.ways import Way, ways_of
 from moram_dist.adapters.prefix import Prefix
-from moram_dist.comm.watch import Watch
+from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, ModelConfig
 from moram_dist.decode import answer_batch, generate_batch
 from moram_dist.models.language_model import Base, load_tokenizer
@@ -81,7 +81,7 @@ def evaluator(base: Base, run_dir: Path, answers: str, **settings) -> Evaluator:
         run_dir=run_dir,
         tracker=Logged(),
         progress=Progress(enabled=False),
-        watch=Watch(60.0),
+        watchdog=PeerWatchdog(60.0),
     )
 
 

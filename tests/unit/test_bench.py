@@ -15,7 +15,7 @@ from bench import __main__ as command
 from bench import decode, exact, layer, matrix, mini_run, published, report, stack, variants
 from bench.contest import COMPILED, LINEAR, OURS, PEFT_ACTIVE, PEFT_ALL, PUBLISHED, Settings
 from bench.measure import interleaved, look
-from bench.results import Level, Results, Row, environment
+from bench.results import BenchResults, Level, Measurement, environment
 from bench.variants import Case
 from moram_dist.tasks import BENCHMARKS, Source
 from tests.helpers import oracle
@@ -293,12 +293,16 @@ sys.exit({code})
 
 def made_up(level="layer", **fields):
     case = {"tokens": 2048, "width": 1024, "atoms": 4096, "what": "update"}
-    return Row(**{"level": level, "case": case, "least": 1.0, "median": 1.5, "repeats": 3} | fields)
+    return Measurement(
+        **{"level": level, "case": case, "least": 1.0, "median": 1.5, "repeats": 3} | fields
+    )
 
 
 def results_of(*rows):
     levels = {row.level: Level(load_before=3.0, load_after=2.0, seconds=60.0) for row in rows}
-    return Results(environment=environment() | {"quick": False}, levels=levels, rows=list(rows))
+    return BenchResults(
+        environment=environment() | {"quick": False}, levels=levels, rows=list(rows)
+    )
 
 
 def test_the_table():
@@ -315,7 +319,7 @@ def test_the_table():
     assert "bare linear |" not in text  # it was not measured
     assert "| 2,048 | 1,024 | 4,096 | update | ours | 1,000.0 | 1,500.0 | 3 | 0.20 | 2 |" in text
     assert "The machine was busy" in text and "torch.compile" not in text
-    assert Results.from_json(results.to_json()) == results
+    assert BenchResults.from_json(results.to_json()) == results
 
 
 def test_the_command(monkeypatch, tmp_path, capsys):
@@ -334,7 +338,7 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     assert "<svg" in (out / "time.svg").read_text()
     assert command.main(["--levels", "decode", "--out", str(out)]) == 1
     assert "failed its check: decode" in capsys.readouterr().err
-    kept = Results.from_json((out / "results.json").read_text())
+    kept = BenchResults.from_json((out / "results.json").read_text())
     assert {row.level for row in kept.rows} == {*kept.levels} == {"layer", "decode"}
     assert command.main(["--levels", "layers"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown level 'layers'; did you mean")

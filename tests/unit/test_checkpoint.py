@@ -10,11 +10,11 @@ import torch
 from moram_dist.config import RecordConfig
 from moram_dist.registry import InputError
 from moram_dist.train import checkpoint
-from moram_dist.train.checkpoint import Place, ProgressFiles, SaveTimer
+from moram_dist.train.checkpoint import Checkpoint, ProgressFiles, SaveTimer
 
 
 def place(step, task=1, learned=("a",)):
-    return Place(
+    return Checkpoint(
         task=task,
         step=step,
         optimizer_steps=step,

@@ -11,7 +11,7 @@ from eval.compare import compare
 from eval.compare_runs import read_runs
 from tests.helpers.made_up_runs import make_run
 from tools import compare_standard_cl
-from tools.compare_standard_cl import HELD_OUT_ORDER, METHODS, ORDERS, RATES, Plan
+from tools.compare_standard_cl import HELD_OUT_ORDER, METHODS, ORDERS, RATES, StandardClPlan
 from tools.study import DIVERGED, NEVER_LEARNED, Study
 
 TASKS = ["dbpedia", "amazon", "yahoo", "agnews"]
@@ -69,7 +69,7 @@ def plan(tmp_path, training):
         records = [{"input": f"{task} {k}", "output": "A"} for k in range(1200)]
         content = {"Definition": [], "Instances": records}
         (tmp_path / "data" / task / "train.json").write_text(json.dumps(content))
-    return Plan(
+    return StandardClPlan(
         model="base",
         data_dir=tmp_path / "data",
         results=tmp_path / "results",

@@ -79,7 +79,7 @@ def test_a_long_build_says_that_it_goes_on(tmp_path, capfd, monkeypatch):
     calls: list[None] = []
     extension.build(tmp_path, loader(tmp_path, "sleep 1 && touch $out"), lambda: calls.append(None))
     assert f"still building {tmp_path.name} (" in capfd.readouterr().err
-    assert calls  # the watch is told, too
+    assert calls  # the watchdog is told, too
 
 
 def test_a_build_that_fails_is_one_line(tmp_path):

@@ -17,9 +17,9 @@ from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.config import MethodConfig
 from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import blank, collate
+from moram_dist.decode.continuous_batching import ContinuousBatcher, Request, Room
 from moram_dist.decode.generate import greedy
 from moram_dist.decode.labels import score_labels
-from moram_dist.decode.turns import Room, Row, Turns
 from moram_dist.methods import METHODS
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example, Task
@@ -250,8 +250,10 @@ def test_generation_goes_on_from_the_prompts_gates(asked, turns):
         expected.append(said)
     settings = {"eos_token_id": -1, "pad_token_id": 0, "do_sample": False, "use_cache": True}
     if turns:
-        rows = [Row(k, prompt, 12 - k) for k, prompt in enumerate(prompts)]
-        found = {row.key: row.said for row in Turns(model, Room(2, 10_000), **settings)(rows)}
+        rows = [Request(k, prompt, 12 - k) for k, prompt in enumerate(prompts)]
+        found = {
+            row.key: row.said for row in ContinuousBatcher(model, Room(2, 10_000), **settings)(rows)
+        }
         assert [found[k] for k in range(3)] == [said[: 12 - k] for k, said in enumerate(expected)]
     else:
         tokenizer = Words()

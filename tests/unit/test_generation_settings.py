@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moram_dist.config import ModelConfig
-from moram_dist.decode import answer_batch, can_take_turns, generate_batch
+from moram_dist.decode import answer_batch, can_batch_continuously, generate_batch
 from moram_dist.decode.generate import greedy
 from moram_dist.models.language_model import load, load_tokenizer
 from moram_dist.tasks.task import Decoding, Example, Task
@@ -71,7 +71,7 @@ def models():
 def plain():
     """Answers of models that say nothing of generation."""
     tokenizer, causal, t5 = models()
-    assert can_take_turns(causal) and not can_take_turns(t5)
+    assert can_batch_continuously(causal) and not can_batch_continuously(t5)
     return answers(tokenizer, causal, t5)
 
 

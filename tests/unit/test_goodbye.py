@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from moram_dist.comm.links import Peer
-from moram_dist.comm.watch import Watch
+from moram_dist.comm.watchdog import PeerWatchdog
 
 
 class AfterThe:
@@ -29,12 +29,12 @@ class AfterThe:
 @pytest.mark.parametrize("code", [0, 3, 75])
 def test_the_goodbye_comes_though_the_watch_ends_first(code):
     ours, theirs = socket.socketpair()
-    watch = Watch(wait_limit_s=60)
-    watch.at("nothing")
-    thread = threading.Thread(target=watch._watch)
-    watch._peers[1] = Peer("rank 1", AfterThe(ours, thread))
+    watchdog = PeerWatchdog(wait_limit_s=60)
+    watchdog.at("nothing")
+    thread = threading.Thread(target=watchdog._watch)
+    watchdog._peers[1] = Peer("rank 1", AfterThe(ours, thread))
     thread.start()
-    watch.leave(code)
+    watchdog.leave(code)
     theirs.settimeout(10)
     assert theirs.recv(2) == bytes([code])
     ours.close()

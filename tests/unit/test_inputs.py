@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from launch.settings import deepspeed_config, settle
+from launch.settings import deepspeed_config, resolve
 from moram_dist import config_io
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.methods.restore import load_memory
@@ -67,7 +67,7 @@ class Start:
             "output_dir": self.folder / "run",
             "dtype": "fp32",
         } | flags
-        config, benchmark = settle(config_io.build(flags))
+        config, benchmark = resolve(config_io.build(flags))
         ds_config = deepspeed_config(config, self.ds_path, world_size=1)
         run_dir = RunDir(config.run_dir)
         run_dir.check(config)
@@ -324,11 +324,11 @@ def test_a_run_yaml_that_was_cut_short(start):
 
 
 def test_names_of_a_base_say_what_was_asked_for(start):
-    config, benchmark = settle(config_io.build({}))
+    config, benchmark = resolve(config_io.build({}))
     tokenizer = language_model.load_tokenizer(config.model)
     inputs = gather(config, benchmark, {}, tokenizer, print)
     assert inputs.base.name == "demo"
     assert (
         replace(inputs.base, name="base")
-        == gather(*settle(config_io.build({"model": str(start.model)})), {}, tokenizer, print).base
+        == gather(*resolve(config_io.build({"model": str(start.model)})), {}, tokenizer, print).base
     )

@@ -9,7 +9,7 @@ import yaml
 
 from eval.report import write_report
 from launch import described
-from launch.settings import settle
+from launch.settings import resolve
 from launch.summary import summary
 from moram_dist import config_io
 from moram_dist.config import RecordConfig, RunConfig
@@ -29,7 +29,7 @@ def test_a_password_is_kept_nowhere(tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "--tracking_uri", ADDRESS, f"--x={ADDRESS}"])
     run_dir = make_run(tmp_path / "run", {(0, 0): [1.0]}, tasks=["topic"])
     (run_dir / "run.yaml").unlink()
-    config, benchmark = settle(
+    config, benchmark = resolve(
         RunConfig(record=RecordConfig(output_dir=run_dir, tracking_uri=ADDRESS))
     )
     ds_config = {"comet": {"enabled": False, "api_key": SECRET}}
@@ -60,7 +60,7 @@ def test_a_password_is_kept_nowhere(tmp_path, monkeypatch, caplog, capsys):
 
 def test_what_an_older_version_kept_is_taken_out_at_the_next_start(tmp_path):
     run_dir = tmp_path / "run"
-    config, benchmark = settle(RunConfig(record=RecordConfig(output_dir=run_dir)))
+    config, benchmark = resolve(RunConfig(record=RecordConfig(output_dir=run_dir)))
     RunDir(run_dir).describe(config, benchmark, {}, 1)
     record = run_dir / "run.yaml"
     old = yaml.safe_load(record.read_text())

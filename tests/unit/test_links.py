@@ -1,4 +1,4 @@
-"""The watch over many ranks: few connections each, and whatever dies, all end, and few say why."""
+"""The watchdog of many ranks: few connections each; whatever dies, all end, and few say why."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from moram_dist.comm import env, links, watch
-from moram_dist.comm.watch import Watch
+from moram_dist.comm import env, links, watchdog
+from moram_dist.comm.watchdog import PeerWatchdog
 
 RANKS = 24
 SOON_S = 60
@@ -49,7 +49,7 @@ def one_rank(rank: int, folder: Path, wait_limit_s: float, leaves: dict[int, int
     sys.stderr = os.fdopen(2, "w")
     env.gather_objects = gather(folder)
     env.from_main = lambda value: env.gather_objects(value)[0]
-    ours = Watch(wait_limit_s)
+    ours = PeerWatchdog(wait_limit_s)
     ours.start()
     ours.at("the test")
     (folder / f"peers{rank}").write_text(str(len(ours._peers)))
@@ -136,7 +136,7 @@ def test_a_whole_node_dies(tmp_path, node):
 
 
 def test_a_rank_dies_while_rank_0_stands_still(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "TURN_S", 0.5)
+    monkeypatch.setattr(watchdog, "TURN_S", 0.5)
     with Ranks(tmp_path) as ranks:
         ranks.send(signal.SIGSTOP, 0)
         ranks.send(signal.SIGKILL, 5)

@@ -13,7 +13,7 @@ from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS
 from moram_dist.methods.ewc import FISHER_EXAMPLES
 from moram_dist.methods.lwf import divergence
-from moram_dist.methods.method import Seen
+from moram_dist.methods.method import ForwardOutput
 from moram_dist.methods.slao import orthonormal
 from moram_dist.registry import InputError
 
@@ -55,7 +55,9 @@ def no_look(limit):
     raise AssertionError("nobody asked")
 
 
-NOTHING = Seen(torch.zeros(1, 1, 1), torch.zeros(1, 1).long(), 1.0, again=lambda: no_look(0))
+NOTHING = ForwardOutput(
+    torch.zeros(1, 1, 1), torch.zeros(1, 1).long(), 1.0, again=lambda: no_look(0)
+)
 
 
 # inc_lora
@@ -238,7 +240,7 @@ def test_lwf_asks_the_model_before_the_task_and_at_answers_only():
         asked.append(model(x))
         return asked[-1]
 
-    seen = Seen(logits, torch.tensor([[1, -100]]), weight=0.25, again=again)
+    seen = ForwardOutput(logits, torch.tensor([[1, -100]]), weight=0.25, again=again)
     assert method.penalty(seen).item() == pytest.approx(3 * 0.25 * math.log(4 / 3) / 2)
     assert asked[0].tolist() == [[[0.0, 0.0], [0.0, 0.0]]]  # the old B, whatever was dropped
     model.eval()
@@ -264,7 +266,7 @@ def test_the_model_before_is_asked_without_dropout():
         asked.append(model(x))
         return asked[-1]
 
-    method.penalty(Seen(torch.ones(1, 400, 1), torch.zeros(1, 400).long(), 1.0, again))
+    method.penalty(ForwardOutput(torch.ones(1, 400, 1), torch.zeros(1, 400).long(), 1.0, again))
     assert torch.equal(asked[0], x)
 
 

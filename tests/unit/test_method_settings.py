@@ -11,7 +11,7 @@ import torch
 from moram_dist.config import MethodConfig, RunConfig
 from moram_dist.config_io import build, differences
 from moram_dist.methods import METHODS
-from moram_dist.methods.method import Seen
+from moram_dist.methods.method import ForwardOutput
 from tests.helpers.tiny import tiny_model, tokens
 from tests.unit.test_data_methods import THREE
 
@@ -51,7 +51,7 @@ def read_in_a_run(name):
             with torch.no_grad():
                 return model(ids).logits
 
-        method.penalty(Seen(model(ids).logits, ids, 1.0, again=logits))
+        method.penalty(ForwardOutput(model(ids).logits, ids, 1.0, again=logits))
         model.eval()
 
         def look(limit):

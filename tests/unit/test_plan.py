@@ -15,7 +15,7 @@ from launch.planning.meter import Meter, PretendGroup
 from launch.planning.passes import passes
 from launch.planning.rehearsal import Ranks, Rehearsal
 from launch.planning.sizes import standing
-from launch.settings import settle
+from launch.settings import resolve
 from moram_dist.config_io import build
 from moram_dist.data.encode import encode_training
 from moram_dist.data.stream import steps
@@ -143,7 +143,7 @@ def test_more_frozen_atoms_and_more_tokens_take_more(model):
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_passes_are_the_trainers(world_size):
     flags = {"limit_train": "20", "limit_eval": "2", "batch_size": "8", "epochs": "2"}
-    config, benchmark = settle(build(flags | {"micro_batch_tokens": "60"}))
+    config, benchmark = resolve(build(flags | {"micro_batch_tokens": "60"}))
     tokenizer = language_model.load_tokenizer(config.model)
     one = rehearsal(language_model.DEMO_BASE, "resident", ranks=1)
     found = passes(config, benchmark, one.method, tokenizer, 1, world_size)

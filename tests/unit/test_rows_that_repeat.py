@@ -9,7 +9,7 @@ import pytest
 
 from eval.harness import Evaluator, predictions_path
 from eval.score_matrix import ScoreMatrix
-from moram_dist.comm.watch import Watch
+from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
@@ -51,7 +51,7 @@ def evaluator(base, tmp_path, monkeypatch):
             run_dir=folder,
             tracker=Tracker(),
             progress=Progress(enabled=False),
-            watch=Watch(60),
+            watchdog=PeerWatchdog(60),
         )
 
     make.generated = []

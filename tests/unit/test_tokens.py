@@ -10,7 +10,7 @@ import pytest
 from moram_dist.config import ModelConfig
 from moram_dist.data import tokens
 from moram_dist.data.encode import encode_training
-from moram_dist.data.tokens import Told, encode_task
+from moram_dist.data.tokens import WorkProgress, encode_task
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.rules import RULES
@@ -45,7 +45,9 @@ def pairs():
 
 
 def told(lines=None):
-    return Told("tokenising task x", 0, (lines if lines is not None else []).append, lambda _: None)
+    return WorkProgress(
+        "tokenising task x", 0, (lines if lines is not None else []).append, lambda _: None
+    )
 
 
 @pytest.mark.parametrize("decoder_start", [None, 0])
@@ -141,7 +143,11 @@ def test_it_says_how_far_it_is(tokenizer, many, tmp_path, monkeypatch):
     lines: list[str] = []
     at: list[str] = []
     encode_task(
-        tokenizer, many, None, tmp_path, Told("tokenising task x", 256, lines.append, at.append)
+        tokenizer,
+        many,
+        None,
+        tmp_path,
+        WorkProgress("tokenising task x", 256, lines.append, at.append),
     )
     assert lines == [f"tokenising task x: {n}/256" for n in (100, 200, 256)]
     assert at == ["tokenising task x"] * 3
@@ -150,7 +156,7 @@ def test_it_says_how_far_it_is(tokenizer, many, tmp_path, monkeypatch):
 def test_calls_are_counted_too(monkeypatch):
     monkeypatch.setattr(tokens, "QUIET_S", -1.0)
     lines: list[str] = []
-    told = Told("fitting prompts", None, lines.append, lambda _: None)
+    told = WorkProgress("fitting prompts", None, lines.append, lambda _: None)
     check = told.calls_of(lambda task, text: text == task)
     assert [check("a", "a"), check("a", "b")] == [True, False]
     assert lines == ["fitting prompts: 1", "fitting prompts: 2"]

@@ -10,7 +10,7 @@ import pytest
 from moram_dist.registry import InputError
 from moram_dist.tracking import MetricsFile, read_ids, write_ids
 from moram_dist.tracking.__main__ import main
-from moram_dist.tracking.replay import Replay
+from moram_dist.tracking.replay import MlflowReplay
 from moram_dist.tracking.spool import Spool, operations
 from moram_dist.tracking.tracker import RunDescription, read_metrics
 
@@ -165,7 +165,7 @@ def test_what_is_left_of_a_damaged_spool_is_sent(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     ids = {"store": uri, "parent": None, "tasks": {}, "sent": {"run.jsonl": 10**6}}
     write_ids(tmp_path / "run", ids)
-    replay = Replay(uri, tmp_path / "run")
+    replay = MlflowReplay(uri, tmp_path / "run")
     replay.send()
     assert replay.complete()
     parent = json.loads((tmp_path / "run" / "tracking.json").read_text())["parent"]

@@ -179,7 +179,7 @@ def test_training_never_waits_for_a_server_that_hangs(tmp_path, monkeypatch, cap
             track(tracker, tmp_path / "run")
     assert not tracker.complete
     away, unsent = [r.getMessage() for r in caplog.records if r.name.startswith("moram_dist")]
-    assert "training goes on" in away and uri.partition("@")[2] in away
+    assert "training continues" in away and uri.partition("@")[2] in away
     assert f"python -m moram_dist.tracking send {tmp_path / 'run'}" in unsent
     assert "secret" not in away + unsent
     assert "secret" not in (tmp_path / "run" / "tracking" / "run.jsonl").read_text()

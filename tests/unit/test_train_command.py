@@ -12,7 +12,7 @@ import launch.train
 from moram_dist.registry import MachineError
 
 
-class Watch:
+class PeerWatchdog:
     def __init__(self):
         self.heard = []
 
@@ -25,7 +25,7 @@ class Watch:
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Makes a run raise; gives the exit code, what its watch was told, and its folder."""
+    """Makes a run raise; gives the exit code, what its watchdog was told, and its folder."""
 
     def leave(code):
         raise SystemExit(code)
@@ -34,14 +34,14 @@ def run(monkeypatch, tmp_path):
         def fail():
             raise error
 
-        watch, folder = Watch(), SimpleNamespace(path=tmp_path)
-        session = SimpleNamespace(run=fail, watch=watch, run_dir=folder)
+        watchdog, folder = PeerWatchdog(), SimpleNamespace(path=tmp_path)
+        session = SimpleNamespace(run=fail, watchdog=watchdog, run_dir=folder)
         monkeypatch.setattr(launch.session, "prepare", lambda config, path: session)
         monkeypatch.setattr(os, "_exit", leave)
         monkeypatch.delenv("RANK", raising=False)
         with pytest.raises(SystemExit) as ended:
             launch.train.main()
-        return ended.value.code, watch.heard, sorted(path.name for path in tmp_path.iterdir())
+        return ended.value.code, watchdog.heard, sorted(path.name for path in tmp_path.iterdir())
 
     return of
 
@@ -60,7 +60,7 @@ def test_a_fault_is_one_line_and_a_file_of_the_run(run, capsys):
     ("error", "code", "said"),
     [
         (MachineError("a rank died"), 4, "error: a rank died\n"),
-        (KeyboardInterrupt(), 130, "error: interrupted; the same command goes on\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted; rerun the same command to resume\n"),
         (MemoryError(), 4, "error: out of memory\n"),
     ],
 )

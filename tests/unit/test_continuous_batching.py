@@ -7,8 +7,15 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from moram_dist.config import ModelConfig
+from moram_dist.decode.continuous_batching import (
+    READ_TOGETHER,
+    STEPS_PER_TURN,
+    ContinuousBatcher,
+    Request,
+    Room,
+    can_batch_continuously,
+)
 from moram_dist.decode.generate import generate_batch, generate_stream, greedy
-from moram_dist.decode.turns import READ_TOGETHER, TURN, Room, Row, Turns, can_take_turns
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks.task import Decoding, Example, Task
 from tests.helpers.tiny import SIZES, VOCABULARY, tiny_model, tokens
@@ -48,9 +55,11 @@ def alone(model, prompt, limit):
     "room", [Room(100, 10**6), Room(1, 10**6), Room(3, 10**6), Room(100, 120), Room(100, 1)]
 )
 def test_each_row_says_what_it_says_alone(model, room):
-    limits = [(1, 2, TURN, TURN + 1, 3 * TURN)[i % 5] for i in range(12)]
-    asked = [Row(i, p, n) for i, (p, n) in enumerate(zip(prompts(), limits, strict=True))]
-    ended = list(Turns(model, room, **SETTINGS)(asked))
+    limits = [
+        (1, 2, STEPS_PER_TURN, STEPS_PER_TURN + 1, 3 * STEPS_PER_TURN)[i % 5] for i in range(12)
+    ]
+    asked = [Request(i, p, n) for i, (p, n) in enumerate(zip(prompts(), limits, strict=True))]
+    ended = list(ContinuousBatcher(model, room, **SETTINGS)(asked))
     assert sorted(row.key for row in ended) == [*range(12)]
     expected = [alone(model, row.prompt, row.max_new_tokens) for row in asked]
     assert [row.said for row in asked] == expected
@@ -63,9 +72,9 @@ def test_prompts_are_taken_when_there_is_room(model):
     def rows():
         for i, prompt in enumerate(prompts()):
             taken.append(i)
-            yield Row(i, prompt, 2 * TURN)
+            yield Request(i, prompt, 2 * STEPS_PER_TURN)
 
-    turns = Turns(model, Room(3, 10**6), **SETTINGS)(rows())
+    turns = ContinuousBatcher(model, Room(3, 10**6), **SETTINGS)(rows())
     ended = 0
     for _ in turns:
         ended += 1
@@ -74,19 +83,19 @@ def test_prompts_are_taken_when_there_is_room(model):
 
 
 def test_room_counts_what_rows_may_become():
-    rows = [Row(0, [5] * 30, 20), Row(1, [5] * 30, 10)]
-    assert Room(3, 120).for_one_more(rows[:1], Row(2, [5] * 30, 30))
-    assert not Room(3, 119).for_one_more(rows[:1], Row(2, [5] * 30, 30))
-    assert not Room(2, 10**6).for_one_more(rows, Row(2, [5] * 30, 20))
+    rows = [Request(0, [5] * 30, 20), Request(1, [5] * 30, 10)]
+    assert Room(3, 120).for_one_more(rows[:1], Request(2, [5] * 30, 30))
+    assert not Room(3, 119).for_one_more(rows[:1], Request(2, [5] * 30, 30))
+    assert not Room(2, 10**6).for_one_more(rows, Request(2, [5] * 30, 20))
     assert Room(1, 1).for_one_more([], rows[0])
 
 
 def test_lengths_that_differ_much_do_not_go_on_together():
     """Of 3 * 150 tokens at least 300 must be some row's."""
-    rows = [Row(0, [5] * 90, 60), Row(1, [5] * 50, 100)]
+    rows = [Request(0, [5] * 90, 60), Request(1, [5] * 50, 100)]
     rows[0].said = [5] * 10
-    assert Room(9, 10**6).for_one_more(rows, Row(2, [5] * 150, 10))
-    assert not Room(9, 10**6).for_one_more(rows, Row(2, [5] * 151, 10))
+    assert Room(9, 10**6).for_one_more(rows, Request(2, [5] * 150, 10))
+    assert not Room(9, 10**6).for_one_more(rows, Request(2, [5] * 151, 10))
 
 
 def test_long_prompts_are_read_by_themselves(model, monkeypatch):
@@ -101,17 +110,17 @@ def test_long_prompts_are_read_by_themselves(model, monkeypatch):
         return torch.cat([input_ids, torch.full((len(input_ids), 1), EOS)], 1)
 
     monkeypatch.setattr(model, "generate", generate)
-    turns = Turns(model, Room(100, 10**6), **SETTINGS)
-    assert len([*turns(Row(i, p, 5) for i, p in enumerate([long, short, long, short]))]) == 4
+    turns = ContinuousBatcher(model, Room(100, 10**6), **SETTINGS)
+    assert len([*turns(Request(i, p, 5) for i, p in enumerate([long, short, long, short]))]) == 4
     whole = ((1, READ_TOGETHER), True)
     assert shapes == [((2, READ_TOGETHER // 2), True), whole, whole]
 
 
 def test_which_models_cannot():
     window = MistralConfig(vocab_size=VOCABULARY, sliding_window=8, **SIZES)
-    assert can_take_turns(tiny_model())
-    assert not can_take_turns(MistralForCausalLM(window))
-    assert not can_take_turns(tiny_t5())
+    assert can_batch_continuously(tiny_model())
+    assert not can_batch_continuously(MistralForCausalLM(window))
+    assert not can_batch_continuously(tiny_t5())
 
 
 def test_a_stream_reads_each_text_by_its_own_task():

@@ -1,4 +1,4 @@
-"""Greedy generation in turns: it costs what rows need, not what the longest row of a batch does.
+"""Continuous batching of greedy generation: it costs what rows need, not what the longest one does.
 
 Rows go on together, a few tokens a turn. Then those that have ended leave, and others come in.
 """
@@ -16,7 +16,7 @@ from moram_dist.data.stream import pad_left
 from moram_dist.decode.cache import RoomyCache, joined
 from moram_dist.decode.settings import generate
 
-TURN = 8
+STEPS_PER_TURN = 8
 """Tokens in a turn. A row that ends in it waits for its end."""
 
 READ_TOGETHER = 2048
@@ -25,7 +25,7 @@ prompt that is read by itself needs no mask, and attention is faster without."""
 
 
 @dataclass(eq=False)
-class Row:
+class Request:
     """A prompt to go on from, and what was said so far."""
 
     key: int
@@ -60,7 +60,7 @@ class Room:
     tokens: int
     """Of all rows, each as long as the longest may become. One row goes on whatever its length."""
 
-    def for_one_more(self, rows: Sequence[Row], new: Row) -> bool:
+    def for_one_more(self, rows: Sequence[Request], new: Request) -> bool:
         """Whether there is, and no more than a third would be padding: it takes time too."""
         if not rows:
             return True
@@ -70,7 +70,7 @@ class Room:
         return fits and 2 * count * max(lengths) <= 3 * sum(lengths)
 
 
-def can_take_turns(model: Any) -> bool:
+def can_batch_continuously(model: Any) -> bool:
     """Whether all that a model keeps of a row is the keys and values of its tokens."""
     return (
         not model.config.is_encoder_decoder
@@ -79,8 +79,8 @@ def can_take_turns(model: Any) -> bool:
     )
 
 
-class Turns:
-    """Generates with a model that ``can_take_turns`` and has whole weights."""
+class ContinuousBatcher:
+    """Generates with a model that ``can_batch_continuously`` and has whole weights."""
 
     def __init__(self, model: Any, room: Room, **settings: Any) -> None:
         """``settings`` are of ``GenerationConfig``: ``eos_token_id``, ``pad_token_id`` and more."""
@@ -91,14 +91,14 @@ class Turns:
         self.device = next(iter(model.parameters())).device
 
     @torch.no_grad()
-    def __call__(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def __call__(self, rows: Iterable[Request]) -> Iterator[Request]:
         """The rows as they end, by EOS or by their limit, with what was said."""
         waiting = iter(rows)
         following = next(waiting, None)
-        active: list[Row] = []
+        active: list[Request] = []
         caches: list[RoomyCache] = []
         while following or active:
-            new: list[Row] = []
+            new: list[Request] = []
             while following and self.room.for_one_more([*active, *new], following):
                 new.append(following)
                 following = next(waiting, None)
@@ -120,12 +120,12 @@ class Turns:
             caches = [cache] if active else []
             if active:
                 left = min(row.max_new_tokens - len(row.said) for row in active)
-                self._go_on(active, cache, min(TURN, left))
+                self._go_on(active, cache, min(STEPS_PER_TURN, left))
 
-    def _has_ended(self, row: Row) -> bool:
+    def _has_ended(self, row: Request) -> bool:
         return row.said[-1] == self.eos or len(row.said) >= row.max_new_tokens
 
-    def _go_on(self, rows: Sequence[Row], cache: RoomyCache, tokens: int) -> None:
+    def _go_on(self, rows: Sequence[Request], cache: RoomyCache, tokens: int) -> None:
         """Each row says so many tokens more, or fewer where EOS comes."""
         ids_BP, mask_BP = (
             t.to(self.device)
@@ -144,9 +144,9 @@ class Turns:
             row.said += said[: said.index(self.eos) + 1] if self.eos in said else said
 
 
-def _read_together(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def _read_together(rows: Sequence[Request]) -> Iterator[list[Request]]:
     """Groups of ``READ_TOGETHER`` tokens at most, the shortest first."""
-    group: list[Row] = []
+    group: list[Request] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)):
         if group and (len(group) + 1) * len(row.prompt) > READ_TOGETHER:
             yield group

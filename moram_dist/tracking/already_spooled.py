@@ -10,7 +10,7 @@ from moram_dist.tracking.spool import operations
 
 
 @dataclass
-class Told:
+class AlreadySpooled:
     """What need not be spooled again."""
 
     sequence: str | None = None
@@ -37,9 +37,9 @@ class Told:
     """Whether the last word is that the whole run is finished."""
 
 
-def recall(path: Path) -> Told:
+def recall(path: Path) -> AlreadySpooled:
     """Read a spool. What stands before its opening, or a task's beginning, reaches no store."""
-    told = Told()
+    told = AlreadySpooled()
     for operation, _ in operations(path):
         do = operation["do"]
         told.time = max(told.time, operation["time"])

@@ -31,16 +31,16 @@ TURN_S = 3.0
 """A rank that is to speak, and is silent for so long, cannot: it is the next one's turn."""
 
 ECHO_S = 5.0
-"""How long after a rank's death the errors that it causes on others may come before the watch."""
+"""How long after a rank's death the errors that it causes on others may precede the watchdog."""
 
 NAMED = 8
 """Dead ranks that the line names; a node may hold many more."""
 
-GO_ON = "; what is published is whole: the same command goes on from there"
+HOW_TO_RESUME = "; published tasks are intact; rerun the same command to resume"
 
 
-class Watch:
-    """This rank's part of the watch. Does nothing until ``start``, nor where there is one rank."""
+class PeerWatchdog:
+    """This rank's part of it. Does nothing until ``start``, nor where there is one rank."""
 
     def __init__(self, wait_limit_s: float) -> None:
         self.wait_limit_s = wait_limit_s
@@ -68,7 +68,7 @@ class Watch:
         if env.world_size() == 1:
             return
         self._peers = links.connect()
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def leave(self, code: int) -> None:
         """This rank is about to end on purpose; a code other than 0 ends the others with it too."""
@@ -82,7 +82,7 @@ class Watch:
     def let_speak(self) -> None:
         """To be called on an error that may be the echo of another rank's end.
 
-        Where it is, the watch ends this process before this returns.
+        Where it is, the watchdog ends this process before this returns.
         """
         if self._peers or self._dead:
             time.sleep(ECHO_S)
@@ -130,7 +130,7 @@ class Watch:
             noticed = since + self.wait_limit_s
         turn = sum(rank < env.rank() for rank in self._peers)
         if time.monotonic() > noticed + turn * TURN_S and not self._left:
-            self._end(line + GO_ON)
+            self._end(line + HOW_TO_RESUME)
 
     def _end(self, line: str) -> NoReturn:
         try:
