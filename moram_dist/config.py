@@ -121,6 +121,10 @@ class MethodConfig:
     threshold: float = 0.2
     """Relevance under which an atom is silent at inference, in [0, 1]; never used in training."""
 
+    quiet_keys: float = 0.0
+    """moram: part of the energy of older tasks' inputs whose directions new keys are kept
+    orthogonal to, in [0, 1), so that new atoms hardly answer older tasks; 0 leaves keys free."""
+
     orthogonal_weight: float = 0.5
     """o_lora: weight of the overlap of new and old subspaces (published: 0.5)."""
 
@@ -150,6 +154,8 @@ class MethodConfig:
             raise InputError(f"--atoms_per_task must be >= 1, got {self.atoms_per_task}")
         if not self.temperature > 0:
             raise InputError(f"--temperature must be > 0, got {self.temperature}")
+        if not 0 <= self.quiet_keys < 1:
+            raise InputError(f"--quiet_keys must be in [0, 1), got {self.quiet_keys}")
         if not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold must be in [0, 1], got {self.threshold}")
         if not 0 <= self.dropout < 1:

@@ -75,7 +75,11 @@ def variants(sizes: Sizes) -> dict[str, Variant]:
     """By name, those that are wanted most first."""
     learned = 4 * sizes.train
     replay = {f"replay_{n}_percent": {"replay_budget": learned * n // 100} for n in (1, 2)}
-    moram = {"moram_published": {"temperature": 0.03}, "moram_recommended": {"temperature": 0.3}}
+    moram = {
+        "moram_published": {"temperature": 0.03},
+        "moram_recommended": {"temperature": 0.3},
+        "moram_quiet": {"temperature": 0.3, "threshold": 0, "quiet_keys": 0.95},
+    }
     return {
         "sequential_lora": Variant(method="sequential_lora"),
         "inc_lora": Variant(method="inc_lora", recall=BOTH),
@@ -101,7 +105,7 @@ class Experiment:
     benchmark: str
     orders: tuple[str, ...]
     protocol: str = "default"
-    variants: tuple[str, ...] = ("sequential_lora", "inc_lora", "moram_recommended")
+    variants: tuple[str, ...] = ("sequential_lora", "inc_lora", "moram_recommended", "moram_quiet")
 
 
 EXPERIMENTS = {

@@ -21,6 +21,9 @@ BLOCK = 128
 
 ROUNDS = 20
 
+HELD_ROUNDS = 4
+"""Iterations where only the energy that is held counts."""
+
 PRECISION = 1e-8
 """Of singular vectors: how far each is from solving its equation, in its squared singular value."""
 
@@ -86,6 +89,38 @@ class InputMoments:
             self._sums[name] = product if sum_DD is None else sum_DD.add_(product)
 
 
+def look_at(
+    model: nn.Module,
+    linears: Mapping[str, nn.Module],
+    look: Callable[[int], tuple[int, Iterator[Tensor]]],
+    examples: int,
+    seen: Callable[[], None] = lambda: None,
+) -> InputMoments:
+    """Moments of linears' inputs over the tokens of some training examples, without dropout.
+
+    Args:
+        model: that the linears are of.
+        linears: by full name.
+        look: a ``methods.method.ExampleLosses``.
+        examples: how many, over all ranks.
+        seen: called when an example that counts has been through the model.
+    """
+    count, losses = look(examples)
+    moments = InputMoments(linears)
+    training = model.training
+    model.eval()
+    # A rank that has fewer examples than others gets one that must not count.
+    mine = len(range(env.rank(), count, env.world_size()))
+    with moments.taken():
+        moments.counting = mine > 0
+        for done, _ in enumerate(losses, 1):
+            if moments.counting:
+                seen()
+            moments.counting = done < mine
+    model.train(training)
+    return moments
+
+
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same numbers in the same place."""
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape
@@ -121,6 +156,52 @@ def new_directions(moment_DD: Tensor, basis_KD: Tensor, energy: float) -> Tensor
     if lacking <= 0:
         return moment_DD.new_zeros(0, len(moment_DD))
     return _left_singular(rest_DD, lambda squares: int((squares.cumsum(0) < lacking).sum()) + 1)
+
+
+def directions_of_inputs(moment_DD: Tensor, basis_KD: Tensor, energy: float) -> Tensor:
+    """As few directions beside ``basis_KD`` as make the basis hold ``energy`` of the inputs.
+
+    That is ``trace(P M) >= energy trace(M)``, with P onto old and new directions: the part of the
+    inputs' squared length that lies in their span. (``new_directions`` squares moments once more.)
+
+    Returns:
+        Orthonormal rows in float32, orthogonal to ``basis_KD``'s; none where these hold enough.
+    """
+    off_DD = without(without(moment_DD, basis_KD).T, basis_KD)
+    total, rest = moment_DD.trace(), off_DD.trace()
+    missing = energy * total - (total - rest)
+    if missing <= 0:
+        return moment_DD.new_zeros(0, len(moment_DD), dtype=torch.float32)
+    # In float32: where exactly the energy is cut matters less than the time that it takes.
+    energies_K, rows_KD = _holding(off_DD.float(), float(missing))
+    count = int((energies_K.cumsum(0) < missing).sum()) + 1
+    # Directions of what is 0 but for rounding might lie anywhere, along old ones too.
+    real = energies_K[:count] > total * torch.finfo(torch.float32).eps
+    # Rounding leaves a little of the old directions in the new ones.
+    clean_DK, _ = torch.linalg.qr(without(rows_KD[:count][real].T.to(moment_DD), basis_KD))
+    rows_KD = clean_DK.T.float()
+    return rows_KD * rows_KD.gather(1, rows_KD.abs().argmax(1, keepdim=True)).sign()
+
+
+def _holding(moment_DD: Tensor, energy: float) -> tuple[Tensor, Tensor]:
+    """Directions that hold ``energy`` of moments, and how much each holds, the largest first.
+
+    By subspace iteration with blocks that double until they hold enough. It need not have settled:
+    what a direction holds is exact, so a few directions more are the price.
+    """
+    size, block = len(moment_DD), BLOCK
+    start = torch.Generator().manual_seed(0)
+    while block <= size // 4:
+        seen_DK = torch.randn(size, block, generator=start).to(moment_DD)
+        for _ in range(HELD_ROUNDS):
+            basis_DK, _ = torch.linalg.qr(moment_DD @ seen_DK)
+            seen_DK = basis_DK
+        energies_K, turn_KK = torch.linalg.eigh(seen_DK.T @ (moment_DD @ seen_DK))
+        if energies_K.clamp(min=0).sum() >= energy:
+            return energies_K.flip(0).clamp(min=0), (seen_DK @ turn_KK).T.flip(0)
+        block *= 2
+    energies_D, vectors_DD = torch.linalg.eigh(moment_DD)
+    return energies_D.flip(0).clamp(min=0), vectors_DD.T.flip(0)
 
 
 def _left_singular(matrix_DD: Tensor, wanted: Callable[[Tensor], int]) -> Tensor:

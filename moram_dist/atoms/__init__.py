@@ -4,6 +4,7 @@ from moram_dist.atoms.layer import (
     Memory,
     MemoryLinear,
     MemorySettings,
+    by_input,
     give_memory,
     reads_source,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "MemorySettings",
     "Placer",
     "Routing",
+    "by_input",
     "give_memory",
     "reads_source",
     "recall",

@@ -3,7 +3,7 @@
 Active atoms are parameters that are reused from task to task, so one engine serves the whole
 sequence. Linears that share an input (q, k, v) are asked together: one collective serves them all.
 
-Shape letters: R active atoms, D inputs, E outputs.
+Shape letters: R active atoms, D inputs, E outputs, K directions of older tasks' inputs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
+import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import AdaptedLinear
@@ -85,6 +86,8 @@ class Memory(nn.Module):
         self.reads_source = False
         """Whether the tokens are an encoder's in a model whose decoder has others."""
         self.dropouts = tuple(layer.dropout for layer in layers)  # children of their layers only
+        self.directions_KD: Tensor | None = None
+        """Orthonormal rows that active keys are kept off; None: active keys are free."""
         shapes = [(layer.in_features, layer.out_features) for layer in layers]
         like = layers[0].like
         self.bank = Bank(shapes, placer.group, like=like, num_active=settings.num_active)
@@ -100,7 +103,15 @@ class Memory(nn.Module):
     def stored(self, i: int) -> Atoms:
         """Active atoms of linear ``i`` as they answer, and are frozen: the scale folded in."""
         keys_RD, values_RE = self.active(i)
-        return keys_RD, values_RE * self.settings.scale
+        return self._quiet(keys_RD), values_RE * self.settings.scale
+
+    def _quiet(self, keys_RD: Tensor) -> Tensor:
+        """Active keys without their part along ``directions_KD``, and so their gradients."""
+        if self.directions_KD is None:
+            return keys_RD
+        precise = torch.promote_types(keys_RD.dtype, torch.float32)
+        keys, directions_KD = keys_RD.to(precise), self.directions_KD.to(precise)
+        return (keys - (keys @ directions_KD.T) @ directions_KD).to(keys_RD.dtype)
 
     def grow(self, atoms: Sequence[Atoms]) -> None:
         """Append frozen atoms, values as stored, one pair a linear. All ranks call together."""
@@ -187,8 +198,8 @@ def _identity(x: Tensor) -> tuple:
     return x.data_ptr(), x.shape, x.stride(), None if x.is_inference() else x._version
 
 
-def shard_inputs(names: Iterable[str]) -> list[list[str]]:
-    """Full names of linears, in the model's order, grouped by the input they shard."""
+def by_input(names: Iterable[str]) -> list[list[str]]:
+    """Full names of linears, in the model's order, grouped by the input that they share."""
 
     def key(name: str) -> tuple[str, object]:
         parent, _, last = name.rpartition(".")
@@ -217,7 +228,7 @@ def give_memory(
     It is a child of the first of them, by the name of ``memory``.
     """
     out = {}
-    for names in shard_inputs(layers):
+    for names in by_input(layers):
         group = [layers[name] for name in names]
         memory = out[tuple(names)] = Memory(group, settings, placer)
         group[0].add_module("memory", memory)

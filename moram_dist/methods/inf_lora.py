@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import sizes
-from moram_dist.adapters.moments import InputMoments, leading, new_directions, without
-from moram_dist.comm import env
+from moram_dist.adapters.moments import (
+    InputMoments,
+    leading,
+    look_at,
+    new_directions,
+    without,
+)
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.inc_lora import IncLora
 from moram_dist.methods.method import METHODS, ExampleLosses, Linears
@@ -123,17 +128,4 @@ class InfLora(IncLora):
 
     def _look_at(self, look: ExampleLosses) -> InputMoments:
         """Second moments of the linears' inputs, without dropout."""
-        count, losses = look(EXAMPLES)
-        moments = InputMoments(self.layers)
-        training = self.model.training
-        self.model.eval()
-        # What a rank lacks is made up for by an example that must not count.
-        mine = len(range(env.rank(), count, env.world_size()))
-        with moments.taken():
-            moments.counting = mine > 0
-            for done, _ in enumerate(losses, 1):
-                if moments.counting:
-                    self._seen()
-                moments.counting = done < mine
-        self.model.train(training)
-        return moments
+        return look_at(self.model, self.layers, look, EXAMPLES, self._seen)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import sizes
+from moram_dist.adapters.moments import directions_of_inputs, look_at
 from moram_dist.atoms import (
     Memory,
     MemoryLinear,
     MemorySettings,
     Routing,
+    by_input,
     give_memory,
     reads_source,
 )
@@ -23,10 +25,17 @@ from moram_dist.comm.zero3 import whole
 from moram_dist.methods.method import METHODS, ExampleLosses, Linears, Method
 from moram_dist.registry import MachineError
 
+EXAMPLES = 64
+"""Of a task, whose inputs newer keys are kept off."""
+
 
 @METHODS.register("moram")
 class Moram(Method):
     """Incremental mixture of rank-1 associative memory atoms.
+
+    With ``quiet_keys``, which is ours, new keys are orthogonal to the leading directions of older
+    tasks' inputs, so that new atoms hardly answer older tasks. Each task adds the directions that
+    its inputs need, as in gradient projection memory (Saha et al. 2021, arXiv:2103.09762).
 
     Source: Lu et al. 2026, arXiv:2506.21035.
     """
@@ -41,6 +50,7 @@ class Moram(Method):
             "top_k",
             "temperature",
             "threshold",
+            "quiet_keys",
         }
     )
     layers: dict[str, MemoryLinear]  # type: ignore[assignment]
@@ -50,6 +60,7 @@ class Moram(Method):
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
         """Give the target linears an empty memory and room for one task's atoms."""
         config = self.config
+        self.model = model
 
         def make(name: str, base: nn.Module) -> MemoryLinear:
             return MemoryLinear(base, dropout=self._dropout(name, base))
@@ -64,6 +75,11 @@ class Moram(Method):
             prefix=self.prefix,
         )
         self.memories = give_memory(self.layers, settings, self.placer)
+        self.directions: dict[str, Tensor] = {}
+        """Of older tasks' inputs, by the first linear of a memory: orthonormal rows, on the CPU."""
+        if config.quiet_keys:
+            for names, memory in self.memories.items():
+                self.directions[names[0]] = torch.zeros(0, memory.bank.shapes[0][0])
         if self.in_step:
             self._announce_passes(model)
 
@@ -87,6 +103,8 @@ class Moram(Method):
         fresh: dict[str, Tensor] = {}
         for names, memory in self.memories.items():
             memory.learning = True
+            if self.directions:
+                memory.directions_KD = self.directions[names[0]].to(memory.bank.shard_F.device)
             for one, (d, e) in enumerate(memory.bank.shapes):
                 keys = torch.empty(self.config.atoms_per_task, d)
                 nn.init.kaiming_uniform_(keys, a=math.sqrt(5), generator=generator)
@@ -106,15 +124,46 @@ class Moram(Method):
                     tensors[f"{name}.values"] = values
         self.load_task(i, tensors)
         self._check_frozen()
+        if self.directions:
+            found = self._directions(look)
+            self._remember(found)
+            tensors |= found
         return tensors
 
+    def _directions(self, look: ExampleLosses) -> dict[str, Tensor]:
+        """What the inputs of the task that has just been frozen add to ``directions``."""
+        moments = {}
+        for names, memory in self.memories.items():
+            size, _ = memory.bank.shapes[0]
+            moments[names] = torch.zeros(size, size, dtype=torch.float64)
+        for together, moment_DD in look_at(self.model, self.layers, look, EXAMPLES).over_ranks():
+            for names in self.memories:
+                if not {*names}.isdisjoint(together):
+                    moments[names] = moments[names].to(moment_DD) + moment_DD
+        energy = self.config.quiet_keys
+        return {
+            f"{names[0]}.directions": directions_of_inputs(
+                moment_DD, self.directions[names[0]], energy
+            ).cpu()
+            for names, moment_DD in moments.items()
+        }
+
+    def _remember(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add a task's directions to those of older tasks."""
+        for name, directions_KD in self.directions.items():
+            added = tensors[f"{name}.directions"].cpu().float()
+            self.directions[name] = torch.cat([directions_KD, added])
+
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
-        """Keys and values of a task's atoms."""
+        """Keys and values of a task's atoms; with ``quiet_keys`` directions, as many as it adds."""
         out: dict[str, tuple[int, ...]] = {}
         for name, linear in linears.items():
             d, e = sizes(linear)
             out[f"{name}.keys"] = (self.config.atoms_per_task, d)
             out[f"{name}.values"] = (self.config.atoms_per_task, e)
+        if self.config.quiet_keys:
+            for names in by_input(linears):
+                out[f"{names[0]}.directions"] = (-1, sizes(linears[names[0]])[0])
         return out
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
@@ -122,6 +171,8 @@ class Moram(Method):
         for names, memory in self.memories.items():
             memory.grow([(tensors[f"{name}.keys"], tensors[f"{name}.values"]) for name in names])
             memory.learning = False
+        if any(f"{name}.directions" in tensors for name in self.directions):
+            self._remember(tensors)
 
     def _check_frozen(self) -> None:
         """Raise MachineError where a frozen atom is not what was frozen."""

@@ -22,7 +22,7 @@ from moram_dist.comm import env
 from moram_dist.config import MethodConfig, RunConfig
 from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import order
-from moram_dist.methods import METHODS, Method, ewc, inf_lora
+from moram_dist.methods import METHODS, Method, ewc, inf_lora, moram
 from moram_dist.models.identity import fingerprint_of
 from moram_dist.train.engine import BETAS, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
@@ -50,6 +50,7 @@ METHOD = MethodConfig(
     ewc_weight=3.0,
     distill_weight=0.7,
     distill_temperature=2.0,
+    quiet_keys=0.9,
 )
 NAMES = ("inc_lora", "o_lora", "inf_lora", "gain_lora", "ewc", "lwf", "moe_lora")
 
@@ -298,11 +299,13 @@ KINDS: dict[str, tuple[Setting, dict[str, Any]]] = {
 }
 LIVES = [(name, kind) for name in NAMES for kind in ("fp32", "checkpointed", "bf16")]
 LIVES += [(name, f"stage {n}") for name in ("ewc", "gain_lora") for n in (0, 2)]
+LIVES += [("moram", kind) for kind in ("fp32", "bf16", "stage 2")]
+"""With quiet keys; without them it has tests of its own."""
 
 
 def live(rank: int, world_size: int, model: Path, folder: Path) -> None:
     """All methods. Of the five examples that are looked at one rank lacks the last."""
-    ewc.FISHER_EXAMPLES = inf_lora.EXAMPLES = LOOKED_AT
+    ewc.FISHER_EXAMPLES = inf_lora.EXAMPLES = moram.EXAMPLES = LOOKED_AT
     for name, kind in LIVES:
         setting, model_settings = KINDS[kind]
         try:

@@ -72,7 +72,9 @@ def test_only_what_a_method_uses_refuses(name):
     method, numbers = METHODS[name], count(7)
     then = build({"method": name})
     for field in NAMES:
-        value = OTHER.get(field) or (0.125 if field in ("dropout", "threshold") else next(numbers))
+        value = OTHER.get(field) or (
+            0.125 if field in ("dropout", "threshold", "quiet_keys") else next(numbers)
+        )
         now = build({"method": name, field: value})
         named = differences(now, then, method.unused_settings())
         expected = field in method.settings
