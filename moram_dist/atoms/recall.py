@@ -12,7 +12,8 @@ from torch import Tensor
 
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Placement, Resident
-from moram_dist.atoms.recall_function import RecallCall, RecallFunction
+from moram_dist.atoms.recall_call import RecallCall
+from moram_dist.atoms.recall_function import RecallFunction
 from moram_dist.atoms.routing import Routing
 from moram_dist.comm.collectives import AtomGroup
 

@@ -28,8 +28,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moram_dist.atoms.routing import ShardCandidates, best, candidates, merged
-from moram_dist.atoms.shard import products_of_pairs
+from moram_dist.atoms.reference import products_of_pairs
+from moram_dist.atoms.routing import ShardCandidates, candidates, merged
+from moram_dist.atoms.top_k import best
 
 BEYOND = {"cpu": 4}
 """By device, more than so many atoms for each input are scanned: where that begins to pay on a CPU.
@@ -89,7 +90,7 @@ def image(shards: Mapping[int, Tensor], gram_DD: Tensor) -> Image:
 def scan(
     x_TD: Tensor, of: Image, shards: Mapping[int, Tensor], *, num_kept: int
 ) -> tuple[ShardCandidates, Tensor]:
-    """The best frozen atoms of each token; ties as in ``routing.best``.
+    """The best frozen atoms of each token; ties as in ``top_k.best``.
 
     Args:
         x_TD: tokens, in float32 or more.

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from moram_dist.atoms import kernels
+from moram_dist.atoms.backend import backend
+from moram_dist.atoms.reference import masked
 
 MIX_ALL = {"cpu": 2, "cuda": 100}
 """Up to so many rows for each chosen one, all rows are mixed: what fetching a row costs, over its
@@ -28,10 +28,6 @@ part in a matrix product. Measured on a CPU; for CUDA from data sheets."""
 
 MULTIPLY_ALL = {"cpu": 5, "cuda": 100}
 """The same for products with tokens."""
-
-PAIRS_AT_ONCE = 2**26
-"""So many numbers are fetched at a time for products that have no kernel of their own."""
-
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -69,7 +65,7 @@ class Chosen(NamedTuple):
 
     def masked(self, numbers_TK: Tensor) -> Tensor:
         """With 0 for atoms of other shards."""
-        return numbers_TK if self.here_TK is None else numbers_TK * self.here_TK
+        return masked(numbers_TK, self.here_TK)
 
 
 def each(stacked_B: Tensor, num_linears: int) -> Sequence[Tensor]:
@@ -104,18 +100,9 @@ def mixed(chosen: Chosen, strength_BK: Tensor, rows: Sequence[Tensor]) -> list[T
         weight_BN = spread(chosen, strength_BK, len(like_NF), like_NF.dtype)
         parts = each(weight_BN, num_linears)
         return [weight_TN @ rows_NF for weight_TN, rows_NF in zip(parts, rows, strict=True)]
+    mix = backend(like_NF).mix
     pieces = zip(chosen.each(num_linears), each(strength_BK, num_linears), rows, strict=True)
-    return [_mixed_rows(*piece) for piece in pieces]
-
-
-def _mixed_rows(chosen: Chosen, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
-    """The same for one linear, without the other rows."""
-    if kernels.serve(rows_NF):
-        return kernels.mix(*chosen, strength_TK, rows_NF)
-    strength_TK = chosen.masked(strength_TK).to(rows_NF.dtype)
-    return F.embedding_bag(
-        chosen.row_TK, rows_NF, mode="sum", per_sample_weights=strength_TK.contiguous()
-    )
+    return [mix(*here, strength_TK, rows_NF) for here, strength_TK, rows_NF in pieces]
 
 
 def spread(chosen: Chosen, numbers_TK: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
@@ -127,11 +114,8 @@ def add(chosen: Chosen, numbers_TK: Tensor, to_TN: Tensor) -> Tensor:
     """Add each number at its row, in place; those of other shards are left out."""
     if not to_TN.shape[1]:
         return to_TN
-    if kernels.serve(to_TN):
-        kernels.add(*chosen, numbers_TK, to_TN)
-        return to_TN
-    numbers_TK = chosen.masked(numbers_TK).to(to_TN.dtype)
-    return to_TN.scatter_add_(1, chosen.row_TK.long(), numbers_TK)
+    backend(to_TN).add(*chosen, numbers_TK, to_TN)
+    return to_TN
 
 
 def products(
@@ -144,47 +128,15 @@ def products(
         return tokens[0].new_zeros(chosen.row_TK.shape, dtype=precise)
     if _few(like_NF, chosen, MULTIPLY_ALL):
         found = [token_TF @ rows_NF.T for token_TF, rows_NF in zip(tokens, rows, strict=True)]
-        return _picked(_stacked(found), chosen, precise)
+        return backend(found[0]).pick(_stacked(found), *chosen, precise)
+    of_rows = backend(like_NF).products
     pieces = zip(tokens, chosen.each(num_linears), rows, strict=True)
-    if kernels.serve(like_NF):
-        return _stacked([kernels.products(x_TF, *h, r_NF, precise) for x_TF, h, r_NF in pieces])
-    if like_NF.device.type != "cpu":  # there the op below is slow, and has no bf16
-        return _stacked([_picked(x_TF @ r_NF.T, here, precise) for x_TF, here, r_NF in pieces])
-    found = [_products_of_rows(x_TF, r_NF, here.row_TK) for x_TF, here, r_NF in pieces]
-    return chosen.masked(_stacked(found).to(precise))
-
-
-def _picked(found_TN: Tensor, chosen: Chosen, precise: torch.dtype) -> Tensor:
-    """The numbers at the chosen rows, (T, K)."""
-    if kernels.serve(found_TN):
-        return kernels.pick(found_TN, *chosen, precise)
-    return chosen.masked(found_TN.gather(1, chosen.row_TK.long()).to(precise))
+    return _stacked([of_rows(x_TF, *here, rows_NF, precise) for x_TF, here, rows_NF in pieces])
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:
     """What ``each`` takes apart: (T, ...) of each linear to (B, ...)."""
     return parts[0] if len(parts) == 1 else torch.cat([*parts])
-
-
-def _products_of_rows(tokens_TF: Tensor, rows_NF: Tensor, row_TK: Tensor) -> Tensor:
-    """The same without the other rows."""
-    num_tokens, num_chosen = row_TK.shape
-    token_S = torch.arange(num_tokens, dtype=row_TK.dtype).repeat_interleave(num_chosen)
-    found_S = products_of_pairs(tokens_TF, rows_NF, token_S, row_TK.reshape(-1))
-    return found_S.view(num_tokens, num_chosen)
-
-
-def products_of_pairs(tokens_TF: Tensor, rows_NF: Tensor, token_S: Tensor, row_S: Tensor) -> Tensor:
-    """Tokens times rows, pair by pair: (S,) in the tokens' dtype, from indices of both."""
-    if tokens_TF.device.type == "cpu" and tokens_TF.dtype == rows_NF.dtype:
-        # What autograd of embedding_bag does for its weights.
-        offsets = token_S.new_zeros(1)
-        flat = torch.ops.aten._embedding_bag_per_sample_weights_backward
-        return flat(tokens_TF.contiguous(), rows_NF, row_S, offsets, token_S, 0)
-    at_once = max(1, PAIRS_AT_ONCE // tokens_TF.shape[1])
-    parts = zip(token_S.split(at_once), row_S.split(at_once), strict=True)
-    products = [(tokens_TF[t] * rows_NF[r].to(tokens_TF.dtype)).sum(-1) for t, r in parts]
-    return torch.cat([tokens_TF.new_empty(0), *products])
 
 
 def _few(rows_NF: Tensor, chosen: Chosen, per_chosen: Mapping[str, int]) -> bool:

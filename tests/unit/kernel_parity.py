@@ -16,7 +16,8 @@ import os
 import pytest
 import torch
 
-from moram_dist.atoms import kernels, recall, recall_function, routing, shard
+from moram_dist.atoms import kernels, recall, reference, routing, shard
+from moram_dist.atoms.backend import backend
 from moram_dist.atoms.kernels import launch
 from moram_dist.atoms.routing import Mixture, Routing
 from moram_dist.atoms.shard import Chosen
@@ -128,9 +129,9 @@ def test_more_atoms_than_a_block(in_torch):
 
 
 def test_more_than_blocks_can_hold_is_left_to_torch(monkeypatch, launched, in_torch):
-    assert kernels.routes(4096 * 256, 16)
-    assert not kernels.routes(4096 * 256 + 1, 16)
-    assert kernels.routes(4096, 64)
+    assert launch.routes(4096 * 256, 16)
+    assert not launch.routes(4096 * 256 + 1, 16)
+    assert launch.routes(4096, 64)
     monkeypatch.setattr(launch, "BLOCK", 32)
     score_TN = few_numbers(2, 300)
     of = {"num_kept": 4, "shard": 0, "num_shards": 1, "num_atoms": 300}
@@ -227,11 +228,12 @@ def test_weights(num_kept, dtype, in_torch, launched):
 def test_gradient_of_scores(num_kept, dtype, in_torch, launched):
     mix: Mixture = in_torch(routing.weigh, *mixture(300, num_kept, dtype))
     u_TK = random(300, num_kept, dtype=dtype, seed=1)
-    totals_T2 = recall_function._sums(mix, u_TK)
-    torch.testing.assert_close(totals_T2, in_torch(recall_function._sums, mix, u_TK))
-    given = (mix, u_TK, totals_T2, 0.03)
-    found = recall_function._score_gradient(*given)
-    torch.testing.assert_close(found, in_torch(recall_function._score_gradient, *given))
+    given = (mix.score_TK, mix.relevance_TK, mix.spoken_TK, u_TK)
+    totals_T2 = backend(u_TK).sums(*given)
+    torch.testing.assert_close(totals_T2, reference.sums(*given))
+    given = (*mix[1:], u_TK, totals_T2, 0.03)
+    found = backend(u_TK).score_gradient(*given)
+    torch.testing.assert_close(found, reference.score_gradient(*given))
     assert launched == ["sums", "score_gradient"]
 
 

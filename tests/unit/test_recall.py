@@ -10,7 +10,8 @@ from moram_dist.atoms import placement, recall
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Resident
 from moram_dist.atoms.recall import recall_together
-from moram_dist.atoms.routing import Routing, best
+from moram_dist.atoms.routing import Routing
+from moram_dist.atoms.top_k import best
 from moram_dist.comm.collectives import AtomGroup
 from tests.helpers import oracle
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moram_dist.atoms import placement, recall_function, scan
+from moram_dist.atoms import placement, recall_call, scan
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Gathered, Resident
 from moram_dist.atoms.recall import recall_together
@@ -189,7 +189,7 @@ def used(monkeypatch):
         return found, certified_T
 
     monkeypatch.setattr(placement, "supported", lambda device: True)
-    monkeypatch.setattr(recall_function, "scan", watched)
+    monkeypatch.setattr(recall_call, "scan", watched)
     return calls
 
 

@@ -5,8 +5,8 @@
     rows.py       chosen rows: mixed, multiplied, picked, added to
     launch.py     the same as functions of tensors: shapes, grids, limits
 
-The torch code in ``atoms.routing``, ``atoms.shard`` and ``atoms.recall_function`` is the reference.
-It hands over where ``serve`` says so, and tests hold each kernel against it.
+``atoms.reference`` has the same functions in torch, and tests compare each kernel with it;
+``atoms.backend`` chooses between the two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ if THERE := find_spec("triton") is not None:
         pick,
         products,
         route,
-        routes,
         score_gradient,
         sums,
         weigh,
@@ -34,7 +33,6 @@ __all__ = [
     "pick",
     "products",
     "route",
-    "routes",
     "score_gradient",
     "serve",
     "sums",

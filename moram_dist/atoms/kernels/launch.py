@@ -16,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from moram_dist.atoms import reference
 from moram_dist.atoms.kernels import mixture, routing, rows
 
 BLOCK = 4096
@@ -36,13 +37,13 @@ def route(
     num_shards: int = 1,
     num_atoms: int,
     listed_TN: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``routing.candidates``, or the best of what is listed.
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """``reference.route``.
 
     Args:
         score_TN: float32 or float64.
-        num_kept: how many; ``routes`` must allow it. Places that cannot be filled get score -inf
-            and index ``num_atoms``.
+        num_kept: how many; more than ``routes`` allows are left to torch. Places that cannot be
+            filled get score -inf and index ``num_atoms``.
         shard: as for ``routing.candidates``, like the next two.
         num_shards: not used where atoms are listed.
         num_atoms: of the whole memory.
@@ -53,6 +54,15 @@ def route(
         ascending. A row of NaN gets valid atoms, which differ.
     """
     num_tokens, num_scores = score_TN.shape
+    if not routes(num_scores, num_kept):
+        return reference.route(
+            score_TN,
+            num_kept,
+            shard=shard,
+            num_shards=num_shards,
+            num_atoms=num_atoms,
+            listed_TN=listed_TN,
+        )
     num_blocks = max(1, triton.cdiv(num_scores, BLOCK))
     width = BLOCK if num_blocks > 1 else max(16, triton.next_power_of_2(num_scores))
     squares_TB = score_TN.new_empty(num_tokens, num_blocks)

@@ -1,0 +1,198 @@
+"""Backward pass of a recall, over pairs of an owner and a shard (see ``recall_function``).
+
+With p scores, n their norm, s = p / n, w weights, m 1 for speaking atoms, S the chosen ones, g the
+gradient of y, tau the temperature:
+
+    u_j  = v_j . g                          q_j = m_j p_j u_j
+    A    = sum_S w_j q_j                    B   = sum_S w_j q_j s_j
+    gam  = (B - A sum_S w_j s_j) / tau
+    dp_i = [i in S] (m_i w_i u_i + w_i (q_i - A) / (tau n)) - gam / n^2 p_i
+    dx   = sum_i dp_i k_i       dk_i = dp_i x       dv_i = m_i w_i p_i g
+
+The last term of dp reaches every atom, but dx only through sum_i p_i k_i = K^T K x. Where a rank
+has K^T K of the frozen atoms, and they are more than D, that product takes the place of those with
+all of them, and no score is saved but those of active atoms.
+
+Shape letters: T tokens, B = L T tokens of all L linears that are asked, N atoms, R active atoms, D
+inputs, E outputs, K atoms kept per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moram_dist.atoms.backend import backend
+from moram_dist.atoms.bank import Atoms
+from moram_dist.atoms.placement import Pair
+from moram_dist.atoms.recall_call import RecallCall
+from moram_dist.atoms.recall_saved import Saved
+from moram_dist.atoms.routing import Mixture, in_order
+from moram_dist.atoms.shard import Chosen, add, each, mixed, products
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients:
+    """Of each linear."""
+
+    inputs: Sequence[Tensor | None]
+    """(T, D); None where nobody asked."""
+
+    keys: Sequence[Tensor]
+    """Of active ones, (R, D)."""
+
+    values: Sequence[Tensor]
+    """Of active ones, (R, E)."""
+
+
+def backward(
+    call: RecallCall, saved: Saved, grads: Sequence[Tensor | None], *, wants_inputs: bool
+) -> Gradients:
+    """The formulas above.
+
+    Args:
+        call: as in the forward pass.
+        saved: what that kept.
+        grads: of each linear's outputs, (T, E); None where they were not used.
+        wants_inputs: whether the gradient of inputs is asked for.
+    """
+    precise = torch.promote_types(saved.inputs[0].dtype, torch.float32)
+    mixtures = {owner: saved.mixture(owner, call.routing) for owner in saved.mixtures}
+    upstream = [
+        x.new_zeros(len(x), v.shape[1]) if g is None else g
+        for g, x, v in zip(grads, saved.inputs, saved.values, strict=True)
+    ]
+    shards = call.shards(saved.keys, saved.values, forward=False)
+    gradients = call.placement.tokens(upstream, "gradients")
+    chosen = {owner: call.chosen(mixtures[owner], shards) for owner in gradients}
+    pairs = [(owner, shard) for owner in gradients for shard in shards]
+    u = {
+        (owner, shard): products(
+            gradients[owner], [v for _, v in shards[shard]], chosen[owner][shard], precise
+        )
+        for owner, shard in pairs
+    }
+    totals = _totals(call, mixtures, u)
+    grams = call.grams()
+    partial: dict[Pair, list[Tensor]] = {}
+    through_norm: dict[int, Tensor] = {}
+    for owner, shard in pairs:
+        mix = mixtures[owner]
+        direct_BK, through_norm[owner] = backend(u[owner, shard]).score_gradient(
+            *mix[1:], u[owner, shard], totals[owner], call.routing.temperature
+        )
+        partial[owner, shard] = _of_pair(
+            call,
+            shards[shard],
+            chosen[owner][shard],
+            saved.scores[owner, shard] * through_norm[owner],
+            direct_BK,
+            first=call.first_active(shard),
+            by_gram=grams is not None,
+            wants_inputs=wants_inputs,
+            dtype=saved.inputs[0].dtype,
+        )
+    collected = call.placement.collect(partial, "input gradients")
+    own = call.placement.group.rank
+    num_linears = len(call.members)
+    return Gradients(
+        inputs=_of_inputs(saved.inputs, collected[:num_linears], grams, through_norm[own])
+        if wants_inputs
+        else [None] * num_linears,
+        keys=_of_keys(call, saved, collected[-num_linears:], precise),
+        values=_of_values(call, saved, mixtures[own], upstream),
+    )
+
+
+def _totals(
+    call: RecallCall, mixtures: dict[int, Mixture], u: dict[Pair, Tensor]
+) -> dict[int, Tensor]:
+    """A and B of each owner's tokens, (B, 2), over the atoms of all shards."""
+    sums = {}
+    for (owner, shard), u_BK in u.items():
+        mix = mixtures[owner]
+        sums[owner, shard] = backend(u_BK).sums(mix.score_TK, mix.relevance_TK, mix.spoken_TK, u_BK)
+    found = call.placement.sums(sums, len(call.members))
+    return {owner: in_order(parts) for owner, parts in found.items()}
+
+
+def _of_pair(
+    call: RecallCall,
+    atoms: Sequence[Atoms],
+    chosen: Chosen,
+    dp_BN: Tensor,
+    direct_BK: Tensor,
+    *,
+    first: int,
+    by_gram: bool,
+    wants_inputs: bool,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """What the owner gets: each linear's input gradient, then its active scores' gradients.
+
+    Args:
+        call: what was asked.
+        atoms: of the shard, of each linear.
+        chosen: where the mixture's atoms stand among them.
+        dp_BN: gradient of scores through their norm: of all atoms of the shard, or of its active
+            ones where K^T K serves for the frozen ones. Becomes the whole gradient.
+        direct_BK: what chosen atoms get beside that.
+        first: the first active row of the shard.
+        by_gram: whether K^T K serves.
+        wants_inputs: else there is no input gradient.
+        dtype: of what is sent.
+    """
+    num_linears = len(call.members)
+    add(chosen.since(first) if by_gram else chosen, direct_BK, dp_BN)
+    of_inputs: list[Tensor] = []
+    if wants_inputs:
+        keys = [k.to(dp_BN.dtype) for k, _ in atoms]
+        begin = first if by_gram else 0
+        parts = each(dp_BN, num_linears)
+        of_inputs = [dp_TN @ k[begin:] for dp_TN, k in zip(parts, keys, strict=True)]
+        if by_gram:
+            frozen = mixed(chosen.before(first), direct_BK, keys)
+            of_inputs = [part.add_(other) for part, other in zip(of_inputs, frozen, strict=True)]
+    active_BR = dp_BN if by_gram else dp_BN[:, first:]
+    packed = each(call.packed(active_BR), num_linears)
+    return [part.to(dtype) for part in of_inputs] + [part.view(dtype) for part in packed]
+
+
+def _of_inputs(
+    inputs: Sequence[Tensor],
+    collected: Sequence[Sequence[Tensor]],
+    grams: Sequence[Tensor] | None,
+    through_norm_B1: Tensor,
+) -> list[Tensor | None]:
+    norms = each(through_norm_B1, len(inputs))
+    precise = through_norm_B1.dtype
+    out: list[Tensor | None] = []
+    for one, (x_TD, parts) in enumerate(zip(inputs, collected, strict=True)):
+        terms = [part.to(precise) for part in parts]
+        if grams is not None:
+            terms.append((x_TD.to(precise) @ grams[one].to(precise)) * norms[one])
+        out.append(in_order(terms).to(x_TD.dtype))
+    return out
+
+
+def _of_keys(
+    call: RecallCall, saved: Saved, collected: Sequence[Sequence[Tensor]], precise: torch.dtype
+) -> list[Tensor]:
+    out = []
+    for x_TD, k_RD, of_shards in zip(saved.inputs, saved.keys, collected, strict=True):
+        dp_TR = call.unpacked([part.contiguous().view(precise) for part in of_shards])
+        out.append((dp_TR.T @ x_TD.to(precise)).to(k_RD.dtype))
+    return out
+
+
+def _of_values(
+    call: RecallCall, saved: Saved, mix: Mixture, upstream: Sequence[Tensor]
+) -> list[Tensor]:
+    strengths = each(call.active_strength(mix), len(saved.values))
+    return [
+        strength_TR.to(v_RE.dtype).T @ g_TE.to(v_RE.dtype)
+        for strength_TR, v_RE, g_TE in zip(strengths, saved.values, upstream, strict=True)
+    ]

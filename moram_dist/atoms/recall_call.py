@@ -1,0 +1,130 @@
+"""What a recall is asked, but for the tensors that gradients go to.
+
+Shape letters: T tokens, B = L T tokens of all L linears that are asked, R active atoms, D inputs, K
+atoms kept per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moram_dist.atoms.bank import Atoms, Bank
+from moram_dist.atoms.placement import Placement
+from moram_dist.atoms.routing import Mixture, Routing, ShardCandidates
+from moram_dist.atoms.scan import Image, scan
+from moram_dist.atoms.shard import Chosen, spread
+from moram_dist.comm.partition import largest_shard, new_rows, shard_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallCall:
+    """The memory that is asked, and how."""
+
+    bank: Bank
+    members: tuple[int, ...]
+    placement: Placement
+    routing: Routing
+    num_frozen: int
+    """That are asked: all, or the first ones of the bank's."""
+
+    num_active: int
+
+    recorded: bool
+    """Whether there may be a backward pass."""
+
+    @property
+    def num_atoms(self) -> int:
+        """Frozen and active, of each linear."""
+        return self.num_frozen + self.num_active
+
+    @property
+    def num_shards(self) -> int:
+        """Into how many the memory is split: ranks of its group."""
+        return self.bank.group.size
+
+    def shards(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], *, forward: bool
+    ) -> dict[int, list[Atoms]]:
+        """Shard to the atoms of the linears that are asked, frozen ones before active ones."""
+        found = self.placement.atoms(self.bank, forward=forward)
+        out = {}
+        for shard, flat_F in found.items():
+            own = self.active_rows(shard)
+            active = {
+                i: (k[own], v[own]) for i, k, v in zip(self.members, keys, values, strict=True)
+            }
+            out[shard] = [*self.bank.joined(flat_F, shard, active, self.num_frozen).values()]
+        return out
+
+    def active_rows(self, shard: int) -> slice:
+        """Which of the active atoms will be frozen into a shard."""
+        return new_rows(self.num_frozen, shard, self.num_shards)
+
+    def chosen(self, mix: Mixture, shards: Mapping[int, Sequence[Atoms]]) -> dict[int, Chosen]:
+        """Shard to where the atoms of a mixture stand among its rows."""
+        index_BK = mix.index_TK
+        if self.num_shards == 1:
+            return {0: Chosen(index_BK, None)}
+        row_BK = index_BK.div(self.num_shards, rounding_mode="floor")
+        shard_BK = index_BK % self.num_shards
+        # A token whose scores are no numbers may have chosen an atom that is none.
+        num_rows = {shard: len(atoms[0][0]) for shard, atoms in shards.items()}
+        return {
+            shard: Chosen(row_BK.clamp(max=max(rows - 1, 0)), (shard_BK == shard) & (row_BK < rows))
+            for shard, rows in num_rows.items()
+        }
+
+    def scanned(
+        self,
+        images: Sequence[Image],
+        inputs: Sequence[Tensor],
+        shards: Mapping[int, Sequence[Atoms]],
+    ) -> ShardCandidates:
+        """The best of the frozen atoms, all of whose shards this rank has, by a scan."""
+        most = min(self.routing.top_k, self.num_frozen)
+        found = []
+        for one, (x_TD, image) in enumerate(zip(inputs, images, strict=True)):
+            keys = {shard: own[one][0][: self.first_active(shard)] for shard, own in shards.items()}
+            found.append(scan(x_TD, image, keys, num_kept=most)[0])
+        return ShardCandidates(*(torch.cat(field) for field in zip(*found, strict=True)))
+
+    def grams(self) -> list[Tensor] | None:
+        """K^T K of the frozen atoms of each linear that is asked, (D, D), where it is at hand."""
+        whole = self.num_frozen == self.bank.num_atoms
+        return self.placement.grams(self.bank, self.members) if whole else None
+
+    def images(self) -> list[Image] | None:
+        """For scans of the frozen atoms of each linear that is asked, where that pays."""
+        whole = self.num_frozen == self.bank.num_atoms
+        return self.placement.images(self.bank, self.members) if whole else None
+
+    def first_active(self, shard: int) -> int:
+        """The row of a shard from which its atoms are active."""
+        return shard_size(self.num_frozen, shard, self.num_shards)
+
+    def packed(self, active_TR: Tensor) -> Tensor:
+        """Columns of a shard's active atoms, as many for every shard."""
+        room = largest_shard(self.num_active, self.num_shards)
+        return F.pad(active_TR, (0, room - active_TR.shape[1])).contiguous()
+
+    def unpacked(self, shards: Sequence[Tensor]) -> Tensor:
+        """From what ``packed`` made of each shard: a column for each active atom."""
+        if self.num_shards == 1:
+            return shards[0]
+        out_TR = shards[0].new_empty(len(shards[0]), self.num_active)
+        for shard, packed in enumerate(shards):
+            columns = out_TR[:, self.active_rows(shard)]
+            columns.copy_(packed[:, : columns.shape[1]])
+        return out_TR
+
+    def active_strength(self, mix: Mixture) -> Tensor:
+        """How strongly each active atom answers each token, (B, R)."""
+        row_TK = mix.index_TK - self.num_frozen
+        active = Chosen(row_TK.clamp(min=0), row_TK >= 0)
+        strength_TK = mix.spoken_TK * mix.score_TK
+        return spread(active, strength_TK, self.num_active, strength_TK.dtype)

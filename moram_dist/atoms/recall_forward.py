@@ -1,0 +1,114 @@
+"""Forward pass of a recall, over pairs of an owner and a shard (see ``recall_function``).
+
+Shape letters: T tokens, B = L T tokens of all L linears that are asked, E outputs, K atoms kept per
+token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from moram_dist.atoms.bank import Atoms
+from moram_dist.atoms.placement import Pair
+from moram_dist.atoms.recall_call import RecallCall
+from moram_dist.atoms.recall_saved import Saved, SavedMixture
+from moram_dist.atoms.routing import Mixture, ShardCandidates, candidates, in_order, mixture
+from moram_dist.atoms.shard import mixed, scored
+from moram_dist.comm.partition import largest_shard
+
+Shards = dict[int, list[Atoms]]
+
+
+def forward(
+    call: RecallCall,
+    inputs: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    *,
+    keep: bool,
+) -> tuple[list[Tensor], Saved | None]:
+    """Outputs of each linear, (T, E), and what a backward pass needs if ``keep`` says so.
+
+    Args:
+        call: what is asked.
+        inputs: of each linear, (T, D).
+        keys: active ones of each linear, (R, D).
+        values: active ones of each linear, (R, E).
+        keep: whether there will be a backward pass.
+    """
+    dtype = inputs[0].dtype
+    # bf16 scores change the top-k set of many tokens, so routing never sees less than float32.
+    precise = torch.promote_types(dtype, torch.float32)
+    tokens = call.placement.tokens(inputs, "tokens")
+    shards = call.shards(keys, values, forward=True)
+    scores, mixtures = _route(call, tokens, shards, precise)
+    partial: dict[Pair, list[Tensor]] = {}
+    for owner, mix in mixtures.items():
+        strength_BK = mix.spoken_TK * mix.score_TK
+        chosen = call.chosen(mix, shards)
+        for shard, atoms in shards.items():
+            parts = mixed(chosen[shard], strength_BK, [v for _, v in atoms])
+            partial[owner, shard] = [part.to(dtype) for part in parts]
+    outputs = [
+        in_order([part.to(precise) for part in parts]).to(dtype)
+        for parts in call.placement.collect(partial, "outputs")
+    ]
+    if not keep:
+        return outputs, None
+    by_gram = call.grams() is not None
+    among = not by_gram and call.num_shards == 1
+    return outputs, Saved(
+        inputs=inputs,
+        keys=keys,
+        values=values,
+        scores=_of_active_atoms(call, scores, shards) if by_gram else scores,
+        mixtures={
+            owner: SavedMixture.of(mix, call.num_atoms, scores_are_saved=among)
+            for owner, mix in mixtures.items()
+        },
+    )
+
+
+def _route(
+    call: RecallCall, tokens: dict[int, list[Tensor]], shards: Shards, precise: torch.dtype
+) -> tuple[dict[Pair, Tensor], dict[int, Mixture]]:
+    """Scores of each pair, and the mixture of each owner's tokens."""
+    num_linears = len(call.members)
+    num_kept = min(call.routing.top_k, largest_shard(call.num_atoms, call.num_shards))
+    images = call.images()
+    scores: dict[Pair, Tensor] = {}
+    offered: dict[Pair, ShardCandidates] = {}
+    for owner, rows in tokens.items():
+        for shard, atoms in shards.items():
+            # Atoms before the first are scanned: this rank has all shards of them.
+            first = call.first_active(shard) if images else 0
+            scores[owner, shard] = scored(rows, [k[first:] for k, _ in atoms], precise)
+            offered[owner, shard] = candidates(
+                scores[owner, shard],
+                num_kept=num_kept,
+                shard=shard,
+                num_shards=call.num_shards,
+                num_atoms=call.num_atoms,
+                first=first,
+            )
+    mixtures: dict[int, Mixture] = {}
+    for owner, offers in call.placement.candidates(offered, num_linears).items():
+        if images:
+            asked = [x.to(precise) for x in tokens[owner]]
+            offers.insert(0, call.scanned(images, asked, shards))
+        mixtures[owner] = mixture(offers, num_atoms=call.num_atoms, routing=call.routing)
+    return scores, mixtures
+
+
+def _of_active_atoms(
+    call: RecallCall, scores: dict[Pair, Tensor], shards: Shards
+) -> dict[Pair, Tensor]:
+    """Copies, so that the scores of all atoms are not kept alive."""
+    kept = {}
+    for (owner, shard), score_BN in scores.items():
+        num_active = len(shards[shard][0][0]) - call.first_active(shard)
+        kept[owner, shard] = score_BN[:, score_BN.shape[1] - num_active :].contiguous()
+    return kept
