@@ -116,6 +116,22 @@ def average_so_far(scores: Sequence[Row]) -> list[MatrixEntry]:
     ]
 
 
+def forgetting_per_task(scores: Sequence[Row]) -> list[MatrixEntry]:
+    """Per task: best score since it was learned and before the last row, less the last, in points.
+
+    Positive is forgotten, negative is gained. None where either is unknown, as for the newest task.
+    The mean over the tasks of a complete matrix is ``forgetting_max``.
+    """
+    if not scores:
+        return []
+    *earlier, last = scores
+    drops: list[MatrixEntry] = []
+    for j, final in enumerate(last):
+        seen = [value for row in earlier[j:] if (value := row[j]) is not None]
+        drops.append(None if final is None or not seen else max(seen) - final)
+    return drops
+
+
 def mean_change(scores: Sequence[Row], last: int) -> MatrixEntry:
     """``bwt_gem`` of the tasks up to ``last``, from 0; None where a cell of it is missing."""
     row = scores[last]

@@ -64,7 +64,7 @@ def report(argv: Sequence[str]) -> None:
     run = Path(args.run)
     if not os.path.isdir(run):
         raise InputError(f"--run: no such folder: {run}")
-    from eval.report import write_report  # plots are slow to import, and only needed here
+    from eval.report.write import write_report  # plots are slow to import, and only needed here
 
     say(str(write_report(run)))
 
@@ -88,8 +88,8 @@ def audit(argv: Sequence[str]) -> int:
     if out is not None and os.path.isdir(out):
         raise InputError(f"--out {out}: is a folder")
     # These need torch, which the other commands do without.
-    from eval.audit import audit_benchmark
-    from eval.audit_table import markdown
+    from eval.audit.benchmark import audit_benchmark
+    from eval.audit.table import markdown
     from moram_dist.data.chat import write_chats
     from moram_dist.models.language_model import load_tokenizer
 
@@ -123,7 +123,7 @@ def compare(argv: Sequence[str]) -> None:
     )
     if args.out is not None and os.path.exists(args.out) and not os.path.isdir(args.out):
         raise InputError(f"--out {args.out}: is no folder")
-    from eval.compare_command import compare_runs, write_comparison  # numpy is only needed here
+    from eval.compare.command import compare_runs, write_comparison  # numpy is only needed here
 
     text, comparison = compare_runs(
         [Path(word) for word in args.RUN],

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.harness import Evaluator
-from eval.report import write_report
+from eval.measure.harness import Evaluator
+from eval.report.write import write_report
 from eval.score_matrix import score_matrices
 from eval.ways import ways_of
 from launch import described

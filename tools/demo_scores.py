@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from eval.compare_runs import read_runs  # noqa: E402
+from eval.compare.runs import read_runs  # noqa: E402
 from eval.continual import sequence_metrics  # noqa: E402
 from eval.ways import recall_name  # noqa: E402
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.harness import Evaluator
+from eval.measure.harness import Evaluator
 from eval.score_matrix import score_matrices
 from eval.ways import Way, ways_of
 from moram_dist.adapters.prefix import Prefix
@@ -145,7 +145,7 @@ def test_a_finished_cell_is_not_done_again_in_any_mode(base, tmp_path, monkeypat
         asked.append((task.name, tuple(modes), len(examples)))
         return answer_batch(modes, model, tokenizer, examples, task, *args, **kwargs)
 
-    monkeypatch.setattr("eval.harness.answer_batch", counted)
+    monkeypatch.setattr("eval.measure.harness.answer_batch", counted)
     answers = "generate,labels"
     evaluator(base, tmp_path, answers)(2)
     assert {(name, modes) for name, modes, _ in asked} == {
@@ -177,7 +177,7 @@ def test_what_one_recall_answered_no_other_asks_again(base, tmp_path, monkeypatc
         asked.append((task.name, len(examples)))
         return answer_batch(modes, model, tokenizer, examples, task, *args, **kwargs)
 
-    monkeypatch.setattr("eval.harness.answer_batch", counted)
+    monkeypatch.setattr("eval.measure.harness.answer_batch", counted)
     evaluator(base, tmp_path, "labels", recall="oracle,all")(1)
     count = {name: sum(n for task, n in asked if task == name) for name, _ in asked}
     # After the second task the first one's prefix is another model; the second one's is not.

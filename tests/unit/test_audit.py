@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from eval.audit import audit_benchmark
-from eval.audit_checks import check_texts
+from eval.audit.benchmark import audit_benchmark
+from eval.audit.texts import check_texts
 from moram_dist.config import ModelConfig
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks import Benchmark, Example, Task

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from eval.audit_files import check_files
+from eval.audit.files import check_files
 from eval.run import main
 
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval.compare import compare, contributions, forgetting_curve
-from eval.compare_command import compare_runs
-from eval.compare_groups import group_runs
-from eval.compare_runs import read_run_directory, read_runs
+from eval.compare.command import compare_runs
+from eval.compare.comparison import compare, contributions, forgetting_curve
+from eval.compare.groups import group_runs
+from eval.compare.runs import read_run_directory, read_runs
 from eval.continual import sequence_metrics
 from eval.run import main
 from moram_dist.registry import InputError

@@ -12,11 +12,10 @@ from statistics import mean
 import pytest
 import yaml
 
-from eval.continual import sequence_metrics
-from eval.plots import forgetting_per_task
+from eval.continual import forgetting_per_task, sequence_metrics
 from eval.predictions import predictions_path
-from eval.report import flatten, write_report
-from eval.report_html import DEFINITIONS, SHOWN_CHARACTERS
+from eval.report.page import DEFINITIONS, SHOWN_CHARACTERS
+from eval.report.write import flatten, write_report
 from moram_dist.registry import InputError
 
 TASKS = ["C-STANCE", "FOMC", "<b>$Py150$</b>"]

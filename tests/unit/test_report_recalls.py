@@ -12,10 +12,11 @@ import pytest
 
 from eval.confusion import Confusion, read_confusion
 from eval.continual import Scores
-from eval.plots import confusion_map, svg_text
+from eval.figures import svg_text
+from eval.measure.row_metrics import row_metrics
 from eval.predictions import predictions_path
-from eval.report import write_report
-from eval.row_metrics import row_metrics
+from eval.report.plots import confusion_map
+from eval.report.write import write_report
 from eval.run import main
 from eval.score_matrix import score_matrices
 from eval.ways import Way, ways_in

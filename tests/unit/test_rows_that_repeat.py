@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.harness import Evaluator, predictions_path
+from eval.measure.harness import Evaluator, predictions_path
 from eval.score_matrix import ScoreMatrix
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, MethodConfig, ModelConfig

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.recall import Portion
+from eval.measure.recall import Portion
 from moram_dist.decode import Answered
 from moram_dist.recognise import Recognised
 from moram_dist.tasks.task import Benchmark

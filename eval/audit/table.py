@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.audit import Audit, SplitAudit
-from eval.audit_checks import ERROR, NOTE, WARNING, Finding
+from eval.audit.benchmark import Audit, SplitAudit
+from eval.audit.findings import ERROR, NOTE, WARNING, Finding
 from eval.markup import markdown_text, one_line
 
 _HEADER = (

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.audit_checks import ERROR, NOTE, WARNING, Finding, check_texts
-from eval.audit_files import check_files
+from eval.audit.files import check_files
+from eval.audit.findings import ERROR, NOTE, WARNING, Finding
+from eval.audit.texts import check_texts
 from moram_dist.data.encode import encode_prompt, encode_training, plain
 from moram_dist.data.round_trip import lost_answers, lost_labels
 from moram_dist.metrics import score

@@ -16,18 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.confusion import Confusion, read_confusion
-from eval.continual import Scores, average_so_far
-from eval.plots import (
-    average_curve,
-    confusion_map,
-    forgetting_bars,
-    forgetting_per_task,
-    heat_map,
-    loss_curve,
-    svg_text,
-)
+from eval.continual import Scores, average_so_far, forgetting_per_task
+from eval.figures import svg_text
 from eval.predictions import predictions_path
-from eval.report_html import page
+from eval.report.page import page
+from eval.report.plots import average_curve, confusion_map, forgetting_bars, heat_map, loss_curve
 from eval.run_files import (
     BenchmarkFile,
     CurvePoint,

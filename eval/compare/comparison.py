@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eval import bootstrap
-from eval.bootstrap import Array
-from eval.compare_groups import Group, RunSlot, check_comparable, group_runs
-from eval.compare_runs import Run, unpack
+from eval.compare import bootstrap
+from eval.compare.bootstrap import Array
+from eval.compare.groups import Group, RunSlot, check_comparable, group_runs
+from eval.compare.runs import Run, unpack
 from eval.continual import MatrixEntry, mean_change
 from moram_dist.registry import InputError
 

@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.compare import METRICS, PAIRED, Comparison, Difference, Estimate
+from eval.compare.comparison import METRICS, PAIRED, Comparison, Difference, Estimate
+from eval.compare.references import Reference
 from eval.markup import MINUS, latex_text, markdown_text
-from eval.references import Reference
 from eval.ways import WHAT_TOLD_MEANS
 
 MOST_SIZES = 20

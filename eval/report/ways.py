@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from eval.confusion import UNKNOWN
 from eval.continual import HEADLINE
-from eval.report_parts import card, find, matrix_table, number, table, text
+from eval.report.parts import card, find, matrix_table, number, table, text
 from eval.ways import WHAT_TOLD_MEANS
 
 if TYPE_CHECKING:
-    from eval.report import ReportContents, RunRecord
+    from eval.report.write import ReportContents, RunRecord
 
 DRIFT = (
     "After the last row, score by the likeliest label less score by generation: where labels are "

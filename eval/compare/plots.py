@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from eval.compare import Comparison, Estimate, forgetting_curve
+from eval.compare.comparison import Comparison, Estimate, forgetting_curve
 from eval.continual import MatrixEntry
+from eval.figures import FULL_WIDTH, HALF_WIDTH, INK, QUIET, canvas
 from eval.markup import figure_text
-from eval.plots import FULL_WIDTH, HALF_WIDTH, INK, QUIET, canvas
 
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b7791f", "#2c7a7b", "#b83280", "#4a5568")
 MARKERS = "os^Dvp"

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from eval.cell import Cell, ColumnState, without_repeats
+from eval.measure.cell import Cell, ColumnState, without_repeats
+from eval.measure.recall import Portion, PrefixAssignment
+from eval.measure.row_metrics import row_metrics
 from eval.predictions import predictions_path, write_lines
-from eval.recall import Portion, PrefixAssignment
-from eval.row_metrics import row_metrics
 from eval.score_matrix import score_matrices
 from eval.ways import Way, ways_of
 from moram_dist.atoms.memory_files import MemoryFiles

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from eval.compare_runs import OF_THE_RECOGNISER, Run
+from eval.compare.runs import OF_THE_RECOGNISER, Run
 from eval.ways import recall_name
 from moram_dist.registry import InputError
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from eval.bootstrap import Array
+from eval.compare.bootstrap import Array
 from eval.continual import MatrixEntry, Scores
 from eval.predictions import predictions_path
 from eval.run_files import part, read_base, read_benchmark

@@ -7,31 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from eval.audit.findings import ERROR, NOTE, WARNING, Finding, listed
 from moram_dist.tasks.samples import is_silent
 from moram_dist.tasks.task import Example, Task
-
-ERROR, WARNING, NOTE = "error", "warning", "note"
-"""A score does not mean what it says; it is blurred or costs something; good to know."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that somebody who reads scores on this benchmark should know."""
-
-    severity: str
-    """One of the three above."""
-
-    where: str
-    """Task and split, as in ``mnli test``, or what else it is about."""
-
-    kind: str
-    """A name for scripts, such as ``outside_labels``."""
-
-    text: str
-    examples: tuple[str, ...] = ()
-    """Ids of all the examples that it is about."""
 
 
 def check_texts(task: Task) -> list[Finding]:
@@ -46,14 +25,6 @@ def check_texts(task: Task) -> list[Finding]:
         )
         findings += _references(where, examples)
     return [*findings, *_unseen_labels(task), *_leaks(task)]
-
-
-def listed(counts: Counter[str], most: int = 3) -> str:
-    """Texts with how often they come, the most frequent first: ``'-' (33), 'x' (1), 4 more``."""
-    shown = [f"{text!r} ({count})" for text, count in counts.most_common(most)]
-    if len(counts) > most:
-        shown.append(f"{len(counts) - most} more")
-    return ", ".join(shown)
 
 
 def _ids(examples: Iterable[Example]) -> tuple[str, ...]:

@@ -1,55 +1,22 @@
-"""Figures of a run: pure functions of numbers that return a Figure, and its SVG text.
-
-One colour for amounts, one accent for what was lost. Figures are drawn at the size at which the
-report shows them (72 points an inch), so all their text is one size on the page. Figures are made
-without pyplot: nothing global, nothing to close.
-"""
+"""Figures of one run's report: pure functions of numbers that return a Figure."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-import matplotlib
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from eval.confusion import UNKNOWN
+from eval.figures import AMOUNT, FULL_WIDTH, HALF_WIDTH, INK, LOSS, QUIET, canvas
 from eval.markup import figure_text
 
-Scores = Sequence[Sequence[float | None]]
-"""Row i, column j: score on task j after training on task i, 0 to 100; None where not measured."""
-
-INK, QUIET, GRID = "#1c2733", "#66727f", "#e3e8ee"
-AMOUNT, LOSS = "#2b6cb0", "#c05621"
 AMOUNTS = LinearSegmentedColormap.from_list("amounts", ["#f3f7fc", "#a9cbe8", "#2b6cb0", "#153e6b"])
 
-STYLE: dict[Any, Any] = {
-    "font.size": 9.0,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": QUIET,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "text.color": INK,
-    "text.parse_math": False,  # a task may have a dollar sign in its name
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "svg.fonttype": "none",  # text stays text: it can be selected, and the page chooses the font
-    "svg.hashsalt": "moram-dist",  # the same numbers give the same bytes
-}
-
-HALF_WIDTH, FULL_WIDTH = 5.0, 10.4
-"""Inches that a figure takes on the page: one of two columns, or both."""
+Matrix = Sequence[Sequence[float | None]]
+"""Row i, column j: score on task j after training on task i, 0 to 100; None where not measured."""
 
 MANY_TASKS = 50
 """From here on a cell is too small for a number. The matrix is then one picture, names are thinned,
@@ -60,25 +27,8 @@ MOST_NAMES = 40
 LARGEST_LOSS = 1e30
 
 
-@contextmanager
-def canvas(width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches, with our style while it is drawn."""
-    with matplotlib.rc_context(STYLE):
-        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-        yield Figure(figsize=(width, height), layout=layout)
-
-
-def svg_text(figure: Figure) -> str:
-    """The figure as one ``<svg>`` element, without the XML header: fit for a file or for a page."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no metadata, so no addresses
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return re.sub(r"^.*?(?=<svg\b)", "", buffer.getvalue(), flags=re.DOTALL)
-
-
 def heat_map(
-    tasks: Sequence[str], scores: Scores, base: Sequence[float | None] | None = None
+    tasks: Sequence[str], scores: Matrix, base: Sequence[float | None] | None = None
 ) -> Figure:
     """The score matrix: a row after each task learned, a column per task; see ``MANY_TASKS``.
 
@@ -95,7 +45,7 @@ def heat_map(
     return _map(labels, tasks, rows, "score on")
 
 
-def confusion_map(tasks: Sequence[str], percents: Scores) -> Figure:
+def confusion_map(tasks: Sequence[str], percents: Matrix) -> Figure:
     """What prompts were recognised as: a row for those of each task, as ``heat_map`` shows them.
 
     Args:
@@ -108,7 +58,7 @@ def confusion_map(tasks: Sequence[str], percents: Scores) -> Figure:
     return _map(labels, [*tasks, UNKNOWN], shown, "recognised as")
 
 
-def _map(labels: Sequence[str], columns: Sequence[str], rows: Scores, title: str) -> Figure:
+def _map(labels: Sequence[str], columns: Sequence[str], rows: Matrix, title: str) -> Figure:
     grid = [[math.nan if value is None else value for value in row] for row in rows]
     many = len(columns) > MANY_TASKS
     height = FULL_WIDTH if many else 1.0 + 0.38 * max(len(grid), 1)
@@ -164,22 +114,6 @@ def average_curve(averages: Sequence[float | None]) -> Figure:
         axes.set_ylabel("average score")
         axes.grid(axis="y")
     return figure
-
-
-def forgetting_per_task(scores: Scores) -> list[float | None]:
-    """Per task: best score since it was learned and before the last row, less the last, in points.
-
-    Positive is forgotten, negative is gained. None where either is unknown, as for the newest task.
-    The mean over the tasks of a whole matrix is ``forgetting_max``.
-    """
-    if not scores:
-        return []
-    *earlier, last = scores
-    drops: list[float | None] = []
-    for j, final in enumerate(last):
-        seen = [value for row in earlier[j:] if (value := row[j]) is not None]
-        drops.append(None if final is None or not seen else max(seen) - final)
-    return drops
 
 
 def forgetting_bars(tasks: Sequence[str], drops: Sequence[float | None]) -> Figure:

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.plots import MANY_TASKS
-from eval.report_parts import UNKNOWN, card, find, matrix_table, number, table, text
-from eval.report_ways import recognised_section, ways_section
+from eval.report.parts import UNKNOWN, card, find, matrix_table, number, table, text
+from eval.report.plots import MANY_TASKS
+from eval.report.ways import recognised_section, ways_section
 from eval.run_files import TaskSizes
 
 if TYPE_CHECKING:
-    from eval.report import ReportContents, RunRecord
+    from eval.report.write import ReportContents, RunRecord
     from eval.run_files import ScoredExample
 
-STYLESHEET = Path(__file__).with_name("report.css")
+STYLESHEET = Path(__file__).with_name("page.css")
 SHOWN_CHARACTERS = 220
 """Longer texts are cut and open on a click."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.compare import Comparison, compare
-from eval.compare_runs import read_runs
-from eval.compare_tables import latex, markdown, to_csv
-from eval.references import read_references
+from eval.compare.comparison import Comparison, compare
+from eval.compare.references import read_references
+from eval.compare.runs import read_runs
+from eval.compare.tables import latex, markdown, to_csv
 from moram_dist.config import RECALLS
 from moram_dist.config_io import coerce
 from moram_dist.files import write_atomically
@@ -55,7 +55,7 @@ def compare_runs(
 
 def write_comparison(folder: Path, text: str, comparison: Comparison) -> None:
     """Write compare.md, compare.csv, compare.tex and the figures."""
-    from eval.compare_plots import figures  # slow to import, and only needed for files
+    from eval.compare.plots import figures  # slow to import, and only needed for files
     from eval.plots import svg_text
 
     write_atomically(folder / "compare.md", text)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.audit_checks import NOTE, WARNING, Finding, listed
+from eval.audit.findings import NOTE, WARNING, Finding, listed
 from moram_dist.reading import read_json
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import kind_of, read_records

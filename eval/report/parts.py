@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eval.markup import MINUS, html_text
-from eval.plots import MANY_TASKS
+from eval.report.plots import MANY_TASKS
 
 if TYPE_CHECKING:
     from eval.continual import Scores
