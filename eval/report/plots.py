@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from eval.confusion import UNKNOWN
 from eval.figures import AMOUNT, FULL_WIDTH, HALF_WIDTH, INK, LOSS, QUIET, canvas
 from eval.markup import figure_text
+from eval.report.contents import ReportContents
 
 AMOUNTS = LinearSegmentedColormap.from_list("amounts", ["#f3f7fc", "#a9cbe8", "#2b6cb0", "#153e6b"])
 
@@ -25,6 +26,29 @@ and bars show the tasks that lost most, so that a figure of any run is drawn in 
 MOST_NAMES = 40
 
 LARGEST_LOSS = 1e30
+
+
+def figures(report: ReportContents) -> dict[str, Figure]:
+    """The figures of a report by file name.
+
+    ``matrix``, ``average`` and ``forgetting``; ``confusion`` if a recogniser ran, ``loss`` if there
+    is a curve.
+    """
+    matrix = report.main.matrix
+    found = {
+        "matrix": heat_map(matrix.tasks, matrix.scores, matrix.base),
+        "average": average_curve(report.average),
+        "forgetting": forgetting_bars(matrix.tasks, report.forgetting),
+    }
+    if report.recognition is not None:
+        confusion = report.recognition.confusion
+        found["confusion"] = confusion_map(confusion.tasks, confusion.percents())
+    if report.curve:
+        steps = [point.step for point in report.curve]
+        losses = [point.loss for point in report.curve]
+        names = [point.task or "" for point in report.curve]
+        found["loss"] = loss_curve(steps, losses, names)
+    return found
 
 
 def heat_map(

@@ -1,4 +1,4 @@
-"""The evaluator with several ways to an answer: what is on disk, and what is never done again."""
+"""The evaluator with several answer modes: what is on disk, and what is never done again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from eval.measure.harness import Evaluator
 from eval.score_matrix import score_matrices
-from eval.ways import Way, ways_of
+from eval.scoring_modes import ScoringMode, scoring_modes
 from moram_dist.adapters.prefix import Prefix
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, ModelConfig
@@ -189,7 +189,7 @@ def test_what_one_recall_answered_no_other_asks_again(base, tmp_path, monkeypatc
 
 def test_rows_ask_the_same_of_every_mode(tmp_path):
     config = EvalConfig(answers="generate,labels", recall="prefix,all")
-    matrices = score_matrices(tmp_path, BENCHMARK, ways_of(config))
+    matrices = score_matrices(tmp_path, BENCHMARK, scoring_modes(config))
     assert [matrix.path.name for matrix in matrices.values()] == [
         "scores.json",
         "scores.all.json",
@@ -198,7 +198,7 @@ def test_rows_ask_the_same_of_every_mode(tmp_path):
     ]
     found = [[m.missing(row, "all") for row in (-1, 0)] for m in matrices.values()]
     assert found == [[[0, 1, 2]] * 2] * 2 + [[[0, 2]] * 2] * 2
-    labels = matrices[Way("labels", "all")]
+    labels = matrices[ScoringMode("labels", "all")]
     assert labels.missing(1, "last") == []  # the newest task has no labels
 
 
