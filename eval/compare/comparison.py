@@ -116,8 +116,8 @@ def compare(runs: Sequence[Run], *, resamples: int | None = None) -> Comparison:
     fewest = max(1000, 80 * math.comb(len(groups), 2))
     if resamples is not None and resamples < fewest:
         raise InputError(
-            f"--resamples {resamples} could resolve nothing among {len(groups)} groups; give at "
-            f"least {fewest}"
+            f"--resamples {resamples} is too few: no difference among {len(groups)} groups could "
+            f"be significant; give at least {fewest}"
         )
     resamples = resamples or max(RESAMPLES, fewest)
     estimates: dict[tuple[str, str], Estimate] = {}

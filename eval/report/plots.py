@@ -20,8 +20,8 @@ Matrix = Sequence[Sequence[float | None]]
 """Row i, column j: score on task j after training on task i, 0 to 100; None where not measured."""
 
 MANY_TASKS = 50
-"""From here on a cell is too small for a number. The matrix is then one picture, names are thinned,
-and bars show the tasks that lost most, so that a figure of any run is drawn in a second."""
+"""Beyond this a cell is too small for a number: the matrix is one picture, names are thinned, and
+bars show the tasks that lost most, so that figures of any run are drawn in a second."""
 
 MOST_NAMES = 40
 
@@ -54,7 +54,7 @@ def figures(report: ReportContents) -> dict[str, Figure]:
 def heat_map(
     tasks: Sequence[str], scores: Matrix, base: Sequence[float | None] | None = None
 ) -> Figure:
-    """The score matrix: a row after each task learned, a column per task; see ``MANY_TASKS``.
+    """The score matrix: one row after each task, one column per task; see ``MANY_TASKS``.
 
     Args:
         tasks: names in the order of learning.
@@ -70,7 +70,7 @@ def heat_map(
 
 
 def confusion_map(tasks: Sequence[str], percents: Matrix) -> Figure:
-    """What prompts were recognised as: a row for those of each task, as ``heat_map`` shows them.
+    """What prompts were recognised as: one row per task of the prompts, drawn as ``heat_map``.
 
     Args:
         tasks: names in the order of learning.
@@ -121,7 +121,7 @@ def _map(labels: Sequence[str], columns: Sequence[str], rows: Matrix, title: str
 
 
 def average_curve(averages: Sequence[float | None]) -> Figure:
-    """Mean score over the tasks learned so far, against their number; a gap where it is unknown."""
+    """Mean score over the tasks learned so far, by their number; a gap where it is unknown."""
     with canvas(HALF_WIDTH, 2.7) as figure:
         axes = figure.subplots()
         learned = range(1, len(averages) + 1)
@@ -141,7 +141,7 @@ def average_curve(averages: Sequence[float | None]) -> Figure:
 
 
 def forgetting_bars(tasks: Sequence[str], drops: Sequence[float | None]) -> Figure:
-    """How many points each task lost since it was best; tasks without a number are left out.
+    """Points that each task lost since its best row; unknown ones are left out.
 
     Of many tasks, those that lost most.
     """
@@ -170,7 +170,7 @@ def forgetting_bars(tasks: Sequence[str], drops: Sequence[float | None]) -> Figu
 
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float], tasks: Sequence[str]) -> Figure:
-    """Training loss over global steps, with a line and the name where each task begins.
+    """Training loss over global steps, with a line and a name where each task begins.
 
     Many long names would leave no room for the curve; tasks are numbered then.
 
@@ -208,12 +208,12 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], tasks: Sequence[st
 
 
 def _thinned(number: int) -> range:
-    """Indices of up to ``MOST_NAMES`` of so many things, evenly spread; all where there are few."""
+    """Evenly spaced indices of ``number`` items: all up to ``MANY_TASKS``, else ``MOST_NAMES``."""
     return range(0, number, 1 if number <= MANY_TASKS else 1 + (number - 1) // MOST_NAMES)
 
 
 def _name_ticks(axes, names: Sequence[str], places: Sequence[float], room: float) -> None:
-    """Label the horizontal axis; slanted where the names would not fit into ``room`` inches."""
+    """Label the horizontal axis; names are slanted if they do not fit into ``room`` inches."""
     names = [figure_text(name) for name in names]
     letter = 0.085  # inches, of a 9 point sans-serif
     slanted = any(len(name) * letter > room / max(len(names), 1) for name in names)

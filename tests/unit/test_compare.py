@@ -272,7 +272,7 @@ def test_unfinished_and_broken_runs(tmp_path):
         (["nowhere"], "nowhere: no such run directory or .jsonl file"),
         (
             ["RUN", "--resamples", "10"],
-            "--resamples 10 could resolve nothing among 1 groups",
+            "--resamples 10 is too few: no difference among 1 groups could be significant",
         ),
         (["RUN", "--tracking_uri", "sqlite:///x.db"], "--tracking_uri goes with --experiment"),
         (["--experiment", "demo", "--tracking_uri", "sqlite:///no.db"], "no such file"),
