@@ -1,1 +1,1 @@
-"""Compare methods over orders and seeds, with intervals and significance. Needs no torch models."""
+"""Compare methods over orders and seeds, with intervals and significance."""
