@@ -26,7 +26,7 @@ from bench.contest import Settings, compiler_missing
 from bench.measure import load_average
 from bench.report import markdown, memory_figure, time_figure
 from bench.results import BenchResults, Level, Measurement, environment
-from eval.plots import svg_text
+from eval.figures import svg_text
 from moram_dist.command_line import Parser
 from moram_dist.files import write_atomically
 from moram_dist.registry import InputError, unknown

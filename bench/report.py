@@ -17,7 +17,7 @@ from bench.contest import (
 )
 from bench.results import BenchResults, Level, Measurement
 from bench.targets import found
-from eval.plots import AMOUNT, LOSS, QUIET, canvas
+from eval.figures import AMOUNT, LOSS, QUIET, canvas
 
 TITLES = {
     "layer": "One linear, forward and backward",

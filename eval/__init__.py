@@ -1,1 +1,1 @@
-"""Scores, reports and plots of finished runs. Needs no GPU and no torch."""
+"""Evaluation: scores and files of a run here; measuring, reports, comparisons, audits in rooms."""

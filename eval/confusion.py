@@ -1,4 +1,4 @@
-"""What a recogniser took the prompts of each task for, as the files of predictions say."""
+"""Which task a recogniser took each prompt for, as read from a run's predictions."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records
 
 UNKNOWN = "unknown"
-"""Of prompts that are like no task's."""
+"""Names the column of prompts that resemble no task."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """Counts of prompts, after the last of some tasks was learned."""
+    """Counts of prompts, after the last of these tasks was learned."""
 
     tasks: tuple[str, ...]
-    """Those learned by then, in their order."""
+    """The tasks learned by then, in order."""
 
     counts: tuple[tuple[int, ...], ...]
-    """A row for the prompts of each task, a column for the task that they were recognised as, and a
-    last one for those that are like no task's. A row of zeros was not measured."""
+    """Row: the task of the prompts. Column: the task they were recognised as, the last for no task.
+    A row of zeros was not measured."""
 
     @property
     def accuracy(self) -> float:
-        """Percent of all prompts that were recognised as their own task's."""
+        """Percent of all prompts recognised as their own task's."""
         return self._percent(sum(row[i] for i, row in enumerate(self.counts)))
 
     @property
     def rejected(self) -> float:
-        """Percent of all prompts that were found to be like no task's."""
+        """Percent of all prompts recognised as no task's."""
         return self._percent(sum(row[-1] for row in self.counts))
 
     def _percent(self, prompts: int) -> float:
         return 100 * prompts / sum(map(sum, self.counts))
 
     def percents(self) -> list[list[float | None]]:
-        """The counts in percent of their row; None where it was not measured."""
+        """The counts as percent of their row; None where the row was not measured."""
         return [
             [100 * count / prompts if prompts else None for count in row]
             for row in self.counts
@@ -50,7 +50,7 @@ class Confusion:
         ]
 
     def to_csv(self) -> str:
-        """A row for the prompts of each task, in percent; a cell that was not measured is empty."""
+        """``percents`` as CSV, one row per task of prompts; cells not measured are empty."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(["prompts of", *self.tasks, UNKNOWN])
@@ -60,15 +60,15 @@ class Confusion:
 
 
 def read_confusion(
-    run_dir: Path, tasks: Sequence[str], row: int, way: str | None
+    run_dir: Path, tasks: Sequence[str], row: int, suffix: str | None
 ) -> Confusion | None:
-    """What was recognised after task ``row``; None where no recogniser was asked.
+    """What was recognised after task ``row``; None if no recogniser ran.
 
     Args:
         run_dir: the run.
-        tasks: all of its tasks, in their order.
-        row: a task, from 0.
-        way: of the predictions' files (``Way.differs``).
+        tasks: all of its tasks, in order.
+        row: index of a task, from 0.
+        suffix: of the predictions' file names (``ScoringMode.file_suffix``).
 
     Raises:
         InputError: a file is broken, or names a task that was not learned by then.
@@ -77,7 +77,7 @@ def read_confusion(
     place = {name: i for i, name in enumerate(learned)}
     counts = [[0] * (len(learned) + 1) for _ in learned]
     for column, task in enumerate(learned):
-        path = predictions_path(run_dir, row, column, task, way)
+        path = predictions_path(run_dir, row, column, task, suffix)
         for where, line in read_records(path) if os.path.exists(path) else ():
             name = line.get("recognised")
             if name is None:

@@ -1,7 +1,7 @@
-"""Sequence metrics: what a matrix of scores says about learning, forgetting and transfer.
+"""Sequence metrics: learning, forgetting and transfer, computed from a matrix of scores.
 
-``a[t][i]`` is the score on task i after training on task t, both from 0; ``T`` tasks. A cell that
-was not measured is None. A metric that needs a missing cell is None too, and never counts it as 0.
+``a[t][i]`` is the score on task i after training on task t, both from 0; ``T`` tasks. An entry that
+was not measured is None. A metric that needs a missing entry is None too; it never counts as 0.
 Papers use one name for different formulas, so each formula has its own name here.
 """
 
@@ -18,10 +18,12 @@ from moram_dist.registry import InputError
 from moram_dist.tasks.readers import kind_of
 
 MatrixEntry = float | None
+"""A score, 0 to 100; None if it was not measured."""
+
 Row = Sequence[MatrixEntry]
 
 HEADLINE = {"ap": "AP", "bwt_gem": "BWT", "forgetting_max": "forgetting"}
-"""Of the sequence metrics those that are shown first, and their usual names."""
+"""The sequence metrics that are shown first, with their usual names."""
 
 
 def sequence_metrics(
@@ -51,23 +53,23 @@ def sequence_metrics(
     ========================  ====================================================================
 
     Intransigence is, for each task, a reference model's score less a[i][i]; here it is the mean
-    over tasks. The paper's reference for task i learns the tasks up to i jointly. ``multitask``
-    has one model in its place, which learned all T jointly.
+    over tasks. The paper's reference for task i learns the tasks up to i jointly; ``multitask``
+    uses one model instead, which learned all T jointly.
 
-    ``forgetting_max`` looks at scores from the task's own training on. SAPT's script takes the
-    maximum over all rows of a table that holds 0 before that, which is the same for scores that are
-    not negative; measuring those cells must not change the figure, so they are ignored.
+    ``forgetting_max`` considers scores from the task's own training on. SAPT's script takes the
+    maximum over all rows of a table that holds 0 before that, which is the same for non-negative
+    scores. Measuring those entries must not change the metric, so they are ignored.
 
     Args:
-        scores: row t holds the scores after task t; at most T rows, fewer while a run is going on.
-            T is the length of the longest row, and what a shorter row lacks was not measured.
+        scores: row t holds the scores after task t; at most T rows, fewer in an unfinished run.
+            T is the length of the longest row; a shorter row was not measured to its end.
         base: scores before any training, length T.
         single_task: score on each task of a model trained on that task alone, length T.
         multitask: score on each task of one model trained on all of them at once, length T.
 
     Returns:
-        A value for every name above; None where a needed cell is missing, or where T = 1 leaves
-        nothing to average.
+        A value for every name above; None if a needed entry is missing, or if T = 1 leaves nothing
+        to average.
 
     Raises:
         ValueError: no row at all, more rows than tasks, or ``base``, ``single_task`` or
@@ -109,15 +111,31 @@ def sequence_metrics(
 
 
 def average_so_far(scores: Sequence[Row]) -> list[MatrixEntry]:
-    """For each row t, the mean score on tasks 0 to t; None where one of them was not measured."""
+    """For each row t, the mean score on tasks 0 to t; None if one of them was not measured."""
     return [
-        _mean(row[: t + 1]) if len(row) > t else None  # a short row lacks a task seen by then
+        _mean(row[: t + 1]) if len(row) > t else None  # else it lacks a task learned by then
         for t, row in enumerate(scores)
     ]
 
 
+def forgetting_per_task(scores: Sequence[Row]) -> list[MatrixEntry]:
+    """Per task: best score since it was learned and before the last row, less the last, in points.
+
+    Positive is forgotten, negative is gained. None where either is unknown, as for the newest task.
+    The mean over the tasks of a complete matrix is ``forgetting_max``.
+    """
+    if not scores:
+        return []
+    *earlier, last = scores
+    drops: list[MatrixEntry] = []
+    for j, final in enumerate(last):
+        seen = [value for row in earlier[j:] if (value := row[j]) is not None]
+        drops.append(None if final is None or not seen else max(seen) - final)
+    return drops
+
+
 def mean_change(scores: Sequence[Row], last: int) -> MatrixEntry:
-    """``bwt_gem`` of the tasks up to ``last``, from 0; None where a cell of it is missing."""
+    """``bwt_gem`` of the tasks up to ``last``, from 0; None if an entry for it is missing."""
     row = scores[last]
     return _mean(_difference(row[i], scores[i][i]) for i in range(last))
 
@@ -132,7 +150,7 @@ def _max(cells: Iterable[MatrixEntry]) -> MatrixEntry:
 
 
 def _all_known(cells: Iterable[MatrixEntry]) -> list[float]:
-    """The cells, or an empty list where one of them is missing."""
+    """The entries, or an empty list if one of them is missing."""
     known: list[float] = []
     for cell in cells:
         if cell is None:
@@ -159,15 +177,15 @@ class Scores:
     """Row t after training on task t, each of length T; fewer than T rows in an unfinished run."""
 
     base: tuple[MatrixEntry, ...] | None = None
-    """The row before any training, where it was measured."""
+    """The row before any training; None if it was not measured."""
 
     @classmethod
     def load(cls, path: Path) -> Scores:
-        """Read and check a file. Keys that are not used here are left alone.
+        """Read and check a file. Unknown keys are ignored.
 
         Raises:
-            InputError: the file cannot be read or is malformed, or a field is missing or holds
-                something else than it should; names the file and the field.
+            InputError: the file cannot be read or is malformed, or a field is missing or invalid;
+                names the file and the field.
         """
         content = read_json(path)
         if not isinstance(content, dict):
@@ -199,11 +217,11 @@ class Scores:
         """``sequence_metrics`` of this matrix and base row.
 
         Args:
-            single_task: a run that learned each task alone. Its diagonal is compared with.
-            multitask: a run that learned all tasks at once. Its last row is compared with.
+            single_task: a run that learned each task alone; its diagonal is the reference.
+            multitask: a run that learned all tasks at once; its last row is the reference.
 
         Raises:
-            InputError: one of these lacks a task of this run, or scored it by another metric.
+            InputError: a reference lacks a task of this run, or scored it by another metric.
         """
         return sequence_metrics(
             self.scores,
@@ -255,7 +273,7 @@ def _metrics(value: Any, tasks: tuple[str, ...], path: Path) -> dict[str, str]:
 def _row(
     value: Any, length: int, where: str, shortest: int | None = None
 ) -> tuple[MatrixEntry, ...]:
-    """A row of ``length`` cells; one of at least ``shortest`` is filled up with None."""
+    """A row of ``length`` entries; one of at least ``shortest`` is padded with None."""
     shortest = length if shortest is None else shortest
     if not isinstance(value, list) or not shortest <= len(value) <= length:
         found = f"{len(value)}" if isinstance(value, list) else kind_of(value)

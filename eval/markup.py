@@ -1,19 +1,18 @@
-"""Names and texts of a run's files as part of HTML, Markdown, LaTeX and figures.
+"""Texts from a run's files, made safe for pages, Markdown, LaTeX, figures and terminals.
 
 A task may have any name and a model may say anything: tags, pipes, line breaks, control characters
-that a terminal obeys, half characters that no file can hold.
+that a terminal obeys, lone surrogates that no file can hold. Pages escape tags in their templates.
 """
 
 from __future__ import annotations
 
-import html
 import re
 
 MINUS = "\N{MINUS SIGN}"
 LONGEST_NAME = 44
-"""Characters of a name in a figure."""
+"""Characters of a name in a figure; what is longer is cut."""
 
-# But for tab, line feed and carriage return. Right-to-left marks turn what stands beside them.
+# All except tab, line feed and carriage return. Right-to-left marks also reverse their neighbours.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LATEX = {c: f"\\{c}" for c in "_%&#${}"} | {
     "\\": r"\textbackslash{}",
@@ -28,31 +27,26 @@ _LATEX = {c: f"\\{c}" for c in "_%&#${}"} | {
 
 
 def visible(text: str) -> str:
-    """The text, with a mark for each character that is none to a reader."""
+    """The text, with a mark instead of each character that a reader cannot see."""
     return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def one_line(text: str) -> str:
-    """The same without line breaks and runs of white space, fit for a terminal."""
+    """The same on one line, without runs of white space: fit for a terminal."""
     return " ".join(visible(text).split())
 
 
-def html_text(text: str) -> str:
-    """As part of a page, outside of tags and inside of quoted attributes."""
-    return html.escape(visible(text))
-
-
 def figure_text(name: str) -> str:
-    """As a label of a figure: one line, and not a long one."""
+    """A label of a figure: one line of at most ``LONGEST_NAME`` characters."""
     line = one_line(name)
     return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"
 
 
 def markdown_text(text: str) -> str:
-    """As part of a line or of a table's cell. ``learning_rate`` stays as it is: so it is shown."""
+    """Part of a line or table cell. ``learning_rate`` stays as it is: Markdown shows it so."""
     return re.sub(r"[\\`*|<]|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line(text))
 
 
 def latex_text(text: str) -> str:
-    """As part of a table's cell, without packages."""
+    """Part of a table cell; needs no LaTeX packages."""
     return "".join(_LATEX.get(c, c) for c in one_line(text))

@@ -1,4 +1,4 @@
-"""Predictions on disk: what a model answered, one line an example."""
+"""Predictions on disk: what a model answered, one line per example."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moram_dist.tasks.readers import read_records, text_field, texts_field
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One answered example. A score that the line holds is not read: it can be computed again."""
+    """One answered example. The line's score is not read: it can be recomputed."""
 
     id: str
     prompt: str
@@ -65,19 +65,19 @@ def mean_score(
 
 
 def predictions_path(
-    run_dir: Path, row: int, column: int, name: str, way: str | None = None
+    run_dir: Path, row: int, column: int, name: str, suffix: str | None = None
 ) -> Path:
     """``predictions/after_002/on_000_C-STANCE.jsonl``; row -1 is ``base``.
 
-    ``way`` is of a further way of measuring (``Way.differs``); it stands before the ending:
+    ``suffix`` is that of a further scoring mode (``ScoringMode.file_suffix``), as in
     ``on_000_C-STANCE.labels.jsonl``.
     """
     after = f"after_{row:03d}" if row >= 0 else "base"
-    ending = f".{way}.jsonl" if way else ".jsonl"
+    ending = f".{suffix}.jsonl" if suffix else ".jsonl"
     return run_dir / "predictions" / after / f"on_{column:03d}_{safe_name(name)}{ending}"
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line, atomically."""
+    """Write one JSON object per line, atomically."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomically(path, text)

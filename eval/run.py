@@ -8,8 +8,8 @@
     python eval/run.py compare RUN... --out DIR
     python eval/run.py compare --experiment NAME --tracking_uri sqlite:///RUNS/mlflow.db
 
-Results go to standard output. Bad input is one line on standard error and exit code 2; what cannot
-be written, as on a full disk, is one line and exit code 4.
+Results go to standard output, errors to standard error in one line. Exit code 2: bad input. Exit
+code 4: a file cannot be written, as on a full disk.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from moram_dist.terminal import make_output_last, say
 
 
 def rescore(argv: Sequence[str]) -> None:
-    """Print the mean score of a predictions file, computed again from its texts."""
+    """Recompute the mean score of a predictions file from its texts, and print it."""
     flags = "--benchmark --task --protocol --metric --labels"
     args = _parse(rescore, argv, "--predictions", optional=flags)
     metric, labels = _rules(args)
@@ -47,9 +47,9 @@ def rescore(argv: Sequence[str]) -> None:
 
 
 def metrics(argv: Sequence[str]) -> None:
-    """Print every sequence metric of a run or its scores.json; null where it was not measured.
+    """Print every sequence metric of a run or its scores.json; null if it was not measured.
 
-    --single_task and --multitask name runs of these methods, for what compares with them.
+    --single_task and --multitask name runs of these methods, for metrics that refer to them.
     """
     args = _parse(metrics, argv, "--scores", optional="--single_task --multitask")
     single_task, multitask = (
@@ -59,21 +59,21 @@ def metrics(argv: Sequence[str]) -> None:
 
 
 def report(argv: Sequence[str]) -> None:
-    """Write a run's report and print where it is."""
+    """Write a run's report and print its path."""
     args = _parse(report, argv, "--run")
     run = Path(args.run)
     if not os.path.isdir(run):
         raise InputError(f"--run: no such folder: {run}")
-    from eval.report import write_report  # plots are slow to import, and only needed here
+    from eval.report.write import write_report  # plots are slow to import, and only needed here
 
     say(str(write_report(run)))
 
 
 def audit(argv: Sequence[str]) -> int:
-    """Print what is in a benchmark and what is wrong with it, as Markdown.
+    """Print the contents of a benchmark and the problems found in it, as Markdown.
 
-    --model names the tokenizer, --out a file for it as .md or .json. With --strict, an error among
-    the findings is exit code 1.
+    --model names the tokenizer, --out a .md or .json file to write. With --strict, exit code 1 if
+    the findings include an error.
     """
     args = _parse(
         audit,
@@ -87,9 +87,9 @@ def audit(argv: Sequence[str]) -> int:
         raise InputError(f"--out {out}: expected a name that ends in .md or .json")
     if out is not None and os.path.isdir(out):
         raise InputError(f"--out {out}: is a folder")
-    # These need torch, which the other commands do without.
-    from eval.audit import audit_benchmark
-    from eval.audit_table import markdown
+    # These import torch, which most other commands do without.
+    from eval.audit.benchmark import audit_benchmark
+    from eval.audit.table import markdown
     from moram_dist.data.chat import write_chats
     from moram_dist.models.language_model import load_tokenizer
 
@@ -111,9 +111,9 @@ def audit(argv: Sequence[str]) -> int:
 
 
 def compare(argv: Sequence[str]) -> None:
-    """Compare runs by method over orders and seeds: print the tables, write them to --out.
+    """Compare methods over orders and seeds: print the tables, and write them to --out.
 
-    Each recall of a run is a row of its own; --recall names those that are wanted.
+    Each recall of a run has its own row; --recall selects some, joined by commas.
     """
     args = _parse(
         compare,
@@ -123,7 +123,7 @@ def compare(argv: Sequence[str]) -> None:
     )
     if args.out is not None and os.path.exists(args.out) and not os.path.isdir(args.out):
         raise InputError(f"--out {args.out}: is no folder")
-    from eval.compare_command import compare_runs, write_comparison  # numpy is only needed here
+    from eval.compare.command import compare_runs, write_comparison  # numpy is only needed here
 
     text, comparison = compare_runs(
         [Path(word) for word in args.RUN],
@@ -170,9 +170,9 @@ def _parse(
     switches: str = "",
     words: str = "",
 ) -> argparse.Namespace:
-    """Read flags that each take one text, switches, and words where they have a name.
+    """Parse flags that take one value each, switches, and positional arguments named ``words``.
 
-    Raises InputError for a flag that does not exist.
+    Raises InputError for an unknown flag.
     """
     parser = Parser(f"eval/run.py {command.__name__}", command.__doc__)
     for flag in (*required.split(), *optional.split()):
@@ -190,7 +190,7 @@ def _parse(
 
 
 def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
-    """Metric and labels: a published task's own, or those that were given."""
+    """Metric and labels: those of a published task, or those given as flags."""
     if args.metric is not None:
         if (args.benchmark, args.task, args.protocol) != (None, None, None):
             raise InputError("give --metric, or --benchmark with --task, not both")
@@ -212,7 +212,7 @@ def _rules(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
 
 
 def _scores(path: str) -> Scores:
-    """The score matrix of a file, or of a run's folder."""
+    """Load the scores of a file, or of a run's folder."""
     run = Path(path)
     return Scores.load(run / "scores.json" if os.path.isdir(run) else run)
 

@@ -1,7 +1,7 @@
-"""What a run left on disk, as evaluation reads it: each file's fields, each of its type.
+"""Read the files of a run: typed records of the fields that evaluation uses.
 
-Anybody may have edited these files, and a crash may have cut them. Fields that nothing here uses
-are left alone, so older and newer runs can be read.
+Users may have edited these files, and a crash may have truncated them. Other fields are ignored, so
+runs of older and newer versions can be read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TaskSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkFile:
-    """``benchmark.json``; nothing in it where the run has none."""
+    """``benchmark.json``; all fields are at their defaults if the run has none."""
 
     name: str | None = None
     order: str | None = None
@@ -75,7 +75,7 @@ class ScoredExample:
 
 
 def read_benchmark(run_dir: Path) -> BenchmarkFile:
-    """Raises InputError where the file is there and is not what ``BenchmarkFile`` says."""
+    """Read ``benchmark.json``. Raises InputError if the file exists but is invalid."""
     path = run_dir / "benchmark.json"
     if not os.path.exists(path):
         return BenchmarkFile()
@@ -86,9 +86,9 @@ def read_benchmark(run_dir: Path) -> BenchmarkFile:
 
 
 def read_stored_tasks(run_dir: Path) -> dict[str, StoredTask]:
-    """By name, the tasks of the memory's manifest; none where the run has no memory.
+    """The tasks of the memory's manifest by name; empty if the run has no memory.
 
-    Raises InputError where the manifest is there and broken.
+    Raises InputError if the manifest exists but is broken.
     """
     path = run_dir / "memory" / "memory.json"
     if not os.path.exists(path):
@@ -101,9 +101,9 @@ def read_stored_tasks(run_dir: Path) -> dict[str, StoredTask]:
 
 
 def read_base(run_dir: Path) -> StoredBase:
-    """A run's base. Raises InputError where no file says it.
+    """A run's base. Raises InputError if no file states it.
 
-    A run that an older version began has its base's fingerprint of today once it was started again.
+    A run that an older version began states it in today's form once it has been resumed.
     """
     inputs = run_dir / "inputs.json"
     path = inputs if os.path.exists(inputs) else run_dir / "memory" / "memory.json"
@@ -114,12 +114,12 @@ def read_base(run_dir: Path) -> StoredBase:
 
 
 def read_curve(path: Path) -> list[CurvePoint]:
-    """The training losses of a metrics file, oldest first; none where there is no file.
+    """The training losses of a metrics file, oldest first; empty if there is no file.
 
-    A last line without an end is left out: the run goes on, or was killed while it wrote.
+    An incomplete last line is ignored: the run is still going, or was killed while it wrote.
 
     Raises:
-        InputError: the file cannot be read, or a line is not what the trainer writes.
+        InputError: the file cannot be read, or a line is not one that the trainer writes.
     """
     if not os.path.exists(path):
         return []
@@ -148,12 +148,12 @@ def read_curve(path: Path) -> list[CurvePoint]:
 
 
 def scored_example(value: dict[str, Any], where: str) -> ScoredExample:
-    """A line of a predictions file. Raises InputError where it is not what evaluation writes."""
+    """Check a line of a predictions file. Raises InputError if it is invalid."""
     return part(ScoredExample, value, where)
 
 
 def part(kind: type[T], value: Any, where: str | Path) -> T:
-    """The fields that ``kind`` has, out of a JSON object that may have more, as a ``kind``.
+    """Make a ``kind`` of a JSON object, ignoring fields that ``kind`` does not have.
 
     Raises InputError as ``reading.record`` does.
     """

@@ -1,7 +1,7 @@
-"""scores.json: what was measured of each task after each task.
+"""scores.json: the score on each task after each task.
 
-Where a cell is measured in several ways (``eval.ways``), the first has scores.json and each other,
-such as ``labels``, a scores.labels.json of the same form.
+The main scoring mode has ``scores.json``; each other, such as ``labels``, has a file of the same
+form, ``scores.labels.json``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.continual import Scores
-from eval.ways import Way
+from eval.scoring_modes import ScoringMode
 from moram_dist.files import write_atomically
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
@@ -20,14 +20,14 @@ from moram_dist.tasks.task import Benchmark
 class ScoreMatrix:
     """R[i, j]: score on task j after task i; row -1 is the untouched base. Null: not measured.
 
-    On disk ``{"tasks", "metrics", "scores": [[row after task 0], ...]}``, and ``"base"`` where the
+    On disk ``{"tasks", "metrics", "scores": [[row after task 0], ...]}``, with ``"base"`` if the
     base was measured.
 
-    Raises InputError where the file is there and is not whole or of other tasks.
+    Raises InputError if the file exists but is broken or belongs to other tasks.
     """
 
     def __init__(self, path: Path, benchmark: Benchmark, *, closed_only: bool = False) -> None:
-        """``closed_only``: tasks without labels are never asked for, and stay null."""
+        """``closed_only``: tasks without labels are never measured and stay null."""
         self.path = path
         self.asked = [bool(task.labels) or not closed_only for task in benchmark.tasks]
         self.tasks = [task.name for task in benchmark.tasks]
@@ -57,11 +57,11 @@ class ScoreMatrix:
         write_atomically(self.path, _as_text(value))
 
     def get(self, row: int, column: int) -> float | None:
-        """A cell, None where it was not measured."""
+        """A cell; None if it was not measured."""
         return self.rows[row][column] if row in self.rows else None
 
     def missing(self, row: int, eval_rows: str) -> list[int]:
-        """Columns of a row that ``EvalConfig.eval_rows`` asks for and that are not there."""
+        """Columns of a row that ``EvalConfig.eval_rows`` asks for and that are not measured yet."""
         last = len(self.tasks) - 1
         if row < 0:
             wanted = range(last + 1) if eval_rows == "all" else range(0)
@@ -73,17 +73,17 @@ class ScoreMatrix:
 
     @property
     def scores(self) -> list[list[float | None]]:
-        """Rows after task 0, 1, ... as far as they go."""
+        """The rows measured so far: after task 0, 1, ..."""
         return [self.rows[i] for i in sorted(self.rows) if i >= 0]
 
     @property
     def base(self) -> list[float | None] | None:
-        """The untouched base's row."""
+        """The untouched base's row; None if it was not measured."""
         return self.rows.get(-1)
 
 
 def _as_text(value: dict[str, object]) -> str:
-    """JSON with a line for each field and each row: thousands of cells are written at each one."""
+    """JSON, one line per field and per row: thousands of cells are rewritten for each new one."""
 
     def text(part: object) -> str:
         return json.dumps(part, ensure_ascii=False)
@@ -97,23 +97,23 @@ def _as_text(value: dict[str, object]) -> str:
 
 
 def score_matrices(
-    run_dir: Path, benchmark: Benchmark, ways: Sequence[Way]
-) -> dict[Way, ScoreMatrix]:
-    """The matrix of each way of measuring, the first one's first.
+    run_dir: Path, benchmark: Benchmark, modes: Sequence[ScoringMode]
+) -> dict[ScoringMode, ScoreMatrix]:
+    """The matrix of each scoring mode, in the order of ``modes``; the first is the main mode.
 
     Raises InputError as ``ScoreMatrix`` does.
     """
-    first = ways[0]
+    main = modes[0]
     return {
-        way: ScoreMatrix(
-            scores_path(run_dir, way.differs(first)),
+        mode: ScoreMatrix(
+            scores_path(run_dir, mode.file_suffix(main)),
             benchmark,
-            closed_only=way.answers != first.answers,
+            closed_only=mode.answers != main.answers,
         )
-        for way in ways
+        for mode in modes
     }
 
 
-def scores_path(run_dir: Path, way: str | None = None) -> Path:
-    """``scores.json``, or ``scores.labels.json`` of a further way (``Way.differs``)."""
-    return run_dir / (f"scores.{way}.json" if way else "scores.json")
+def scores_path(run_dir: Path, suffix: str | None = None) -> Path:
+    """``scores.json``, or ``scores.labels.json`` for ``ScoringMode.file_suffix`` ``labels``."""
+    return run_dir / (f"scores.{suffix}.json" if suffix else "scores.json")

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.harness import Evaluator
-from eval.report import write_report
+from eval.measure.harness import Evaluator
+from eval.report.write import write_report
 from eval.score_matrix import score_matrices
-from eval.ways import ways_of
+from eval.scoring_modes import scoring_modes
 from launch import described
 from launch.base import check_base, check_loaded, targets_of
 from launch.settings import deepspeed_config, quiet, resolve
@@ -191,7 +191,7 @@ class Session:
         if self.run_dir.finished_tasks() <= last:
             return False
         config = self.config.eval
-        matrices = score_matrices(self.run_dir.path, self.benchmark, ways_of(config))
+        matrices = score_matrices(self.run_dir.path, self.benchmark, scoring_modes(config))
         return not any(
             matrix.missing(row, config.eval_rows)
             for matrix in matrices.values()

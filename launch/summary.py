@@ -9,7 +9,7 @@ from eval.confusion import read_confusion
 from eval.continual import HEADLINE, Scores
 from eval.markup import one_line
 from eval.score_matrix import scores_path
-from eval.ways import recall_name, ways_of
+from eval.scoring_modes import recall_label, scoring_modes
 from moram_dist.config import RunConfig
 from moram_dist.redaction import clean_address
 from moram_dist.tracking import store_of
@@ -39,22 +39,22 @@ def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
 
 def _headlines(run_dir: Path, saved: Scores, config: RunConfig) -> list[str]:
     """AP and the like, of each recall where there are several, and how the recogniser did."""
-    first, *others = ways_of(config.eval)
-    ways = [first, *(way for way in others if way.answers == first.answers)]
-    if len(ways) == 1:
+    main, *others = scoring_modes(config.eval)
+    modes = [main, *(mode for mode in others if mode.answers == main.answers)]
+    if len(modes) == 1:
         metrics = saved.sequence_metrics()
         found = [
             f"{name} {metrics[k]:.2f}" for k, name in HEADLINE.items() if metrics[k] is not None
         ]
-        found += [recall_name(first.recall)] if first.recall == "oracle" else []
+        found += [recall_label(main.recall)] if main.recall == "oracle" else []
         lines = ["   ".join(found)]
     else:
-        paths = {way.recall: scores_path(run_dir, way.differs(first)) for way in ways}
+        paths = {mode.recall: scores_path(run_dir, mode.file_suffix(main)) for mode in modes}
         lines = _by_recall({recall: Scores.load(path) for recall, path in paths.items()})
-    for way in ways:
-        if way.recall == "prefix":
+    for mode in modes:
+        if mode.recall == "prefix":
             last = len(saved.scores) - 1
-            confusion = read_confusion(run_dir, saved.tasks, last, way.differs(first))
+            confusion = read_confusion(run_dir, saved.tasks, last, mode.file_suffix(main))
             if confusion is not None:
                 lines.append(
                     f"recognised: {confusion.accuracy:.2f} % of prompts as their own task's, "
@@ -65,7 +65,7 @@ def _headlines(run_dir: Path, saved: Scores, config: RunConfig) -> list[str]:
 
 def _by_recall(found: Mapping[str, Scores]) -> list[str]:
     """A row a recall; what none of them measured is left out."""
-    metrics = {recall_name(recall): scores.sequence_metrics() for recall, scores in found.items()}
+    metrics = {recall_label(recall): scores.sequence_metrics() for recall, scores in found.items()}
     names = {
         k: n for k, n in HEADLINE.items() if any(row[k] is not None for row in metrics.values())
     }

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from eval.compare_runs import read_runs  # noqa: E402
+from eval.compare.runs import read_runs  # noqa: E402
 from moram_dist.registry import InputError  # noqa: E402
 from tools.study import Job, Study, held_out_splits, launch, write_table  # noqa: E402
 

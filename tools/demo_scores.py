@@ -14,9 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from eval.compare_runs import read_runs  # noqa: E402
+from eval.compare.runs import read_runs  # noqa: E402
 from eval.continual import sequence_metrics  # noqa: E402
-from eval.ways import recall_name  # noqa: E402
+from eval.scoring_modes import recall_label  # noqa: E402
 
 COLUMNS = {"mean_diagonal": "learned", "ap": "at the end", "bwt_gem": "BWT"}
 
@@ -24,7 +24,7 @@ COLUMNS = {"mean_diagonal": "learned", "ap": "at the end", "bwt_gem": "BWT"}
 def table(folders: Sequence[Path]) -> str:
     """Each recall of each run."""
     runs = read_runs(folders)
-    names = [f"{run.name}, {recall_name(run.recall)}" for run in runs]
+    names = [f"{run.name}, {recall_label(run.recall)}" for run in runs]
     width = max(map(len, names))
     lines = [" " * width + "".join(f"{head:>12}" for head in COLUMNS.values())]
     for name, run in zip(names, runs, strict=True):

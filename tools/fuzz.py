@@ -318,7 +318,7 @@ def import_all() -> None:
     import safetensors.torch
     import transformers.models.llama.modeling_llama
 
-    import eval.report
+    import eval.report.write
     import eval.run
     import launch.session
     import launch.submit

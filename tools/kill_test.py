@@ -194,7 +194,7 @@ def _kill(rank: int, *, moment: Moment) -> None:
 def _watch_for(note: Callable[[str], object]) -> None:
     """Call ``note`` with the kind of each moment that comes."""
     import launch.session
-    from eval import harness
+    from eval.measure import harness
     from moram_dist import files
     from moram_dist.atoms.memory_files import MemoryFiles
     from moram_dist.methods import METHODS

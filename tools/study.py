@@ -23,12 +23,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from eval.compare import compare  # noqa: E402
-from eval.compare_command import write_comparison  # noqa: E402
-from eval.compare_runs import read_runs  # noqa: E402
-from eval.compare_tables import markdown  # noqa: E402
+from eval.compare.command import write_comparison  # noqa: E402
+from eval.compare.comparison import compare  # noqa: E402
+from eval.compare.references import read_references  # noqa: E402
+from eval.compare.runs import read_runs  # noqa: E402
+from eval.compare.tables import markdown  # noqa: E402
 from eval.continual import sequence_metrics  # noqa: E402
-from eval.references import read_references  # noqa: E402
 from moram_dist.files import write_atomically  # noqa: E402
 from moram_dist.reading import read_json  # noqa: E402
 from moram_dist.tasks.readers import read_records  # noqa: E402

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from eval.harness import BATCH_TOKENS
+from eval.measure.harness import BATCH_TOKENS
 from launch.planning.calibration import calibrate
 from launch.planning.passes import TaskPasses, passes
 from launch.planning.rehearsal import Ranks, Rehearsal

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.harness import Evaluator
+from eval.measure.harness import Evaluator
 from moram_dist.atoms import Placer
 from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.watchdog import PeerWatchdog

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.harness import Evaluator
+from eval.measure.harness import Evaluator
 from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.comm import env

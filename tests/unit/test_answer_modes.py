@@ -1,4 +1,4 @@
-"""The evaluator with several ways to an answer: what is on disk, and what is never done again."""
+"""The evaluator with several answer modes: what is on disk, and what is never done again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.harness import Evaluator
+from eval.measure.harness import Evaluator
 from eval.score_matrix import score_matrices
-from eval.ways import Way, ways_of
+from eval.scoring_modes import ScoringMode, scoring_modes
 from moram_dist.adapters.prefix import Prefix
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, ModelConfig
@@ -145,7 +145,7 @@ def test_a_finished_cell_is_not_done_again_in_any_mode(base, tmp_path, monkeypat
         asked.append((task.name, tuple(modes), len(examples)))
         return answer_batch(modes, model, tokenizer, examples, task, *args, **kwargs)
 
-    monkeypatch.setattr("eval.harness.answer_batch", counted)
+    monkeypatch.setattr("eval.measure.harness.answer_batch", counted)
     answers = "generate,labels"
     evaluator(base, tmp_path, answers)(2)
     assert {(name, modes) for name, modes, _ in asked} == {
@@ -177,7 +177,7 @@ def test_what_one_recall_answered_no_other_asks_again(base, tmp_path, monkeypatc
         asked.append((task.name, len(examples)))
         return answer_batch(modes, model, tokenizer, examples, task, *args, **kwargs)
 
-    monkeypatch.setattr("eval.harness.answer_batch", counted)
+    monkeypatch.setattr("eval.measure.harness.answer_batch", counted)
     evaluator(base, tmp_path, "labels", recall="oracle,all")(1)
     count = {name: sum(n for task, n in asked if task == name) for name, _ in asked}
     # After the second task the first one's prefix is another model; the second one's is not.
@@ -189,7 +189,7 @@ def test_what_one_recall_answered_no_other_asks_again(base, tmp_path, monkeypatc
 
 def test_rows_ask_the_same_of_every_mode(tmp_path):
     config = EvalConfig(answers="generate,labels", recall="prefix,all")
-    matrices = score_matrices(tmp_path, BENCHMARK, ways_of(config))
+    matrices = score_matrices(tmp_path, BENCHMARK, scoring_modes(config))
     assert [matrix.path.name for matrix in matrices.values()] == [
         "scores.json",
         "scores.all.json",
@@ -198,7 +198,7 @@ def test_rows_ask_the_same_of_every_mode(tmp_path):
     ]
     found = [[m.missing(row, "all") for row in (-1, 0)] for m in matrices.values()]
     assert found == [[[0, 1, 2]] * 2] * 2 + [[[0, 2]] * 2] * 2
-    labels = matrices[Way("labels", "all")]
+    labels = matrices[ScoringMode("labels", "all")]
     assert labels.missing(1, "last") == []  # the newest task has no labels
 
 

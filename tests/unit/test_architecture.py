@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ ABOVE = {  # top-level packages of ours: which of the others each may import
     "tools": {"moram_dist", "eval", "launch"},
     "bench": {"moram_dist", "eval"},
 }
+
+ROOMS = {"measure", "report", "compare", "audit"}  # of eval; none imports another
 
 ONE_HOME = {  # module -> the only packages that import it, those inside functions too
     "deepspeed": {"comm", "train"},
@@ -70,12 +73,32 @@ def package(path):
     return rest[0] if top == "moram_dist" else top
 
 
+def import_graph(folder):
+    """Each module of a folder with those that it imports there, inside functions too."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sources(folder)
+    }
+
+    def module(name):
+        """The module that a name is or is in; None if it is in none of the folder's."""
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name or None
+
+    return {
+        own: {found for name in imports(path) if (found := module(name))} - {own}
+        for own, path in modules.items()
+    }
+
+
 def within(name, module):
     return name == module or name.startswith(f"{module}.")
 
 
 def test_there_is_something_to_look_at():
     assert LEVEL.keys() == {package(path) for path in sources("moram_dist")} - {"__init__"}
+    assert "eval.report.page" in import_graph("eval")["eval.report.write"]
     assert "moram_dist.registry.InputError" in imports(ROOT / "moram_dist" / "config.py")
     assert any(
         within(name, "torch.distributed") for name in imports(ROOT / "moram_dist/comm/env.py")
@@ -99,6 +122,24 @@ def test_top_level_packages_point_down(folder):
     for path in sources(folder):
         found = {name.split(".")[0] for name in imports(path)} & others
         assert not found, f"{path.relative_to(ROOT)} imports {found}"
+
+
+def test_rooms_of_eval_point_down():
+    """No room imports another, and of what lies beside the rooms only the command imports any."""
+    assert {path.parent.name for path in sources("eval")} == {"eval", *ROOMS}
+    for path in sources("eval"):
+        if path != ROOT / "eval" / "run.py":
+            others = ROOMS - {path.parent.name}
+            found = [n for n in imports(path) if any(within(n, f"eval.{room}") for room in others)]
+            assert not found, f"{path.relative_to(ROOT)} imports {found}"
+
+
+@pytest.mark.parametrize("folder", [folder for folder in ABOVE if folder != "moram_dist"])
+def test_no_imports_in_circles(folder):
+    try:
+        TopologicalSorter(import_graph(folder)).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("module", ONE_HOME)

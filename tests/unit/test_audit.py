@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from eval.audit import audit_benchmark
-from eval.audit_checks import check_texts
+from eval.audit.benchmark import audit_benchmark
+from eval.audit.texts import check_texts
 from moram_dist.config import ModelConfig
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks import Benchmark, Example, Task
@@ -64,7 +64,7 @@ def test_answers_outside_of_the_label_set():
             "error",
             "colours test",
             "outside_labels",
-            "answers outside of its label set: 5 of 7: '-' (2), 'Yes' (1), 'maybe' (1), 1 more",
+            "answers outside the label set: 5 of 7: '-' (2), 'Yes' (1), 'maybe' (1), 1 more",
             ("test-2", "test-3", "test-4", "test-5", "test-6"),
         )
     ]
@@ -79,7 +79,7 @@ def test_answers_that_say_nothing_in_an_open_task():
 
 def test_repeats():
     planted = [*GOOD_TRAIN, GOOD_TRAIN[1], GOOD_TRAIN[1], ("is grass red?", "no")]
-    text = "repeats of an earlier example, prompt and answer: 2 of 6"
+    text = "repeats of an earlier example (prompt and answer): 2 of 6"
     assert seen(check_texts(task(train=planted))) == [
         ("warning", "colours train", "repeated", text, ("train-3", "train-4"))
     ]
@@ -102,7 +102,7 @@ def test_contradictions(split, labels, severity):
             severity,
             f"colours {split}",
             "contradictory",
-            "prompts that stand more than once with different answers: 1",
+            "prompts that occur more than once with different answers: 1",
             (f"{split}-{n}", f"{split}-{n + 1}"),
         )
     ]
@@ -127,14 +127,14 @@ def test_several_references():
 
 def test_leaks():
     planted = [*GOOD_TEST, GOOD_TRAIN[0], ("Is grass red?", "yes")]
-    text = "prompts that stand in train too: 2 of 4, 1 with the answer"
+    text = "prompts that occur in train too: 2 of 4, 1 with the answer"
     assert seen(check_texts(task(test=planted))) == [
         ("error", "colours test", "leak", text, ("test-2", "test-3"))
     ]
 
 
 def test_labels_that_training_never_shows():
-    text = "labels that no example has: 'maybe', 'never'"
+    text = "labels that no training example has: 'maybe', 'never'"
     assert seen(check_texts(task(labels=("yes", "maybe", "no", "never")))) == [
         ("warning", "colours train", "unseen_label", text, ())
     ]

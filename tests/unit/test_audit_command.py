@@ -37,9 +37,9 @@ def planted(tmp_path):
 
 
 LINES = [
-    "- error: planted test: answers outside of its label set: 1 of 4: '-' (1) (test-3)",
-    "- error: planted test: prompts that stand in train too: 1 of 4, 1 with the answer (test-2)",
-    "- warning: planted train: repeats of an earlier example, prompt and answer: 1 of 4 (train-3)",
+    "- error: planted test: answers outside the label set: 1 of 4: '-' (1) (test-3)",
+    "- error: planted test: prompts that occur in train too: 1 of 4, 1 with the answer (test-2)",
+    "- warning: planted train: repeats of an earlier example (prompt and answer): 1 of 4 (train-3)",
     "- warning: planted test: empty predictions that score above 0 by exact_match_normalised: "
     "1 of 4 (test-3)",
 ]

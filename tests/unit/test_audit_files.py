@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from eval.audit_files import check_files
+from eval.audit.files import check_files
 from eval.run import main
 
 
@@ -42,20 +42,20 @@ def test_files(tmp_path):
             "warning",
             "MNLI files",
             "spare_split",
-            "1 of the 1 records of eval.json stand in train.json",
+            "1 of the 1 records of eval.json are also in train.json",
         ),
         (
             "warning",
             "mnli files",
             "spare_split",
-            "1 of the 2 records of dev.json stand in test.json",
+            "1 of the 2 records of dev.json are also in test.json",
         ),
         ("warning", "mnli files", "label_list", "labels.json lacks the answers '-' (1)"),
         (
             "warning",
             "mnli files",
             "label_list",
-            "labels.json has labels that are no answer: 'True'",
+            "labels.json has labels that no record has as its answer: 'True'",
         ),
         (
             "note",
@@ -72,7 +72,7 @@ def test_files(tmp_path):
     ("content", "kind", "text"),
     [
         ("{", "unreadable", "malformed JSON"),
-        ('{"a": 1}', "label_list", "is no list, but an object"),
+        ('{"a": 1}', "label_list", "is not a list but an object"),
     ],
 )
 def test_a_label_list_that_is_none(tmp_path, content, kind, text):
@@ -91,17 +91,21 @@ def test_published_data(shared, tmp_path):
     assert main([*command, "--protocol", "sapt", "--order", "mnli,qqp", "--strict"]) == 1
     found = json.loads(out.read_text())["findings"]
     assert [(f["severity"], f["where"], f["text"]) for f in found if f["kind"] != "truncated"] == [
-        ("error", "mnli test", "answers outside of its label set: 38 of 2000: '-' (38)"),
+        ("error", "mnli test", "answers outside the label set: 38 of 2000: '-' (38)"),
         (
             "warning",
             "mnli test",
             "empty predictions that score above 0 by exact_match_normalised: 38 of 2000",
         ),
-        ("warning", "mnli files", "200 of the 200 records of dev.json stand in test.json"),
+        ("warning", "mnli files", "200 of the 200 records of dev.json are also in test.json"),
         ("warning", "mnli files", "labels.json lacks the answers '-' (38)"),
-        ("warning", "qqp files", "200 of the 200 records of dev.json stand in test.json"),
+        ("warning", "qqp files", "200 of the 200 records of dev.json are also in test.json"),
         ("warning", "qqp files", "labels.json lacks the answers 'no' (2493), 'yes' (1507)"),
-        ("warning", "qqp files", "labels.json has labels that are no answer: 'False', 'True'"),
+        (
+            "warning",
+            "qqp files",
+            "labels.json has labels that no record has as its answer: 'False', 'True'",
+        ),
     ]
     data = str(shared / "data" / "trace")
     command = ["audit", "--benchmark", "trace", "--data_dir", data, "--out", str(out)]
@@ -109,4 +113,6 @@ def test_published_data(shared, tmp_path):
     found = {f["kind"]: f for f in json.loads(out.read_text())["findings"]}
     assert (found["leak"]["where"], found["leak"]["examples"]) == ("FOMC test", ["test-51"])
     assert found["repeated"]["text"].endswith("244 of 500")
-    assert found["spare_split"]["text"] == "16 of the 100 records of eval.json stand in test.json"
+    assert (
+        found["spare_split"]["text"] == "16 of the 100 records of eval.json are also in test.json"
+    )

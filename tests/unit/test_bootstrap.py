@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.bootstrap import (
+from eval.compare.bootstrap import (
     detectable,
     holm,
     interval,

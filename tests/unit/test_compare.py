@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval.compare import compare, contributions, forgetting_curve
-from eval.compare_command import compare_runs
-from eval.compare_groups import group_runs
-from eval.compare_runs import read_run_directory, read_runs
+from eval.compare.command import compare_runs
+from eval.compare.comparison import compare, contributions, forgetting_curve
+from eval.compare.groups import group_runs
+from eval.compare.runs import read_run_directory, read_runs
 from eval.continual import sequence_metrics
 from eval.run import main
 from moram_dist.registry import InputError
@@ -272,7 +272,7 @@ def test_unfinished_and_broken_runs(tmp_path):
         (["nowhere"], "nowhere: no such run directory or .jsonl file"),
         (
             ["RUN", "--resamples", "10"],
-            "--resamples 10 could resolve nothing among 1 groups",
+            "--resamples 10 is too few: no difference among 1 groups could be significant",
         ),
         (["RUN", "--tracking_uri", "sqlite:///x.db"], "--tracking_uri goes with --experiment"),
         (["--experiment", "demo", "--tracking_uri", "sqlite:///no.db"], "no such file"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from eval.compare_runs import read_runs
+from eval.compare.runs import read_runs
 from moram_dist.methods import METHODS
 from moram_dist.registry import InputError
 from tests.helpers.made_up_runs import make_run

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from eval.compare_command import compare_runs
-from eval.compare_groups import group_runs
-from eval.compare_runs import read_run_directory, read_runs, runs_of_directory
-from eval.compare_tables import latex, to_csv
+from eval.compare.command import compare_runs
+from eval.compare.groups import group_runs
+from eval.compare.runs import read_run_directory, read_runs, runs_of_directory
+from eval.compare.tables import latex, to_csv
 from eval.continual import sequence_metrics
 from eval.run import main
 from moram_dist.registry import InputError

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from eval.compare import compare
-from eval.compare_runs import read_runs
+from eval.compare.comparison import compare
+from eval.compare.runs import read_runs
 from tests.helpers.made_up_runs import make_run
 from tools import compare_standard_cl
 from tools.compare_standard_cl import HELD_OUT_ORDER, METHODS, ORDERS, RATES, StandardClPlan

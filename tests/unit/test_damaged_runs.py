@@ -100,7 +100,9 @@ def check(command: list[str], capsys) -> int:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_damaged_files(tmp_path, whole, capsys, monkeypatch, seed):
-    monkeypatch.setattr("eval.report.svg_text", lambda _: "<svg></svg>")  # drawn in other tests
+    monkeypatch.setattr(
+        "eval.report.write.svg_text", lambda _: "<svg></svg>"
+    )  # drawn in other tests
     rng = random.Random(seed)
     refused = 0
     for name in files(whole):

@@ -90,9 +90,9 @@ def test_metrics_beside_reference_runs(tmp_path, capsys):
 
 
 def test_report(tmp_path, capsys, monkeypatch):
-    module = type(sys)("eval.report")
+    module = type(sys)("eval.report.write")
     module.write_report = lambda run: run / "report" / "index.html"
-    monkeypatch.setitem(sys.modules, "eval.report", module)
+    monkeypatch.setitem(sys.modules, "eval.report.write", module)
     assert main(["report", "--run", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report" / "index.html")
 

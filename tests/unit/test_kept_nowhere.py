@@ -7,7 +7,7 @@ import sys
 
 import yaml
 
-from eval.report import write_report
+from eval.report.write import write_report
 from launch import described
 from launch.settings import resolve
 from launch.summary import summary

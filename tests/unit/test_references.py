@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from eval.references import Reference, read_references
+from eval.compare.references import Reference, read_references
 from moram_dist.registry import InputError
 
 

@@ -12,78 +12,13 @@ from statistics import mean
 import pytest
 import yaml
 
-from eval.continual import sequence_metrics
-from eval.plots import forgetting_per_task
+from eval.continual import forgetting_per_task, sequence_metrics
 from eval.predictions import predictions_path
-from eval.report import flatten, write_report
-from eval.report_html import DEFINITIONS, SHOWN_CHARACTERS
+from eval.report.page import DEFINITIONS, SHOWN_CHARACTERS
+from eval.report.read import flatten
+from eval.report.write import write_report
 from moram_dist.registry import InputError
-
-TASKS = ["C-STANCE", "FOMC", "<b>$Py150$</b>"]
-SCORES = [[61.25, 12.5, 3.0], [55.0, 71.5, 4.0], [48.5, 73.25, 59.0]]
-BASE = [10.0, 11.0, 2.0]
-SCRIPT = "<script>alert('x')</script>"
-LONG = "question " * 100 + "the end of the prompt"
-
-
-def make_run(
-    folder: Path, tasks=TASKS, scores=SCORES, base=BASE, *, steps_per_task: int = 20
-) -> Path:
-    """A run directory as training leaves it."""
-    config = {
-        "method": {"method": "moram", "top_k": 8},
-        "data": {"benchmark": "trace", "order": None},
-        "train": {"seed": 7},
-        "record": {"tracking_uri": "https://me:secret@tracking.example/path"},
-    }
-    environment = {"python": "3.11", "packages": {"torch": "2.13.0"}, "command": ["train.py", "&"]}
-    benchmark = {
-        "name": "trace",
-        "order": "published",
-        "protocol": "official",
-        "notes": ["scores < 100 even for a perfect answer"],
-        "tasks": [{"name": t, "metric": "accuracy", "train": 5000, "test": 500} for t in tasks],
-    }
-    matrix = {"tasks": tasks, "metrics": dict.fromkeys(tasks, "accuracy"), "scores": scores}
-    memory = [
-        {"name": t, "file": f"{i:03d}.safetensors", "sha256": f"{i:064x}"}
-        for i, t in enumerate(tasks[: len(scores)])
-    ]
-    (folder / "memory").mkdir(parents=True)
-    (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    for name, value in {
-        "environment.json": environment,
-        "benchmark.json": benchmark,
-        "scores.json": matrix if base is None else {**matrix, "base": base},
-        "memory/memory.json": {"tasks": memory},
-    }.items():
-        (folder / name).write_text(json.dumps(value))
-    with (folder / "metrics.jsonl").open("w") as file:
-        for i in range(len(scores)):
-            for step in range(steps_per_task):
-                line = {
-                    "step": i * steps_per_task + step,
-                    "task": tasks[i],
-                    "train/loss": 2 / (step + 1),
-                }
-                file.write(json.dumps(line) + "\n")
-                file.write(
-                    json.dumps({"step": line["step"], "train/tokens_per_second": 9.0}) + "\n"
-                )
-    last = folder / "predictions" / f"after_{len(scores) - 1:03d}"
-    last.mkdir(parents=True)
-    for j, name in enumerate(tasks[: len(scores)]):
-        with predictions_path(folder, len(scores) - 1, j, name).open("w") as file:
-            for k in range(12):
-                line = {
-                    "id": f"{j}-{k}",
-                    "prompt": LONG,
-                    "references": ["A", "B"],
-                    "prediction": SCRIPT if k == 0 else f"answer {j}-{k}",
-                    "score": 100.0 * (k % 2),
-                }
-                file.write(json.dumps(line) + "\n")
-    return folder
+from tests.helpers.reported_runs import BASE, LONG, SCORES, TASKS, make_run
 
 
 @pytest.fixture
@@ -118,14 +53,6 @@ def test_forgetting_per_task_averages_to_the_metric():
     assert mean(drops[:-1]) == sequence_metrics(SCORES)["forgetting_max"]
     assert forgetting_per_task([[5.0, None], [None, 4.0]]) == [None, None]
     assert forgetting_per_task([]) == []
-
-
-def test_page_escapes_what_models_and_files_say(run_dir):
-    page = write_report(run_dir).read_text(encoding="utf-8")
-    assert "<script" not in page and "&lt;script&gt;" in page
-    assert "<b>$Py150$" not in page and "&lt;b&gt;$Py150$" in page
-    assert "scores &lt; 100" in page
-    assert "secret" not in page
 
 
 def test_page_refers_to_nothing_outside(run_dir):
@@ -252,7 +179,7 @@ def test_flatten():
 
 
 def with_answers(run_dir: Path, **matrices: list[list[float | None]]) -> Path:
-    """The run as one that obtained answers in further ways too."""
+    """The run as one with further answer modes."""
     config = yaml.safe_load((run_dir / "run.yaml").read_text())
     config["eval"] = {"answers": ",".join(("generate", *matrices))}
     (run_dir / "run.yaml").write_text(yaml.safe_dump(config))
@@ -266,10 +193,10 @@ def with_answers(run_dir: Path, **matrices: list[list[float | None]]) -> Path:
 LABELS = [[70.0, None, None], [65.0, 75.0, None], [68.75, 63.25, None]]
 
 
-def test_further_ways_to_an_answer_have_their_matrix_and_their_gap(run_dir):
+def test_further_answer_modes_have_their_matrix_and_their_drift(run_dir):
     with_answers(run_dir, constrained=LABELS[::-1], labels=LABELS)
     path = predictions_path(run_dir, 2, 0, TASKS[0], "labels")
-    path.write_text(json.dumps({"prediction": "of another way"}) + "\n")
+    path.write_text(json.dumps({"prediction": "of another mode"}) + "\n")
     page = write_report(run_dir).read_text(encoding="utf-8")
     said = text_of(page)
     assert "How answers were obtained" in said and "format drift" in said
@@ -280,21 +207,21 @@ def test_further_ways_to_an_answer_have_their_matrix_and_their_gap(run_dir):
     assert f"FOMC 73.25 {unknown} 63.25 {minus}10.00" in said
     assert f"<b>$Py150$</b> 59.00 {unknown} {unknown} {unknown}" in said
     assert page.count("<h3>") == 2
-    assert "of another way" not in page
+    assert "of another mode" not in page
     saved = json.loads((run_dir / "report" / "metrics.json").read_text())
     assert saved["metrics"]["ap"] == sequence_metrics(SCORES)["ap"]
-    by_way = {way["answers"]: way["metrics"] for way in saved["metrics_by_way"]}
-    assert list(by_way) == ["generate", "constrained", "labels"]
-    assert by_way["labels"] == sequence_metrics(LABELS, [None] * 3)
+    by_mode = {one["answers"]: one["metrics"] for one in saved["metrics_by_way"]}
+    assert list(by_mode) == ["generate", "constrained", "labels"]
+    assert by_mode["labels"] == sequence_metrics(LABELS, [None] * 3)
 
 
-def test_one_way_needs_no_table_of_ways(run_dir):
+def test_one_scoring_mode_needs_no_table_of_modes(run_dir):
     page = write_report(run_dir).read_text(encoding="utf-8")
     assert "How answers were obtained" not in page
     assert "metrics_by_way" not in (run_dir / "report" / "metrics.json").read_text()
 
 
-def test_a_gap_waits_for_both_ways(run_dir):
+def test_drift_waits_for_both_modes(run_dir):
     with_answers(run_dir, labels=LABELS[:2])
     said = text_of(write_report(run_dir).read_text(encoding="utf-8"))
     assert "How answers were obtained" in said and "format drift" not in said

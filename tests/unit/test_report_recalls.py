@@ -12,13 +12,14 @@ import pytest
 
 from eval.confusion import Confusion, read_confusion
 from eval.continual import Scores
-from eval.plots import confusion_map, svg_text
+from eval.figures import svg_text
+from eval.measure.row_metrics import row_metrics
 from eval.predictions import predictions_path
-from eval.report import write_report
-from eval.row_metrics import row_metrics
+from eval.report.plots import confusion_map
+from eval.report.write import write_report
 from eval.run import main
 from eval.score_matrix import score_matrices
-from eval.ways import Way, ways_in
+from eval.scoring_modes import ScoringMode, saved_scoring_modes
 from launch.summary import summary
 from moram_dist.config import EvalConfig, RecordConfig, RunConfig
 from moram_dist.registry import InputError
@@ -31,12 +32,16 @@ BY_PREFIX = {(0, 0): [100.0] * 4, (1, 0): [100.0, 100.0, 100.0, 0.0], (1, 1): [1
 RECOGNISED = {"topic": ["topic", "topic", "mood", None], "mood": ["mood", "mood"]}
 """None is rejected. So of topic's prompts 50 % were recognised, of all six 4."""
 
-WAYS = (Way("generate", "all"), Way("generate", "prefix"), Way("generate", "oracle"))
+MODES = (
+    ScoringMode("generate", "all"),
+    ScoringMode("generate", "prefix"),
+    ScoringMode("generate", "oracle"),
+)
 
 
-def recognise(run_dir: Path, row: int, way: str | None) -> None:
+def recognise(run_dir: Path, row: int, suffix: str | None) -> None:
     for column, task in enumerate(TASKS[: row + 1]):
-        path = predictions_path(run_dir, row, column, task, way)
+        path = predictions_path(run_dir, row, column, task, suffix)
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         for line, name in zip(lines, RECOGNISED[task], strict=True):
             line |= {"recognised": name} if name else {"recognised": TASKS[0], "rejected": True}
@@ -92,15 +97,15 @@ def test_recalls_stand_side_by_side_in_the_report(run_dir):
     unmarked = re.findall(r"oracle(?! \(told the task\)| is not task-agnostic)", said)
     assert len(unmarked) == 1 and "eval.recall all,prefix,oracle" in said  # the setting itself
     saved = json.loads((index.parent / "metrics.json").read_text())
-    by_way = saved["metrics_by_way"]
-    assert [(way["answers"], way["recall"]) for way in by_way] == [
+    by_mode = saved["metrics_by_way"]
+    assert [(mode["answers"], mode["recall"]) for mode in by_mode] == [
         ("generate", "all"),
         ("generate", "prefix"),
         ("generate", "oracle"),
     ]
-    for way, name in zip(by_way, ("scores", "scores.prefix", "scores.oracle"), strict=True):
-        assert way["metrics"] == Scores.load(run_dir / f"{name}.json").sequence_metrics()
-    assert by_way[0]["metrics"] == saved["metrics"]
+    for mode, name in zip(by_mode, ("scores", "scores.prefix", "scores.oracle"), strict=True):
+        assert mode["metrics"] == Scores.load(run_dir / f"{name}.json").sequence_metrics()
+    assert by_mode[0]["metrics"] == saved["metrics"]
 
 
 def test_the_report_shows_what_was_recognised(run_dir):
@@ -173,7 +178,7 @@ def test_the_last_lines_have_a_row_for_each_recall(run_dir):
     assert one[-2:] == ["AP 62.50   BWT -75.00   forgetting 75.00", "report:  page"]
 
 
-def test_commands_read_the_files_of_any_way(run_dir, capsys):
+def test_commands_read_the_files_of_any_scoring_mode(run_dir, capsys):
     assert main(["metrics", "--scores", str(run_dir / "scores.oracle.json")]) == 0
     assert json.loads(capsys.readouterr().out)["ap"] == 75.0
     path = predictions_path(run_dir, 1, 0, "topic", "prefix")
@@ -185,8 +190,8 @@ def test_commands_read_the_files_of_any_way(run_dir, capsys):
 def test_what_is_tracked_of_a_row(run_dir):
     tasks = tuple(Task(name=name, metric="accuracy", train=(), test=()) for name in TASKS)
     benchmark = Benchmark(name="b", order="o", protocol="p", tasks=tasks)
-    matrices = score_matrices(run_dir, benchmark, WAYS)
-    first, prefix, oracle = WAYS
+    matrices = score_matrices(run_dir, benchmark, MODES)
+    first, prefix, oracle = MODES
     metrics = row_metrics(run_dir, matrices, 1, [first])
     assert (metrics["score/topic"], metrics["average_so_far"], metrics["ap"]) == (25.0, 62.5, 62.5)
     assert not [name for name in metrics if "/" in name and not name.startswith("score/")]
@@ -198,7 +203,7 @@ def test_what_is_tracked_of_a_row(run_dir):
         "recogniser/accuracy": 100 * 4 / 6,
         "recogniser/rejected": 100 / 6,
     }
-    assert row_metrics(run_dir, matrices, 1, WAYS) == {
+    assert row_metrics(run_dir, matrices, 1, MODES) == {
         **metrics,
         **row_metrics(run_dir, matrices, 1, [prefix]),
         **row_metrics(run_dir, matrices, 1, [oracle]),
@@ -208,15 +213,15 @@ def test_what_is_tracked_of_a_row(run_dir):
         "recall_oracle_told_the_task/average_so_far": 100.0
     }
     assert row_metrics(run_dir, matrices, -1, [prefix, oracle]) == {}
-    assert Way("labels", "all").metric_group(prefix) == "answers_labels.recall_all"
+    assert ScoringMode("labels", "all").metric_prefix(prefix) == "answers_labels.recall_all"
 
 
-def test_ways_of_a_run_that_an_older_version_began():
+def test_scoring_modes_of_a_run_that_an_older_version_began():
     path = Path("run.yaml")
-    assert ways_in({}, path) == (Way("generate", "all"),)
-    assert ways_in({"eval.answers": "labels,generate"}, path) == (
-        Way("labels", "all"),
-        Way("generate", "all"),
+    assert saved_scoring_modes({}, path) == (ScoringMode("generate", "all"),)
+    assert saved_scoring_modes({"eval.answers": "labels,generate"}, path) == (
+        ScoringMode("labels", "all"),
+        ScoringMode("generate", "all"),
     )
     with pytest.raises(InputError, match=r"^run\.yaml: unknown --recall 'prefx'; did you mean"):
-        ways_in({"eval.recall": "prefx"}, path)
+        saved_scoring_modes({"eval.recall": "prefx"}, path)

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from eval.audit import audit_benchmark
-from eval.audit_table import markdown
+from eval.audit.benchmark import audit_benchmark
+from eval.audit.table import markdown
 from moram_dist.config import ModelConfig
 from moram_dist.data.round_trip import lost_answers, lost_labels, round_trip_notes
 from moram_dist.models.language_model import load_tokenizer

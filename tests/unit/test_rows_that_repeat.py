@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.harness import Evaluator, predictions_path
+from eval.measure.harness import Evaluator, predictions_path
 from eval.score_matrix import ScoreMatrix
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
@@ -126,7 +126,7 @@ def test_a_copy_is_what_was_measured_before(evaluator, tmp_path):
     path = predictions_path(tmp_path / "run", 0, 0, "topic")
     marked = path.read_text().replace("test-0", "marked")
     path.write_text(marked)
-    matrix = evaluate.matrices[evaluate.first]
+    matrix = evaluate.matrices[evaluate.main_mode]
     matrix.set(0, 0, 12.5)
     for row in (1, 2, 3):
         evaluate(row)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.compare_command import compare_runs
+from eval.compare.command import compare_runs
 from moram_dist.registry import InputError
 from moram_dist.tracking import (
     DatasetRecord,

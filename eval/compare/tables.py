@@ -1,4 +1,4 @@
-"""A comparison as text: Markdown for people, LaTeX for papers, CSV for programs."""
+"""A comparison as Markdown for people, LaTeX for papers and CSV for programs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.compare import METRICS, PAIRED, Comparison, Difference, Estimate
+from eval.compare.comparison import METRICS, PAIRED, Comparison, Difference, Estimate
+from eval.compare.references import Reference
 from eval.markup import MINUS, latex_text, markdown_text
-from eval.references import Reference
-from eval.ways import WHAT_TOLD_MEANS
+from eval.scoring_modes import ORACLE_NOTE
 
 MOST_SIZES = 20
-"""Sizes of test sets that are listed one by one."""
+"""More test sets are summarised instead of listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A title, and cells of text."""
+    """A titled table of plain text."""
 
     title: str
     header: tuple[str, ...]
@@ -27,7 +27,7 @@ class Table:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """The scores of each method, and the differences of each tested metric."""
+    """The table of scores, and a table of differences per tested metric."""
     return [
         _scores(comparison),
         *(
@@ -39,7 +39,7 @@ def tables(comparison: Comparison) -> list[Table]:
 
 
 def markdown(comparison: Comparison, references: Sequence[Reference] = ()) -> str:
-    """What was compared, the tables, what they mean, and published numbers beside them."""
+    """What was compared, notes, the tables, and published numbers beside them."""
     run = comparison.any_run
     lines = [
         markdown_text(
@@ -60,7 +60,7 @@ def markdown(comparison: Comparison, references: Sequence[Reference] = ()) -> st
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """One line for each thing that a reader of the tables must know."""
+    """What a reader of the tables must know, one Markdown list item each."""
     run = comparison.any_run
     items = [len(x or y or "") for x, y in zip(run.last, run.learned, strict=True)]
     sizes = ", ".join(
@@ -68,31 +68,31 @@ def notes(comparison: Comparison) -> list[str]:
     )
     if len(items) > MOST_SIZES:
         sizes = f"{min(items)} to {max(items)} in each of {len(items)} tasks"
-    places = {place for group in comparison.groups for place in group.runs}
+    slots = {slot for group in comparison.groups for slot in group.runs}
     low, high = comparison.one_run_error
     found = [
         f"- Test items: {sizes}. The standard error over items of one run's AP is {low:.1f} to "
         f"{high:.1f} points.",
-        f"- Pairs of order and seed: {len(places)}. A method's mean is over those it has, a "
+        f"- Pairs of order and seed: {len(slots)}. A method's mean is over those it has, a "
         "difference over those both have. Brackets are 95 % intervals: over items for these runs "
         "and other test items, over runs too for other orders and seeds as well.",
         "- Resolved: p under 5 % over items and runs, after Holm's correction for all differences "
         "of the metric. Detectable: the true difference that these items find four times in five, "
         "runs being fixed.",
     ]
-    tested = [one.estimate.runs for one in comparison.differences] or [len(places)]
+    tested = [one.estimate.runs for one in comparison.differences] or [len(slots)]
     if min(tested) == 1:
         found.append(
             "- Some numbers rest on a single run of a method: their intervals do not cover what "
             "another seed or order would change."
         )
-    elif len({seed for _, seed in places}) == 1:
+    elif len({seed for _, seed in slots}) == 1:
         found.append(
             "- One seed: runs differ in order only, so the noise of the seed is seen only mixed "
             "with that of the order."
         )
     if any(run.recall == "oracle" for group in comparison.groups for run in group.runs.values()):
-        found.append(f"- {WHAT_TOLD_MEANS}")
+        found.append(f"- {ORACLE_NOTE}")
     tests = {group_run.tests for group in comparison.groups for group_run in group.runs.values()}
     if len({tuple(sorted(one)) for one in tests}) > 1:
         found.append("- Test sets differ between seeds.")
@@ -100,7 +100,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def latex(comparison: Comparison) -> str:
-    """One ``tabular`` a table, without packages."""
+    """One ``tabular`` per table; needs no LaTeX packages."""
     parts = []
     for table in tables(comparison):
         columns = "l" * len(table.header)
@@ -116,7 +116,7 @@ def latex(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """A row an estimate: a method's mean (``less`` is empty) or a difference; empty is unknown."""
+    """One row per estimate: a mean (``less`` is empty) or a difference. Empty cells are unknown."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(

@@ -1,86 +1,60 @@
-"""Figures of a run: pure functions of numbers that return a Figure, and its SVG text.
-
-One colour for amounts, one accent for what was lost. Figures are drawn at the size at which the
-report shows them (72 points an inch), so all their text is one size on the page. Figures are made
-without pyplot: nothing global, nothing to close.
-"""
+"""Figures of one run's report: pure functions of numbers that return a Figure."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-import matplotlib
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from eval.confusion import UNKNOWN
+from eval.figures import AMOUNT, FULL_WIDTH, HALF_WIDTH, INK, LOSS, QUIET, canvas
 from eval.markup import figure_text
+from eval.report.contents import ReportContents
 
-Scores = Sequence[Sequence[float | None]]
-"""Row i, column j: score on task j after training on task i, 0 to 100; None where not measured."""
-
-INK, QUIET, GRID = "#1c2733", "#66727f", "#e3e8ee"
-AMOUNT, LOSS = "#2b6cb0", "#c05621"
 AMOUNTS = LinearSegmentedColormap.from_list("amounts", ["#f3f7fc", "#a9cbe8", "#2b6cb0", "#153e6b"])
 
-STYLE: dict[Any, Any] = {
-    "font.size": 9.0,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": QUIET,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "text.color": INK,
-    "text.parse_math": False,  # a task may have a dollar sign in its name
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "svg.fonttype": "none",  # text stays text: it can be selected, and the page chooses the font
-    "svg.hashsalt": "moram-dist",  # the same numbers give the same bytes
-}
-
-HALF_WIDTH, FULL_WIDTH = 5.0, 10.4
-"""Inches that a figure takes on the page: one of two columns, or both."""
+Matrix = Sequence[Sequence[float | None]]
+"""Row i, column j: score on task j after training on task i, 0 to 100; None where not measured."""
 
 MANY_TASKS = 50
-"""From here on a cell is too small for a number. The matrix is then one picture, names are thinned,
-and bars show the tasks that lost most, so that a figure of any run is drawn in a second."""
+"""Beyond this a cell is too small for a number: the matrix is one picture, names are thinned, and
+bars show the tasks that lost most, so that figures of any run are drawn in a second."""
 
 MOST_NAMES = 40
 
 LARGEST_LOSS = 1e30
 
 
-@contextmanager
-def canvas(width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches, with our style while it is drawn."""
-    with matplotlib.rc_context(STYLE):
-        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-        yield Figure(figsize=(width, height), layout=layout)
+def figures(report: ReportContents) -> dict[str, Figure]:
+    """The figures of a report by file name.
 
-
-def svg_text(figure: Figure) -> str:
-    """The figure as one ``<svg>`` element, without the XML header: fit for a file or for a page."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no metadata, so no addresses
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return re.sub(r"^.*?(?=<svg\b)", "", buffer.getvalue(), flags=re.DOTALL)
+    ``matrix``, ``average`` and ``forgetting``; ``confusion`` if a recogniser ran, ``loss`` if there
+    is a curve.
+    """
+    matrix = report.main.matrix
+    found = {
+        "matrix": heat_map(matrix.tasks, matrix.scores, matrix.base),
+        "average": average_curve(report.average),
+        "forgetting": forgetting_bars(matrix.tasks, report.forgetting),
+    }
+    if report.recognition is not None:
+        confusion = report.recognition.confusion
+        found["confusion"] = confusion_map(confusion.tasks, confusion.percents())
+    if report.curve:
+        steps = [point.step for point in report.curve]
+        losses = [point.loss for point in report.curve]
+        names = [point.task or "" for point in report.curve]
+        found["loss"] = loss_curve(steps, losses, names)
+    return found
 
 
 def heat_map(
-    tasks: Sequence[str], scores: Scores, base: Sequence[float | None] | None = None
+    tasks: Sequence[str], scores: Matrix, base: Sequence[float | None] | None = None
 ) -> Figure:
-    """The score matrix: a row after each task learned, a column per task; see ``MANY_TASKS``.
+    """The score matrix: one row after each task, one column per task; see ``MANY_TASKS``.
 
     Args:
         tasks: names in the order of learning.
@@ -95,8 +69,8 @@ def heat_map(
     return _map(labels, tasks, rows, "score on")
 
 
-def confusion_map(tasks: Sequence[str], percents: Scores) -> Figure:
-    """What prompts were recognised as: a row for those of each task, as ``heat_map`` shows them.
+def confusion_map(tasks: Sequence[str], percents: Matrix) -> Figure:
+    """What prompts were recognised as: one row per task of the prompts, drawn as ``heat_map``.
 
     Args:
         tasks: names in the order of learning.
@@ -108,7 +82,7 @@ def confusion_map(tasks: Sequence[str], percents: Scores) -> Figure:
     return _map(labels, [*tasks, UNKNOWN], shown, "recognised as")
 
 
-def _map(labels: Sequence[str], columns: Sequence[str], rows: Scores, title: str) -> Figure:
+def _map(labels: Sequence[str], columns: Sequence[str], rows: Matrix, title: str) -> Figure:
     grid = [[math.nan if value is None else value for value in row] for row in rows]
     many = len(columns) > MANY_TASKS
     height = FULL_WIDTH if many else 1.0 + 0.38 * max(len(grid), 1)
@@ -147,7 +121,7 @@ def _map(labels: Sequence[str], columns: Sequence[str], rows: Scores, title: str
 
 
 def average_curve(averages: Sequence[float | None]) -> Figure:
-    """Mean score over the tasks learned so far, against their number; a gap where it is unknown."""
+    """Mean score over the tasks learned so far, by their number; a gap where it is unknown."""
     with canvas(HALF_WIDTH, 2.7) as figure:
         axes = figure.subplots()
         learned = range(1, len(averages) + 1)
@@ -166,24 +140,8 @@ def average_curve(averages: Sequence[float | None]) -> Figure:
     return figure
 
 
-def forgetting_per_task(scores: Scores) -> list[float | None]:
-    """Per task: best score since it was learned and before the last row, less the last, in points.
-
-    Positive is forgotten, negative is gained. None where either is unknown, as for the newest task.
-    The mean over the tasks of a whole matrix is ``forgetting_max``.
-    """
-    if not scores:
-        return []
-    *earlier, last = scores
-    drops: list[float | None] = []
-    for j, final in enumerate(last):
-        seen = [value for row in earlier[j:] if (value := row[j]) is not None]
-        drops.append(None if final is None or not seen else max(seen) - final)
-    return drops
-
-
 def forgetting_bars(tasks: Sequence[str], drops: Sequence[float | None]) -> Figure:
-    """How many points each task lost since it was best; tasks without a number are left out.
+    """Points that each task lost since its best row; unknown ones are left out.
 
     Of many tasks, those that lost most.
     """
@@ -212,7 +170,7 @@ def forgetting_bars(tasks: Sequence[str], drops: Sequence[float | None]) -> Figu
 
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float], tasks: Sequence[str]) -> Figure:
-    """Training loss over global steps, with a line and the name where each task begins.
+    """Training loss over global steps, with a line and a name where each task begins.
 
     Many long names would leave no room for the curve; tasks are numbered then.
 
@@ -250,12 +208,12 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], tasks: Sequence[st
 
 
 def _thinned(number: int) -> range:
-    """Indices of up to ``MOST_NAMES`` of so many things, evenly spread; all where there are few."""
+    """Evenly spaced indices of ``number`` items: all up to ``MANY_TASKS``, else ``MOST_NAMES``."""
     return range(0, number, 1 if number <= MANY_TASKS else 1 + (number - 1) // MOST_NAMES)
 
 
 def _name_ticks(axes, names: Sequence[str], places: Sequence[float], room: float) -> None:
-    """Label the horizontal axis; slanted where the names would not fit into ``room`` inches."""
+    """Label the horizontal axis; names are slanted if they do not fit into ``room`` inches."""
     names = [figure_text(name) for name in names]
     letter = 0.085  # inches, of a 9 point sans-serif
     slanted = any(len(name) * letter > room / max(len(names), 1) for name in names)

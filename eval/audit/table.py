@@ -1,11 +1,11 @@
-"""An audit as Markdown: the figures of each split, then a line a finding."""
+"""An audit as Markdown: a row per split, then a line per finding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.audit import Audit, SplitAudit
-from eval.audit_checks import ERROR, NOTE, WARNING, Finding
+from eval.audit.benchmark import Audit, SplitAudit
+from eval.audit.findings import ERROR, NOTE, WARNING, Finding
 from eval.markup import markdown_text, one_line
 
 _HEADER = (
@@ -27,7 +27,7 @@ _SHOWN = 3
 
 
 def markdown(audit: Audit) -> str:
-    """The whole audit as text, readable as it is."""
+    """The whole audit as Markdown, aligned so that it reads well as plain text."""
     counts = ", ".join(
         f"{sum(f.severity == severity for f in audit.findings)} {severity}s"
         for severity in (ERROR, WARNING, NOTE)
@@ -37,8 +37,7 @@ def markdown(audit: Audit) -> str:
             f"# {audit.benchmark}, order {audit.order}, protocol {audit.protocol}",
             "",
             f"Lengths in tokens of {audit.tokenizer}. Oracle: the mean score of the gold answers; "
-            "by tokens: of the same, once "
-            "they were tokens and are text again; empty: of no answer.",
+            "by tokens: of the same after encoding and decoding; empty: of an empty answer.",
             "",
             *_table([_HEADER, *map(_cells, audit.splits)]),
             "",
@@ -67,7 +66,7 @@ def _cells(split: SplitAudit) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of a Markdown table, the first its header, padded to stand in line; numbers right."""
+    """The lines of an aligned Markdown table; the first row is the header."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     sides = ["<" if k < _TEXT_COLUMNS else ">" for k in range(len(widths))]
     cells = [[f"{row[k]:{sides[k]}{widths[k]}}" for k in range(len(widths))] for row in rows]

@@ -1,14 +1,14 @@
-"""How sure a mean over runs and test items is: bootstrap, p values, detectable differences.
+"""Uncertainty of a mean over runs and test items: bootstrap, p values, detectable differences.
 
 Every quantity here is linear in item scores, ``sum over tasks of the mean over the task's items``,
-and then a mean over runs. So what chance did to it falls into two parts, which are drawn
-separately and added:
+and then a mean over runs. Its error therefore has two parts, which are resampled separately and
+added:
 
-* items: another test set of the same size. Items are drawn again within each task, once for all
-  runs together, because all runs answered the same items.
-* runs: another seed or order. Runs are drawn again. The spread of a few runs is itself known badly,
-  and each resample draws it too; else an interval over three runs would hold the truth 73 % of the
-  time instead of 95 %.
+* items: another test set of the same size. Items are resampled within each task, once for all runs
+  together, because all runs answered the same items.
+* runs: another seed or order. Runs are resampled. A few runs give a poor estimate of their spread,
+  so each resample draws the spread too; otherwise a 95 % interval over three runs would cover the
+  truth only 73 % of the time.
 
 Source: Efron and Tibshirani 1993 (percentile bootstrap); Owen 2007, arXiv:0712.1111 (two crossed
 factors); Holm 1979 (many comparisons). Letters: B resamples, N items of a task, R runs.
@@ -27,17 +27,18 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 POWER = 0.8
 CHUNK = 250
-"""Resamples that are drawn at a time, so that their counts stay in the cache."""
+"""Resamples drawn at a time, so that their counts stay in the cache."""
 
 
 def item_resamples(tasks_NR: Sequence[Array], *, resamples: int, seed: int) -> Array:
-    """What each run scores on resampled items.
+    """The score of each run on resampled items.
 
     Args:
-        tasks_NR: per task, what each of its N items adds to each of the R runs; N differs by task.
+        tasks_NR: per task, the contribution of each of N items to each of R runs.
+            N differs by task.
         resamples: B.
-        seed: of the draw. Equal seeds and numbers of items draw equal items, so differences of two
-            columns are paired, in one call or in two.
+        seed: of the draw. Equal seeds and numbers of items draw the same items, so differences of
+            two columns are paired, whether in one call or two.
 
     Returns:
         (B, R), sums over tasks of means over drawn items.
@@ -55,14 +56,15 @@ def item_resamples(tasks_NR: Sequence[Array], *, resamples: int, seed: int) -> A
 
 
 def run_resamples(values_R: Array, *, resamples: int, seed: int) -> Array:
-    """How far the mean over other runs would be from the mean over these.
+    """Deviations of the mean over resampled runs from the mean over these runs.
 
-    The deviation of a mean of R drawn runs is R - 1 over R too narrow in variance; dividing by a
-    chi-square with R - 1 degrees of freedom mends that, and turns a normal deviation into
-    Student's t. One run says nothing of other runs: its deviations are 0, and the caller says so.
+    The variance of the mean of R resampled runs is too small by the factor (R - 1) / R. Dividing by
+    a chi-square with R - 1 degrees of freedom corrects that and turns a normal deviation into
+    Student's t. One run says nothing about other runs: its deviations are 0, and the caller must
+    say so.
 
     Args:
-        values_R: one value a run.
+        values_R: one value per run.
         resamples: B.
         seed: of the draw.
 
@@ -85,13 +87,13 @@ def interval(draws_B: Array) -> tuple[float, float]:
 
 
 def p_value(draws_B: Array) -> float:
-    """Two-sided: how often a resampled difference has the other sign, or is 0, doubled."""
+    """Two-sided: twice the share of resampled differences that have the other sign or are 0."""
     other = min((draws_B <= 0).sum(), (draws_B >= 0).sum())
     return min(1.0, 2 * (float(other) + 1) / (len(draws_B) + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values after Holm's correction for looking at all of them, in the order given."""
+    """The p values after Holm's correction for multiple comparisons, in the order given."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for place, k in enumerate(sorted(range(len(p_values)), key=lambda k: p_values[k])):
@@ -103,7 +105,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def standard_error(tasks_N: Sequence[Array]) -> float:
     """Standard error over items of a sum over tasks of means over items.
 
-    A task of a single item has no known variance and counts as 0.
+    A task with a single item has no known variance and counts as 0.
     """
     return float(
         np.sqrt(sum(items.var(ddof=1) / len(items) for items in tasks_N if len(items) > 1))
@@ -111,6 +113,6 @@ def standard_error(tasks_N: Sequence[Array]) -> float:
 
 
 def detectable(error: float) -> float:
-    """The smallest true difference that is found at 5 % (two-sided) with a chance of 80 %."""
+    """The smallest true difference detected at 5 % (two-sided) with power 80 %."""
     normal = NormalDist()
     return (normal.inv_cdf((1 + LEVEL) / 2) + normal.inv_cdf(POWER)) * error

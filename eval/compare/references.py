@@ -1,4 +1,4 @@
-"""Published numbers, to print beside ours: who says so, of which model, and how far to trust it."""
+"""Published scores to print beside ours: source, model, and whether they are comparable."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ class Reference:
 
     benchmark: str
     protocol: str
-    """Of ours, the nearest; empty where the source does not say enough."""
+    """The nearest protocol of ours; empty if the source does not say enough."""
 
     method: str
     model: str
-    """Empty where the source does not say."""
+    """Empty if the source does not say."""
 
     metric: str
     """A name of ``sequence_metrics``, with its sign: forgetting is a negative BWT."""
 
     values: Mapping[str, float]
-    """Order to value, 0 to 100; ``mean`` over the orders of the source."""
+    """Order to value, 0 to 100; ``mean`` is that over the source's orders."""
 
     source: str
     provenance: str
     """A key of ``PROVENANCE``."""
 
     note: str
-    """What else differs from a run of ours; may be empty."""
+    """Other differences from our runs; may be empty."""
 
     def mark(self, base: str, protocol: str) -> str:
-        """Whether it can be compared with runs of ours on that base and protocol, and why not."""
+        """Whether it is comparable with our runs on that base and protocol, and if not, why."""
         reasons = [
             f"other {what}" if said else f"{what} not stated"
             for what, said, ours in (
@@ -63,7 +63,7 @@ class Reference:
 
 
 def read_references(path: Path = FILE) -> list[Reference]:
-    """All published rows. Raises InputError where the file is not what ``Reference`` says."""
+    """All published rows. Raises InputError if the file is not a list of valid ``Reference``."""
     content = read_json(path)
     if not isinstance(content, list):
         raise InputError(f"{path}: expected a list")

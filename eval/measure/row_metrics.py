@@ -1,4 +1,4 @@
-"""What a tracker is told once a row of the score matrix is there."""
+"""The metrics to track when a row of the score matrix has been measured."""
 
 from __future__ import annotations
 
@@ -9,38 +9,41 @@ from pathlib import Path
 from eval.confusion import read_confusion
 from eval.continual import HEADLINE, sequence_metrics
 from eval.score_matrix import ScoreMatrix
-from eval.ways import Way
+from eval.scoring_modes import ScoringMode
 
 
 def row_metrics(
-    run_dir: Path, matrices: Mapping[Way, ScoreMatrix], row: int, measured: Collection[Way]
+    run_dir: Path,
+    matrices: Mapping[ScoringMode, ScoreMatrix],
+    row: int,
+    measured: Collection[ScoringMode],
 ) -> dict[str, float]:
-    """Of the first way all that there is, of each other one the headlines.
+    """All metrics of the main scoring mode, and the headline metrics of each other mode.
 
     Args:
         run_dir: the run.
-        matrices: of all ways, the first one's first.
-        row: the task after which it was measured; -1 is the untouched base.
-        measured: the ways in which anything of the row was measured now.
+        matrices: of all scoring modes, the main one first.
+        row: index of the task after which the row was measured; -1 is the untouched base.
+        measured: the modes in which some of the row has just been measured; others are left out.
     """
     metrics: dict[str, float] = {}
-    first = next(iter(matrices))
-    for way in matrices:
-        if way not in measured:
+    main = next(iter(matrices))
+    for mode, matrix in matrices.items():
+        if mode not in measured:
             continue
-        matrix = matrices[way]
         found = _of_sequence(matrix, row)
-        if way == first:
+        if mode == main:
             named = zip(matrix.tasks, matrix.rows[row], strict=True)
             metrics |= {f"score/{task}": value for task, value in named if value is not None}
             metrics |= found
         else:
-            group = way.metric_group(first)
+            prefix = mode.metric_prefix(main)
             kept = ("average_so_far", *HEADLINE)
-            metrics |= {f"{group}/{name}": found[name] for name in kept if name in found}
-    asked = next((way for way in matrices if way.recall == "prefix"), None)
-    if asked is not None and asked in measured and row >= 0:
-        confusion = read_confusion(run_dir, matrices[asked].tasks, row, asked.differs(first))
+            metrics |= {f"{prefix}/{name}": found[name] for name in kept if name in found}
+    recognising = next((mode for mode in matrices if mode.recall == "prefix"), None)
+    if recognising is not None and recognising in measured and row >= 0:
+        tasks, suffix = matrices[recognising].tasks, recognising.file_suffix(main)
+        confusion = read_confusion(run_dir, tasks, row, suffix)
         if confusion is not None:
             metrics["recogniser/accuracy"] = confusion.accuracy
             metrics["recogniser/rejected"] = confusion.rejected
@@ -48,7 +51,7 @@ def row_metrics(
 
 
 def _of_sequence(matrix: ScoreMatrix, row: int) -> dict[str, float]:
-    """What is known of the sequence so far."""
+    """The sequence metrics known so far."""
     learned, found = row + 1, {}
     seen = [value for value in matrix.rows.get(row, [])[:learned] if value is not None]
     if row >= 0 and len(seen) == learned:

@@ -1,7 +1,7 @@
-"""Audit a benchmark before anybody trains on it: sizes, lengths, truncation, scores, findings.
+"""Audit all tasks of a benchmark: sizes, lengths, truncation, scores, findings.
 
-Lengths and truncation are those of the protocol, through the encoding that training and
-generation use; scores are the task's own metric on the gold answers and on empty ones.
+Lengths and truncation follow the protocol, through the encoding that training and generation use;
+scores are the task's own metric on the gold answers and on empty ones.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.audit_checks import ERROR, NOTE, WARNING, Finding, check_texts
-from eval.audit_files import check_files
+from eval.audit.files import check_files
+from eval.audit.findings import ERROR, NOTE, WARNING, Finding
+from eval.audit.texts import check_texts
 from moram_dist.data.encode import encode_prompt, encode_training, plain
 from moram_dist.data.round_trip import lost_answers, lost_labels
 from moram_dist.metrics import score
 from moram_dist.tasks.task import Benchmark, Example, Task
 
 END_CHARACTERS = 8
-"""A prompt that no longer ends in these has lost its cue to answer; as many as ``Summary:`` has."""
+"""A prompt whose last characters change has lost its cue to answer; ``Summary:`` has as many."""
 
 FULL = 99.99
-"""A score from here is 100 but for rounding: ROUGE's F has a guard against 0 / 0 in it."""
+"""From here a score counts as 100: ROUGE's F is slightly less, being guarded against 0 / 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,26 +40,26 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitAudit:
-    """The figures of one split of one task."""
+    """What was measured of one split of one task."""
 
     task: str
     split: str
     examples: int
     prompt: Lengths
     answer: Lengths
-    """First references."""
+    """Of the first references."""
 
     truncated: float
-    """Percent of prompts that generation does not see whole."""
+    """Percent of prompts that are truncated for generation."""
 
     lost_cue: float
-    """Percent of prompts whose end is cut away."""
+    """Percent of prompts whose end is cut off."""
 
     oracle: float | None = None
     """Mean score of the first references, 0 to 100; test only."""
 
     through_tokens: float | None = None
-    """The same, once the answers were tokens and are text again; test only."""
+    """The same after encoding and decoding the answers; test only."""
 
     empty: float | None = None
     """Mean score of empty predictions; test only."""
@@ -66,7 +67,7 @@ class SplitAudit:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What was found in a benchmark."""
+    """The audit of a benchmark."""
 
     benchmark: str
     order: str
@@ -77,7 +78,7 @@ class Audit:
 
     @property
     def has_errors(self) -> bool:
-        """Whether a score on this benchmark does not mean what it says."""
+        """Whether any finding is an error: scores do not mean what they say."""
         return any(finding.severity == ERROR for finding in self.findings)
 
 
@@ -91,12 +92,12 @@ def audit_benchmark(
     """Audit all tasks.
 
     Args:
-        benchmark: with the rules of the protocol in question.
+        benchmark: with the rules of the protocol to audit.
         tokenizer: lengths are in its tokens.
-        data_dir: where the benchmark's files are, None where it has none.
-        say: is told of each task as it is done.
+        data_dir: the folder of the benchmark's files; None if it has none.
+        say: is called with a line of progress after each task.
     """
-    tokenizer.model_max_length = sys.maxsize  # longer texts are what is looked for: no warning
+    tokenizer.model_max_length = sys.maxsize  # no warnings about long texts: the audit counts them
     splits: list[SplitAudit] = []
     findings = [
         Finding(severity=NOTE, where="protocol", kind="note", text=note) for note in benchmark.notes
@@ -121,7 +122,7 @@ def audit_benchmark(
 
 
 def _measure(task: Task, split: str, tokenizer: Any) -> tuple[SplitAudit, list[Finding]]:
-    """A split's figures and what they say."""
+    """Measure a split; returns the measurements and the findings in them."""
     examples = task.train if split == "train" else task.test
     roomy = dataclasses.replace(task, max_prompt_tokens=sys.maxsize)
     prompts, answers = [], []
@@ -159,10 +160,12 @@ def _measure(task: Task, split: str, tokenizer: Any) -> tuple[SplitAudit, list[F
     found = _Finder(f"{task.name} {split}", len(examples))
     found.add(WARNING, "truncated", f"prompts cut to {task.max_prompt_tokens} tokens", truncated)
     severity = ERROR if split == "test" else WARNING
-    text = "prompts that lose their end, and with it the cue to answer"
+    text = "prompts that lose their end and thus the cue to answer"
     found.add(severity, "lost_cue", text, lost)
-    found.add(WARNING, "no_end", "answers whose end is not learned, for want of room", endless)
-    text = f"answers longer than the {task.max_answer_tokens} tokens that are generated"
+    found.add(
+        WARNING, "no_end", "training texts without room for the end-of-sequence token", endless
+    )
+    text = f"answers longer than the {task.max_answer_tokens} tokens that may be generated"
     found.add(WARNING, "long_answer", text, long)
     gone = lost_answers(tokenizer, examples, task)
     text = "answers that do not survive the tokenizer, so no model can give them"
@@ -175,7 +178,7 @@ def _measure(task: Task, split: str, tokenizer: Any) -> tuple[SplitAudit, list[F
 
 
 def _surely_fits(task: Task, prompt: int, answer: int) -> bool:
-    """Whether lengths are so far from the limits that no rule cuts anything."""
+    """Whether lengths are so far below the limits that nothing is cut."""
     spare = 8  # BOS twice, EOS, a separator, and what joining prompt and answer may add
     return (
         prompt + answer + spare <= task.max_prompt_tokens
@@ -184,7 +187,7 @@ def _surely_fits(task: Task, prompt: int, answer: int) -> bool:
 
 
 class _Finder:
-    """Collects findings about a split, each with the examples that it is true of."""
+    """Collects findings about a split, each with the examples it applies to."""
 
     def __init__(self, where: str, number: int) -> None:
         self.where = where
@@ -194,7 +197,7 @@ class _Finder:
     def add(
         self, severity: str, kind: str, text: str, examples: Sequence[Example], more: str = ""
     ) -> None:
-        """Note ``text``, and ``more`` behind the number, where there are any examples of it."""
+        """Add a finding if it applies to any example; ``more`` follows the number of examples."""
         if examples:
             self.findings.append(
                 Finding(
@@ -218,7 +221,7 @@ def _labels(task: Task, tokenizer: Any) -> list[Finding]:
 def _scores(
     task: Task, examples: Sequence[Example], found: _Finder, tokenizer: Any
 ) -> tuple[float, float, float]:
-    """Mean scores of the gold answers, of the same through tokens, and of empty predictions."""
+    """Mean scores of gold answers, of the same after the tokenizer, and of empty predictions."""
     gold = [_score(task, example, example.references[0]) for example in examples]
     empty = [_score(task, example, "") for example in examples]
     wrong = [e for e, value in zip(examples, gold, strict=True) if value < 50]
@@ -249,7 +252,7 @@ def _score(task: Task, example: Example, prediction: str) -> float:
 
 
 def _text(tokenizer: Any, tokens: list[int]) -> list[int]:
-    """The tokens of a prompt's text: what stands behind BOS."""
+    """The tokens of a prompt's text: what follows BOS."""
     return list(itertools.dropwhile(lambda token: token == tokenizer.bos_token_id, tokens))
 
 

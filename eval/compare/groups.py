@@ -1,4 +1,4 @@
-"""Which runs stand in one table, and in which row: by method, recall and differing settings."""
+"""Check that runs are comparable, and group them by method, recall and settings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from eval.compare_runs import OF_THE_RECOGNISER, Run
-from eval.ways import recall_name
+from eval.compare.runs import OF_THE_RECOGNISER, Run
+from eval.scoring_modes import recall_label
 from moram_dist.registry import InputError
 
 RunSlot = tuple[str, int]
@@ -16,22 +16,22 @@ RunSlot = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs that differ in order and seed only."""
+    """Runs that differ only in order and seed: one row of the table."""
 
     label: str
-    """The method, its recalls where they are not ``all``, and what else tells its groups apart."""
+    """The method, its recall unless all are ``all``, and settings that distinguish its groups."""
 
     settings: str
-    """Every setting in which groups of the table differ."""
+    """Settings in which groups of the table differ."""
 
     runs: dict[RunSlot, Run]
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
-    """Raise InputError, in one line, where runs cannot stand in one table.
+    """Raise InputError if runs are not comparable.
 
-    Of one seed, all runs must answer the same questions. Another seed may have its own, as in a
-    generated benchmark, but as many.
+    Runs of one seed must have the same test items. Another seed may have its own, as in a generated
+    benchmark, but equally many.
     """
     if not runs:
         raise InputError("there is no run to compare")
@@ -65,9 +65,9 @@ def _all_equal(runs: Sequence[Run], what: str, of: Callable[[Run], object]) -> N
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[Group, ...]:
-    """Runs by method, recall and settings, in the order in which they came.
+    """Group runs by method, recall and settings, in the order given.
 
-    Raises InputError where two runs are of one group, order and seed.
+    Raises InputError if two runs of a group have the same order and seed.
     """
     found: dict[tuple[str, str, str], dict[RunSlot, Run]] = {}
     for run in runs:
@@ -89,14 +89,15 @@ def group_runs(runs: Iterable[Run]) -> tuple[Group, ...]:
 def _label(one: Run, members: Sequence[Run]) -> str:
     same = [other for other in members if other.method == one.method]
     plain = all(other.recall == "all" for other in same)
-    parts = [one.method, "" if plain else recall_name(one.recall), _differing(one, same)]
+    parts = [one.method, "" if plain else recall_label(one.recall), _differing(one, same)]
     return ", ".join(part for part in parts if part)
 
 
 def _differing(one: Run, members: Sequence[Run]) -> str:
-    """Settings of a run in which some others differ.
+    """The settings of a run in which some of the others differ, as text.
 
-    A method's own are compared with its other groups, a recogniser's with those that asked one.
+    A method's settings are compared only with runs of that method, a recogniser's only with runs of
+    the same recall.
     """
     shown = []
     for name, value in one.settings.items():

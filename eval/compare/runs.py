@@ -1,7 +1,7 @@
-"""What a comparison needs of a run: who it is, its score matrix, and a score an item.
+"""What a comparison needs of a run: its identity, its score matrix and its item scores.
 
-Read from a run directory, or from a ``.jsonl`` file with a line a run (``Run.to_json``): small
-enough to be kept with the code, and enough to make every table again.
+Read from a run directory, or from a ``.jsonl`` file with one line per run (``Run.to_json``), which
+is small enough to be kept with the code and suffices to remake every table.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from eval.bootstrap import Array
+from eval.compare.bootstrap import Array
 from eval.continual import MatrixEntry, Scores
 from eval.predictions import predictions_path
 from eval.run_files import part, read_base, read_benchmark
 from eval.score_matrix import scores_path
-from eval.ways import Way, ways_in
+from eval.scoring_modes import ScoringMode, saved_scoring_modes
 from moram_dist import config_io
 from moram_dist.config import RunConfig
 from moram_dist.reading import record
@@ -29,8 +29,8 @@ from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records
 
 Items = str | list[float] | None
-"""Scores of a test set's items, in its order: a text of 0 and 1 where each is 0 or 100, else
-numbers. None where the cell was not measured."""
+"""Scores of a test set's items, in its order: a string of 0 and 1 if each is 0 or 100, otherwise
+numbers. None if the cell was not measured."""
 
 OF_THE_RUN = frozenset(
     {
@@ -47,16 +47,16 @@ OF_THE_RUN = frozenset(
         "eval.eval_rows",
     }
 )
-"""Settings that are no part of a group's name: they have a place of their own, or change nothing
-that was learned."""
+"""Settings that do not distinguish groups: ``Run`` has a field for them, or they do not change what
+was learned."""
 
 OF_THE_RECOGNISER = frozenset({"eval.recogniser", "eval.unknown"})
-"""Settings that only recall by prefix depends on."""
+"""Settings that only recall ``prefix`` depends on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run, measured in one way, as read from its files."""
+    """A finished run, scored in one mode, as read from its files."""
 
     name: str
     benchmark: str
@@ -74,7 +74,7 @@ class Run:
     """The base model's name and fingerprint."""
 
     settings: dict[str, Any]
-    """Dotted name to value: what defines the result, but for order and seed."""
+    """Dotted name to value: what defines the result, except order and seed."""
 
     tasks: tuple[str, ...]
     """In the order of learning."""
@@ -92,23 +92,22 @@ class Run:
     """Per task, its items' scores right after it was learned."""
 
     def to_json(self) -> str:
-        """One line."""
+        """The run as one line."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
 def read_runs(
     paths: Sequence[Path], answers: str | None = None, recalls: Sequence[str] = ()
 ) -> list[Run]:
-    """Runs of directories and of ``.jsonl`` files, one for each recall of each.
+    """Read run directories and ``.jsonl`` files, one ``Run`` per recall of each.
 
     Args:
         paths: run directories, and files of ``Run.to_json`` lines.
-        answers: which way of answering to compare; None is each run's main one. Lines hold one way.
-        recalls: which recalls to compare; all that there are where none is named.
+        answers: which of ``EvalConfig.answers`` to compare; None: each run's main one.
+        recalls: which recalls to compare; empty: all.
 
     Raises:
-        InputError: a file is missing or broken, a run is not finished, or was measured in other
-            ways.
+        InputError: a file is missing or broken, or a run is unfinished or lacks that scoring mode.
     """
     runs: list[Run] = []
     for path in paths:
@@ -117,7 +116,7 @@ def read_runs(
             wanted = [run for run in found if not recalls or run.recall in recalls]
             if found and not wanted:
                 _refuse_recall(path, [run.recall for run in found], recalls)
-            runs += [replace(run, settings=_that_count(run)) for run in wanted]
+            runs += [replace(run, settings=_defining_settings(run)) for run in wanted]
         elif os.path.isdir(path):
             runs += runs_of_directory(path, answers, recalls)
         else:
@@ -131,46 +130,47 @@ def read_runs(
 def runs_of_directory(
     folder: Path, answers: str | None = None, recalls: Sequence[str] = ()
 ) -> list[Run]:
-    """A record for each recall of a run. Arguments and errors are those of ``read_runs``."""
-    there = [way.recall for way in ways_in(_settings(folder), folder / "run.yaml")]
-    wanted = [recall for recall in dict.fromkeys(there) if not recalls or recall in recalls]
+    """One ``Run`` per recall of a run. Arguments and errors are those of ``read_runs``."""
+    modes = saved_scoring_modes(_settings(folder), folder / "run.yaml")
+    known = list(dict.fromkeys(mode.recall for mode in modes))
+    wanted = [recall for recall in known if not recalls or recall in recalls]
     if not wanted:
-        _refuse_recall(folder, there, recalls)
+        _refuse_recall(folder, known, recalls)
     return [read_run_directory(folder, answers, recall) for recall in wanted]
 
 
-def _refuse_recall(path: Path, there: Sequence[str], wanted: Sequence[str]) -> NoReturn:
-    found = ", ".join(dict.fromkeys(there))
+def _refuse_recall(path: Path, known: Sequence[str], wanted: Sequence[str]) -> NoReturn:
+    found = ", ".join(dict.fromkeys(known))
     raise InputError(f"{path} holds recall {found}, not {', '.join(wanted)}")
 
 
 def read_run_directory(folder: Path, answers: str | None = None, recall: str | None = None) -> Run:
-    """A run's record from its directory, as it was measured in one way; None is the main one.
+    """Read a run directory in one scoring mode; None for either half is the main mode's.
 
     Raises InputError as ``read_runs`` does.
     """
     settings = _settings(folder)
-    ways = ways_in(settings, folder / "run.yaml")
-    way = Way(answers or ways[0].answers, recall or ways[0].recall)
-    if way not in ways:
-        modes = ", ".join(dict.fromkeys(one.answers for one in ways))
-        if answers is not None and answers not in modes.split(", "):
-            raise InputError(f"{folder} holds answers by {modes}, not by {answers!r}")
-        _refuse_recall(folder, [one.recall for one in ways], [way.recall])
-    further = way.differs(ways[0])
+    modes = saved_scoring_modes(settings, folder / "run.yaml")
+    mode = ScoringMode(answers or modes[0].answers, recall or modes[0].recall)
+    if mode not in modes:
+        known = list(dict.fromkeys(one.answers for one in modes))
+        if answers is not None and answers not in known:
+            raise InputError(f"{folder} holds answers by {', '.join(known)}, not by {answers!r}")
+        _refuse_recall(folder, [one.recall for one in modes], [mode.recall])
+    suffix = mode.file_suffix(modes[0])
     benchmark = read_benchmark(folder)
     for name in ("name", "protocol", "order"):
         if getattr(benchmark, name) is None:
             raise InputError(f"{folder / 'benchmark.json'}: {name} is missing")
     base = read_base(folder)
-    matrix = Scores.load(scores_path(folder, further))
+    matrix = Scores.load(scores_path(folder, suffix))
     end = len(matrix.tasks) - 1
     if len(matrix.scores) <= end:
         raise InputError(f"{folder}: not finished: {len(matrix.scores)} of {end + 1} tasks")
     last, learned, tests = [], [], []
     for i, task in enumerate(matrix.tasks):
         cells = [
-            _read_cell(predictions_path(folder, row, i, task, further), matrix.scores[row][i])
+            _read_cell(predictions_path(folder, row, i, task, suffix), matrix.scores[row][i])
             for row in (end, i)
         ]
         last.append(cells[0][0])
@@ -183,8 +183,8 @@ def read_run_directory(folder: Path, answers: str | None = None, recall: str | N
         "order": benchmark.order,
         "seed": settings["train.seed"],
         "method": settings["method.method"],
-        "answers": way.answers,
-        "recall": way.recall,
+        "answers": mode.answers,
+        "recall": mode.recall,
         "base": {"name": Path(base.name).name, "fingerprint": base.fingerprint},
         "settings": settings,
         "tasks": matrix.tasks,
@@ -194,11 +194,11 @@ def read_run_directory(folder: Path, answers: str | None = None, recall: str | N
         "learned": learned,
     }
     run = _checked(record(Run, values, folder), str(folder))
-    return replace(run, settings=_that_count(run))
+    return replace(run, settings=_defining_settings(run))
 
 
 def unpack(items: Items) -> Array | None:
-    """Scores of 0 to 100 as an array; None where they were not measured."""
+    """Item scores, 0 to 100, as an array (N,); None if they were not measured."""
     if isinstance(items, str):
         digits = np.frombuffer(items.encode(), dtype=np.uint8)
         return np.where(digits == ord("1"), 100.0, 0.0)
@@ -206,7 +206,7 @@ def unpack(items: Items) -> Array | None:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What a run wrote down, by dotted name. Raises InputError where run.yaml is not a run's."""
+    """A run's settings by dotted name. Raises InputError if run.yaml is not a run's."""
     settings = {
         f"{section}.{name}": value
         for section, values in config_io.read_mapping(folder / "run.yaml").items()
@@ -219,17 +219,17 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _that_count(run: Run) -> dict[str, Any]:
-    """Settings without what has a place of its own, changes nothing, or is for another method."""
-    from moram_dist.methods import METHODS  # torch comes with it
+def _defining_settings(run: Run) -> dict[str, Any]:
+    """The settings that define its result, without those that ``Run`` has a field for."""
+    from moram_dist.methods import METHODS  # imports torch
 
     known = run.method in set(METHODS)
     unused = METHODS[run.method].unused_settings() if known else frozenset()
-    # How to train stays: a table says it of all methods, also of those that do not.
+    # Training settings stay, also for methods that do not train: a table shows them for all.
     left_out = OF_THE_RUN | config_io.MAY_CHANGE | {n for n in unused if n.startswith("method.")}
     if run.recall != "prefix":
         left_out |= OF_THE_RECOGNISER
-    # A setting that is younger than the run had its default's effect.
+    # A setting newer than the run had its default's effect.
     settings = config_io.flat(RunConfig()) | run.settings
     return {name: value for name, value in settings.items() if name not in left_out}
 
@@ -241,12 +241,12 @@ def _pack(scores: Sequence[float]) -> Items:
 
 
 def _is_score(value: Any) -> bool:
-    """Whether a JSON value is a number from 0 to 100, which NaN is not."""
+    """Whether a JSON value is a number from 0 to 100; NaN is not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
 
 
 def _read_cell(path: Path, mean: MatrixEntry) -> tuple[Items, str]:
-    """Item scores of a cell, and the digest of its test set; nothing where it was not measured."""
+    """Item scores of a cell and the digest of its test set; None and empty if not measured."""
     if mean is None:
         return None, ""
     scores, digest = [], hashlib.sha256()
@@ -268,7 +268,7 @@ def _read_cell(path: Path, mean: MatrixEntry) -> tuple[Items, str]:
 
 
 def _checked(run: Run, where: str) -> Run:
-    """The run, once its parts fit together. Raises InputError where they do not."""
+    """Return the run. Raises InputError if its parts do not fit together."""
     t = len(run.tasks)
     cells = [cell for row in run.scores for cell in row if cell is not None]
     items = [one for one in (*run.last, *run.learned) if one is not None]

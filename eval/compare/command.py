@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.compare import Comparison, compare
-from eval.compare_runs import read_runs
-from eval.compare_tables import latex, markdown, to_csv
-from eval.references import read_references
+from eval.compare.comparison import Comparison, compare
+from eval.compare.references import read_references
+from eval.compare.runs import read_runs
+from eval.compare.tables import latex, markdown, to_csv
 from moram_dist.config import RECALLS
 from moram_dist.config_io import coerce
 from moram_dist.files import write_atomically
@@ -26,18 +26,18 @@ def compare_runs(
     recall: str | None = None,
     resamples: str | None = None,
 ) -> tuple[str, Comparison]:
-    """The tables as Markdown, and the comparison.
+    """Read runs and compare them. Returns the tables as Markdown, and the comparison.
 
     Args:
         paths: run directories and ``.jsonl`` files of runs.
         experiment: an MLflow experiment whose finished runs are compared too.
-        tracking_uri: its store; None is explained at ``run_directories``.
-        answers: which way of answering to compare, where runs have several.
-        recall: which recalls to compare, joined by commas; None is all that runs have.
-        resamples: of the bootstrap, as typed; None is explained at ``compare``.
+        tracking_uri: its store; for None see ``run_directories``.
+        answers: which of ``EvalConfig.answers`` to compare; None: each run's main one.
+        recall: which recalls to compare, joined by commas; None: all.
+        resamples: of the bootstrap, as typed; for None see ``compare``.
 
     Raises:
-        InputError: nothing to compare, a run that cannot be read, or runs that do not fit together.
+        InputError: there is nothing to compare, a run cannot be read, or runs are not comparable.
     """
     count = coerce("resamples", resamples, int | None)
     recalls = [] if recall is None else recall.split(",")
@@ -55,8 +55,8 @@ def compare_runs(
 
 def write_comparison(folder: Path, text: str, comparison: Comparison) -> None:
     """Write compare.md, compare.csv, compare.tex and the figures."""
-    from eval.compare_plots import figures  # slow to import, and only needed for files
-    from eval.plots import svg_text
+    from eval.compare.plots import figures  # slow to import, and only needed for files
+    from eval.figures import svg_text
 
     write_atomically(folder / "compare.md", text)
     write_atomically(folder / "compare.csv", to_csv(comparison))

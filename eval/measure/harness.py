@@ -1,9 +1,9 @@
-"""Fill the score matrices: get answers, put predictions on disk, then score them.
+"""Fill the score matrices: get answers, write predictions to disk, then score them.
 
 A cell is one task's test set after one more task was learned. Its examples are dealt to the ranks
-by length, so no rank waits long; the main rank gathers, writes and scores. Where ranks need not
-keep step, one stream of prompts runs through all cells of a row: the next cell's begin while the
-last answers of this one are still being generated.
+by length, so no rank waits long; the main rank gathers, writes and scores. Unless ranks must run in
+step, one stream of prompts runs through all cells of a row: the next cell's prompts start while the
+last answers of this cell are still being generated.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from eval.cell import Cell, ColumnState, without_repeats
+from eval.measure.cell import Cell, ColumnState, without_repeats
+from eval.measure.recall import Portion, PrefixAssignment
+from eval.measure.row_metrics import row_metrics
 from eval.predictions import predictions_path, write_lines
-from eval.recall import Portion, PrefixAssignment
-from eval.row_metrics import row_metrics
 from eval.score_matrix import score_matrices
-from eval.ways import Way, ways_of
+from eval.scoring_modes import ScoringMode, scoring_modes
 from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
 from moram_dist.comm.watchdog import PeerWatchdog
@@ -43,12 +43,12 @@ from moram_dist.tracking import Tracker
 from moram_dist.train.progress import Progress
 
 BATCH_TOKENS = 2**16
-"""Of the prompts and answers that go on together: keys and values of so many tokens are kept, half
-a megabyte each in a model of 7 B."""
+"""Tokens of the prompts and answers that are generated together: the cache of keys and values takes
+about half a megabyte per token in a 7 B model."""
 
 
 class Evaluator:
-    """Callable as ``evaluate(row)``; what is already in a matrix is not measured again."""
+    """Call it with a row to measure: ``evaluate(row)``. Cells already in a matrix are skipped."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Evaluator:
         progress: Progress,
         watchdog: PeerWatchdog,
     ) -> None:
-        """``asked`` is the benchmark with the prompts that the model gets (``Method.asked``)."""
+        """``asked``: the benchmark with the prompts that the model is given (``Method.asked``)."""
         self.config = config
         self.benchmark = benchmark
         self.asked = asked
@@ -75,21 +75,20 @@ class Evaluator:
         self.tracker = tracker
         self.progress = progress
         self.watchdog = watchdog
-        self.recall = PrefixAssignment(config, asked, base, MemoryFiles(run_dir / "memory"))
-        self.ways = ways_of(config)
-        self.matrices = score_matrices(run_dir, benchmark, self.ways)
-        self.first = self.ways[0]
-        """The way that counts: its scores are logged and make AP and the like."""
+        self.prefixes = PrefixAssignment(config, asked, base, MemoryFiles(run_dir / "memory"))
+        self.modes = scoring_modes(config)
+        self.matrices = score_matrices(run_dir, benchmark, self.modes)
+        self.main_mode = self.modes[0]
 
     def __call__(self, row: int) -> None:
-        """Measure what is missing of a row. All ranks call it together."""
+        """Measure the missing cells of a row. All ranks call it together."""
         wanted = env.from_main(self._missing(row))
         if not wanted:
             return
         if env.is_main():
             self._repeat(row)
         missing = env.from_main(self._missing(row))
-        # PrefixAssignment all comes first: what it answers, others need not ask again.
+        # Recall ``all`` comes first in RECALLS: the other recalls reuse its answers.
         cells = [
             cell
             for recall in RECALLS
@@ -103,47 +102,49 @@ class Evaluator:
         else:
             self._row(row, cells, self.engine.module, synced=True)
         if env.is_main():
-            measured = {way for ways in wanted.values() for way in ways}
+            measured = {mode for modes in wanted.values() for mode in modes}
             if metrics := row_metrics(self.run_dir, self.matrices, row, measured):
                 self.tracker.log_sequence(metrics, row + 1)
 
-    def _missing(self, row: int) -> dict[int, list[Way]]:
-        """Columns of a row -> the ways in which they are to be measured."""
-        out: dict[int, list[Way]] = {}
-        for way, matrix in self.matrices.items():
+    def _missing(self, row: int) -> dict[int, list[ScoringMode]]:
+        """Columns of a row -> the scoring modes in which they are still to be measured."""
+        out: dict[int, list[ScoringMode]] = {}
+        for mode, matrix in self.matrices.items():
             for column in matrix.missing(row, self.config.eval_rows):
-                out.setdefault(column, []).append(way)
+                out.setdefault(column, []).append(mode)
         return dict(sorted(out.items()))
 
-    def _cells(self, row: int, missing: Mapping[int, Sequence[Way]], recall: str) -> Iterator[Cell]:
-        """What is to be measured of a row with one recall. All ranks call it together."""
-        for column, ways in missing.items():
-            modes = [way.answers for way in ways if way.recall == recall]
-            if modes:
+    def _cells(
+        self, row: int, missing: Mapping[int, Sequence[ScoringMode]], recall: str
+    ) -> Iterator[Cell]:
+        """The cells of a row to measure with one recall. All ranks call it together."""
+        for column, modes in missing.items():
+            answer_modes = [mode.answers for mode in modes if mode.recall == recall]
+            if answer_modes:
                 task = self.asked.tasks[column].name
                 self.watchdog.at(f"whose prompts those of {task} are, {_when(self.benchmark, row)}")
-                portions, recognised = self.recall.portions(row, column, recall)
-                yield Cell(row, column, recall, modes, portions, recognised)
+                portions, recognised = self.prefixes.portions(row, column, recall)
+                yield Cell(row, column, recall, answer_modes, portions, recognised)
 
     def _repeat(self, row: int) -> None:
-        """Copy cells from earlier rows, as far back as no task was trained on. Main rank only.
+        """Copy cells from earlier rows, as long as no task in between was trained. Main rank only.
 
-        The model is the same there, and greedy decoding makes the same of it.
+        The model is the same there, and greedy decoding gives the same answers.
         """
         source = row
         while source >= 0 and not self.method.training_data(self.benchmark, source):
             source -= 1
-            for column, ways in self._missing(row).items():
-                for way in ways:
-                    score = self.matrices[way].get(source, column)
-                    measured = self._path(source, column, way)
+            for column, modes in self._missing(row).items():
+                for mode in modes:
+                    score = self.matrices[mode].get(source, column)
+                    measured = self._path(source, column, mode)
                     if score is not None and measured.is_file():
-                        write_atomically(self._path(row, column, way), measured.read_bytes())
-                        self.matrices[way].set(row, column, score)
+                        write_atomically(self._path(row, column, mode), measured.read_bytes())
+                        self.matrices[mode].set(row, column, score)
 
-    def _path(self, row: int, column: int, way: Way) -> Path:
-        name = self.benchmark.tasks[column].name
-        return predictions_path(self.run_dir, row, column, name, way.differs(self.first))
+    def _path(self, row: int, column: int, mode: ScoringMode) -> Path:
+        name, suffix = self.benchmark.tasks[column].name, mode.file_suffix(self.main_mode)
+        return predictions_path(self.run_dir, row, column, name, suffix)
 
     def _row(
         self, row: int, cells: Sequence[Cell], model: torch.nn.Module, *, synced: bool
@@ -159,24 +160,24 @@ class Evaluator:
                 generated = [p for cell, p, new in together if new and self._is_generated(cell)]
                 stream = self._stream(generated if streams else [], model, when)
                 for cell, portion, new in together:
-                    place = (portion.column, tasks)
+                    state = (portion.column, tasks)
                     if new:
                         texts = next(stream) if streams and self._is_generated(cell) else None
                         share = self._answers(cell, portion, when, model, texts, synced=synced)
-                        answered.setdefault(place, share)
+                        answered.setdefault(state, share)
                     else:
-                        there = answered[place]
-                        share = {i: there[i] for i in portion.examples if i in there}
+                        earlier = answered[state]
+                        share = {i: earlier[i] for i in portion.examples if i in earlier}
                     found |= share
                     if portion is cell.portions[-1]:
                         self._score_cell(cell, found, when)
                         found = {}
 
     def _is_generated(self, cell: Cell) -> bool:
-        return is_generated(cell.modes, self.asked.tasks[cell.column])
+        return is_generated(cell.answer_modes, self.asked.tasks[cell.column])
 
     def _score_cell(self, cell: Cell, share: dict[int, dict[str, Answered]], when: str) -> None:
-        """From this rank's share of the answers to a cell's scores. All ranks call it together."""
+        """Score a cell, given this rank's share of its answers. All ranks call it together."""
         task = self.benchmark.tasks[cell.column]
         self.watchdog.at(f"the score of {task.name} {when}")
         answers = {k: v for part in env.gather_objects(share) for k, v in part.items()}
@@ -184,18 +185,18 @@ class Evaluator:
             return
         if len(answers) != len(task.test):
             raise RuntimeError(f"{task.name}: {len(answers)} of {len(task.test)} predictions")
-        for mode in cell.modes:
-            way = Way(mode, cell.recall)
-            how = f" by {way.among(self.ways)}" if way.among(self.ways) else ""
-            value = self._score(cell, way, [answers[i][mode] for i in sorted(answers)])
+        for answer_mode in cell.answer_modes:
+            mode = ScoringMode(answer_mode, cell.recall)
+            how = f" by {label}" if (label := mode.label(self.modes)) else ""
+            value = self._score(cell, mode, [answers[i][answer_mode] for i in sorted(answers)])
             self.progress.say(
                 f"  {when}: {task.name} {task.metric} {value:.2f}{how} (n={len(task.test)})"
             )
 
-    def _score(self, cell: Cell, way: Way, answers: Sequence[Answered]) -> float:
-        """Put a cell's predictions of one way on disk, score them there; their mean."""
+    def _score(self, cell: Cell, mode: ScoringMode, answers: Sequence[Answered]) -> float:
+        """Write a cell's predictions to disk, then with their scores. Returns the mean score."""
         task = self.benchmark.tasks[cell.column]
-        path = self._path(cell.row, cell.column, way)
+        path = self._path(cell.row, cell.column, mode)
         lines = cell.lines(self.benchmark, answers)
         write_lines(path, lines)
         for line, example in zip(lines, task.test, strict=True):
@@ -208,13 +209,13 @@ class Evaluator:
             )
         write_lines(path, lines)
         value = sum(line["score"] for line in lines) / len(lines)
-        self.matrices[way].set(cell.row, cell.column, value)
+        self.matrices[mode].set(cell.row, cell.column, value)
         return value
 
     def _stream(
         self, portions: Sequence[Portion], model: torch.nn.Module, when: str
     ) -> Iterator[dict[int, str]]:
-        """For one portion after the other, this rank's texts by their index in the test set."""
+        """For each portion in turn, this rank's texts by index in the test set."""
         shares = [self._share(portion) for portion in portions]
         keys = [(p, i) for p, share in enumerate(shares) for i in share]
         tasks = [self.asked.tasks[portion.column] for portion in portions]
@@ -232,7 +233,7 @@ class Evaluator:
             yield found[p]
 
     def _share(self, portion: Portion) -> list[int]:
-        """Which of a portion's examples this rank answers, the shortest first."""
+        """The examples of a portion that this rank answers, shortest first."""
         test = self.asked.tasks[portion.column].test
         by_length = sorted(portion.examples, key=lambda i: (len(test[i].prompt), i))
         return by_length[env.rank() :: env.world_size()]
@@ -247,13 +248,13 @@ class Evaluator:
         *,
         synced: bool,
     ) -> dict[int, dict[str, Answered]]:
-        """This rank's share of a portion: index in the test set to mode to answer."""
+        """This rank's share of a portion: index in the test set -> answer mode -> answer."""
         task, mine = self.asked.tasks[cell.column], self._share(portion)
         longest = max(min(len(e.prompt), task.max_prompt_tokens) for e in task.test)
         size = BATCH_TOKENS // (longest + task.max_answer_tokens)
         size = max(1, min(size, self.config.eval_batch_size))
-        # Every rank must make the same number of calls when weights are sharded: those that a rank
-        # lacks are made up by an example again, and not kept.
+        # Sharded weights need the same number of calls on every rank: a rank with fewer batches
+        # repeats an example and drops the answer.
         largest = -(-len(portion.examples) // env.world_size())
         out: dict[int, dict[str, Answered]] = {}
         for start in range(0, largest, size):
@@ -262,7 +263,7 @@ class Evaluator:
                 break
             self.watchdog.at(f"predictions of {task.name} {when}")
             found = answer_batch(
-                cell.modes,
+                cell.answer_modes,
                 model,
                 self.tokenizer,
                 [task.test[i] for i in indices or [0]],
@@ -276,7 +277,7 @@ class Evaluator:
         return out
 
     def _fits(self) -> bool:
-        """Whether all ranks can hold the whole model beside what they hold now."""
+        """Whether all ranks have memory for the whole model beside what they hold now."""
         if self.config.eval_gather != "auto":
             return self.config.eval_gather == "true"
         parameters = [p for p in self.engine.module.parameters() if is_sharded(p)]

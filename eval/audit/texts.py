@@ -1,37 +1,16 @@
 """Findings in a task's texts: answers, repeats, contradictions, leaks. Needs no tokenizer.
 
-What is counted is exact: two prompts are equal where every character is.
+Comparisons are exact: two prompts are equal only if every character is.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from eval.audit.findings import ERROR, NOTE, WARNING, Finding, listed
 from moram_dist.tasks.samples import is_silent
 from moram_dist.tasks.task import Example, Task
-
-ERROR, WARNING, NOTE = "error", "warning", "note"
-"""A score does not mean what it says; it is blurred or costs something; good to know."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that somebody who reads scores on this benchmark should know."""
-
-    severity: str
-    """One of the three above."""
-
-    where: str
-    """Task and split, as in ``mnli test``, or what else it is about."""
-
-    kind: str
-    """A name for scripts, such as ``outside_labels``."""
-
-    text: str
-    examples: tuple[str, ...] = ()
-    """Ids of all the examples that it is about."""
 
 
 def check_texts(task: Task) -> list[Finding]:
@@ -48,23 +27,15 @@ def check_texts(task: Task) -> list[Finding]:
     return [*findings, *_unseen_labels(task), *_leaks(task)]
 
 
-def listed(counts: Counter[str], most: int = 3) -> str:
-    """Texts with how often they come, the most frequent first: ``'-' (33), 'x' (1), 4 more``."""
-    shown = [f"{text!r} ({count})" for text, count in counts.most_common(most)]
-    if len(counts) > most:
-        shown.append(f"{len(counts) - most} more")
-    return ", ".join(shown)
-
-
 def _ids(examples: Iterable[Example]) -> tuple[str, ...]:
     return tuple(example.id for example in examples)
 
 
 def _answers(where: str, examples: Sequence[Example], labels: Sequence[str]) -> list[Finding]:
-    """Answers outside of a closed set; in an open task, answers that say nothing."""
+    """Answers outside a closed set of labels; in an open task, answers without content."""
     if labels:
         found = [e for e in examples if not set(e.references) <= set(labels)]
-        kind, text = "outside_labels", "answers outside of its label set"
+        kind, text = "outside_labels", "answers outside the label set"
     else:
         found = [e for e in examples if all(map(is_silent, e.references))]
         kind, text = "no_answer", "answers without a letter or a digit"
@@ -87,14 +58,14 @@ def _repeats(where: str, examples: Sequence[Example]) -> list[Finding]:
     found = [e for e in examples if first.setdefault((e.prompt, e.references), e.id) != e.id]
     if not found:
         return []
-    text = f"repeats of an earlier example, prompt and answer: {len(found)} of {len(examples)}"
+    text = f"repeats of an earlier example (prompt and answer): {len(found)} of {len(examples)}"
     return [
         Finding(severity=WARNING, where=where, kind="repeated", text=text, examples=_ids(found))
     ]
 
 
 def _contradictions(where: str, examples: Sequence[Example], severity: str) -> list[Finding]:
-    """Prompts that stand more than once, with no answer that is accepted each time."""
+    """Prompts that occur more than once, with no answer that is accepted each time."""
     by_prompt: dict[str, list[Example]] = {}
     for example in examples:
         by_prompt.setdefault(example.prompt, []).append(example)
@@ -110,7 +81,7 @@ def _contradictions(where: str, examples: Sequence[Example], severity: str) -> l
             severity=severity,
             where=where,
             kind="contradictory",
-            text=f"prompts that stand more than once with different answers: {len(groups)}",
+            text=f"prompts that occur more than once with different answers: {len(groups)}",
             examples=_ids(example for group in groups for example in group),
         )
     ]
@@ -123,7 +94,7 @@ def _references(where: str, examples: Sequence[Example]) -> list[Finding]:
     most = max(len(e.references) for e in several)
     text = (
         f"several references, up to {most}: {len(several)} of {len(examples)}; "
-        "the first is trained on, a score is the best over all"
+        "training uses the first, a score is the best over all"
     )
     return [
         Finding(
@@ -137,7 +108,7 @@ def _unseen_labels(task: Task) -> list[Finding]:
     unseen = [label for label in task.labels if label not in trained]
     if not unseen:
         return []
-    text = f"labels that no example has: {', '.join(map(repr, unseen))}"
+    text = f"labels that no training example has: {', '.join(map(repr, unseen))}"
     return [Finding(severity=WARNING, where=f"{task.name} train", kind="unseen_label", text=text)]
 
 
@@ -151,7 +122,7 @@ def _leaks(task: Task) -> list[Finding]:
         return []
     same = sum(not trained[e.prompt].isdisjoint(e.references) for e in found)
     text = (
-        f"prompts that stand in train too: {len(found)} of {len(task.test)}, {same} with the answer"
+        f"prompts that occur in train too: {len(found)} of {len(task.test)}, {same} with the answer"
     )
     return [
         Finding(

@@ -1,7 +1,7 @@
 """Findings in a benchmark's files that its examples do not show: spare splits, label lists, keys.
 
-A benchmark reads ``train`` and ``test``. What lies beside them is what people select checkpoints on
-(``dev``, ``eval``) or take for the answer set (``labels.json``).
+A benchmark reads ``train`` and ``test``. People use the files beside them to select checkpoints
+(``dev``, ``eval``) or as the set of answers (``labels.json``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.audit_checks import NOTE, WARNING, Finding, listed
+from eval.audit.findings import NOTE, WARNING, Finding, listed
 from moram_dist.reading import read_json
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import kind_of, read_records
@@ -22,9 +22,9 @@ _ANSWERS = ("output", "label", "answer")
 
 
 def check_files(data_dir: Path | None, tasks: Sequence[str]) -> list[Finding]:
-    """All findings in the folders of ``data_dir`` that are named as a task and hold a test file.
+    """All findings in the folders of ``data_dir`` that have a task's name and hold a test file.
 
-    Case does not count in the names. A benchmark without files, or with files elsewhere, has none.
+    Names are compared without case. A benchmark without files there has no findings.
     """
     if data_dir is None:
         return []
@@ -56,7 +56,7 @@ def _finding(folder: Path, kind: str, text: str) -> Finding:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
-    """What a file says once, and its records; None where it holds none, as a list of labels."""
+    """A file's keys beside its records, and the records; None if it has none, like a label list."""
     if path.suffix == ".jsonl":
         return {}, [record for _, record in read_records(path)]
     content = read_json(path)
@@ -68,13 +68,13 @@ def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
 
 
 def _spare(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> Iterable[Finding]:
-    """Splits that are not what they seem: a dev.json made of test records."""
+    """Spare splits that share records with train or test, like a dev.json made of test records."""
     used = {name: set(map(_content, splits[name])) for name in splits if _is_used(name)}
     for name in splits:
         for other in used if name not in used else ():
             inside = sum(_content(record) in used[other] for record in splits[name])
             if inside:
-                text = f"{inside} of the {len(splits[name])} records of {name} stand in {other}"
+                text = f"{inside} of the {len(splits[name])} records of {name} are also in {other}"
                 yield _finding(folder, "spare_split", text)
 
 
@@ -83,21 +83,21 @@ def _is_used(name: str) -> bool:
 
 
 def _content(record: dict[str, Any]) -> str:
-    """A record but for its id, which may differ where nothing else does."""
+    """A record without its id, which may be all that differs."""
     return json.dumps({key: record[key] for key in sorted(record) if key != "id"})
 
 
 def _label_list(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> Iterable[Finding]:
-    """A list of labels that is not the set of answers."""
+    """A labels.json that differs from the set of answers."""
     path = folder / _LABELS
     try:
         labels = read_json(path) if path.is_file() else None
     except InputError:
-        return  # said already
+        return  # reported as unreadable
     if labels is None:
         return
     if not isinstance(labels, list):
-        yield _finding(folder, "label_list", f"{_LABELS} is no list, but {kind_of(labels)}")
+        yield _finding(folder, "label_list", f"{_LABELS} is not a list but {kind_of(labels)}")
         return
     answers: Counter[str] = Counter()
     for name, records in splits.items():
@@ -108,7 +108,9 @@ def _label_list(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> Iterab
     if missing:
         yield _finding(folder, "label_list", f"{_LABELS} lacks the answers {listed(missing)}")
     if spare:
-        text = f"{_LABELS} has labels that are no answer: {', '.join(map(repr, spare))}"
+        text = (
+            f"{_LABELS} has labels that no record has as its answer: {', '.join(map(repr, spare))}"
+        )
         yield _finding(folder, "label_list", text)
 
 
@@ -118,7 +120,7 @@ def _texts(record: dict[str, Any]) -> list[str]:
 
 
 def _odd_keys(headers: dict[str, dict[str, Any]]) -> Iterable[Finding]:
-    """Keys beside the records that only some of the files have."""
+    """Keys beside the records that only some files have."""
     for key in dict.fromkeys(key for header in headers.values() for key in header):
         having = [name for name, header in headers.items() if key in header]
         lacking = [name for name in headers if name not in having]

@@ -1,4 +1,4 @@
-"""What is measured at a time: one task's test set, after one more task, with one recall."""
+"""A unit of measurement: one task's test set, after one more task, with one recall."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.recall import Portion
+from eval.measure.recall import Portion
 from moram_dist.decode import Answered
 from moram_dist.recognise import Recognised
 from moram_dist.tasks.task import Benchmark
 
 ColumnState = tuple[int, int | None]
-"""A column, and how many tasks answer there."""
+"""A column, and how many tasks answer it (``Portion.tasks``): equal states, equal answers."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class Cell:
     row: int
     column: int
     recall: str
-    modes: Sequence[str]
-    """How answers are obtained."""
+    answer_modes: Sequence[str]
+    """How answers are obtained: some of ``EvalConfig.answers``."""
 
     portions: Sequence[Portion]
     recognised: Mapping[int, Recognised]
-    """By index in the test set, where a recogniser was asked."""
+    """By index in the test set; empty if no recogniser ran."""
 
     def lines(self, benchmark: Benchmark, answers: Sequence[Answered]) -> list[dict[str, Any]]:
-        """Lines of its file of predictions, not scored yet."""
+        """The lines of its predictions file, without scores."""
         test = benchmark.tasks[self.column].test
         lines = []
         for i, (example, answer) in enumerate(zip(test, answers, strict=True)):
@@ -52,13 +52,16 @@ class Cell:
 
 
 def without_repeats(cells: Sequence[Cell]) -> list[tuple[Cell, Portion, bool]]:
-    """Every portion, and whether it is new: an earlier one may hold all of its answers."""
+    """Each portion of each cell, and whether it is new.
+
+    It is not new if the first portion of the same ``ColumnState`` holds all of its answers.
+    """
     covered: dict[ColumnState, tuple[set[int], set[str]]] = {}
     work = []
     for cell in cells:
         for portion in cell.portions:
-            mine = set(portion.examples), set(cell.modes)
-            there = covered.setdefault((portion.column, portion.tasks), mine)
-            new = there is mine or not (mine[0] <= there[0] and mine[1] <= there[1])
+            mine = set(portion.examples), set(cell.answer_modes)
+            first = covered.setdefault((portion.column, portion.tasks), mine)
+            new = first is mine or not (mine[0] <= first[0] and mine[1] <= first[1])
             work.append((cell, portion, new))
     return work

@@ -1,4 +1,4 @@
-"""Which tasks of a memory answer which prompts of a cell (``EvalConfig.recall``)."""
+"""Choose which tasks of a memory answer which prompts of a cell (``EvalConfig.recall``)."""
 
 from __future__ import annotations
 
@@ -16,38 +16,41 @@ from moram_dist.train.recognition import features_of
 
 @dataclass(frozen=True)
 class Portion:
-    """Examples of a cell that the same tasks answer."""
+    """Examples of a cell that are answered by the same tasks."""
 
     column: int
     recall: str
     tasks: int | None
-    """The first so many answer; None: all that were learned."""
+    """How many tasks answer, from the first; None: all learned so far."""
 
     examples: tuple[int, ...]
     """Their indices in the test set."""
 
 
 class PrefixAssignment:
-    """Deals the examples of cells to the prefixes of a memory. All ranks call it together."""
+    """Assigns the examples of a cell to prefixes: the first tasks of a memory.
+
+    All ranks call it together.
+    """
 
     def __init__(
         self, config: EvalConfig, benchmark: Benchmark, base: Base, memory: MemoryFiles
     ) -> None:
-        """``benchmark`` is as the model is asked it."""
+        """``benchmark``: with the prompts that the model is given (``Method.asked``)."""
         self.config = config
         self.benchmark = benchmark
         self.base = base
         self.memory = memory
         self._statistics: list[TaskStatistics] = []
-        """Of the first tasks, as far as they were asked for."""
+        """Of the first tasks, as many as were needed so far."""
 
     def portions(
         self, row: int, column: int, recall: str
     ) -> tuple[list[Portion], Mapping[int, Recognised]]:
         """The portions of a cell, and for ``prefix`` what was recognised, by example.
 
-        Where nothing was learned, or all that was learned answers, no prefix is chosen: the model
-        as it is, is the same.
+        No prefix is chosen if nothing was learned yet or all learned tasks answer: that is the
+        model as it is.
         """
         every = tuple(range(len(self.benchmark.tasks[column].test)))
         if recall == "all" or row < 0:
@@ -60,7 +63,7 @@ class PrefixAssignment:
         for i in every:
             tasks = found[i].answered_by(row + 1, self.config.unknown)
             by_tasks.setdefault(tasks, []).append(i)
-        # The longest prefix first, and None, which stands for all, before it.
+        # None, which stands for all tasks, first; then the longest prefix.
         order = sorted(by_tasks, key=lambda tasks: -(row + 1 if tasks is None else tasks))
         return [Portion(column, recall, tasks, tuple(by_tasks[tasks])) for tasks in order], found
 

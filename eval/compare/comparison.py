@@ -1,7 +1,7 @@
-"""Compare methods over orders and seeds: means, intervals, and which differences are resolved.
+"""Compare methods over orders and seeds: means, intervals, and which differences are significant.
 
-Methods are compared where both have a run: on the same orders and seeds, and the same items. Each
-run counts once, so an order with more seeds weighs more.
+Two methods are compared on the orders and seeds that both have run, and on the same items. Each
+run counts once, so an order with more seeds has more weight.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eval import bootstrap
-from eval.bootstrap import Array
-from eval.compare_groups import Group, RunSlot, check_comparable, group_runs
-from eval.compare_runs import Run, unpack
+from eval.compare import bootstrap
+from eval.compare.bootstrap import Array
+from eval.compare.groups import Group, RunSlot, check_comparable, group_runs
+from eval.compare.runs import Run, unpack
 from eval.continual import MatrixEntry, mean_change
 from moram_dist.registry import InputError
 
@@ -25,7 +25,7 @@ METRICS = {"AP": "ap", "BWT": "bwt_gem", "learned": "mean_diagonal"}
 """What is compared: the name in tables, and the name in ``sequence_metrics``."""
 
 PAIRED = ("AP", "BWT")
-"""Those of which differences are tested."""
+"""Metrics whose differences are tested."""
 
 RESAMPLES, SEED = 10_000, 0
 
@@ -37,24 +37,24 @@ class Estimate:
     value: float
     runs: int
     spread: float | None
-    """Standard deviation over runs; None of a single one."""
+    """Standard deviation over runs; None for a single run."""
 
     items: tuple[float, float]
-    """95 % interval for other items and the same runs."""
+    """95 % interval over items, for these runs."""
 
     both: tuple[float, float]
-    """95 % interval for other items and other runs. Of a single run, the same as ``items``."""
+    """95 % interval over items and runs. For a single run the same as ``items``."""
 
     error: float
-    """Standard error over items, of the mean over these runs."""
+    """Standard error over items of the mean over these runs."""
 
     p: float
-    """Of being 0, over items and runs."""
+    """p value of the mean being 0, over items and runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """First less second, over the orders and seeds that both have."""
+    """First minus second, over the orders and seeds that both have."""
 
     metric: str
     first: str
@@ -65,25 +65,25 @@ class Difference:
 
     @property
     def resolved(self) -> bool:
-        """Whether it is there at 5 %, of all differences together."""
+        """Whether it is significant at 5 %, after correction for all differences of the metric."""
         return self.p_holm < 1 - bootstrap.LEVEL
 
     @property
     def detectable(self) -> float:
-        """The smallest difference that these items find with a chance of 80 %, runs being fixed."""
+        """The smallest difference that these items detect with power 80 %, for fixed runs."""
         return bootstrap.detectable(self.estimate.error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Everything that the tables and figures show."""
+    """All numbers that the tables and figures show."""
 
     groups: tuple[Group, ...]
     estimates: dict[tuple[str, str], Estimate]
-    """Of a group's label and a metric; absent where it was not measured."""
+    """By label of a group and metric; absent if it was not measured."""
 
     by_order: dict[tuple[str, str], Estimate]
-    """AP of a group's label and an order."""
+    """AP, by label of a group and order."""
 
     differences: tuple[Difference, ...]
     one_run_error: tuple[float, float]
@@ -91,12 +91,12 @@ class Comparison:
 
     @property
     def any_run(self) -> Run:
-        """For what all runs have in common."""
+        """One of the runs, for what all have in common."""
         return next(iter(self.groups[0].runs.values()))
 
     @property
     def orders(self) -> list[str]:
-        """Every order, in alphabetical order."""
+        """All orders, sorted alphabetically."""
         return sorted({order for group in self.groups for order, _ in group.runs})
 
 
@@ -105,10 +105,10 @@ def compare(runs: Sequence[Run], *, resamples: int | None = None) -> Comparison:
 
     Args:
         runs: of any methods, recalls, orders and seeds.
-        resamples: of the bootstrap; None is 10,000, and more for very many groups.
+        resamples: of the bootstrap; None: 10,000, or more if there are very many groups.
 
     Raises:
-        InputError: there is no run, runs that cannot stand in one table, or too few resamples.
+        InputError: there is no run, runs are not comparable, or resamples are too few.
     """
     check_comparable(runs)
     groups = group_runs(runs)
@@ -116,8 +116,8 @@ def compare(runs: Sequence[Run], *, resamples: int | None = None) -> Comparison:
     fewest = max(1000, 80 * math.comb(len(groups), 2))
     if resamples is not None and resamples < fewest:
         raise InputError(
-            f"--resamples {resamples} could resolve nothing among {len(groups)} groups; give at "
-            f"least {fewest}"
+            f"--resamples {resamples} is too few: no difference among {len(groups)} groups could "
+            f"be significant; give at least {fewest}"
         )
     resamples = resamples or max(RESAMPLES, fewest)
     estimates: dict[tuple[str, str], Estimate] = {}
@@ -127,7 +127,7 @@ def compare(runs: Sequence[Run], *, resamples: int | None = None) -> Comparison:
     for metric in METRICS:
         table = _Table.of(groups, metric, resamples)
         for group in groups:
-            measured = [(group.label, place) for place in group.runs]
+            measured = [(group.label, slot) for slot in group.runs]
             measured = [key for key in measured if key in table.column]
             if not measured:
                 continue
@@ -149,9 +149,10 @@ def compare(runs: Sequence[Run], *, resamples: int | None = None) -> Comparison:
 
 
 def contributions(run: Run, metric: str) -> dict[str, Array] | None:
-    """What each item adds to a metric, by task: the sum over tasks of the means is the metric.
+    """What each item contributes to a metric, by task: the metric is the sum of the tasks' means.
 
-    None where the run did not measure it.
+    Returns:
+        Task to array (N,), N items; None if the run did not measure the metric.
     """
     t = len(run.tasks)
     last = [unpack(items) for items in run.last]
@@ -172,10 +173,9 @@ def contributions(run: Run, metric: str) -> dict[str, Array] | None:
 
 
 def forgetting_curve(group: Group) -> list[MatrixEntry]:
-    """Mean over runs of what was lost, after each task, of the tasks before it, in points.
+    """Points lost on earlier tasks after each task, mean over runs: minus BWT of the tasks so far.
 
-    Against the score right after learning: minus BWT of the tasks so far. None where a run lacks a
-    cell of it; the first is 0.
+    None where a run lacks a cell for it; the first is 0.
     """
     curve: list[MatrixEntry] = [0.0]
     tasks = len(next(iter(group.runs.values())).tasks)
@@ -188,7 +188,7 @@ def forgetting_curve(group: Group) -> list[MatrixEntry]:
 
 @dataclass(frozen=True)
 class _Table:
-    """One metric of all runs: a column each."""
+    """One metric of all runs, one column per run."""
 
     column: dict[tuple[str, RunSlot], int]
     tasks_NR: list[Array]
@@ -199,10 +199,10 @@ class _Table:
     def of(cls, groups: Sequence[Group], metric: str, resamples: int) -> _Table:
         columns: dict[tuple[str, RunSlot], dict[str, Array]] = {}
         for group in groups:
-            for place, run in group.runs.items():
+            for slot, run in group.runs.items():
                 parts = contributions(run, metric)
                 if parts is not None:
-                    columns[group.label, place] = parts
+                    columns[group.label, slot] = parts
         if not columns:
             return cls({}, [], np.zeros(0), np.zeros((resamples, 0)))
         tasks = sorted(next(iter(columns.values())))
@@ -219,7 +219,7 @@ class _Table:
         first: Sequence[tuple[str, RunSlot]],
         second: Sequence[tuple[str, RunSlot]] = (),
     ) -> Estimate:
-        """The mean over runs ``first``, or of the first less the second, pair by pair."""
+        """The mean over the runs ``first``, or over pairs of the first minus the second."""
         weigh = np.zeros((len(self.column), len(first)))
         for r, key in enumerate(first):
             weigh[self.column[key], r] += 1
@@ -243,13 +243,13 @@ def _differences(groups: Sequence[Group], metric: str, table: _Table) -> list[Di
     found = []
     for one, other in itertools.combinations(groups, 2):
         shared = [
-            place
-            for place in one.runs
-            if (one.label, place) in table.column and (other.label, place) in table.column
+            slot
+            for slot in one.runs
+            if (one.label, slot) in table.column and (other.label, slot) in table.column
         ]
         if shared:
             estimate = table.estimate(
-                [(one.label, place) for place in shared], [(other.label, place) for place in shared]
+                [(one.label, slot) for slot in shared], [(other.label, slot) for slot in shared]
             )
             found.append(
                 Difference(

@@ -1,4 +1,4 @@
-"""Figures of a comparison: intervals of AP, and what each method forgets as tasks come."""
+"""Figures of a comparison: intervals of AP, and forgetting over the sequence of tasks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from eval.compare import Comparison, Estimate, forgetting_curve
+from eval.compare.comparison import Comparison, Estimate, forgetting_curve
 from eval.continual import MatrixEntry
+from eval.figures import FULL_WIDTH, HALF_WIDTH, INK, QUIET, canvas
 from eval.markup import figure_text
-from eval.plots import FULL_WIDTH, HALF_WIDTH, INK, QUIET, canvas
 
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b7791f", "#2c7a7b", "#b83280", "#4a5568")
 MARKERS = "os^Dvp"
 
 
 def figures(comparison: Comparison) -> dict[str, Figure]:
-    """By file name: ``ap`` and ``forgetting``; each only where something was measured."""
+    """The figures ``ap`` and ``forgetting``, by file name; each only if it was measured."""
     found = {}
     if comparison.by_order:
         labels = [group.label for group in comparison.groups]
@@ -36,7 +36,7 @@ def ap_intervals(
     mean: Mapping[str, Estimate],
     by_order: Mapping[tuple[str, str], Estimate],
 ) -> Figure:
-    """A row a method: each order with its 95 % over items, and the mean with that over runs too."""
+    """AP per method: each order with its interval over items, the mean with that over runs too."""
     shown = [label for label in labels if label in mean]
     step = 0.8 / (len(orders) + 1)
     named: set[str] = set()
@@ -73,7 +73,7 @@ def ap_intervals(
 
 
 def forgetting_curves(curves: Mapping[str, Sequence[MatrixEntry]]) -> Figure:
-    """Points that earlier tasks lost, after each task; a gap where that is unknown."""
+    """Points lost on earlier tasks after each task; a gap where that is unknown."""
     with canvas(FULL_WIDTH - HALF_WIDTH / 2, 3.4) as figure:
         axes = figure.subplots()
         for k, (label, curve) in enumerate(curves.items()):

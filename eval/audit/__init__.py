@@ -1,0 +1,1 @@
+"""Audit a benchmark before training on it: sizes, lengths, truncation, scores, findings."""

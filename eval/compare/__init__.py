@@ -1,0 +1,1 @@
+"""Compare methods over orders and seeds, with intervals and significance."""

@@ -1,0 +1,1 @@
+"""Measure a run: get answers from the model, write predictions, fill the score matrices."""

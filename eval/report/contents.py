@@ -1,0 +1,119 @@
+"""What a report shows: one frozen record, which its page, figures and tables are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from eval.confusion import Confusion
+from eval.continual import MatrixEntry, Row, Scores
+from eval.run_files import CurvePoint, ScoredExample
+from eval.scoring_modes import ScoringMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportContents:
+    """Everything that the report of a run shows; the run may be unfinished."""
+
+    title: str
+    facts: dict[str, Any]
+    """What the run is, by name: its order, seed, base model and the like."""
+
+    modes: tuple[ModeScores, ...]
+    """The scores in each scoring mode, the main one first."""
+
+    average: list[MatrixEntry]
+    """Per row, the mean score on the tasks learned so far."""
+
+    forgetting: list[MatrixEntry]
+    """Per task, the points lost since its best row."""
+
+    drift: list[MatrixEntry]
+    """Per task, in the last row: the score by the likeliest label minus that by generation. Empty
+    if the run does not have both."""
+
+    recognition: Recognition | None
+    """None if no recogniser ran."""
+
+    curve: list[CurvePoint]
+    """Training losses; empty if there are none."""
+
+    tasks: tuple[TaskFacts, ...]
+    """In the order of learning."""
+
+    notes: tuple[str, ...]
+    """Notes of the benchmark."""
+
+    predictions: dict[str, list[ScoredExample]]
+    """Task to some of its examples in the last row."""
+
+    config: dict[str, Any]
+    """run.yaml, flat: dotted name to value."""
+
+    environment: dict[str, Any]
+    """environment.json, flat."""
+
+    @property
+    def main(self) -> ModeScores:
+        """The scores in the main scoring mode."""
+        return self.modes[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeScores:
+    """The scores in one scoring mode."""
+
+    mode: ScoringMode
+    label: str
+    """What distinguishes the mode from the run's others; may be empty."""
+
+    matrix: Scores
+    metrics: dict[str, MatrixEntry]
+    """The sequence metrics of ``matrix``."""
+
+    @property
+    def learned(self) -> list[MatrixEntry]:
+        """Per task, the score right after it was learned; None if that was not measured."""
+        return [self.row(i)[i] for i in range(len(self.matrix.tasks))]
+
+    @property
+    def last(self) -> Row:
+        """The last row so far; None for each task if there is no row."""
+        return self.row(len(self.matrix.scores) - 1)
+
+    def row(self, t: int) -> Row:
+        """The scores after task ``t``; None for each task if there is no such row."""
+        known = 0 <= t < len(self.matrix.scores)
+        return self.matrix.scores[t] if known else [None] * len(self.matrix.tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognition:
+    """Which tasks a recogniser took the prompts of the last row for."""
+
+    recogniser: Any
+    """Its name, as run.yaml has it."""
+
+    unknown: str
+    """Who answered the prompts of no task, in words."""
+
+    confusion: Confusion
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """A task; None for what is not known of it."""
+
+    name: str
+    metric: str
+    train: int | None
+    """Number of training examples."""
+
+    test: int | None
+    """Number of test examples."""
+
+    file: str | None
+    """Its file in the memory."""
+
+    sha256: str | None
+    """Of that file."""
