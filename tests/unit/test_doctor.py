@@ -113,7 +113,10 @@ def test_all_faults_at_once(tmp_path):
 def test_each_result_decides_the_exit_code(capsys):
     ok, warning = checks.CheckResult("a"), checks.CheckResult("b", "warning", "mend b")
     assert doctor.examine({"one": lambda: ok, "two": lambda: warning}) == 0
-    assert doctor.examine({"one": lambda: ok, "two": lambda: checks.CheckResult("c", "fault", "d")}) == 1
+    assert (
+        doctor.examine({"one": lambda: ok, "two": lambda: checks.CheckResult("c", "fault", "d")})
+        == 1
+    )
 
     def breaks():
         raise RuntimeError("nobody\nthought of it")
