@@ -94,7 +94,7 @@ def test_every_end_that_is_no_wrong_input_has_its_remedy():
 @pytest.mark.parametrize("page", pages(), ids=lambda path: path.name)
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"(?:\]\(|<img src=\")([^)\"\s]+)[)\"]", text):
         if re.match(r"https?:", target):
             continue
         name, _, anchor = target.partition("#")
@@ -112,7 +112,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_the_readme_lists_every_page_and_is_read_in_one_sitting():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) <= 120
     for page in pages()[1:]:
         assert f"(docs/{page.name})" in text, page.name
 
