@@ -97,13 +97,20 @@ def test_report(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.strip() == str(tmp_path / "report" / "index.html")
 
 
-@pytest.mark.parametrize("command", [["--help"], ["rescore", "--help"]])
-def test_help(capsys, command):
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["--help"], "eval/run.py"),
+        (["--help"], "moram rescore"),
+        (["rescore", "--help"], "moram rescore"),
+    ],
+)
+def test_help(capsys, command, named):
     try:
         assert main(command) == 0
     except SystemExit as stop:
         assert stop.code == 0
-    assert "eval/run.py" in capsys.readouterr().out
+    assert named in capsys.readouterr().out
 
 
 RESCORE = ["rescore", "--predictions", "FILE"]
