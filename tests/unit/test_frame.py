@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
 REQUIREMENTS = sorted(ROOT.glob("requirements*.txt"))
 README = ROOT / "README.md"
-GUIDES = sorted(path for path in (README, *(ROOT / "docs").glob("*.md")) if path.exists())
+GUIDES = sorted(
+    path
+    for path in (README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+    if path.exists()
+)
 
 ELSEWHERE = {
     *("--num_gpus", "--include", "--master_port", "--launcher"),  # deepspeed
