@@ -96,12 +96,12 @@ def test_ranks_are_started_by_the_launcher(trained, monkeypatch):
 
     monkeypatch.setattr(os, "execv", become)
     with pytest.raises(SystemExit) as ended:
-        moram.main(["train", "--ranks", "2", "--name=--x", "--top_k", "3"])
+        moram.main(["train", "--ranks", "2", "--data_dir=--x", "--top_k", "3"])
     program, *words = ended.value.code
     assert program == words[0] == sys.executable and not trained
     assert words[1:5] == ["-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
     assert words[5] == "--master_port" and 0 < int(words[6]) < 65536
-    assert words[7:] == [*train_script(), "--name=--x", "--top_k", "3"]
+    assert words[7:] == [*train_script(), "--data_dir=--x", "--top_k", "3"]
 
 
 @pytest.mark.parametrize(
