@@ -75,7 +75,8 @@ def start_ranks(count: int, words: Sequence[str]) -> NoReturn:
 
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(count)]
     launcher += ["--master_port", str(env.free_port()), *train_script(), *words]
-    os.execv(sys.executable, launcher)
+    # Or the folder that it is started in would be on the path, and perhaps has an eval/ of its own.
+    os.execve(sys.executable, launcher, os.environ | {"PYTHONSAFEPATH": "1"})
 
 
 def main(words: Sequence[str]) -> int | None:

@@ -91,10 +91,11 @@ def test_a_rank_says_nothing(trained, capsys, monkeypatch):
 
 
 def test_ranks_are_started_by_the_launcher(trained, monkeypatch):
-    def become(program, words):
+    def become(program, words, environment):
+        assert environment["PYTHONSAFEPATH"] == "1"
         raise SystemExit([program, *words])
 
-    monkeypatch.setattr(os, "execv", become)
+    monkeypatch.setattr(os, "execve", become)
     with pytest.raises(SystemExit) as ended:
         moram.main(["train", "--ranks", "2", "--data_dir=--x", "--top_k", "3"])
     program, *words = ended.value.code
