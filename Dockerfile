@@ -24,6 +24,7 @@ COPY --chown=moram moram_dist moram_dist
 COPY --chown=moram launch launch
 COPY --chown=moram eval eval
 COPY --chown=moram ds_configs ds_configs
+COPY --chown=moram __main__.py ./
 RUN mkdir runs
 
 ENTRYPOINT ["deepspeed", "launch/train.py", "--ds_config", "ds_configs/zero3.json"]
@@ -48,6 +49,7 @@ COPY --chown=moram moram_dist moram_dist
 COPY --chown=moram launch launch
 COPY --chown=moram eval eval
 COPY --chown=moram ds_configs ds_configs
+COPY --chown=moram __main__.py ./
 RUN mkdir runs
 
 ENTRYPOINT ["deepspeed", "launch/train.py", "--ds_config", "ds_configs/zero3.json"]

@@ -1,15 +1,16 @@
 """Score, compare and report finished runs; no GPU needed.
 
-    python eval/run.py rescore --predictions FILE.jsonl --benchmark trace --task FOMC
-    python eval/run.py rescore --predictions FILE.jsonl --metric choice --labels A,B,C
-    python eval/run.py metrics --scores RUN/scores.json [--single_task RUN] [--multitask RUN]
-    python eval/run.py report --run RUN
-    python eval/run.py audit --benchmark trace --data_dir DIR [--out FILE.md] [--strict]
-    python eval/run.py compare RUN... --out DIR
-    python eval/run.py compare --experiment NAME --tracking_uri sqlite:///RUNS/mlflow.db
+    moram rescore --predictions FILE.jsonl --benchmark trace --task FOMC
+    moram rescore --predictions FILE.jsonl --metric choice --labels A,B,C
+    moram metrics --scores RUN/scores.json [--single_task RUN] [--multitask RUN]
+    moram report --run RUN
+    moram audit --benchmark trace --data_dir DIR [--out FILE.md] [--strict]
+    moram compare RUN... --out DIR
+    moram compare --experiment NAME --tracking_uri sqlite:///RUNS/mlflow.db
 
-Results go to standard output, errors to standard error in one line. Exit code 2: bad input. Exit
-code 4: a file cannot be written, as on a full disk.
+In a checkout, python eval/run.py COMMAND is the same. Results go to standard output, errors to
+standard error in one line. Exit code 2: bad input. Exit code 4: a file cannot be written, as on a
+full disk.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ import argparse
 import dataclasses
 import json
 import os
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
+if __name__ == "__main__" and not __package__:  # a script: its imports start at the checkout
+    checkout = str(Path(__file__).resolve().parents[1])
+    runpy.run_path(checkout, {"module": "eval.run"}, "__main__")
+    sys.exit()
 
 from eval.continual import Scores
 from eval.predictions import mean_score, read_predictions
-from moram_dist.command_line import Parser, run_command
+from moram_dist.command_line import Parser, run_command, spelled
 from moram_dist.config import ModelConfig
 from moram_dist.files import write_atomically
 from moram_dist.metrics import METRICS
@@ -174,7 +179,7 @@ def _parse(
 
     Raises InputError for an unknown flag.
     """
-    parser = Parser(f"eval/run.py {command.__name__}", command.__doc__)
+    parser = Parser(f"moram {command.__name__}", command.__doc__)
     for flag in (*required.split(), *optional.split()):
         parser.add_argument(flag, required=flag in required.split())
     for flag in switches.split():
@@ -183,7 +188,7 @@ def _parse(
         parser.add_argument(words, nargs="*")
     flags = [*required.split(), *optional.split(), *switches.split()]
     for word in argv:
-        name = word.split("=")[0]
+        name = spelled(word).split("=")[0]
         if name.startswith("--") and name not in [*flags, "--help"]:
             raise unknown("flag", name, flags)
     return parser.parse_intermixed_args(argv)

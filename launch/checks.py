@@ -17,10 +17,11 @@ import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+
+from launch import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,36 +47,29 @@ class CheckResult:
 
 def python(pyproject: Path = ROOT / "pyproject.toml") -> CheckResult:
     """The interpreter, against ``requires-python``."""
-    least = re.search(r'requires-python = ">=([\d.]+)"', pyproject.read_text(encoding="utf-8"))
-    assert least, pyproject
+    least = versions.least_python(pyproject)
     found = f"{sys.version.split()[0]} at {sys.executable}"
-    if sys.version_info >= tuple(int(part) for part in least[1].split(".")):
+    if sys.version_info >= tuple(int(part) for part in least.split(".")):
         return CheckResult(found)
-    return CheckResult(found, "fault", f"make .venv anew with Python {least[1]} or newer")
+    return CheckResult(found, "fault", f"make .venv anew with Python {least} or newer")
 
 
-def pins(requirements: Path) -> dict[str, str]:
-    """Package -> version, of the file's own lines."""
-    text = requirements.read_text(encoding="utf-8")
-    return dict(re.findall(r"^([\w.-]+)(?:\[[\w,.-]+\])?==([\w.+]+)", text, re.MULTILINE))
+def packages(requirements: Path = ROOT / "requirements.txt", tracked: bool = True) -> CheckResult:
+    """What is installed, against the pins of a checkout, or else against the package's ranges.
 
-
-def packages(requirements: Path = ROOT / "requirements.txt") -> CheckResult:
-    """What is installed, against the pins."""
-    pinned, wrong = pins(requirements), []
-    for name, version in pinned.items():
-        try:
-            installed = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            wrong.append(f"{name} is missing ({version})")
-            continue
-        # A build's own label, such as +cpu, is no other version.
-        if version not in (installed, installed.partition("+")[0]):
-            wrong.append(f"{name} {installed} ({version})")
+    ``tracked`` says whether MLflow is needed, which the pins always name.
+    """
+    if requirements.is_file():
+        asked, fits = versions.pins(requirements), versions.is_pinned
+        who, remedy = f"{requirements.name} pins", f"pip install -r {requirements}"
+    else:
+        extras = ("train", "eval", "report", *(("track",) if tracked else ()))
+        asked, fits = versions.ranges(extras), versions.is_within
+        who, remedy = "moram-dist needs", "pip install --upgrade 'moram-dist[train,track]'"
+    wrong = versions.differing(asked, fits)
     if not wrong:
-        return CheckResult(f"all {len(pinned)} as {requirements.name} pins them")
-    found = f"not as {requirements.name} pins them: {', '.join(wrong)}"
-    return CheckResult(found, "fault", f"pip install -r {requirements}")
+        return CheckResult(f"all {len(asked)} as {who} them")
+    return CheckResult(f"not as {who} them: {', '.join(wrong)}", "fault", remedy)
 
 
 def compiler() -> CheckResult:
@@ -234,8 +228,9 @@ def flash_attn(requirements: Path = ROOT / "requirements-gpu.txt") -> CheckResul
     """The attention kernel that is taken by itself on CUDA in bf16."""
     import torch
 
-    pinned = pins(requirements)["flash-attn"]
-    install = f"pip install wheel && pip install --no-build-isolation -r {requirements}"
+    pinned = versions.pins(requirements)["flash-attn"] if requirements.is_file() else None
+    install = "pip install wheel && pip install --no-build-isolation "
+    install += f"-r {requirements}" if pinned else "flash-attn"
     if importlib.util.find_spec("flash_attn") is None:
         if not torch.cuda.is_available():
             return CheckResult("not installed, and not needed on a CPU")
@@ -248,7 +243,7 @@ def flash_attn(requirements: Path = ROOT / "requirements-gpu.txt") -> CheckResul
         remedy = f"pip uninstall flash-attn, then {install}; or train with --attention sdpa"
         return CheckResult(found, "fault", remedy)
     version = done.stdout.strip()
-    if version == pinned:
+    if pinned in (version, None):
         return CheckResult(version)
     return CheckResult(f"{version} ({pinned} is pinned)", "warning", install)
 

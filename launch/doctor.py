@@ -1,9 +1,10 @@
 """Check that this machine can train: one line a check, and a remedy under what is not ok.
 
-    python launch/doctor.py [--output_dir RUN] [--tracking_uri URI] [--port N]
+    moram doctor [--output_dir RUN] [--tracking_uri URI] [--port N]
 
---output_dir, --tracking and --tracking_uri are those of launch/train.py; --port is where the
-launcher lets ranks meet. It takes half a minute, and starts a rank on each GPU, or two on the CPU.
+In a checkout, python launch/doctor.py is the same. --output_dir, --tracking and --tracking_uri are
+those of moram train; --port is where the launcher lets ranks meet. It takes half a minute, and
+starts a rank on each GPU, or two on the CPU.
 
 Exit codes: 0 nothing is at fault (there may be warnings), 1 something is, 2 wrong input.
 """
@@ -11,13 +12,17 @@ Exit codes: 0 nothing is at fault (there may be warnings), 1 something is, 2 wro
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
+if __name__ == "__main__" and not __package__:  # a script: its imports start at the checkout
+    checkout = str(Path(__file__).resolve().parents[1])
+    runpy.run_path(checkout, {"module": "launch.doctor"}, "__main__")
+    sys.exit()
 
 from launch import checks
 from launch.checks import CheckResult
@@ -30,7 +35,7 @@ from moram_dist.tracking import open_tracker, store_of
 
 def planned(argv: Sequence[str]) -> dict[str, Callable[[], CheckResult]]:
     """The checks by name, in their order. Raises InputError on flags that cannot be meant."""
-    parser = Parser("launch/doctor.py", __doc__)
+    parser = Parser("moram doctor", __doc__)
     parser.add_argument("--output_dir", type=Path)
     parser.add_argument("--tracking", default="mlflow")
     parser.add_argument("--tracking_uri")
@@ -45,7 +50,7 @@ def planned(argv: Sequence[str]) -> dict[str, Callable[[], CheckResult]]:
     models = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     out: dict[str, Callable[[], CheckResult]] = {
         "python": checks.python,
-        "packages": checks.packages,
+        "packages": partial(checks.packages, tracked=args.tracking != "none"),
         "compiler": checks.compiler,
         "extension lock": checks.extension_lock,
         "extension folder": _extension_folder,

@@ -1,4 +1,4 @@
-"""Command-line flags to a run configuration."""
+"""Command-line flags to a run configuration, for every command that takes those of training."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moram_dist import config_io
+from moram_dist.command_line import spelled
 from moram_dist.config import RunConfig
 from moram_dist.presets import preset_settings
 from moram_dist.registry import InputError, unknown
 
 OWN = {
-    "ds_config": "DeepSpeed JSON file; default ds_configs/zero3.json.",
-    "recipe": "YAML file of flags; flags on the command line win.",
+    "ds_config": "DeepSpeed JSON file, or the name of one of ds_configs; default zero3.json.",
+    "recipe": "YAML file of flags, or the name of one of launch/recipes; flags given here win.",
     "preset": "published or recommended settings, under recipe and flags; default: published, and "
     "recommended for the demo.",
 }
@@ -26,7 +28,11 @@ LAUNCHERS = ("local_rank",)
 MOST_NODES, MOST_RANKS = 100_000, 1_024
 """Of a job, and of a node."""
 
-DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3.json"
+ROOT = Path(__file__).resolve().parents[1]
+"""Of the checkout, or the folder that the project is installed in."""
+
+DS_CONFIGS, RECIPES = ROOT / "ds_configs", ROOT / "launch" / "recipes"
+DEFAULT_DS_CONFIG = DS_CONFIGS / "zero3.json"
 
 
 def train_flags(words: Sequence[str]) -> dict[str, str]:
@@ -39,17 +45,33 @@ def train_flags(words: Sequence[str]) -> dict[str, str]:
     left = list(words)
     while left:
         word = left.pop(0)
-        name, given, value = word.partition("=")
+        name, given, value = spelled(word).partition("=")
         if word in ("-h", "--help"):
             return {"help": "True"}
-        if not name.startswith("--") or not name.strip("-"):
+        if not name.startswith("--") or not name.strip("-_"):
             raise InputError(f"unexpected argument {word!r}; settings are given as --name value")
         if not given:
             value = left.pop(0) if left and not left[0].startswith("--") else "True"
-        name = name.removeprefix("--").replace("-", "_")
+        name = name.removeprefix("--")
         flags.pop(name, None)  # the last one counts, and stands where it was given
         flags[name] = value
     return flags
+
+
+def as_words(flags: Mapping[str, str]) -> list[str]:
+    """The words that ``train_flags`` reads as these flags."""
+    words = []
+    for name, value in flags.items():
+        # A value that looks like a flag is one, unless it is tied to its own.
+        words += [f"--{name}={value}"] if value.startswith("--") else [f"--{name}", value]
+    return words
+
+
+def train_script() -> list[str]:
+    """What a DeepSpeed launcher starts: the script of a checkout, or else the installed module."""
+    if (ROOT / "pyproject.toml").is_file():
+        return [str(ROOT / "launch" / "train.py")]
+    return ["--module", "launch.train"]
 
 
 def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunConfig, Path]:
@@ -70,6 +92,7 @@ def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunC
             raise unknown("flag", f"--{name}", [f"--{k}" for k in known])
     ds_config = config_io.coerce("ds_config", given.pop("ds_config", DEFAULT_DS_CONFIG), Path)
     recipe = config_io.coerce("recipe", given.pop("recipe", None), Path | None)
+    ds_config, recipe = _shipped(ds_config, DS_CONFIGS), recipe and _shipped(recipe, RECIPES)
     preset = config_io.coerce("preset", given.pop("preset", None), str | None)
     config = config_io.build(given, recipe)
     under = preset_settings(preset, method=config.method.method, benchmark=config.data.benchmark)
@@ -79,6 +102,13 @@ def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunC
     except FileNotFoundError:
         raise InputError("the current folder is gone; start from one that is there") from None
     return config, ds_config
+
+
+def _shipped(path: Path, folder: Path) -> Path:
+    """A bare name that no file here has is of the project's own folder, wherever that is."""
+    own = folder / path.name
+    bare = path == Path(path.name)
+    return own if bare and not os.path.lexists(path) and os.path.isfile(own) else path
 
 
 def usage(introduction: str) -> str:

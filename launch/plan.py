@@ -1,12 +1,11 @@
 """Say what a run will take, before it: memory, traffic, disk, steps, time.
 
-    python launch/plan.py --nodes 4 --gpus_per_node 8 --device cuda --model ID --benchmark trace \
-        --data_dir DIR
-    python launch/plan.py
+    moram plan --nodes 4 --gpus_per_node 8 --device cuda --model ID --benchmark trace --data_dir DIR
+    moram plan
 
-The second is the demo on one rank of this machine. All flags that are not its own are those of
-launch/train.py; nothing of the run is started or written, and no GPU is needed. What each line
-means, and how well plans were met: docs/planning.md.
+The second is the demo on one rank of this machine. In a checkout, python launch/plan.py is the
+same. All flags that are not its own are those of moram train; nothing of the run is started or
+written, and no GPU is needed. What each line means, and how well plans were met: docs/planning.md.
 
 Exit code 2, with one line that says why: wrong input.
 """
@@ -17,12 +16,16 @@ import argparse
 import dataclasses
 import json
 import os
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
+if __name__ == "__main__" and not __package__:  # a script: its imports start at the checkout
+    checkout = str(Path(__file__).resolve().parents[1])
+    runpy.run_path(checkout, {"module": "launch.plan"}, "__main__")
+    sys.exit()
 
 from launch.flags import MOST_NODES, MOST_RANKS, read_flags, train_flags
 from moram_dist import terminal
@@ -43,7 +46,7 @@ ROOM_TO_CALIBRATE = 8
 
 def parser() -> Parser:
     """This command's own flags."""
-    out = Parser("launch/plan.py", __doc__)
+    out = Parser("moram plan", __doc__)
     add = out.add_argument
     add("--nodes", type=int, default=1, help="[1]")
     add("--gpus_per_node", type=int, default=1, help="ranks of a node, on a CPU too [1]")

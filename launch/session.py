@@ -36,6 +36,7 @@ from moram_dist.tracking import (
     Tracker,
     open_tracker,
     read_ids,
+    require_mlflow,
     write_ids,
 )
 from moram_dist.train.checkpoint import Checkpoint
@@ -250,6 +251,8 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         inputs = gather(config, benchmark, ds_config, tokenizer, say)
         run_dir.check_inputs(inputs, config.model)
     record = config.record
+    if record.tracking == "mlflow":
+        require_mlflow()
     tracker = open_tracker(
         record.tracking,
         record.tracking_uri,

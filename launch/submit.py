@@ -1,12 +1,13 @@
 """Write a SLURM job script, print it and submit it.
 
-    python launch/submit.py --nodes 4 --gpus_per_node 8 --benchmark trace --data_dir DIR --model ID
-    python launch/submit.py --orders 1 2 --methods moram o_lora --seeds 0 1 2 --output_dir RUNS ...
-    python launch/submit.py --evaluate RUN
+    moram submit --nodes 4 --gpus_per_node 8 --benchmark trace --data_dir DIR --model ID
+    moram submit --orders 1 2 --methods moram o_lora --seeds 0 1 2 --output_dir RUNS ...
+    moram submit --evaluate RUN
 
 The first is one sequence, the second an array of 12 sequences, each in a run directory of its own
-in RUNS, the third evaluates what is not evaluated yet of a run that is trained. All other flags are
-those of launch/train.py. What is special about a cluster is in launch/slurm/site.yaml.
+in RUNS, the third evaluates what is not evaluated yet of a run that is trained. In a checkout,
+python launch/submit.py is the same. All other flags are those of moram train. What is special about
+a cluster is in launch/slurm/site.yaml.
 
 Exit code 2, with one line that says why: wrong input. Nothing is submitted then.
 """
@@ -19,6 +20,7 @@ import itertools
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -26,10 +28,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
+if __name__ == "__main__" and not __package__:  # a script: its imports start at the checkout
+    checkout = str(Path(__file__).resolve().parents[1])
+    runpy.run_path(checkout, {"module": "launch.submit"}, "__main__")
+    sys.exit()
 
 from launch import checks, job_secrets
-from launch.flags import DEFAULT_DS_CONFIG, MOST_RANKS, read_flags, train_flags
+from launch.flags import (
+    DEFAULT_DS_CONFIG,
+    MOST_RANKS,
+    as_words,
+    read_flags,
+    train_flags,
+    train_script,
+)
 from launch.job_script import ArrayTask, Site, SlurmJob, read_site, render, seconds
 from moram_dist.command_line import Parser, run_command
 from moram_dist.config import RunConfig
@@ -40,7 +52,7 @@ from moram_dist.registry import InputError
 from moram_dist.terminal import make_output_last, one_line, quoted, say
 from moram_dist.tracking import open_tracker, store_of
 
-ROOT = Path(__file__).resolve().parents[1]
+SITE = Path(__file__).resolve().parent / "slurm" / "site.yaml"
 
 MOST = 1_000_000
 """Of what is counted here: more is a slip."""
@@ -51,7 +63,7 @@ LEAST_WORK_S = 60
 
 def parser() -> Parser:
     """This command's own flags."""
-    out = Parser("launch/submit.py", __doc__)
+    out = Parser("moram submit", __doc__)
     add = out.add_argument
     add("--nodes", type=int, default=1, help="nodes of each run [1]")
     add("--gpus_per_node", type=int, default=1, help="a rank each; 0: one CPU rank a node [1]")
@@ -63,7 +75,7 @@ def parser() -> Parser:
     add("--methods", nargs="+", help="an array over methods")
     add("--seeds", nargs="+", help="an array over seeds")
     add("--evaluate", nargs="+", type=Path, metavar="RUN", help="evaluate trained runs")
-    add("--site", type=Path, default=ROOT / "launch" / "slurm" / "site.yaml", help="[%(default)s]")
+    add("--site", type=Path, default=SITE, help="[%(default)s]")
     add("--dry_run", action="store_true", help="print the script, and do nothing else")
     return out
 
@@ -189,11 +201,7 @@ def checked(flags: dict[str, str]) -> RunConfig:
 def command(flags: dict[str, str], run_dir: Path) -> list[str]:
     """The training command of a run."""
     named = {"ds_config": str(DEFAULT_DS_CONFIG)} | flags | {"output_dir": str(run_dir)}
-    words = [str(ROOT / "launch" / "train.py")]
-    for name, value in named.items():
-        # A value that looks like a flag is one, unless it is tied to its own.
-        words += [f"--{name}={value}"] if value.startswith("--") else [f"--{name}", value]
-    return words
+    return [*train_script(), *as_words(named)]
 
 
 def job_name(run_dirs: Sequence[Path]) -> str:

@@ -1,10 +1,11 @@
 """Train a method on a sequence of tasks. All defaults: MoRAM on the embedded demo.
 
+    moram train
+    moram train --ranks 2 --model PATH_OR_HF_ID --benchmark trace --data_dir DIR --output_dir RUN
     deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero3.json
-    deepspeed launch/train.py --ds_config ds_configs/zero3.json --model PATH_OR_HF_ID \
-        --benchmark trace --data_dir DIR --output_dir RUN
 
-Rerun the same command to resume. Exit codes, each with one line that says why:
+The second starts two processes on this machine, as the third does in a checkout. Rerun the same
+command to resume. Exit codes, each with one line that says why:
 
     1   a fault of this program; the trace-back is in RUN/crash_<time>.log
     2   wrong input
@@ -16,20 +17,22 @@ Rerun the same command to resume. Exit codes, each with one line that says why:
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-ROOT = Path(__file__).resolve().parents[1]
-# The launcher puts this file's folder on the path, not the repository.
-sys.path.insert(0, str(ROOT))
+if __name__ == "__main__" and not __package__:  # a script: its imports start at the checkout
+    checkout = str(Path(__file__).resolve().parents[1])
+    runpy.run_path(checkout, {"module": "launch.train"}, "__main__")
+    sys.exit()
 
-from launch.flags import read_flags, train_flags, usage  # noqa: E402
-from moram_dist.command_line import INTERRUPTED, check_words, say_crash, say_error  # noqa: E402
-from moram_dist.registry import InputError, MachineError  # noqa: E402
-from moram_dist.terminal import make_output_last, say  # noqa: E402
+from launch.flags import read_flags, train_flags, usage
+from moram_dist.command_line import INTERRUPTED, check_words, say_crash, say_error
+from moram_dist.registry import InputError, MachineError
+from moram_dist.terminal import make_output_last, say
 
 if TYPE_CHECKING:
     from moram_dist.comm.watchdog import PeerWatchdog

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from moram_dist.redaction import without_secrets
 from moram_dist.registry import InputError, MachineError
@@ -27,6 +27,15 @@ MACHINE = {
 """System errors that say that a disk is full or broken, or that the machine has no more to give."""
 
 
+EXTRAS = {
+    **dict.fromkeys(("accelerate", "deepspeed", "ninja"), "train"),
+    **dict.fromkeys(("nltk", "rapidfuzz", "rouge_score", "sacrebleu", "sentencepiece"), "eval"),
+    "matplotlib": "report",
+    "mlflow": "track",
+}
+"""Package -> the extra of moram-dist that installs it."""
+
+
 class Parser(argparse.ArgumentParser):
     """Reports by InputError, in one line, where argparse would print its usage and exit."""
 
@@ -39,9 +48,19 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, with a dash in a flag's name for an underscore."""
+        return super().parse_known_args([spelled(word) for word in args], namespace)
+
     def error(self, message: str) -> NoReturn:
         """Instead of leaving."""
         raise InputError(message)
+
+
+def spelled(word: str) -> str:
+    """``--top-k=a-b`` is ``--top_k=a-b``; what is no flag stays as it is."""
+    name, given, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{given}{value}" if name.startswith("--") else word
 
 
 def run_command(main: Callable[[Sequence[str]], int | None], words: Sequence[str]) -> int:
@@ -93,6 +112,9 @@ def say_crash(error: BaseException, folder: Path | None = None, who: str = "") -
         folder: of the run; the current one where there is none, or where it cannot be written.
         who: a rank, in brackets.
     """
+    if isinstance(error, ModuleNotFoundError) and (name := top_level(error)) in EXTRAS:
+        say_error(f"{name} is not installed: pip install 'moram-dist[{EXTRAS[name]}]'", who)
+        return 2
     if isinstance(error, MemoryError):
         say_error("out of memory", who)
         return MachineError.EXIT_CODE
@@ -115,6 +137,11 @@ def say_crash(error: BaseException, folder: Path | None = None, who: str = "") -
     else:
         say_error(f"{what} ({own}); the trace-back is in {path}", who)
     return 1
+
+
+def top_level(error: ModuleNotFoundError) -> str:
+    """The package that is missing, without the name of a module in it."""
+    return (error.name or "").partition(".")[0]
 
 
 def _keep(trace: str, folder: Path | None) -> Path | None:

@@ -1,8 +1,9 @@
 """Look at a memory without a model.
 
-    python -m moram_dist.memory show RUN/memory      tasks, atoms, sizes, hashes
-    python -m moram_dist.memory verify RUN/memory    reads every file; exit 2 if one is not whole
+    moram memory show RUN/memory      tasks, atoms, sizes, hashes
+    moram memory verify RUN/memory    reads every file; exit 2 if one is not whole
 
+python -m moram_dist.memory is the same, where the command is not installed.
 Files hold whole atoms, not a rank's shard, so there is nothing to reshard: a memory loads at any
 number of ranks as it is.
 """
@@ -66,7 +67,7 @@ def _run(words: Sequence[str]) -> int:
         say((__doc__ or "").strip())
         return 0
     if len(words) != 2:
-        raise InputError("usage: python -m moram_dist.memory show|verify RUN/memory")
+        raise InputError("usage: moram memory show|verify RUN/memory")
     command, folder = words
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)

@@ -22,6 +22,7 @@ port=$((20000 + SLURM_JOB_ID % 12000)) # below the ports that systems give away 
 threads=$((${SLURM_CPUS_PER_TASK:-1} / ranks_per_node))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 PATH=$(dirname "$python"):$PATH
+export PYTHONSAFEPATH=1 # the folder that a job starts in may have an eval/ or launch/ of its own
 
 # What runs on each node: DeepSpeed's node launcher, which ends with the exit code of its ranks.
 node() {

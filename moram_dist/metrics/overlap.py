@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from rapidfuzz import fuzz
-from rapidfuzz.distance import LCSseq
-
 from moram_dist.metrics.metric import METRICS, Answer
 from moram_dist.metrics.subsequence import common_subsequence
 
@@ -121,6 +118,8 @@ def rouge_l_stemmed(answer: Answer) -> float:
 
     Source: Lin 2004 (ACL W04-1013), as in the package rouge-score and the SAPT code for SuperNI.
     """
+    from rapidfuzz.distance import LCSseq  # here, as what only asks a memory scores nothing
+
     words = _stemming_tokenizer().tokenize
     predicted, reference = words(answer.prediction), words(answer.reference)
     if not predicted or not reference:
@@ -150,6 +149,8 @@ def edit_similarity(answer: Answer) -> float:
 
     Source: Py150 in TRACE, arXiv:2310.06762.
     """
+    from rapidfuzz import fuzz
+
     predicted, reference = _fill_literals(answer.prediction), _fill_literals(answer.reference)
     if not predicted or not reference:
         return 0.0

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-
-from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+from collections.abc import Callable
+from functools import cache
 
 from moram_dist.metrics.metric import METRICS, Answer
-
-_tokenise = Tokenizer13a()
 
 
 @METRICS.register("sari")
@@ -26,8 +24,9 @@ def sari(answer: Answer) -> float:
 
     Source: Xu et al. 2016 (TACL Q16-1029); 20Minuten in TRACE, arXiv:2310.06762.
     """
+    tokenise = _tokeniser()
     source, prediction, reference = (
-        _tokenise(text.lower()).split(" ")
+        tokenise(text.lower()).split(" ")
         for text in (answer.prompt, answer.prediction, answer.reference)
     )
     parts = [
@@ -38,6 +37,13 @@ def sari(answer: Answer) -> float:
         )
     ]
     return 100.0 * sum(parts) / len(parts)
+
+
+@cache
+def _tokeniser() -> Callable[[str], str]:
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    return Tokenizer13a()
 
 
 def _ngrams(words: list[str], n: int) -> Counter[tuple[str, ...]]:

@@ -5,6 +5,7 @@ The only home of mlflow, which takes seconds to import and is imported when a ru
 
 from moram_dist.registry import unknown
 from moram_dist.tracking.addresses import sqlite_file, store_of
+from moram_dist.tracking.connect import require_mlflow
 from moram_dist.tracking.ids import read_ids, write_ids
 from moram_dist.tracking.mlflow import MlflowTracker
 from moram_dist.tracking.node import NodeMetrics, wanted
@@ -28,6 +29,7 @@ __all__ = [
     "open_tracker",
     "read_ids",
     "read_metrics",
+    "require_mlflow",
     "run_directories",
     "sqlite_file",
     "store_of",

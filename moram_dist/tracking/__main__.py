@@ -1,9 +1,10 @@
 """Send what a tracking server has not got of runs that have ended.
 
-    python -m moram_dist.tracking send RUN... [--tracking_uri URI]
+    moram tracking send RUN... [--tracking_uri URI]
 
-The store is --tracking_uri, else MLFLOW_TRACKING_URI, else mlflow.db beside the run. To a store
-that has nothing of a run all of it is sent, so this also copies runs from one store to another.
+python -m moram_dist.tracking is the same, where the command is not installed. The store is
+--tracking_uri, else MLFLOW_TRACKING_URI, else mlflow.db beside the run. To a store that has nothing
+of a run all of it is sent, so this also copies runs from one store to another.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _send(words: Sequence[str]) -> None:
-    parser = Parser("python -m moram_dist.tracking", __doc__)
+    parser = Parser("moram tracking", __doc__)
     parser.add_argument("command", choices=["send"])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--tracking_uri")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from moram_dist.files import exclusive_lock
+from moram_dist.registry import InputError
 from moram_dist.tracking.addresses import SQLITE_ENCODED, check, sqlite_address, sqlite_file
 from moram_dist.tracking.names import experiment_name
 
@@ -22,6 +24,14 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+
+
+def require_mlflow() -> None:
+    """Ask for MLflow before any work is done. Raises InputError where it is not installed."""
+    if find_spec("mlflow") is None:
+        raise InputError(
+            "mlflow is not installed: pip install 'moram-dist[track]', or give --tracking none"
+        )
 
 
 def prepare(uri: str | None) -> None:

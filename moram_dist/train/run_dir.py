@@ -316,14 +316,25 @@ def environment(world_size: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "world_size": world_size,
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "command": clean_command(sys.argv),
     }
 
 
+def _version(package: str) -> str | None:
+    """None where it is not installed, as MLflow need not be."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _commit() -> str | None:
+    """Of this checkout; None where there is none, as for an installed package."""
     root = Path(__file__).resolve().parents[2]
+    if not (root / "pyproject.toml").is_file():  # site-packages may lie in a repository of the user
+        return None
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10

@@ -18,7 +18,18 @@ READ_FIRST = ("README.md", "docs/user_guide.md", "docs/own_tasks.md")
 """Later pages use what these make; the others follow by name."""
 
 PROGRAMS = (
-    *("make", "deepspeed", "python", "python3", "torchrun", "pip", "pytest", "mlflow", "ruff"),
+    *(
+        "make",
+        "deepspeed",
+        "moram",
+        "python",
+        "python3",
+        "torchrun",
+        "pip",
+        "pytest",
+        "mlflow",
+        "ruff",
+    ),
     *("sbatch", "srun", "scancel", "scontrol", "squeue", "docker", "hadolint", "nvidia-smi"),
     *("source", "export", "cat", "cp", "mv", "rm", "mkdir", "ls", "curl", "git", "kill", "df"),
 )

@@ -26,6 +26,7 @@ from pathlib import Path
 import pytest
 
 from launch.flags import OWN, read_flags
+from launch.moram import MODULES, SCORING
 from launch.submit import train_flags
 from moram_dist import config_io
 from moram_dist.comm import env
@@ -50,6 +51,8 @@ CHANGED = (  # what is looked for, what stands there in the walk, why
     (r"^(deepspeed .*(?:--recipe|--benchmark (?!jsonl)).*)", rf"\1 {SHORT}", "not for days"),
     (r"^(deepspeed .*zero3.json(?: --(?:method|preset) .*)?)$", rf"\1 {LESS}", "a short demo"),
     (r"^(python launch/submit.py (?!.*--data_dir|.*--evaluate).*)", rf"\1 {LESS}", "the same run"),
+    (r"^(moram train.*)", rf"\1 {LESS}", "a short demo"),
+    (r"^moram ", "python . ", "the command of this copy, which is not installed"),
     (r"^deepspeed", "deepspeed --master_port {port}", "others may use the default one"),
     (r"^(mlflow (?:ui|server).*)", r"\1 --port {port}", "as above"),
     (r"^(python launch/doctor.py.*)", r"\1 --port {port}", "as above"),
@@ -227,6 +230,7 @@ def check(text: str) -> None:
 def check_line(text: str) -> None:
     if not text.strip():
         return
+    text = re.sub(r"^moram (\w+)", lambda found: f"python {SCRIPTS[found[1]]}", text)
     first, *words = text.replace("&&", " ").split()
     script = next((w for w in words if re.fullmatch(r"[\w/]+\.py", w)), None)
     if words[:1] == ["-m"]:
@@ -238,14 +242,24 @@ def check_line(text: str) -> None:
     flags = [word.partition("=")[0] for word in words if re.match(r"--\w", word)]
     known = literal_flags(path) | {"--help"}
     if re.match(r"launch/(train|submit)|tools/kill_test", script):
-        known |= {f"--{name}" for name in (*OWN, *config_io.fields())}
+        known |= {f"--{name}" for name in (*OWN, *config_io.fields(), "ranks")}
     if first == "deepspeed":
         package = importlib.util.find_spec("deepspeed").origin
         known |= literal_flags(Path(package).parent / "launcher" / "runner.py")
     assert not set(flags) - known, f"{text}: {set(flags) - known}"
     if script == "launch/train.py" and "--help" not in words:
-        _, ds_config = read_flags((), train_flags(words[words.index(script) + 1 :]))
+        given = train_flags(words[words.index(script) + 1 :])
+        given.pop("ranks", None)  # of moram train
+        _, ds_config = read_flags((), given)
         assert (ROOT / ds_config).is_file(), text
+
+
+SCRIPTS = {
+    **{name: f"{module.replace('.', '/')}.py" for name, module in MODULES.items()},
+    **{name: f"eval/run.py {name}" for name in SCORING},
+    "train": "launch/train.py",
+}
+"""What each command of ``moram`` is in a checkout."""
 
 
 def module(name: str) -> str:

@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
 REQUIREMENTS = sorted(ROOT.glob("requirements*.txt"))
 README = ROOT / "README.md"
-GUIDES = sorted(path for path in (README, *(ROOT / "docs").glob("*.md")) if path.exists())
+GUIDES = sorted(
+    path
+    for path in (README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+    if path.exists()
+)
 
 ELSEWHERE = {
     *("--num_gpus", "--include", "--master_port", "--launcher"),  # deepspeed
@@ -91,7 +95,8 @@ def own_flags() -> set[str]:
     fields = config_io.fields()
     flags = {f"--{name}" for name in (*OWN, *fields)}
     flags |= {f"--{section}.{name}" for name, (section, _) in fields.items()}
-    launch = (ROOT / "launch" / name for name in ("doctor.py", "flags.py", "plan.py", "submit.py"))
+    names = ("doctor.py", "flags.py", "moram.py", "plan.py", "submit.py")
+    launch = (ROOT / "launch" / name for name in names)
     modules = (ROOT / name / "__main__.py" for name in ("bench", "moram_dist/tracking"))
     commands = (ROOT / "eval" / "run.py", *modules, *launch)
     for path in (*commands, *(ROOT / "tools").glob("*.py")):

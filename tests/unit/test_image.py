@@ -124,7 +124,7 @@ def test_it_holds_no_secrets_and_no_more_than_it_needs(built):
     assert not re.search(r"(?i)token|password|secret|api_key|://", text)
     found = {path.name for path in built.folder.iterdir()}
     assert found == {
-        *("requirements.txt", "requirements-gpu.txt", "pyproject.toml"),
+        *("requirements.txt", "requirements-gpu.txt", "pyproject.toml", "__main__.py"),
         *("moram_dist", "launch", "eval", "ds_configs"),
     }
     for path in built.folder.rglob("*"):

@@ -1,0 +1,107 @@
+"""Every command of the project under one name.
+
+    moram train --model PATH_OR_HF_ID --benchmark trace --data_dir DIR --output_dir RUN
+
+    train      train a method on a sequence of tasks; --ranks N starts N processes
+    plan       estimate memory, traffic, disk and time of a run
+    doctor     check that this machine can train
+    submit     write a SLURM job script and submit it
+    memory     show or verify the memory of a run
+    report     write the report of a run
+    compare    compare runs over orders and seeds
+    audit      look for what is wrong with the files of a benchmark
+    rescore    compute the scores of predictions again
+    metrics    compute the sequence metrics of a run
+    tracking   send to a tracking server what it has not got
+
+moram COMMAND --help lists the flags of a command. In a checkout, python . COMMAND is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NoReturn
+
+from moram_dist import __version__
+from moram_dist.command_line import run_command
+from moram_dist.registry import InputError, unknown
+from moram_dist.terminal import make_output_last, say
+
+MODULES = {
+    "plan": "launch.plan",
+    "doctor": "launch.doctor",
+    "submit": "launch.submit",
+    "memory": "moram_dist.memory",
+    "tracking": "moram_dist.tracking.__main__",
+}
+"""Command -> the module whose ``main`` it is. Imported when asked for, as some need torch."""
+
+SCORING = ("report", "compare", "audit", "rescore", "metrics")
+"""Commands of ``eval.run``."""
+
+
+def train(words: Sequence[str]) -> None:
+    """In this process, or with ``--ranks`` in those that DeepSpeed's launcher starts."""
+    from launch.flags import MOST_RANKS, as_words, read_flags, train_flags
+    from launch.train import run as train_here
+    from moram_dist.config_io import coerce
+
+    flags = train_flags(words)
+    ranks = coerce("ranks", flags.pop("ranks", None), int | None)
+    started = "RANK" in os.environ  # by a launcher
+    if ranks is not None and started:
+        raise InputError("--ranks: a launcher has started this process already; leave it out")
+    if ranks is not None and not 1 <= ranks <= MOST_RANKS:
+        raise InputError(f"--ranks must be from 1 to {MOST_RANKS:,}, got {ranks}")
+    if "help" not in flags:
+        read_flags((), flags)  # so that wrong ones are found before anything is started
+        if find_spec("deepspeed") is None:
+            raise InputError("training needs more packages: pip install 'moram-dist[train,track]'")
+        if ranks is not None:
+            start_ranks(ranks, as_words(flags))
+        if not started:
+            say("one process; moram train --ranks N starts several on this machine", error=True)
+    train_here(as_words(flags))
+
+
+def start_ranks(count: int, words: Sequence[str]) -> NoReturn:
+    """Become DeepSpeed's launcher, at a port that is free."""
+    from launch.flags import train_script
+    from moram_dist.comm import env
+
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(count)]
+    launcher += ["--master_port", str(env.free_port()), *train_script(), *words]
+    # Or the folder that it is started in would be on the path, and perhaps has an eval/ of its own.
+    os.execve(sys.executable, launcher, os.environ | {"PYTHONSAFEPATH": "1"})
+
+
+def main(words: Sequence[str]) -> int | None:
+    """Run one command; its exit code. Raises InputError for one that does not exist."""
+    name, *rest = words or [""]
+    if name in ("", "-h", "--help"):
+        say((__doc__ or "").strip())
+        return 0 if name else 2
+    if name == "--version":
+        say(f"moram-dist {__version__}")
+        return 0
+    if name == "train":
+        return train(rest)
+    if name in SCORING:
+        return import_module("eval.run").main(words)
+    if name not in MODULES:
+        raise unknown("command", name, ["train", *MODULES, *SCORING])
+    return import_module(MODULES[name]).main(rest)
+
+
+def run() -> None:
+    """The console command."""
+    make_output_last()
+    sys.exit(run_command(main, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()
