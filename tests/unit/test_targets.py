@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from moram_dist.adapters.reached import unreached
-from moram_dist.adapters.targets import choose_targets, find_linears
+from moram_dist.families.targets import choose_targets, find_linears, unreached
 from moram_dist.registry import InputError
 from tests.helpers.architectures import CONFIGS, bare
 from tests.helpers.tiny import SIZES, VOCABULARY, tiny_model
