@@ -96,7 +96,8 @@ class Vectors(Family):
         return EncodedVector(example.id, numbers(example.prompt), label)
 
     def to_rows(self, encoded):
-        return {"vectors": torch.tensor(encoded.vector), "labels": torch.tensor([encoded.label])}
+        vector = torch.tensor(encoded.vector, dtype=torch.float64)
+        return {"vectors": vector, "labels": torch.tensor([encoded.label])}
 
     def from_rows(self, id, rows, num_answer):
         return EncodedVector(id, tuple(rows["vectors"].tolist()), rows["labels"].item())
