@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig, T5Config
 
-from eval.harness import Evaluator
+from eval.measure.harness import Evaluator
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, MethodConfig, RunConfig, TrainConfig
