@@ -20,7 +20,7 @@ from bench.contest import OURS, PUBLISHED, Settings
 from bench.models import Atoms, draw_atoms, put_ours, put_published
 from bench.results import Measurement
 from moram_dist.config import ANSWERS, MethodConfig, ModelConfig
-from moram_dist.decode import answer_batch
+from moram_dist.families import answer_batch
 from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.task import Benchmark, Task

@@ -15,9 +15,9 @@ from bench import published
 from bench.peft_lora import Rows
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.inject import adapt
-from moram_dist.adapters.targets import find_linears
 from moram_dist.atoms.layer import Memory
 from moram_dist.config import MethodConfig
+from moram_dist.families.targets import find_linears
 from moram_dist.methods import METHODS
 
 Atoms = Mapping[str, tuple[Rows, Rows]]

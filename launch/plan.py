@@ -85,6 +85,7 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     from launch.planning.estimate import Planner
     from launch.planning.rehearsal import Ranks
     from moram_dist.comm import env
+    from moram_dist.families import family_of
     from moram_dist.models import language_model
 
     settings.quiet()
@@ -98,7 +99,7 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     ds_config = settings.deepspeed_config(config, ds_path, count)
     if config.model.gradient_checkpointing:
         raise InputError("--gradient_checkpointing true: plans are for passes without it")
-    if language_model.check(config.model).is_encoder_decoder:
+    if not family_of(language_model.check(config.model)).can_be_planned:
         raise InputError(f"--model {config.model.model}: plans are for causal models")
     whole = env.host_memory_bytes()
     memory = own.memory * 2**30 if own.memory else GPU_GIB * 2**30

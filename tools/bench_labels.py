@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from moram_dist.config import MethodConfig, ModelConfig
 from moram_dist.data.encode import encode_training
-from moram_dist.decode import answer_batch
+from moram_dist.families import answer_batch
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
 from moram_dist.tasks.task import Decoding, Example, Task

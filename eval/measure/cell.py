@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.measure.recall import Portion
-from moram_dist.decode import Answered
+from moram_dist.families import Answered
 from moram_dist.recognise import Recognised
 from moram_dist.tasks.task import Benchmark
 

@@ -26,14 +26,8 @@ from moram_dist.comm import env
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.comm.zero3 import is_sharded, without_hooks
 from moram_dist.config import RECALLS, EvalConfig
-from moram_dist.decode import (
-    Answered,
-    Room,
-    answer_batch,
-    can_batch_continuously,
-    generate_stream,
-    is_generated,
-)
+from moram_dist.decode import Room
+from moram_dist.families import Answered, answer_batch, is_generated
 from moram_dist.files import write_atomically
 from moram_dist.methods import Method
 from moram_dist.metrics import score
@@ -70,6 +64,7 @@ class Evaluator:
         self.asked = asked
         self.method = method
         self.engine = engine
+        self.family = base.family
         self.tokenizer = base.tokenizer
         self.run_dir = run_dir
         self.tracker = tracker
@@ -150,7 +145,7 @@ class Evaluator:
         self, row: int, cells: Sequence[Cell], model: torch.nn.Module, *, synced: bool
     ) -> None:
         when = _when(self.benchmark, row)
-        streams = not synced and can_batch_continuously(model)
+        streams = not synced and self.family.can_stream(model)
         work = without_repeats(cells)
         answered: dict[ColumnState, dict[int, dict[str, Answered]]] = {}
         found: dict[int, dict[str, Answered]] = {}
@@ -222,7 +217,7 @@ class Evaluator:
         asked = ((key, tasks[p], tasks[p].test[i]) for key, (p, i) in enumerate(keys))
         room = Room(rows=self.config.eval_batch_size, tokens=BATCH_TOKENS)
         found: list[dict[int, str]] = [{} for _ in portions]
-        texts = generate_stream(model, self.tokenizer, asked, self.benchmark.decoding, room)
+        texts = self.family.stream(model, self.tokenizer, asked, self.benchmark.decoding, room)
         for p, task in enumerate(tasks):
             self.watchdog.at(f"predictions of {task.name} {when}")
             while len(found[p]) < len(shares[p]):

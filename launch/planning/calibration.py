@@ -22,6 +22,7 @@ from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
 from moram_dist.config import RunConfig
 from moram_dist.data.stream import MicroBatch
+from moram_dist.families.causal import one_row_each
 from moram_dist.methods.moram import Moram
 from moram_dist.models import language_model
 from moram_dist.train.engine import make_engine, start_fresh
@@ -103,7 +104,7 @@ def _rank(
             method.token_keys.set([0] * len(batch.rows), batch.lengths, env.device())
             engine.backward(answer_loss(forward(batch)), scale_wrt_gas=False)
             engine.step()
-            found.append((batch.input_ids.numel(), time.perf_counter() - started))
+            found.append((batch.inputs["input_ids"].numel(), time.perf_counter() - started))
         method.end_task(i, lambda limit: (0, iter(())))
     peak = peak_memory_bytes()
     env.leave()
@@ -113,5 +114,6 @@ def _rank(
 
 def _front(batch: MicroBatch, part: int) -> MicroBatch:
     """The last tokens of all rows: a pass that is shorter by so much."""
-    length = max(2, batch.input_ids.shape[1] // part)
-    return MicroBatch(batch.input_ids[:, -length:], batch.labels[:, -length:], batch.rows)
+    ids_BT = batch.inputs["input_ids"]
+    length = max(2, ids_BT.shape[1] // part)
+    return one_row_each(ids_BT[:, -length:], batch.labels[:, -length:], batch.rows)

@@ -18,6 +18,7 @@ from launch.planning.rehearsal import Ranks, Rehearsal
 from launch.planning.sizes import FP32, MOMENTS, Standing, standing
 from moram_dist.config import PLACEMENTS, RunConfig
 from moram_dist.decode.continuous_batching import READ_TOGETHER
+from moram_dist.families import family_of_model
 from moram_dist.models import language_model
 from moram_dist.tasks import Benchmark
 
@@ -155,10 +156,13 @@ class Planner:
         """All but seconds and what a process takes."""
         run = self.run
         tokenizer = language_model.load_tokenizer(self.config.model)
+        family = family_of_model(run.model)
         tasks = []
         for i, task in enumerate(self.benchmark.tasks):
             self.say(f"task {i + 1}/{len(self.benchmark.tasks)} {task.name}")
-            found = passes(self.config, self.benchmark, run.method, tokenizer, i, self.ranks.count)
+            found = passes(
+                self.config, self.benchmark, run.method, family, tokenizer, i, self.ranks.count
+            )
             self.found.append(found)
             tasks.append(self._task(found))
         trained = [parameter.numel() for parameter in run.trained]

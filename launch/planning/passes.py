@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from moram_dist.config import RunConfig
-from moram_dist.data.encode import Encoded, encode_prompt, encode_training
-from moram_dist.data.stream import MicroBatch, batches, collate, deal
+from moram_dist.data.encode import EncodedExample
+from moram_dist.data.stream import MicroBatch, batches, deal
+from moram_dist.families import Family
 from moram_dist.methods import Method
 from moram_dist.tasks import Benchmark
 
 BLANK = 2
-"""Tokens of the row that a rank without examples gets; see ``data.stream.blank``."""
+"""Tokens of the row that a rank without examples gets; see ``Causal.blank``."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,23 @@ class TaskPasses:
 
 
 def passes(
-    config: RunConfig, benchmark: Benchmark, method: Method, tokenizer: Any, i: int, world_size: int
+    config: RunConfig,
+    benchmark: Benchmark,
+    method: Method,
+    family: Family,
+    tokenizer: Any,
+    i: int,
+    world_size: int,
 ) -> TaskPasses:
     """Those of task ``i``; of a configuration that is resolved (``launch.settings.resolve``)."""
     train, task = config.train, benchmark.tasks[i]
     examples = [
-        encode_training(tokenizer, example, of_task)
+        family.encode_training(tokenizer, example, of_task)
         for of_task, example in method.training_data(benchmark, i)
     ]
     steps: list[tuple[int, ...]] = []
-    by_tokens: tuple[int, list[Encoded]] = (0, [])
-    by_answers: tuple[int, list[Encoded]] = (0, [])
+    by_tokens: tuple[int, list[EncodedExample]] = (0, [])
+    by_answers: tuple[int, list[EncodedExample]] = (0, [])
     for _, chosen in batches(
         len(examples),
         batch_size=train.batch_size or benchmark.batch_size,
@@ -76,9 +83,11 @@ def passes(
         name=task.name,
         num_examples=len(examples),
         num_tokens=sum(example.num_tokens for example in examples),
-        longest_prompt=max(len(encode_prompt(tokenizer, e.prompt, task)) for e in task.test),
+        longest_prompt=max(
+            len(family.encode_question(tokenizer, e.prompt, task)) for e in task.test
+        ),
         steps=tuple(steps),
-        largest=tuple(collate(rows, tokenizer.pad_token_id) for rows in largest if rows),
+        largest=tuple(family.collate(rows, tokenizer.pad_token_id) for rows in largest if rows),
     )
 
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from launch.planning.meter import AsOnDevice, Meter, PretendGroup
-from moram_dist.adapters.reached import unreached
-from moram_dist.adapters.targets import choose_targets
 from moram_dist.atoms import Placer
 from moram_dist.atoms.placement import Resident, Stationary
 from moram_dist.comm import zero3
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import Encoded
-from moram_dist.data.stream import MicroBatch, collate
+from moram_dist.data.stream import MicroBatch
 from moram_dist.decode.cache import RoomyCache
+from moram_dist.families import family_of_model
+from moram_dist.families.targets import choose_targets
 from moram_dist.methods.moram import Moram
 from moram_dist.models import language_model
 from moram_dist.train.forward import Forward, answer_loss
@@ -81,7 +81,7 @@ class Rehearsal:
         self.base_sizes = [p.numel() for p in self.model.parameters()]
         self.number_bytes = dtype.itemsize
         self.method = Moram(config.method, config.train.seed, self.placer, num_tasks)
-        targets = choose_targets(self.model, config.method.target_modules, unreached(self.model))
+        targets = choose_targets(self.model, config.method.target_modules, is_skeleton=True)
         self.method.build(self.model, targets.names)
         self.model.to(META)
         self.forward = Forward(self.model, self.model, META)
@@ -161,7 +161,7 @@ class Rehearsal:
             memory.register_forward_pre_hook(partial(record, names))
             for names, memory in self.method.memories.items()
         ]
-        self.train(collate([Encoded("", (0, 0), num_answer=1)], 0))
+        self.train(family_of_model(self.model).collate([Encoded("", (0, 0), num_answer=1)], 0))
         for hook in hooks:
             hook.remove()
         return found

@@ -27,18 +27,17 @@ class Prompts:
     rows.
     """
 
-    def __init__(self, model: Any, then: Callable[[Tensor], None]) -> None:
-        """``then`` gets (B, D) in float32, inside the forward pass of ``model``."""
+    def __init__(self, model: Any, reader: nn.Module, then: Callable[[Tensor], None]) -> None:
+        """``then`` gets (B, D) in float32, inside the forward pass of ``model``.
+
+        ``reader`` is the part of it whose call reads prompts.
+        """
         self.embedding: Any = model.get_input_embeddings()
         self._then = then
         self._said: list[Tensor] | None = None
         self._is_new = False
         setattr(model, ATTRIBUTE, self)
-        if model.config.is_encoder_decoder:
-            reads = model.get_encoder()
-        else:
-            reads = model.get_decoder()
-        self.handle = reads.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
+        self.handle = reader.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
 
     @contextmanager
     def of(self, prompts: Sequence[Sequence[int] | Tensor]) -> Any:

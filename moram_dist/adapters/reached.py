@@ -1,8 +1,9 @@
-"""Which linears a text passes through, found by sending one through a model without weights."""
+"""Which linears an example passes through, found by sending one through a model without weights."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,13 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 NUM_TOKENS = 8
+"""Of a text that is sent."""
 
 
-def unreached(skeleton: nn.Module) -> set[str]:
-    """Full names of the linears that a forward pass over a text does not call.
+def unreached(skeleton: nn.Module, inputs: Mapping[str, Any]) -> set[str]:
+    """Full names of the linears that a forward pass does not call.
 
     Args:
         skeleton: the whole model on the meta device, where nothing is computed. It stays as it is.
+        inputs: arguments of the pass, on the meta device too.
 
     Returns:
         Empty where no pass comes to its end without numbers, as with experts that are called one by
@@ -29,19 +32,15 @@ def unreached(skeleton: nn.Module) -> set[str]:
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     for name, linear in linears.items():
         linear.register_forward_hook(lambda *_, name=name: called.add(name))
-    whole = [_passes(model, answer) for answer in (True, False)]
+    whole = [_passes(model, inputs, answer) for answer in (True, False)]
     return linears.keys() - called if any(whole) else set()
 
 
-def _passes(model: Any, answer: bool) -> bool:
+def _passes(model: Any, inputs: Mapping[str, Any], answer: bool) -> bool:
     """Whether a forward pass comes to its end, if all that is asked of numbers is answered so."""
-    ids = torch.zeros(1, NUM_TOKENS, dtype=torch.long, device="meta")
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
     try:
         with torch.no_grad(), _Answers(answer):
-            model(**inputs, use_cache=False)
+            model(**inputs)
     except Exception:  # whatever a model's own code raises where it needs numbers
         return False
     return True

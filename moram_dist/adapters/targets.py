@@ -1,6 +1,6 @@
 """Which linears a user means, and what is said of them before work starts.
 
-Candidates are the linears that a text passes through and that are called: no vision or audio tower,
+Candidates are the linears that an example passes through and that are called: no tower beside it,
 no output head, none whose weight a fused kernel reads. ``Conv1D`` of GPT-2 counts as a linear.
 """
 
@@ -10,7 +10,6 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -48,13 +47,8 @@ class Targets:
     lines: tuple[str, ...]
 
 
-def find_linears(model: nn.Module, target_modules: str) -> list[str]:
-    """``choose_targets(...).names``."""
-    return [*choose_targets(model, target_modules).names]
-
-
 def choose_targets(
-    model: nn.Module, target_modules: str, unreached: Collection[str] = ()
+    model: nn.Module, target_modules: str, part: nn.Module, unreached: Collection[str] = ()
 ) -> Targets:
     """The linears of ``model`` that ``target_modules`` means.
 
@@ -63,13 +57,14 @@ def choose_targets(
         target_modules: ``attention`` (all linears of all attention modules), ``all-linear`` (all
             candidates but the routers of experts), last or full names joined by commas, or a
             regular expression that a full name must match whole.
+        part: what of the model an example passes through: itself, or a module in it.
         unreached: full names that a forward pass is known not to call.
 
     Raises:
         InputError: nothing matches, or a name in a list does not, with the names that there are;
             or a bad regular expression.
     """
-    linears = _Linears(model, unreached)
+    linears = _Linears(model, part, unreached)
     if target_modules == "attention":
         names = linears.attention()
     elif target_modules == "all-linear":
@@ -111,12 +106,12 @@ def _named(linears: _Linears, target_modules: str) -> list[str]:
 class _Linears:
     """The linears of a model, and why some of them are never adapted."""
 
-    def __init__(self, model: nn.Module, unreached: Collection[str]) -> None:
+    def __init__(self, model: nn.Module, part: nn.Module, unreached: Collection[str]) -> None:
         self.model = model
         self.kind = type(model).__name__
         self.modules = dict(model.named_modules())
         self.all = [n for n, m in self.modules.items() if isinstance(m, nn.Linear | Conv1D)]
-        self.root = text_root(model)
+        self.root = next((n for n, module in self.modules.items() if module is part), "")
         head = getattr(model, "get_output_embeddings", lambda: None)()
         read = bypassed(model)
         self.left: dict[str, str] = {}
@@ -228,19 +223,6 @@ class _Linears:
                 is_stack = weight.ndim == 3 and "expert" in name
                 if is_stack or (weight.ndim == 2 and self.in_attention(full)):
                     yield full
-
-
-def text_root(model: Any) -> str:
-    """Full name of the part of a model that a text passes through; empty for the whole model.
-
-    An encoder-decoder model is whole. In others it is the decoder, which leaves out towers for
-    pictures and sound, what joins them to the decoder, and output heads.
-    """
-    config = getattr(model, "config", None)
-    if config is None or config.is_encoder_decoder or not hasattr(model, "get_decoder"):
-        return ""
-    decoder = model.get_decoder()
-    return next((name for name, module in model.named_modules() if module is decoder), "")
 
 
 def within(name: str, root: str) -> bool:

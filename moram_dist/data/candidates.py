@@ -6,11 +6,12 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moram_dist.data.encode import cut_prompt, encode_pair, encode_training, plain
+from moram_dist.data.encode import cut_prompt, encode_training, plain
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example, Task
 
-_NO_LIMIT = sys.maxsize // 2
+NO_LIMIT = sys.maxsize // 2
+"""In tokens: rules for lengths add to it."""
 
 
 @dataclass(frozen=True)
@@ -19,19 +20,15 @@ class Candidates:
 
     prefix: tuple[int, ...]
     """What all labels follow: the prompt, less tokens that merge with a label when both are
-    tokenised together, such as the white space that a prompt ends in. For an encoder-decoder model
-    what the encoder reads."""
+    tokenised together, such as the white space that a prompt ends in. Where a prompt is read apart
+    from its answer, all of it."""
 
     tails: tuple[tuple[int, ...], ...]
     """What follows, for each of the task's labels in their order; each ends in EOS."""
 
 
-def encode_candidates(
-    tokenizer: Any, example: Example, task: Task, decoder_start: int | None = None
-) -> Candidates:
-    """The labels of a task after one prompt, as training would tokenise them.
-
-    ``decoder_start`` as for ``encode_training``. Of a causal model:
+def encode_candidates(tokenizer: Any, example: Example, task: Task) -> Candidates:
+    """The labels of a task after one prompt, as training would tokenise them for a causal model.
 
     Prefix and tail are together what ``encode_training`` makes of the label, wherever the prompt
     has room. A longer one is cut by the rules of ``encode_prompt``, so that the question is that of
@@ -45,12 +42,7 @@ def encode_candidates(
     Raises:
         InputError: nothing of the prompt is left before the labels.
     """
-    if decoder_start is not None:
-        uncut = replace(task, max_answer_tokens=_NO_LIMIT)
-        asked = (Example(example.id, example.prompt, (label,)) for label in task.labels)
-        pairs = [encode_pair(tokenizer, one, uncut, decoder_start) for one in asked]
-        return Candidates(pairs[0].source or (), tuple(pair.tokens[1:] for pair in pairs))
-    uncut = replace(task, max_prompt_tokens=_NO_LIMIT, num_bos=0)
+    uncut = replace(task, max_prompt_tokens=NO_LIMIT, num_bos=0)
     prompt = plain(tokenizer, example.prompt)
     learned = [
         encode_training(tokenizer, Example(example.id, example.prompt, (label,)), uncut)

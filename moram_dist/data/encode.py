@@ -1,4 +1,4 @@
-"""Text to tokens, by a protocol's rules for truncation, BOS, EOS and the answer's mask.
+"""Text to a causal model's tokens, by a protocol's rules for length, BOS, EOS and the mask.
 
 The rules are fields of the task. Those of TRACE, the default, come from the published TRACE and
 MoRAM collators, those of SAPT and O-LoRA from theirs (docs/benchmarks.md). Nothing stands between
@@ -9,9 +9,28 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from moram_dist.tasks.task import Example, Task
+
+
+class EncodedExample(Protocol):
+    """A training example as a model family encodes it, whatever else the family keeps of it."""
+
+    @property
+    def id(self) -> str:
+        """That of the example."""
+        ...
+
+    @property
+    def num_answer(self) -> int:
+        """How many tokens of it are learned."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """How many a model reads: what a micro-batch may hold is counted in them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,16 +39,12 @@ class Encoded:
 
     id: str
     tokens: tuple[int, ...]
-    """Prompt and answer; for an encoder-decoder model the decoder's: its start, and the answer."""
-
     num_answer: int
-    source: tuple[int, ...] | None = None
-    """What an encoder reads; None for a causal model."""
 
     @property
     def num_tokens(self) -> int:
         """That a model reads."""
-        return len(self.tokens) + len(self.source or ())
+        return len(self.tokens)
 
 
 def plain(tokenizer: Any, text: str) -> list[int]:
@@ -53,14 +68,6 @@ def encode_prompt(tokenizer: Any, prompt: str, task: Task) -> list[int]:
     return cut_prompt(tokenizer, plain(tokenizer, prompt), prompt, task)
 
 
-def encode_question(
-    tokenizer: Any, prompt: str, task: Task, decoder_start: int | None
-) -> list[int]:
-    """What the model reads of a prompt: ``encode_prompt``, or ``encode_source`` for an encoder."""
-    encode = encode_prompt if decoder_start is None else encode_source
-    return encode(tokenizer, prompt, task)
-
-
 def cut_prompt(tokenizer: Any, tokens: list[int], prompt: str, task: Task) -> list[int]:
     """BOS and the tokens of a prompt, or of its beginning, as ``encode_prompt`` cuts them."""
     if task.shared_limit:
@@ -80,12 +87,8 @@ def answer_text(example: Example, task: Task) -> str:
     return ("" if example.prompt[-1:].isspace() else task.separator) + example.references[0]
 
 
-def encode_training(
-    tokenizer: Any, example: Example, task: Task, decoder_start: int | None = None
-) -> Encoded:
+def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     """Prompt, answer and EOS, cut to the task's lengths, with the answer marked.
-
-    With ``decoder_start``, for an encoder-decoder model: see ``encode_pair``. Else:
 
     ``task.joined``: prompt and answer are tokenised as one text. The answer is what differs from
     the prompt tokenised alone. (The published collator tokenises the answer alone to count it. With
@@ -97,8 +100,6 @@ def encode_training(
     so that the whole answer fits. Without it, the prompt is cut as ``encode_prompt`` does, and
     answer and EOS to ``task.max_answer_tokens``.
     """
-    if decoder_start is not None:
-        return encode_pair(tokenizer, example, task, decoder_start)
     prompt, answer = example.prompt, answer_text(example, task)
     asked, learned = plain(tokenizer, prompt), plain(tokenizer, answer)
     if task.joined:
@@ -122,42 +123,6 @@ def encode_training(
         num_answer += 1
     tokens = _with_bos(tokenizer, tokens, task, limit)
     return Encoded(example.id, tuple(tokens), min(num_answer, len(tokens) - 1))
-
-
-def encode_source(tokenizer: Any, prompt: str, task: Task) -> list[int]:
-    """What an encoder reads: the prompt and EOS, ``task.max_prompt_tokens`` at most.
-
-    Where the tail of a long prompt is cut away, the tokens that are kept go through text once more,
-    as in the published collators of SAPT and O-LoRA (Tk-Instruct's): the pieces that come of it may
-    be others than those that were cut.
-    """
-    limit = task.max_prompt_tokens
-    tokens = plain(tokenizer, prompt)
-    if len(tokens) >= limit and task.truncate_prompt == "right" and not task.cue:
-        text = tokenizer.decode(
-            tokens[:limit], skip_special_tokens=True, clean_up_tokenization_spaces=True
-        )
-        tokens = plain(tokenizer, text)
-    room = replace(task, max_prompt_tokens=limit - 1, num_bos=0)
-    return [*_bounded(tokenizer, tokens, prompt, room), tokenizer.eos_token_id]
-
-
-def encode_pair(tokenizer: Any, example: Example, task: Task, decoder_start: int) -> Encoded:
-    """For an encoder-decoder model: the prompt as its source, and the answer with EOS to learn.
-
-    Args:
-        tokenizer: one that ends a text with EOS and adds no other token, such as T5's.
-        example: its first reference is learned.
-        task: how long both may be, EOS included. Its separator has nothing to stand between.
-        decoder_start: the token that the decoder starts from.
-    """
-    answer = plain(tokenizer, example.references[0])[: task.max_answer_tokens - 1]
-    return Encoded(
-        example.id,
-        (decoder_start, *answer, tokenizer.eos_token_id),
-        num_answer=len(answer) + 1,
-        source=tuple(encode_source(tokenizer, example.prompt, task)),
-    )
 
 
 def _common(first: list[int], second: list[int]) -> int:

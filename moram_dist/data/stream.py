@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from moram_dist.data.encode import Encoded
+from moram_dist.data.encode import Encoded, EncodedExample
 
 IGNORED = -100
 """Label where nothing is learned; what cross-entropy skips by default."""
@@ -22,47 +23,40 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass of one rank. Labels are ``IGNORED`` where nothing is learned."""
+    """One forward pass of one rank, as a model family collates it."""
 
-    input_ids: Tensor
-    """Of a causal model, or of a decoder."""
+    inputs: dict[str, Tensor]
+    """What the model reads, by the names of its ``forward``."""
 
     labels: Tensor
+    """(B, T). At place t of a row the model should say ``labels[:, t + 1]``; ``IGNORED`` where
+    nothing is learned."""
+
     rows: tuple[int, ...]
     """Which example of the step each row is: its place in ``Step.ids``."""
 
-    source_ids: Tensor | None = None
-    """What an encoder reads; None for a causal model."""
+    prompts: Sequence[Tensor]
+    """Of each row, what stands before its answer."""
 
-    source_mask: Tensor | None = None
+    lengths: tuple[int, ...]
+    """Tokens in a row, padding counted: of each part of the model that has tokens of its own."""
 
-    def inputs(self) -> dict[str, Tensor]:
-        """By the names that models of transformers give to what they read.
 
-        Padding is on the right, where no token of a causal model or of a decoder sees it: a mask
-        would change nothing but the time of attention, which doubles on long rows.
+class Collator(Protocol):
+    """Makes forward passes of examples: a model family (``families.family.Family``)."""
+
+    def blank(self, like: Any, pad_id: int) -> Any:
+        """An example that weighs nothing, for a model that reads examples ``like`` this one."""
+        ...
+
+    def collate(
+        self, examples: Sequence[Any], pad_id: int, rows: Sequence[int] | None = None
+    ) -> MicroBatch:
+        """A pass of these examples.
+
+        ``rows`` says which example of the step each is; default: the step's first ones.
         """
-        if self.source_ids is None or self.source_mask is None:
-            return {"input_ids": self.input_ids}
-        source = {"input_ids": self.source_ids, "attention_mask": self.source_mask}
-        return source | {"decoder_input_ids": self.input_ids}
-
-    @property
-    def prompts(self) -> list[Tensor]:
-        """Tokens of each row that stand before its answer, or that an encoder reads."""
-        if self.source_ids is not None and self.source_mask is not None:
-            pairs = zip(self.source_ids, self.source_mask.bool(), strict=True)
-            return [ids[mask] for ids, mask in pairs]
-        # The first learned token; all of a row that learns nothing.
-        learned = (self.labels != IGNORED).int()
-        ends = learned.argmax(1).where(learned.any(1), torch.tensor(learned.shape[1]))
-        return [ids[:end] for ids, end in zip(self.input_ids, ends.tolist(), strict=True)]
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens in a row: of ``input_ids``, and of the source where there is one."""
-        both = (self.input_ids, self.source_ids)
-        return tuple(ids.shape[1] for ids in both if ids is not None)
+        ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,8 @@ def order(num_examples: int, *, seed: int, task: int, epoch: int) -> list[int]:
 
 
 def steps(
-    examples: Sequence[Encoded],
+    examples: Sequence[EncodedExample],
+    collator: Collator,
     *,
     batch_size: int,
     micro_batch_size: int | None,
@@ -140,7 +135,9 @@ def steps(
             num_answer_tokens=sum(example.num_answer for example in batch),
             num_tokens=sum(example.num_tokens for example in batch),
             micro_batches=tuple(
-                collate([batch[row] for row in part] or [blank(batch[0], pad_id)], pad_id, part)
+                collator.collate(
+                    [batch[row] for row in part] or [collator.blank(batch[0], pad_id)], pad_id, part
+                )
                 for part in [*parts, *[[]] * lacking]
             ),
         )
@@ -191,31 +188,14 @@ def _parts(
     return parts
 
 
-def blank(like: Encoded, pad_id: int) -> Encoded:
-    """An example that weighs nothing, for a model that reads examples ``like`` this one."""
-    source = None if like.source is None else (pad_id, pad_id)
-    return Encoded("", (pad_id, pad_id), num_answer=0, source=source)
-
-
-def collate(
-    examples: Sequence[Encoded], pad_id: int, rows: Sequence[int] | None = None
-) -> MicroBatch:
-    """Rows padded on the right to the longest.
-
-    ``rows`` says which example of the step each is; default: the step's first ones.
-    """
-    input_ids, _ = pad_right([example.tokens for example in examples], pad_id)
-    labels = torch.full_like(input_ids, IGNORED)
+def pad_answers(examples: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor]:
+    """The examples' tokens as rows, padded on the right to the longest, and their labels."""
+    ids_BT, _ = pad_right([example.tokens for example in examples], pad_id)
+    labels_BT = torch.full_like(ids_BT, IGNORED)
     for row, example in enumerate(examples):
         length, learned = len(example.tokens), example.num_answer
-        labels[row, length - learned : length] = input_ids[row, length - learned : length]
-    sources = [example.source for example in examples if example.source is not None]
-    return MicroBatch(
-        input_ids,
-        labels,
-        tuple(rows or range(len(examples))),
-        *(pad_right(sources, pad_id) if sources else ()),
-    )
+        labels_BT[row, length - learned : length] = ids_BT[row, length - learned : length]
+    return ids_BT, labels_BT
 
 
 def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

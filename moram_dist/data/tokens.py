@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from moram_dist.comm import env
-from moram_dist.data.encode import Encoded, answer_text, encode_training
+from moram_dist.data.encode import EncodedExample
 from moram_dist.files import WriteError, write_atomically
 from moram_dist.tasks.task import Example, Task
 
@@ -37,49 +37,75 @@ CACHED_FROM = 10_000
 QUIET_S = 5.0
 
 
-class Tokens(Sequence[Encoded]):
-    """Encoded examples in a few flat tensors: four bytes a token."""
+class Encoder(Protocol):
+    """Encodes training examples: a model family (``families.family.Family``)."""
 
-    def __init__(self, ids: Sequence[str], parts: dict[str, Tensor]) -> None:
+    @property
+    def fingerprint(self) -> Any:
+        """What its encoding follows from beside tokenizer, task and example."""
+        ...
+
+    def texts(self, example: Example, task: Task) -> list[str]:
+        """All that ``encode_training`` gives to the tokenizer as it is."""
+        ...
+
+    def encode_training(self, tokenizer: Any, example: Example, task: Task) -> Any:
+        """What is learned from an example."""
+        ...
+
+    def to_rows(self, encoded: Any) -> dict[str, Tensor]:
+        """Names to the flat tensors (n,) that an encoded example is kept as."""
+        ...
+
+    def from_rows(self, id: str, rows: dict[str, Tensor], num_answer: int) -> Any:
+        """The encoded example again."""
+        ...
+
+
+class Tokens(Sequence[EncodedExample]):
+    """Encoded examples in a few flat tensors: of texts, four bytes a token."""
+
+    def __init__(self, encoder: Encoder, ids: Sequence[str], parts: dict[str, Tensor]) -> None:
         """``parts`` as ``flatten`` makes them, in the order of ``ids``."""
+        self.encoder = encoder
         self.ids = ids
         self._parts = parts
+        self._names = [name for name in parts if f"{name}_at" in parts]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @overload
-    def __getitem__(self, index: int) -> Encoded: ...
+    def __getitem__(self, index: int) -> EncodedExample: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Encoded]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+    def __getitem__(self, index: slice) -> list[EncodedExample]: ...
+    def __getitem__(self, index: int | slice) -> EncodedExample | list[EncodedExample]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = range(len(self))[index]
-        source = self._row("sources", i) if "sources" in self._parts else None
-        return Encoded(self.ids[i], self._row("tokens", i), int(self._parts["answers"][i]), source)
+        rows = {name: self._row(name, i) for name in self._names}
+        return self.encoder.from_rows(self.ids[i], rows, int(self._parts["answers"][i]))
 
-    def _row(self, name: str, i: int) -> tuple[int, ...]:
+    def _row(self, name: str, i: int) -> Tensor:
         first, last = self._parts[f"{name}_at"][i : i + 2].tolist()
-        return tuple(self._parts[name][first:last].tolist())
+        return self._parts[name][first:last]
 
 
-def flatten(examples: Iterator[Encoded]) -> dict[str, Tensor]:
+def flatten(encoder: Encoder, examples: Iterator[EncodedExample]) -> dict[str, Tensor]:
     """Rows one after the other, where each begins and the last ends, and lengths of answers."""
-    chunks: dict[str, list[Tensor]] = {"tokens": [], "sources": []}
-    at: dict[str, list[int]] = {"tokens": [0], "sources": [0]}
+    chunks: dict[str, list[Tensor]] = {}
+    at: dict[str, list[int]] = {}
     answers: list[int] = []
     for example in examples:
         answers.append(example.num_answer)
-        for name, row in (("tokens", example.tokens), ("sources", example.source)):
-            if row is not None:
-                chunks[name].append(torch.tensor(row, dtype=torch.int32))
-                at[name].append(at[name][-1] + len(row))
+        for name, row in encoder.to_rows(example).items():
+            chunks.setdefault(name, []).append(row)
+            ends = at.setdefault(name, [0])
+            ends.append(ends[-1] + len(row))
     out = {"answers": torch.tensor(answers, dtype=torch.int32)}
     for name, rows in chunks.items():
-        if rows:
-            out[name] = torch.cat(rows)
-            out[f"{name}_at"] = torch.tensor(at[name])
+        out[name] = torch.cat(rows)
+        out[f"{name}_at"] = torch.tensor(at[name])
     return out
 
 
@@ -106,20 +132,15 @@ class InBatches:
 
 
 def encode_all(
-    tokenizer: Any, pairs: Pairs, decoder_start: int | None, done: Callable[[int], None]
-) -> Iterator[Encoded]:
+    encoder: Encoder, tokenizer: Any, pairs: Pairs, done: Callable[[int], None]
+) -> Iterator[EncodedExample]:
     """What ``encode_training`` makes of each; ``done`` hears how many there are so far."""
     for start in range(0, len(pairs), CHUNK):
         chunk = pairs[start : start + CHUNK]
-        texts: list[str] = []
-        for task, example in chunk:
-            answer = answer_text(example, task)
-            texts += [example.prompt, answer if decoder_start is None else example.references[0]]
-            if task.joined and decoder_start is None:
-                texts.append(example.prompt + answer)
+        texts = [text for task, example in chunk for text in encoder.texts(example, task)]
         batch = InBatches(tokenizer, texts)
         for task, example in chunk:
-            yield encode_training(batch, example, task, decoder_start)
+            yield encoder.encode_training(batch, example, task)
         done(start + len(chunk))
 
 
@@ -160,26 +181,26 @@ class WorkProgress:
 
 
 def encode_task(
-    tokenizer: Any, pairs: Pairs, decoder_start: int | None, folder: Path, told: WorkProgress
+    encoder: Encoder, tokenizer: Any, pairs: Pairs, folder: Path, told: WorkProgress
 ) -> Tokens:
     """A task's examples. All ranks call it together.
 
     Args:
+        encoder: the base's family.
         tokenizer: of the base.
         pairs: the same on all ranks.
-        decoder_start: as for ``encode_training``.
         folder: where many examples are cached, seen by all ranks.
         told: says how far it is.
     """
 
     def encode() -> dict[str, Tensor]:
-        return flatten(encode_all(tokenizer, pairs, decoder_start, told.started()))
+        return flatten(encoder, encode_all(encoder, tokenizer, pairs, told.started()))
 
     ids = [example.id for _, example in pairs]
     if len(pairs) < CACHED_FROM:
-        return Tokens(ids, encode())
+        return Tokens(encoder, ids, encode())
     path = None
-    if env.is_main() and (key := _digest(tokenizer, pairs, decoder_start)):
+    if env.is_main() and (key := _digest(encoder, tokenizer, pairs)):
         path = folder / f"{key}.safetensors"
         if _read(path, len(pairs)) is None:
             clear(folder)
@@ -190,7 +211,7 @@ def encode_task(
                 path = None
     path = env.from_main(path)
     parts = _read(path, len(pairs)) if path else None
-    return Tokens(ids, encode() if parts is None else parts)
+    return Tokens(encoder, ids, encode() if parts is None else parts)
 
 
 def clear(folder: Path) -> None:
@@ -199,12 +220,12 @@ def clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _digest(tokenizer: Any, pairs: Pairs, decoder_start: int | None) -> str | None:
+def _digest(encoder: Encoder, tokenizer: Any, pairs: Pairs) -> str | None:
     """Of all that tokens follow from; None for a tokenizer that does not say what it is."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, decoder_start]
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, encoder.fingerprint]
     out = hashlib.sha256(f"{type(tokenizer)} {special} {backend.to_str()}".encode())
     rules: dict[int, str] = {}
     for task, example in pairs:

@@ -1,15 +1,10 @@
-"""How answers are obtained: generated freely or within labels, or chosen by likelihood."""
+"""Ways to an answer: generation, free or within labels, and the likelihood of labels.
 
-from moram_dist.decode.answers import Answered, answer_batch, is_generated
+Functions here do what a causal model needs unless they are told otherwise; which of them a model
+needs is its family's business (``moram_dist.families``).
+"""
+
 from moram_dist.decode.continuous_batching import Room, can_batch_continuously
-from moram_dist.decode.generate import generate_batch, generate_stream
+from moram_dist.decode.labels import LabelScores
 
-__all__ = [
-    "Answered",
-    "Room",
-    "answer_batch",
-    "can_batch_continuously",
-    "generate_batch",
-    "generate_stream",
-    "is_generated",
-]
+__all__ = ["LabelScores", "Room", "can_batch_continuously"]

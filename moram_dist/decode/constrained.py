@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from moram_dist.data.candidates import Candidates, encode_candidates
-from moram_dist.decode.generate import greedy, num_before
-from moram_dist.decode.settings import decoder_start
-from moram_dist.tasks.task import Example, Task
+from moram_dist.data.candidates import Candidates
+from moram_dist.decode.generate import Begin, after_prompts, greedy
 
 
-def choose_batch(
+def choose_labels(
     model: nn.Module,
     tokenizer: Any,
-    examples: Sequence[Example],
-    task: Task,
+    choices: Sequence[Candidates],
+    labels: Sequence[str],
     *,
+    begin: Begin = after_prompts,
     synced: bool = False,
 ) -> list[str]:
     """The label that each prompt's greedy walk through the labels' tokens ends at.
@@ -27,21 +26,24 @@ def choose_batch(
     whole label included. So a label is chosen token by token, where ``labels`` compares whole ones.
     A protocol's repetition rules are off: they may forbid a label that the prompt names.
 
-    Args are those of ``generate_batch``.
+    Args:
+        model: as for ``greedy``.
+        tokenizer: likewise.
+        choices: the batch.
+        labels: those that are the tails of each choice, in that order.
+        begin: as for ``greedy``.
+        synced: likewise.
     """
-    start = decoder_start(model)
-    choices = [encode_candidates(tokenizer, example, task, start) for example in examples]
-    prompts = [one.prefix for one in choices]
-    before = num_before(model, prompts)
 
-    def allowed(row: int, ids: Tensor) -> list[int]:
-        following = _following(choices[row], ids[before:].tolist())
+    def allowed(row: int, said: list[int]) -> list[int]:
+        following = _following(choices[row], said)
         return following or [tokenizer.pad_token_id]  # the row has ended, others go on
 
     new_BT = greedy(
         model,
         tokenizer,
-        prompts,
+        [one.prefix for one in choices],
+        begin=begin,
         max_new_tokens=max(len(tail) for one in choices for tail in one.tails),
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
@@ -51,7 +53,7 @@ def choose_batch(
     return [
         next(
             label
-            for label, tail in zip(task.labels, one.tails, strict=True)
+            for label, tail in zip(labels, one.tails, strict=True)
             if tuple(row[: len(tail)]) == tail
         )
         for one, row in zip(choices, new_BT.tolist(), strict=True)

@@ -5,6 +5,7 @@ Rows go on together, a few tokens a turn. Then those that have ended leave, and 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,11 @@ class Room:
     tokens: int
     """Of all rows, each as long as the longest may become. One row goes on whatever its length."""
 
+    @classmethod
+    def for_all(cls, rows: int) -> Room:
+        """Room for so many rows of whatever length."""
+        return cls(rows=max(1, rows), tokens=sys.maxsize)
+
     def for_one_more(self, rows: Sequence[Request], new: Request) -> bool:
         """Whether there is, and no more than a third would be padding: it takes time too."""
         if not rows:
@@ -71,12 +77,8 @@ class Room:
 
 
 def can_batch_continuously(model: Any) -> bool:
-    """Whether all that a model keeps of a row is the keys and values of its tokens."""
-    return (
-        not model.config.is_encoder_decoder
-        and not getattr(model, "_is_stateful", False)
-        and RoomyCache.of(model) is not None
-    )
+    """Whether all that a causal model keeps of a row is the keys and values of its tokens."""
+    return not getattr(model, "_is_stateful", False) and RoomyCache.of(model) is not None
 
 
 class ContinuousBatcher:

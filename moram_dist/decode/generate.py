@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,60 +11,34 @@ from torch import Tensor, nn
 
 from moram_dist.adapters.prompts import asking
 from moram_dist.data.answers import read_answers
-from moram_dist.data.encode import encode_prompt, encode_question
-from moram_dist.data.stream import pad_left, pad_right
-from moram_dist.decode.continuous_batching import (
-    ContinuousBatcher,
-    Request,
-    Room,
-    can_batch_continuously,
-)
-from moram_dist.decode.settings import decoder_start, generate
+from moram_dist.data.encode import encode_prompt
+from moram_dist.data.stream import pad_left
+from moram_dist.decode.continuous_batching import ContinuousBatcher, Request, Room
+from moram_dist.decode.settings import generate
 from moram_dist.tasks.task import Decoding, Example, Task
 
 
-def generate_batch(
-    model: nn.Module,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    task: Task,
-    decoding: Decoding,
-    *,
-    synced: bool = False,
-) -> list[str]:
-    """Answers to a batch of prompts.
+@dataclass(frozen=True)
+class Beginning:
+    """What transformers' ``generate`` is given of a batch of prompts."""
 
-    Args:
-        model: language model in eval mode, with ``generate``.
-        tokenizer: with a pad token.
-        examples: the batch; their prompts are encoded by the task's rules.
-        task: prompt and answer lengths.
-        decoding: repetition rules. As in the published scripts they look at the prompt too, unless
-            an encoder reads it.
-        synced: all ranks generate together, as sharded weights need; they go on until all are done.
+    input_ids: Tensor
+    attention_mask: Tensor
+    num_before: int
+    """Tokens of a row that ``generate`` gives back before the new ones."""
 
-    Returns:
-        The answers as the task reads them, in the order of ``examples``.
-    """
-    if not synced and can_batch_continuously(model):
-        asked = [(i, task, example) for i, example in enumerate(examples)]
-        room = Room(rows=max(1, len(asked)), tokens=sys.maxsize)
-        texts = dict(generate_stream(model, tokenizer, asked, decoding, room))
-        return [texts[i] for i in range(len(examples))]
-    start = decoder_start(model)
-    prompts = [encode_question(tokenizer, example.prompt, task, start) for example in examples]
-    if start is not None:
-        # A decoder says nothing but the answer, after whatever prompt.
-        task = replace(task, answer_after="")
-    new_BT = greedy(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=task.max_answer_tokens,
-        synced=synced,
-        **asdict(decoding),
-    )
-    return read_answers(tokenizer, prompts, new_BT.tolist(), task)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of its ``GenerationConfig``."""
+
+
+Begin = Callable[[Sequence[Sequence[int]], int], Beginning]
+"""Called with the token ids of each prompt, and the pad token."""
+
+
+def after_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> Beginning:
+    """A causal model goes on in the prompts' rows, which are padded on the left."""
+    input_ids, attention_mask = pad_left(prompts, pad_id)
+    return Beginning(input_ids, attention_mask, input_ids.shape[1])
 
 
 def generate_stream(
@@ -75,13 +48,13 @@ def generate_stream(
     decoding: Decoding,
     room: Room,
 ) -> Iterator[tuple[int, str]]:
-    """Answers as they end: what ``generate_batch`` makes of each prompt alone, to rounding.
+    """Answers of a causal model as they end: to rounding, those to each prompt alone.
 
     Args:
         model: one that ``can_batch_continuously``, with whole weights.
-        tokenizer: as for ``generate_batch``.
+        tokenizer: with a pad token.
         asked: a key of the caller's, and what is asked by which task's rules.
-        decoding: as for ``generate_batch``.
+        decoding: repetition rules. As in the published scripts they look at the prompt too.
         room: how many go on together.
     """
     tasks: dict[int, Task] = {}
@@ -105,36 +78,42 @@ def greedy(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
+    begin: Begin = after_prompts,
     synced: bool = False,
-    allowed: Callable[[int, Tensor], list[int]] | None = None,
+    allowed: Callable[[int, list[int]], list[int]] | None = None,
     **rules: Any,
 ) -> Tensor:
     """The most likely next token, again and again, until EOS or ``max_new_tokens``.
 
     Args:
-        model: as for ``generate_batch``.
+        model: language model in eval mode, with ``generate``.
         tokenizer: with a pad token.
         prompts: token ids of each row.
-        synced: as for ``generate_batch``.
-        allowed: which tokens may come next, by a row and all its tokens so far; default: all.
+        begin: what generation starts from.
+        synced: all ranks generate together, as sharded weights need; they go on until all are done.
+        allowed: which tokens may come next, by a row and what it said so far; default: all.
         rules: further fields of transformers' ``GenerationConfig``.
 
     Returns:
         New tokens only, (B, T); a row that ended early is padded.
     """
     device = next(iter(model.parameters())).device
-    pad = pad_left if decoder_start(model) is None else pad_right
-    input_ids, attention_mask = pad(prompts, tokenizer.pad_token_id)
+    start = begin(prompts, tokenizer.pad_token_id)
+
+    def may_follow(row: int, ids: Tensor) -> list[int]:
+        assert allowed is not None
+        return allowed(row, ids[start.num_before :].tolist())
+
     with asking(model, prompts):
         sequences = generate(
             model,
-            _settings(tokenizer) | rules,
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
+            _settings(tokenizer) | dict(start.settings) | rules,
+            input_ids=start.input_ids.to(device),
+            attention_mask=start.attention_mask.to(device),
             synced_gpus=synced,
-            prefix_allowed_tokens_fn=allowed,
+            prefix_allowed_tokens_fn=None if allowed is None else may_follow,
         )
-    return sequences[:, num_before(model, prompts) :]
+    return sequences[:, start.num_before :]
 
 
 def _settings(tokenizer: Any) -> dict[str, Any]:
@@ -146,8 +125,3 @@ def _settings(tokenizer: Any) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
         "use_cache": True,
     }
-
-
-def num_before(model: nn.Module, prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens of a generated row before the new ones: the padded prompt, or a decoder's start."""
-    return max(map(len, prompts)) if decoder_start(model) is None else 1

@@ -7,9 +7,8 @@ V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -18,11 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moram_dist.adapters.prompts import asking, reads_prompts
-from moram_dist.data.candidates import Candidates, encode_candidates
-from moram_dist.data.stream import IGNORED, pad_left, pad_right
+from moram_dist.data.candidates import Candidates
+from moram_dist.data.stream import IGNORED, pad_left
 from moram_dist.decode.cache import RoomyCache
-from moram_dist.decode.settings import decoder_start
-from moram_dist.tasks.task import Example, Task
 
 WORTH_A_PASS = 256
 """Tokens. If prompts begin alike and so many need not be read again, their beginning is read once,
@@ -45,40 +42,26 @@ def best(scores: dict[str, float]) -> str:
     return max(scores, key=lambda label: scores[label])
 
 
+Passes = Iterable[tuple[Tensor, Tensor]]
+"""For each label the logits (B, T, V) at its places, and its targets (B, T), ``IGNORED`` where
+there are none. Tensors may be computed as they are asked for."""
+
+
 @torch.no_grad()
 def score_labels(
-    model: nn.Module,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    task: Task,
-    *,
-    synced: bool = False,
+    model: nn.Module, choices: Sequence[Candidates], labels: Sequence[str], passes: Passes
 ) -> list[LabelScores]:
-    """Log p(label, EOS | prompt) of each of the task's labels, for a batch of prompts.
+    """Log p(label, EOS | prompt) of each label, for a batch of prompts.
 
     Args:
         model: language model in eval mode.
-        tokenizer: with a pad token.
-        examples: the batch.
-        task: labels and lengths.
-        synced: ranks keep step, so every batch of a task takes the same number of forward passes
-            (one, or one a label).
+        choices: the batch.
+        labels: those that are the tails of each choice, in that order.
+        passes: over ``choices``, by ``model``.
     """
-    start = decoder_start(model)
-    choices = [encode_candidates(tokenizer, example, task, start) for example in examples]
-    longest = task.max_prompt_tokens + max(len(tail) for one in choices for tail in one.tails)
-    passes: Any = _one_by_one
-    if start is not None:
-        passes = _after_encoder
-    elif can_share_prefix(model, longest):
-        # What is read of a beginning may depend on the whole prompt.
-        apart = not (synced or reads_prompts(model))
-        passes = partial(_together, start=_begin_alike(model, choices) if apart else 0)
     columns = []
     with asking(model, [one.prefix for one in choices]):
-        for label, (logits_BTV, targets_BT) in zip(
-            task.labels, passes(model, choices, tokenizer.pad_token_id), strict=True
-        ):
+        for label, (logits_BTV, targets_BT) in zip(labels, passes, strict=True):
             learned_BT = targets_BT != IGNORED
             # Sums over tokens should add no rounding of their own to that of the logits.
             log_p_BTV = logits_BTV.double().log_softmax(-1)
@@ -91,8 +74,34 @@ def score_labels(
             {label: sums[i] for label, sums, _ in columns},
             {label: means[i] for label, _, means in columns},
         )
-        for i in range(len(examples))
+        for i in range(len(choices))
     ]
+
+
+def behind_prompts(
+    model: nn.Module,
+    choices: Sequence[Candidates],
+    pad_id: int,
+    *,
+    max_prompt_tokens: int,
+    synced: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Passes of a causal model: labels stand behind their prompts, all in one row where they may.
+
+    Args:
+        model: language model in eval mode.
+        choices: the batch.
+        pad_id: the pad token.
+        max_prompt_tokens: of any batch of the task.
+        synced: ranks keep step, so every batch of a task takes the same number of forward passes
+            (one, or one a label).
+    """
+    longest = max_prompt_tokens + max(len(tail) for one in choices for tail in one.tails)
+    if not can_share_prefix(model, longest):
+        return _one_by_one(model, choices, pad_id)
+    # What is read of a beginning may depend on the whole prompt.
+    apart = not (synced or reads_prompts(model))
+    return _together(model, choices, pad_id, start=_begin_alike(model, choices) if apart else 0)
 
 
 def can_share_prefix(model: nn.Module, longest: int) -> bool:
@@ -140,7 +149,7 @@ def _together(
         _logits(model, 1, input_ids=torch.tensor([choices[0].prefix[:start]]), **cached)
         cached["past_key_values"].batch_repeat_interleave(len(choices))
     prefix_BP, mask_BP = pad_left([one.prefix[start:] for one in choices], pad_id)
-    blocks = [_tails(choices, label, pad_id) for label in range(len(choices[0].tails))]
+    blocks = [tails_of(choices, label, pad_id) for label in range(len(choices[0].tails))]
     widths = [inputs.shape[1] for inputs, _ in blocks]
     positions_BP = (mask_BP.cumsum(1) - 1).clamp(min=0)
     after_S = torch.cat([torch.arange(width) for width in widths])
@@ -168,32 +177,13 @@ def _one_by_one(
     """Logits and targets of each label, from a pass over whole prompts for each of them."""
     prefix_BP, mask_BP = pad_left([one.prefix for one in choices], pad_id)
     for label in range(len(choices[0].tails)):
-        inputs, targets = _tails(choices, label, pad_id)
+        inputs, targets = tails_of(choices, label, pad_id)
         mask = torch.cat([mask_BP, torch.ones_like(inputs)], 1)
         named = {"input_ids": torch.cat([prefix_BP, inputs], 1), "attention_mask": mask}
         if "position_ids" in inspect.signature(type(model).forward).parameters:
             named["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         logits = _logits(model, targets.shape[1], **named)
         yield logits, targets.to(logits.device)
-
-
-def _after_encoder(
-    model: Any, choices: Sequence[Candidates], pad_id: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and targets of each label: prompts are encoded once, then a decoder pass a label."""
-    device = next(iter(model.parameters())).device
-    ids_BP, mask_BP = (t.to(device) for t in pad_right([one.prefix for one in choices], pad_id))
-    encoded = model.get_encoder()(input_ids=ids_BP, attention_mask=mask_BP)
-    for label in range(len(choices[0].tails)):
-        inputs, targets = _tails(choices, label, pad_id)
-        start_B1 = torch.full((len(choices), 1), model.config.decoder_start_token_id)
-        logits = model(
-            encoder_outputs=encoded,
-            attention_mask=mask_BP,
-            decoder_input_ids=torch.cat([start_B1, inputs], 1).to(device),
-            use_cache=False,
-        ).logits
-        yield logits, targets.to(device)
 
 
 def _logits(model: nn.Module, last: int, **inputs: Any) -> Tensor:
@@ -208,7 +198,7 @@ def _logits(model: nn.Module, last: int, **inputs: Any) -> Tensor:
     return model(**named).logits[:, -last:]
 
 
-def _tails(choices: Sequence[Candidates], label: int, pad_id: int) -> tuple[Tensor, Tensor]:
+def tails_of(choices: Sequence[Candidates], label: int, pad_id: int) -> tuple[Tensor, Tensor]:
     """One label of each example, padded on the right.
 
     Returns:

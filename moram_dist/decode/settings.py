@@ -23,17 +23,6 @@ def generate(model: Any, settings: dict[str, Any], **inputs: Any) -> Tensor:
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:
-        return model.generate(
-            generation_config=GenerationConfig(
-                decoder_start_token_id=decoder_start(model), **settings
-            ),
-            **inputs,
-        )
+        return model.generate(generation_config=GenerationConfig(**settings), **inputs)
     finally:
         model.generation_config = own
-
-
-def decoder_start(model: Any) -> int | None:
-    """The token that the decoder of an encoder-decoder model starts from; None: a causal model."""
-    config = model.config
-    return config.decoder_start_token_id if config.is_encoder_decoder else None

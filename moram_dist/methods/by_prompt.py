@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from moram_dist.adapters.prefix import Prefix
-from moram_dist.adapters.prompts import new_rows
-from moram_dist.recognise import Recogniser, prompt_features
-from moram_dist.registry import InputError
+from moram_dist.families import family_of_model
+from moram_dist.recognise import PromptFeatures, Recogniser
 
 
 class ByPrompt:
@@ -26,27 +24,20 @@ class ByPrompt:
         self.recogniser = recogniser
         self.unknown = unknown
 
-    def watch(self, model: Any) -> None:
-        """From now on, at ``model``. Of an encoder-decoder, its encoder begins a batch."""
-        self.embeddings = model.get_input_embeddings()
-        begins = model.get_encoder() if model.config.is_encoder_decoder else model
-        begins.register_forward_pre_hook(self._begin, with_kwargs=True)
+    def watch(self, model: nn.Module) -> None:
+        """From now on, at ``model``."""
+        self.model = model
+        self.family = family_of_model(model)
+        first = self.family.towers(model)[0].module
+        first.register_forward_pre_hook(self._begin, with_kwargs=True)
 
-    def _begin(self, model: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
-        rows = new_rows(arguments, named)
-        if rows is None:
-            return
-        if rows[0].is_floating_point():
-            raise InputError(
-                "recall by prefix recognises a prompt by its input_ids; load the memory with "
-                "recall='all' to give inputs_embeds"
-            )
-        self.prefix.default(self._tasks(rows))
+    def _begin(self, module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+        features = self.family.features_of_pass(self.model, arguments, named)
+        if features is not None:
+            self.prefix.default(self._tasks(features))
 
-    def _tasks(self, prompts: Sequence[Tensor]) -> list[int]:
+    def _tasks(self, prompts: PromptFeatures) -> list[int]:
         learned = len(self.recogniser.tasks)
-        found = self.recogniser.recognise(
-            prompt_features(self.embeddings.weight.detach(), prompts)  # type: ignore[arg-type]
-        )
+        found = self.recogniser.recognise(prompts)
         numbers = [one.answered_by(learned, self.unknown) for one in found]
         return [learned if number is None else number for number in numbers]

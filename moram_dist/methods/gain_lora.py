@@ -22,6 +22,7 @@ from moram_dist.adapters.moments import leading, new_directions, without
 from moram_dist.adapters.prompts import Prompts
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import whole
+from moram_dist.families import family_of_model
 from moram_dist.methods.inf_lora import InfLora
 from moram_dist.methods.method import METHODS, ExampleLosses, Linears
 from moram_dist.registry import InputError
@@ -51,7 +52,7 @@ class GainLora(InfLora):
         """As ``inf_lora``, and the gates, which are a part of the first layer."""
         self.row_gates = RowGates()
         super().build(model, modules)
-        self.prompts = Prompts(model, self._read)
+        self.prompts = Prompts(model, family_of_model(model).reader(model), self._read)
         self.size = self.prompts.embedding.embedding_dim
         name, first = next(iter(self.layers.items()))
         self.gates = PromptGates(self.size, first.like)

@@ -27,9 +27,9 @@ from moram_dist.adapters.adapter import AdaptedLinear, sizes
 from moram_dist.adapters.dropout import TokenDropout, TokenKeys
 from moram_dist.adapters.inject import adapt
 from moram_dist.adapters.prefix import Prefix
-from moram_dist.adapters.targets import find_linears
 from moram_dist.atoms import Placer
 from moram_dist.config import MethodConfig, TrainConfig
+from moram_dist.families.targets import find_linears
 from moram_dist.registry import Registry
 from moram_dist.tasks.task import Benchmark, Example, Task
 

@@ -19,9 +19,9 @@ from moram_dist.atoms import (
     Routing,
     by_input,
     give_memory,
-    reads_source,
 )
 from moram_dist.comm.zero3 import whole
+from moram_dist.families import Family, family_of_model
 from moram_dist.methods.method import METHODS, ExampleLosses, Linears, Method
 from moram_dist.registry import MachineError
 
@@ -185,19 +185,19 @@ class Moram(Method):
 
     def _announce_passes(self, model: Any) -> None:
         """Before each forward pass of the model: choose where atoms and tokens meet."""
-        if not model.config.is_encoder_decoder:
-            model.register_forward_pre_hook(partial(self._begin_pass, False), with_kwargs=True)
-            return
-        # Its two halves have tokens of their own, and generation calls the encoder by itself.
+        family = family_of_model(model)
         for names, memory in self.memories.items():
-            memory.reads_source = reads_source(names[0])
-        for half, source in ((model.get_encoder(), True), (model.get_decoder(), False)):
-            half.register_forward_pre_hook(partial(self._begin_pass, source), with_kwargs=True)
+            memory.reads_source = family.reads_source(names[0])
+        for module, is_source in family.towers(model):
+            begin = partial(self._begin_pass, family, is_source)
+            module.register_forward_pre_hook(begin, with_kwargs=True)
 
     def _begin_pass(
-        self, source: bool, model: nn.Module, arguments: Any, named: dict[str, Any]
+        self,
+        family: Family,
+        is_source: bool,
+        module: nn.Module,
+        arguments: Any,
+        named: dict[str, Any],
     ) -> None:
-        ids = named.get("input_ids", arguments[0] if arguments else None)
-        if ids is None:
-            ids = named["inputs_embeds"][..., 0]
-        self.placer.begin(ids.numel(), source=source)
+        self.placer.begin(family.tokens_of(arguments, named), source=is_source)

@@ -1,6 +1,6 @@
 """Load the frozen base model and its tokenizer, sharded from the start under ZeRO-3.
 
-Which kind of language model it is, causal or encoder-decoder, its own configuration says.
+Which family it is of, its own configuration says (``moram_dist.families``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from moram_dist.config import EMBEDDED, ModelConfig
+from moram_dist.families import Family, family_of
 from moram_dist.models import attention, load_report
 from moram_dist.models.folder import BaseError, because, check_folder, check_name, fetch, local
 from moram_dist.models.tokenizer import read_tokenizer
@@ -25,39 +26,17 @@ DEMO_BASE = Path(__file__).parent / "demo_base"
 SIZES = re.compile(r"must match the|cannot be multiplied|is invalid for input of size")
 """How torch says that two tensors do not fit."""
 
-BIDIRECTIONAL = (
-    "bert",
-    "bert-generation",
-    "big_bird",
-    "camembert",
-    "data2vec-text",
-    "electra",
-    "ernie",
-    "megatron-bert",
-    "rembert",
-    "roberta",
-    "roberta-prelayernorm",
-    "roc_bert",
-    "roformer",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-)
-"""Kinds of model whose tokens see those after them unless config.json says ``is_decoder``. Whatever
-is not named here, ``probe`` finds."""
-
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen language model and its tokenizer."""
+    """A frozen model and its tokenizer."""
 
     model: nn.Module
     tokenizer: Any
     keep_alive: Any
     """transformers' handle on the DeepSpeed configuration; it holds it by weak reference only."""
 
-    decoder_start: int | None = None
-    """The token that a decoder starts from; None: a causal model, which has no encoder."""
+    family: Family
 
 
 def resolve_dtype(config: ModelConfig) -> torch.dtype:
@@ -76,7 +55,7 @@ def resolve_attention(config: ModelConfig, architecture: Any) -> str:
 
     def build(kernel: str) -> None:
         with torch.device("meta"):
-            _auto_class(architecture).from_config(
+            family_of(architecture).auto_class().from_config(
                 copy.deepcopy(architecture),
                 attn_implementation=kernel,
                 trust_remote_code=config.trust_remote_code,
@@ -141,40 +120,27 @@ def _refuse_quantised(architecture: Any, name: str) -> None:
                 )
 
 
-def _auto_class(architecture: Any) -> Any:
-    """What transformers makes such a model with."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    return AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
-
-
-def decoder_start(config: ModelConfig, architecture: Any) -> int | None:
-    """``Base.decoder_start``.
+def checked_family(config: ModelConfig, architecture: Any) -> Family:
+    """The family of a base.
 
     Raises:
-        InputError: an encoder-decoder model that does not say.
+        InputError: a configuration that lacks what the family needs.
     """
-    if not architecture.is_encoder_decoder:
-        return None
-    start = getattr(architecture, "decoder_start_token_id", None)
-    if start is None:
-        raise BaseError(
-            config.model,
-            "its config.json lacks decoder_start_token_id, from which its decoder starts; T5's is "
-            "0",
-        )
-    return start
+    family = family_of(architecture)
+    problem = family.config_problem(architecture)
+    if problem is not None:
+        raise BaseError(config.model, problem)
+    return family
 
 
 def skeleton(config: ModelConfig) -> nn.Module:
     """The model's modules without any weights: to look at names before work starts."""
     architecture = check(config)
-    decoder_start(config, architecture)
-    kind = "text-to-text" if architecture.is_encoder_decoder else "causal"
+    family = checked_family(config, architecture)
     try:
         kernel = resolve_attention(config, architecture)
         with torch.device("meta"):
-            model = _auto_class(architecture).from_config(
+            model = family.auto_class().from_config(
                 architecture,
                 attn_implementation=kernel,
                 trust_remote_code=config.trust_remote_code,
@@ -182,27 +148,24 @@ def skeleton(config: ModelConfig) -> nn.Module:
     except InputError:
         raise
     except Exception as error:  # sizes that do not go together raise whatever they lead to
-        raise BaseError(config.model, f"is no {kind} language model: {because(error)}") from None
-    _refuse_sizes(model, config.model)
-    if architecture.model_type in BIDIRECTIONAL and not model.config.is_decoder:
         raise BaseError(
-            config.model,
-            f"is no causal language model: in {type(model).__name__} every token sees those after "
-            "it; give a model that was trained to predict the next token",
-        )
+            config.model, f"is no {family.kind} language model: {because(error)}"
+        ) from None
+    _refuse_sizes(model, family, config.model)
+    problem = family.model_problem(architecture, model)
+    if problem is not None:
+        raise BaseError(config.model, problem)
     return model
 
 
-def _refuse_sizes(model: Any, name: str) -> None:
+def _refuse_sizes(model: Any, family: Family, name: str) -> None:
     """Sizes that go together where modules are made, and not where they are used.
 
     Without content, a forward pass of most models is as good as a real one at that.
     """
-    ids = torch.ones(1, 4, dtype=torch.long, device="meta")
-    inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     try:
         with torch.no_grad():
-            model(input_ids=ids, use_cache=False, **inputs)
+            model(**family.trial_inputs(model.config, 4))
     except Exception as error:  # many are of operations that need content, and say nothing
         if SIZES.search(str(error)):
             raise BaseError(
@@ -237,17 +200,15 @@ def load_tokenizer(config: ModelConfig) -> Any:
     )
     if tokenizer.eos_token_id is None:
         raise BaseError(name, "its tokenizer has no end-of-sequence token")
-    if architecture.is_encoder_decoder and tokenizer("")["input_ids"] != [tokenizer.eos_token_id]:
-        raise BaseError(
-            name,
-            "its tokenizer does not end a text with its end-of-sequence token and add no other; of "
-            "encoder-decoder models only those that do, such as T5, are supported",
-        )
+    family = family_of(architecture)
+    problem = family.tokenizer_problem(tokenizer)
+    if problem is not None:
+        raise BaseError(name, problem)
     rows = getattr(architecture.get_text_config(), "vocab_size", None)
     pad = tokenizer.pad_token_id
     if pad is None or (isinstance(rows, int) and pad >= rows):
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return tokenizer
+    return family.with_tokenizer(tokenizer, source(config))
 
 
 def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
@@ -263,11 +224,12 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
     unset_hf_deepspeed_config()  # of a base that was loaded before: a skeleton is never sharded
     check_weights(config, skeleton(config))
     architecture = check(config)
+    family = checked_family(config, architecture)
     kernel = resolve_attention(config, architecture)
     keep_alive = None
     if ds_config["zero_optimization"]["stage"] == 3:
         keep_alive = HfDeepSpeedConfig(ds_config)
-    model, report = _auto_class(architecture).from_pretrained(
+    model, report = family.auto_class().from_pretrained(
         source(config),
         config=architecture,  # as it was checked
         dtype=resolve_dtype(config),
@@ -285,9 +247,4 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
         # follows the input's, would cut the graph.
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.config.use_cache = False
-    return Base(
-        model,
-        load_tokenizer(config),
-        keep_alive,
-        decoder_start(config, architecture),
-    )
+    return Base(model, load_tokenizer(config), keep_alive, family)

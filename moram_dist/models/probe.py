@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.comm import env
+from moram_dist.families import TextFamily
 from moram_dist.models.folder import BaseError
 
 LENGTH = 8
@@ -62,28 +63,21 @@ def _own(tensor: Any) -> Any:
     return shard[: max(0, tensor.ds_numel - env.rank() * len(shard))]
 
 
-def check_causal(model: Any, name: str, *, vocabulary: int, decoder_start: int | None) -> None:
+def check_causal(model: Any, name: str, family: TextFamily, *, vocabulary: int) -> None:
     """Whether logits stay as they are where only a later token changes. All ranks call it.
 
     Args:
         model: language model, whole or under an engine's hooks.
         name: of the base, for messages.
+        family: of the base.
         vocabulary: ids of tokens that may be asked about are below.
-        decoder_start: ``Base.decoder_start``.
 
     Raises:
         InputError: they do not, or are not finite.
     """
     was_training = model.training
     model.eval()
-    ids_BT = _rows(vocabulary).to(env.device())
-    inputs = {"input_ids": ids_BT}
-    if decoder_start is not None:
-        start_B1 = torch.full_like(ids_BT[:, :1], decoder_start)
-        inputs = {
-            "input_ids": ids_BT[:1].expand_as(ids_BT),
-            "decoder_input_ids": torch.cat([start_B1, ids_BT], 1),
-        }
+    inputs = family.causal_inputs(_rows(vocabulary).to(env.device()))
     with torch.no_grad():
         logits_BTV = model(**inputs, use_cache=False).logits
     model.train(was_training)

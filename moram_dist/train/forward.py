@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from moram_dist.adapters.prompts import asking
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import aside
 from moram_dist.data.stream import IGNORED, MicroBatch
+from moram_dist.families import family_of_model
 from moram_dist.methods.method import ForwardOutput
 
 ROWS_TIMES_WORDS = 2**24
@@ -29,23 +28,20 @@ class Forward:
         self.engine = engine
         self.model = model
         self.device = device or env.device()
-        self.head = getattr(model, "get_output_embeddings", lambda: None)()
-        """What makes logits of hidden states; None: the model has no such module."""
+        self.family = family_of_model(model)
 
     def __call__(self, batch: MicroBatch, weight: float = 1.0) -> ForwardOutput:
         """Run the model; ``weight`` is ``ForwardOutput.weight``."""
         device = self.device
         targets = batch.labels[:, 1:]
-        # Logits only where a target is: most positions are prompt, and the head is wide.
         places = (targets != IGNORED).nonzero()
         places = places if len(places) else torch.zeros(1, 2, dtype=torch.long)
         rows, columns = places.to(device).unbind(1)
-        inputs = {name: tensor.to(device) for name, tensor in batch.inputs().items()}
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
 
         def logits() -> Tensor:
-            with asking(self.model, batch.prompts), _picked(self.head, rows, columns) as picked:
-                found = self.engine(**inputs, use_cache=False).logits
-            return found if picked else found[rows, columns][None]
+            with asking(self.model, batch.prompts):
+                return self.family.logits(self.engine, self.model, inputs, rows, columns)
 
         def again() -> Tensor:
             with torch.no_grad(), aside(self.engine):
@@ -57,28 +53,6 @@ class Forward:
             weight=weight,
             again=again,
         )
-
-
-@contextmanager
-def _picked(head: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[list[bool]]:
-    """Within it, ``head`` makes logits of some positions only, as one row.
-
-    What a model does to logits afterwards (caps, scales) it does to each alone, so it does not
-    notice. Gives a list that is empty as long as the head was not called.
-    """
-    called: list[bool] = []
-
-    def pick(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        called.append(True)
-        hidden_BPD, *others = arguments
-        return (hidden_BPD[rows, columns][None], *others)
-
-    handle = head.register_forward_pre_hook(pick) if head is not None else None
-    try:
-        yield called
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 def answer_loss(seen: ForwardOutput) -> Tensor:

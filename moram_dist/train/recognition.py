@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from moram_dist.comm import env
-from moram_dist.comm.zero3 import whole
-from moram_dist.data.encode import encode_question
 from moram_dist.models.language_model import Base
-from moram_dist.recognise import PromptFeatures, TaskStatistics, prompt_features
+from moram_dist.recognise import PromptFeatures, TaskStatistics
 from moram_dist.tasks.task import Example, Task
 
 MOST_PROMPTS = 4096
@@ -32,12 +29,5 @@ def statistics_of(base: Base, task: Task) -> TaskStatistics:
 
 
 def features_of(base: Base, task: Task, examples: Sequence[Example]) -> PromptFeatures:
-    """``prompt_features`` of this rank's examples. All ranks call it together."""
-    prompts = [
-        encode_question(base.tokenizer, example.prompt, task, base.decoder_start)
-        for example in examples
-    ]
-    model: Any = base.model
-    weight = model.get_input_embeddings().weight
-    with whole([weight]):
-        return prompt_features(weight.detach(), prompts)
+    """``Family.features`` of this rank's examples. All ranks call it together."""
+    return base.family.features(base.model, base.tokenizer, examples, task)

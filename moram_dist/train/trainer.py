@@ -18,8 +18,8 @@ from moram_dist.comm import env
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.comm.zero3 import release_leftovers
 from moram_dist.config import RunConfig
-from moram_dist.data.encode import Encoded
-from moram_dist.data.stream import Step, blank, collate, is_under_a_step, num_steps, order, steps
+from moram_dist.data.encode import EncodedExample
+from moram_dist.data.stream import Step, is_under_a_step, num_steps, order, steps
 from moram_dist.data.tokens import WorkProgress, clear, encode_task
 from moram_dist.methods.method import Method
 from moram_dist.models.language_model import Base
@@ -82,7 +82,7 @@ class Trainer:
         self.saved = saved
         self.batch_size = config.train.batch_size or benchmark.batch_size
         self.forward = Forward(engine, base.model)
-        self._encoded: tuple[int, Sequence[Encoded]] = (-1, ())
+        self._encoded: tuple[int, Sequence[EncodedExample]] = (-1, ())
         """A task, and its examples."""
         self._num_steps: list[int] = []
         """Of the first tasks, as far as they were asked for."""
@@ -285,7 +285,7 @@ class Trainer:
         self.manifest = env.from_main(self.manifest)
 
     def _look(self, i: int, limit: int) -> tuple[int, Iterator[Tensor]]:
-        """What ``methods.method.Look`` says: the first examples in the order of the first epoch."""
+        """``methods.method.ExampleLosses``: of the first examples in the first epoch's order."""
         examples = self._examples(i)
         first = order(len(examples), seed=self.config.train.seed, task=i, epoch=0)[:limit]
         chosen = [examples[k] for k in first]
@@ -293,12 +293,12 @@ class Trainer:
         def losses() -> Iterator[Tensor]:
             # The engine's own forward pass expects its own backward pass.
             forward = Forward(self.engine.module, self.base.model)
-            pad_id = self.base.tokenizer.pad_token_id
+            family, pad_id = self.base.family, self.base.tokenizer.pad_token_id
             for start in range(0, len(chosen), env.world_size()):
                 self.watchdog.at(f"a look at the examples of task {self.benchmark.tasks[i].name}")
                 mine = chosen[start + env.rank() : start + env.rank() + 1]
-                mine = mine or [blank(chosen[0], pad_id)]
-                yield answer_loss(forward(collate(mine, pad_id)))
+                mine = mine or [family.blank(chosen[0], pad_id)]
+                yield answer_loss(forward(family.collate(mine, pad_id)))
                 release_leftovers(self.engine)
 
         return len(chosen), losses()
@@ -307,22 +307,20 @@ class Trainer:
     def _tokens(self) -> Path:
         return self.run_dir.path / "tokens"
 
-    def _examples(self, i: int) -> Sequence[Encoded]:
+    def _examples(self, i: int) -> Sequence[EncodedExample]:
         """Task i's, kept until it is published. All ranks call it together."""
         if self._encoded[0] != i:
             pairs = self.method.training_data(self.benchmark, i)
             what = f"tokenising task {self.benchmark.tasks[i].name}"
             said = WorkProgress(what, len(pairs), self.progress.say, self.watchdog.at)
-            start = self.base.decoder_start
-            self._encoded = (
-                i,
-                encode_task(self.base.tokenizer, pairs, start, self._tokens, said),
-            )
+            family, tokenizer = self.base.family, self.base.tokenizer
+            self._encoded = (i, encode_task(family, tokenizer, pairs, self._tokens, said))
         return self._encoded[1]
 
-    def _steps(self, i: int, examples: Sequence[Encoded], first: int = 0) -> Iterator[Step]:
+    def _steps(self, i: int, examples: Sequence[EncodedExample], first: int = 0) -> Iterator[Step]:
         for step in steps(
             examples,
+            self.base.family,
             batch_size=self.batch_size,
             micro_batch_size=self.config.train.micro_batch_size,
             micro_batch_tokens=self.config.train.micro_batch_tokens,

@@ -23,10 +23,9 @@ from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.zero3 import without_hooks
 from moram_dist.config import MethodConfig, ModelConfig, RunConfig, TrainConfig
-from moram_dist.data.encode import encode_training
 from moram_dist.data.stream import Step, steps
-from moram_dist.decode import generate_batch
-from moram_dist.decode.labels import score_labels
+from moram_dist.families import generate_batch, score_batch
+from moram_dist.families.encoder_decoder import EncoderDecoder
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.models.identity import fingerprint_of
@@ -60,6 +59,7 @@ TASK = Task(
 )
 EXAMPLES = [Example(f"e{i}", *pair[:1], pair[1:]) for i, pair in enumerate(TEXTS.items())]
 NUM_TASKS, NUM_STEPS = 2, 3
+FAMILY = EncoderDecoder(START)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,8 @@ SETTINGS = [
 def task_steps(tokenizer: Any, i: int, rank: int, world_size: int, micro: int) -> list[Step]:
     return list(
         steps(
-            [encode_training(tokenizer, example, TASK, START) for example in EXAMPLES],
+            [FAMILY.encode_training(tokenizer, example, TASK) for example in EXAMPLES],
+            FAMILY,
             batch_size=TRAIN.batch_size,
             micro_batch_size=micro,
             micro_batch_tokens=TRAIN.micro_batch_tokens,
@@ -143,7 +144,7 @@ class Plain:
         (batch,) = step.micro_batches
         self.trainer._seed_dropout(i, step, 0)
         self.model.train().zero_grad()
-        read = batch.inputs()
+        read = batch.inputs
         targets = read["decoder_input_ids"][:, 1:].masked_fill(batch.labels[:, 1:] == -100, -100)
         logits = self.model(**read).logits[:, :-1]
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -221,7 +222,7 @@ def check(setting: Setting, folder: Path, out: Path) -> None:
 def check_answers(engine: Any, plain: Any, tokenizer: Any, *, synced: bool) -> list[str]:
     """Of ranks that have unlike work where they may, and of ranks in step."""
     expected = generate_batch(plain, tokenizer, EXAMPLES, TASK, Decoding())
-    scores = score_labels(plain, tokenizer, EXAMPLES, TASK)
+    scores = score_batch(plain, tokenizer, EXAMPLES, TASK)
     engine.eval()
     mine = slice(None) if env.rank() == 0 else slice(1, 3)
 
@@ -229,7 +230,7 @@ def check_answers(engine: Any, plain: Any, tokenizer: Any, *, synced: bool) -> l
         answers = generate_batch(model, tokenizer, EXAMPLES[mine], TASK, Decoding(), synced=synced)
         assert answers == expected[mine]
         for ours, theirs in zip(
-            score_labels(model, tokenizer, EXAMPLES[mine], TASK), scores[mine], strict=True
+            score_batch(model, tokenizer, EXAMPLES[mine], TASK), scores[mine], strict=True
         ):
             assert ours.sums == pytest.approx(theirs.sums, rel=1e-4)
 

@@ -24,7 +24,8 @@ from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.zero3 import whole, without_hooks
 from moram_dist.config import MethodConfig, ModelConfig, RunConfig, TrainConfig
 from moram_dist.data.encode import Encoded
-from moram_dist.data.stream import Step, collate, steps
+from moram_dist.data.stream import Step, steps
+from moram_dist.families.causal import Causal
 from moram_dist.methods import METHODS, Method
 from moram_dist.methods.restore import load_memory
 from moram_dist.models import language_model
@@ -42,6 +43,7 @@ NUM_TASKS = 3
 OUTPUTS = "outputs.safetensors"
 METHOD = MethodConfig(atoms_per_task=4, alpha=10, dropout=0, top_k=5, temperature=0.2)
 # Five examples in micro-batches of two: on 2 and on 3 ranks one rank ends with an empty one.
+CAUSAL = Causal()
 TRAIN = TrainConfig(
     learning_rate=0.01, batch_size=5, micro_batch_size=2, weight_decay=0.1, clip=0.05
 )
@@ -183,6 +185,7 @@ def task_steps(i: int, rank: int, world_size: int) -> list[Step]:
     return list(
         steps(
             examples(i),
+            CAUSAL,
             batch_size=TRAIN.batch_size,
             micro_batch_size=TRAIN.micro_batch_size,
             micro_batch_tokens=TRAIN.micro_batch_tokens,
@@ -334,8 +337,8 @@ def check_against_plain_training(life: Life) -> None:
     model.train()
     life.begin(0)
     for number, step in enumerate(task_steps(0, rank=0, world_size=1)):
-        batch = collate([known[name] for name in step.ids], pad_id=0)
-        logits = model(input_ids=batch.input_ids).logits
+        batch = CAUSAL.collate([known[name] for name in step.ids], pad_id=0)
+        logits = model(input_ids=batch.inputs["input_ids"]).logits
         loss = F.cross_entropy(
             logits[:, :-1].reshape(-1, VOCABULARY), batch.labels[:, 1:].flatten()
         )

@@ -19,7 +19,7 @@ def received(life: Life, i: int) -> dict[str, int]:
     """What task i's second step receives, by the formulas of ``atoms.placement``."""
     P, N, R = env.world_size(), i * METHOD.atoms_per_task, METHOD.atoms_per_task
     step = task_steps(i, env.rank(), P)[1]
-    counts = env.gather_objects([batch.input_ids.numel() for batch in step.micro_batches])
+    counts = env.gather_objects([batch.inputs["input_ids"].numel() for batch in step.micro_batches])
     kept = min(METHOD.top_k, -(-(N + R) // P))
     expected: dict[str, int] = {}
     for T in map(max, zip(*counts, strict=True)):

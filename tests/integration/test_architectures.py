@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from moram_dist import load_memory
 from moram_dist.config import ModelConfig
-from moram_dist.decode import answer_batch
+from moram_dist.families import answer_batch
 from moram_dist.models.language_model import DEMO_BASE, load_tokenizer
 from moram_dist.tasks import BENCHMARKS, Source
 from tests.helpers.architectures import CONFIGS, tiny

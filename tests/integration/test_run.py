@@ -189,7 +189,7 @@ def test_a_plain_model_with_the_memory_answers_the_same(folder):
 
     from moram_dist import load_memory
     from moram_dist.config import ModelConfig
-    from moram_dist.decode import generate_batch
+    from moram_dist.families import generate_batch
     from moram_dist.models.language_model import DEMO_BASE, load_tokenizer
 
     demo = BENCHMARKS["demo"](Source(order=",".join(TASKS), limit_eval=8))

@@ -6,7 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from moram_dist.data.encode import Encoded
-from moram_dist.data.stream import IGNORED, collate
+from moram_dist.data.stream import IGNORED
+from moram_dist.families.causal import Causal
+from moram_dist.families.text import output_head
 from moram_dist.methods.method import ForwardOutput
 from moram_dist.train.forward import Forward, answer_loss
 from tests.helpers.tiny import tiny_model
@@ -30,10 +32,10 @@ class AllLogits(nn.Module):
 def test_answer_loss(wrap, examples):
     model = tiny_model().eval()
     forward = Forward(wrap(model), wrap(model))
-    seen = forward(collate(examples, pad_id=0))
+    seen = forward(Causal().collate(examples, pad_id=0))
     num_places = max(1, sum(example.num_answer for example in examples))
     assert seen.logits_BPV.shape == (1, num_places, model.config.vocab_size)
-    assert (forward.head is None) == (wrap is AllLogits)
+    assert (output_head(forward.model) is None) == (wrap is AllLogits)
     expected = 0.0
     for example in examples:
         logits = model(input_ids=torch.tensor([example.tokens])).logits[0]

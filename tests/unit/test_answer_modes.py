@@ -14,7 +14,7 @@ from eval.scoring_modes import ScoringMode, scoring_modes
 from moram_dist.adapters.prefix import Prefix
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, ModelConfig
-from moram_dist.decode import answer_batch, generate_batch
+from moram_dist.families import answer_batch, family_of_model, generate_batch
 from moram_dist.models.language_model import Base, load_tokenizer
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark, Example, Task
@@ -54,7 +54,7 @@ def base() -> Base:
     tokenizer = load_tokenizer(ModelConfig())
     model = tiny_model()
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return Base(model, tokenizer, None)
+    return Base(model, tokenizer, None, family_of_model(model))
 
 
 class Logged(Tracker):

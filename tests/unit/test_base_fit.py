@@ -11,13 +11,17 @@ import torch
 from launch.base import check_base
 from moram_dist.config import EvalConfig, MethodConfig, ModelConfig, RunConfig
 from moram_dist.data.limits import check_ids
+from moram_dist.families import family_of_model
 from moram_dist.models import language_model
-from moram_dist.models.positions import positions
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark, Example, Task
 from tests.helpers.bases import GPT2, LLAMA, OPT, ROWS, SMALL, change, made, save
 from tests.helpers.tiny import tiny_model
 from tests.helpers.tiny_t5 import save_tiny_t5, tiny_t5
+
+
+def positions(model):
+    return family_of_model(model).positions(model)
 
 
 def benchmark(*tasks, **rules):

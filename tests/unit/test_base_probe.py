@@ -8,15 +8,18 @@ import pytest
 import torch
 from torch import nn
 
+from moram_dist.families import family_of_model
 from moram_dist.models import probe
 from moram_dist.registry import InputError
 from tests.helpers.bases import LLAMA, ROWS, SMALL, made
 from tests.helpers.tiny import tiny_model
 from tests.helpers.tiny_t5 import tiny_t5
 
+CAUSAL, T5 = family_of_model(tiny_model()), family_of_model(tiny_t5())
 
-def ask(model, start=None, vocabulary=64):
-    probe.check_causal(model, "x", vocabulary=vocabulary, decoder_start=start)
+
+def ask(model, family=CAUSAL, vocabulary=64):
+    probe.check_causal(model, "x", family, vocabulary=vocabulary)
 
 
 class NotCausal(nn.Module):
@@ -34,7 +37,7 @@ class NotCausal(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_causal_models_pass_the_probe(dtype):
     ask(tiny_model().to(dtype))
-    ask(tiny_t5().to(dtype), start=0)
+    ask(tiny_t5().to(dtype), T5)
     ask(made("mixtral", **LLAMA, num_local_experts=4).to(dtype), vocabulary=ROWS)
 
 
@@ -43,7 +46,7 @@ def test_logits_that_move_with_a_later_token(dtype, part):
     with pytest.raises(InputError, match="NotCausal is no causal language model"):
         ask(NotCausal(tiny_model().to(dtype), part))
     with pytest.raises(InputError, match="is no causal language model"):
-        ask(NotCausal(tiny_t5().to(dtype), part), start=0)
+        ask(NotCausal(tiny_t5().to(dtype), part), T5)
 
 
 def test_real_models_that_look_ahead():

@@ -15,7 +15,8 @@ from moram_dist.decode.continuous_batching import (
     Room,
     can_batch_continuously,
 )
-from moram_dist.decode.generate import generate_batch, generate_stream, greedy
+from moram_dist.decode.generate import generate_stream, greedy
+from moram_dist.families import family_of_model, generate_batch
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks.task import Decoding, Example, Task
 from tests.helpers.tiny import SIZES, VOCABULARY, tiny_model, tokens
@@ -120,7 +121,7 @@ def test_which_models_cannot():
     window = MistralConfig(vocab_size=VOCABULARY, sliding_window=8, **SIZES)
     assert can_batch_continuously(tiny_model())
     assert not can_batch_continuously(MistralForCausalLM(window))
-    assert not can_batch_continuously(tiny_t5())
+    assert not family_of_model(tiny_t5()).can_stream(tiny_t5())
 
 
 def test_a_stream_reads_each_text_by_its_own_task():

@@ -7,11 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from moram_dist.config import ModelConfig
-from moram_dist.data.encode import Encoded, encode_source, encode_training
-from moram_dist.data.stream import collate, steps
-from moram_dist.decode import generate_batch
-from moram_dist.decode.constrained import choose_batch
-from moram_dist.decode.labels import score_labels
+from moram_dist.data.stream import steps
+from moram_dist.families import choose_batch, family_of_model, generate_batch, score_batch
+from moram_dist.families.causal import Causal
+from moram_dist.families.encoder_decoder import EncodedPair, EncoderDecoder, encode_source
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Decoding, Example, Task
@@ -20,10 +19,11 @@ from tests.helpers.tiny import save_tiny_model
 from tests.helpers.tiny_t5 import PAD, START, save_tiny_t5, tiny_t5
 
 EOS = 2
+FAMILY = EncoderDecoder(START)
 ENCODED = [
-    Encoded("a", (START, 5, 6, 7, EOS), 4, source=(9, 8, 7, 6, EOS)),
-    Encoded("b", (START, 5, EOS), 2, source=(11, 12, EOS)),
-    Encoded("c", (START, EOS), 1, source=(13, 4, 5, 6, 7, 8, EOS)),
+    EncodedPair("a", (START, 5, 6, 7, EOS), 4, source=(9, 8, 7, 6, EOS)),
+    EncodedPair("b", (START, 5, EOS), 2, source=(11, 12, EOS)),
+    EncodedPair("c", (START, EOS), 1, source=(13, 4, 5, 6, 7, 8, EOS)),
 ]
 TEXTS = ("one", "the small red house by the sea", "who are you", "a b c d e f g h i j")
 TASK = Task(name="t", metric="exact", train=(), test=(), max_prompt_tokens=12, max_answer_tokens=6)
@@ -40,13 +40,13 @@ def tokenizer(folder):
 
 
 def test_collate_learns_the_answer_and_pads_both_texts_on_the_right():
-    batch = collate(ENCODED, PAD)
+    batch = FAMILY.collate(ENCODED, PAD)
     assert batch.labels[:, 1:].tolist() == [
         [5, 6, 7, EOS],
         [5, EOS, -100, -100],
         [EOS, -100, -100, -100],
     ]
-    given = {name: tensor.tolist() for name, tensor in batch.inputs().items()}
+    given = {name: tensor.tolist() for name, tensor in batch.inputs.items()}
     assert given == {
         "input_ids": [
             [9, 8, 7, 6, EOS, PAD, PAD],
@@ -62,6 +62,7 @@ def test_collate_learns_the_answer_and_pads_both_texts_on_the_right():
 def test_a_rank_without_an_example_reads_two_blank_texts():
     (step,) = steps(
         ENCODED[:1],
+        FAMILY,
         batch_size=2,
         micro_batch_size=1,
         micro_batch_tokens=100,
@@ -74,7 +75,7 @@ def test_a_rank_without_an_example_reads_two_blank_texts():
     )
     (batch,) = step.micro_batches
     assert step.num_tokens == 10 and batch.rows == (0,)
-    assert set(batch.inputs()) == set(collate(ENCODED, PAD).inputs())
+    assert set(batch.inputs) == set(FAMILY.collate(ENCODED, PAD).inputs)
     assert answer_loss(Forward(tiny_t5(), tiny_t5())(batch)) == 0
 
 
@@ -90,7 +91,7 @@ def test_the_loss_is_that_of_each_example_by_itself(examples):
         ours = F.cross_entropy(logits[0], answer[0], reduction="sum")
         assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
         expected += ours.item()
-    found = answer_loss(Forward(model, model)(collate(examples, PAD))).item()
+    found = answer_loss(Forward(model, model)(FAMILY.collate(examples, PAD))).item()
     assert found == pytest.approx(expected, rel=1e-6)
 
 
@@ -100,7 +101,7 @@ def ids(tokenizer, text):
 
 def test_a_pair_is_what_the_tokenizer_makes_of_two_texts(tokenizer):
     example = Example("e", "the small red house", ("a mouse", "ignored"))
-    pair = encode_training(tokenizer, example, TASK, decoder_start=START)
+    pair = FAMILY.encode_training(tokenizer, example, TASK)
     assert pair.source == tuple(tokenizer(example.prompt)["input_ids"])
     assert pair.tokens == (START, *tokenizer("a mouse")["input_ids"])
     assert pair.num_answer == len(pair.tokens) - 1
@@ -120,7 +121,7 @@ def test_long_texts_are_cut_before_eos(tokenizer, side):
         truncate_prompt=side,
     )
     whole = ids(tokenizer, words)
-    pair = encode_training(tokenizer, Example("e", words, (words,)), task, decoder_start=START)
+    pair = FAMILY.encode_training(tokenizer, Example("e", words, (words,)), task)
     kept = whole[:8] if side == "right" else whole[-8:]
     assert pair.source == (*kept, tokenizer.eos_token_id)
     assert pair.tokens == (START, *whole[:3], tokenizer.eos_token_id)
@@ -199,7 +200,7 @@ def log_likelihood(model, tokenizer, prompt, label):
 def test_labels_are_scored_whole(tokenizer):
     model = tiny_t5(seed=3, vocab_size=1024)
     examples = [Example(f"e{i}", text, ("",)) for i, text in enumerate(TEXTS)]
-    for found, text in zip(score_labels(model, tokenizer, examples, CLOSED), TEXTS, strict=True):
+    for found, text in zip(score_batch(model, tokenizer, examples, CLOSED), TEXTS, strict=True):
         for label in LABELS:
             expected = log_likelihood(model, tokenizer, text, label)
             assert found.sums[label] == pytest.approx(expected, rel=1e-5)
@@ -226,10 +227,10 @@ def test_constrained_generation_walks_through_the_labels(tokenizer):
 def test_the_configuration_says_what_a_model_is(folder, tmp_path):
     ds_config = {"zero_optimization": {"stage": 0}}
     base = language_model.load(ModelConfig(model=str(folder), dtype="fp32"), ds_config)
-    assert base.decoder_start == START
+    assert base.family == FAMILY == family_of_model(base.model)
     assert type(base.model).__name__ == "T5ForConditionalGeneration"
     causal = ModelConfig(model=str(save_tiny_model(tmp_path / "causal")), dtype="fp32")
-    assert language_model.load(causal, ds_config).decoder_start is None
+    assert language_model.load(causal, ds_config).family == Causal()
 
 
 def test_models_that_cannot_be_read_so_are_refused(tmp_path):

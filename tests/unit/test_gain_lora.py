@@ -16,16 +16,19 @@ from moram_dist.adapters.prompts import ATTRIBUTE, asking
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.config import MethodConfig
 from moram_dist.data.encode import Encoded
-from moram_dist.data.stream import blank, collate
 from moram_dist.decode.continuous_batching import ContinuousBatcher, Request, Room
 from moram_dist.decode.generate import greedy
-from moram_dist.decode.labels import score_labels
+from moram_dist.families import score_batch
+from moram_dist.families.causal import Causal
+from moram_dist.families.encoder_decoder import EncodedPair, EncoderDecoder
 from moram_dist.methods import METHODS
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example, Task
 from tests.helpers.tiny import HIDDEN as SIZE
 from tests.helpers.tiny import tiny_model, tokens
 from tests.unit.test_lora_baselines import begin
+
+CAUSAL = Causal()
 
 # Gates.
 
@@ -108,9 +111,9 @@ def task_of(i):
 def reading(model, examples):
     def losses():
         for example in examples:
-            batch = collate([example], 0)
+            batch = CAUSAL.collate([example], 0)
             with asking(model, batch.prompts):
-                yield model(input_ids=batch.input_ids).logits.sum()
+                yield model(input_ids=batch.inputs["input_ids"]).logits.sum()
 
     return lambda limit: (len(examples), losses())
 
@@ -121,10 +124,10 @@ def learn(method, model, i, rate=0.05, steps=5):
     begin(method, model, i)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate)
-    batch = collate(examples, 0)
+    batch = CAUSAL.collate(examples, 0)
     for _ in range(steps):
         with asking(model, batch.prompts):
-            logits = model(input_ids=batch.input_ids).logits
+            logits = model(input_ids=batch.inputs["input_ids"]).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -273,7 +276,7 @@ def test_labels_are_scored_after_the_prompts_gates(asked):
     )  # fmt: skip
     shared = " ".join(["5"] * 10)
     texts = [f"{shared} {' '.join(map(str, prompt))}" for prompt in prompts]
-    found = score_labels(model, Words(), [Example("e", text, ("7",)) for text in texts], task)
+    found = score_batch(model, Words(), [Example("e", text, ("7",)) for text in texts], task)
     for text, scores in zip(texts, found, strict=True):
         prompt = [int(word) for word in text.split()]
         for label, answer in (("9 8", [9, 8, 2]), ("7", [7, 2])):
@@ -284,9 +287,10 @@ def test_labels_are_scored_after_the_prompts_gates(asked):
 
 def test_prompts_of_a_batch():
     rows = [Encoded("a", (5, 6, 7, 8), 1), Encoded("b", (5, 6, 7), 2)]
-    batch = collate([*rows, blank(rows[0], 0)], 0)
+    batch = CAUSAL.collate([*rows, CAUSAL.blank(rows[0], 0)], 0)
     assert [ids.tolist() for ids in batch.prompts] == [[5, 6, 7], [5], [0, 0, 0, 0]]
-    read = collate([Encoded("c", (0, 9, 1), 2, (3, 4, 1)), Encoded("d", (0, 1), 1, (4, 1))], 0)
+    pairs = [EncodedPair("c", (0, 9, 1), 2, (3, 4, 1)), EncodedPair("d", (0, 1), 1, (4, 1))]
+    read = EncoderDecoder(0).collate(pairs, 0)
     assert [ids.tolist() for ids in read.prompts] == [[3, 4, 1], [4, 1]]
 
 

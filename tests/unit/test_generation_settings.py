@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from moram_dist.config import ModelConfig
-from moram_dist.decode import answer_batch, can_batch_continuously, generate_batch
 from moram_dist.decode.generate import greedy
+from moram_dist.families import answer_batch, family_of_model, generate_batch
 from moram_dist.models.language_model import load, load_tokenizer
 from moram_dist.tasks.task import Decoding, Example, Task
 from tests.helpers.tiny import save_tiny_model, tiny_model, tokens
@@ -67,11 +67,15 @@ def models():
     return tokenizer, causal, tiny_t5(**WIDE)
 
 
+def can_stream(model):
+    return family_of_model(model).can_stream(model)
+
+
 @pytest.fixture(scope="module")
 def plain():
     """Answers of models that say nothing of generation."""
     tokenizer, causal, t5 = models()
-    assert can_batch_continuously(causal) and not can_batch_continuously(t5)
+    assert can_stream(causal) and not can_stream(t5)
     return answers(tokenizer, causal, t5)
 
 

@@ -11,7 +11,7 @@ from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.growing_lora import GrowingLora
 from moram_dist.adapters.inject import adapt
 from moram_dist.adapters.prefix import Prefix
-from moram_dist.adapters.targets import find_linears
+from moram_dist.families.targets import find_linears
 from tests.helpers.architectures import tiny
 from tests.helpers.tiny import tiny_model, tokens
 

@@ -8,9 +8,8 @@ import torch
 from moram_dist.config import MethodConfig, ModelConfig
 from moram_dist.data.candidates import encode_candidates
 from moram_dist.data.encode import encode_training
-from moram_dist.decode import answer_batch
-from moram_dist.decode.constrained import choose_batch
-from moram_dist.decode.labels import best, can_share_prefix, score_labels
+from moram_dist.decode.labels import best, can_share_prefix
+from moram_dist.families import answer_batch, choose_batch, score_batch
 from moram_dist.methods import METHODS
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks.task import Decoding, Example
@@ -96,7 +95,7 @@ def test_scores_are_those_of_full_passes(model, tokenizer, size, together, monke
     found = [
         one
         for k in range(0, len(EXAMPLES), size)
-        for one in score_labels(model, tokenizer, EXAMPLES[k : k + size], rules)
+        for one in score_batch(model, tokenizer, EXAMPLES[k : k + size], rules)
     ]
     chosen = set()
     for one, example in zip(found, EXAMPLES, strict=True):
@@ -114,13 +113,13 @@ def test_scores_are_those_of_full_passes(model, tokenizer, size, together, monke
 def test_a_common_beginning_is_read_once(model, tokenizer, also, monkeypatch):
     """``also``: a prompt that ends where the others go on, so not all of it is read apart."""
     examples = [*BEGIN_ALIKE, *(Example("short", text, ("x",)) for text in also)]
-    expected = score_labels(model, tokenizer, examples, task(), synced=True)
+    expected = score_batch(model, tokenizer, examples, task(), synced=True)
     lengths = []
     monkeypatch.setattr("moram_dist.decode.labels.WORTH_A_PASS", 1)
     handle = model.register_forward_pre_hook(
         lambda _module, _args, named: lengths.append(named["input_ids"].shape), with_kwargs=True
     )
-    found = score_labels(model, tokenizer, examples, task())
+    found = score_batch(model, tokenizer, examples, task())
     handle.remove()
     (rows, start), (all_rows, _) = lengths
     assert (rows, all_rows) == (1, len(examples)) and start > 5
@@ -131,17 +130,15 @@ def test_a_common_beginning_is_read_once(model, tokenizer, also, monkeypatch):
 
 def test_in_float64_nothing_is_left_of_the_difference(tokenizer):
     model = wide_model(len(tokenizer)).double()
-    for one, example in zip(
-        score_labels(model, tokenizer, EXAMPLES, task()), EXAMPLES, strict=True
-    ):
+    for one, example in zip(score_batch(model, tokenizer, EXAMPLES, task()), EXAMPLES, strict=True):
         for label, (total, _) in expected(model, tokenizer, example, task()).items():
             assert one.sums[label] == pytest.approx(total, rel=1e-12)
 
 
 def test_a_label_sees_no_other_label(model, tokenizer):
     """Whatever stands beside it: alone, in another order, among others."""
-    (all_,) = score_labels(model, tokenizer, EXAMPLES[:1], task())
-    (turned,) = score_labels(model, tokenizer, EXAMPLES[:1], task(labels=LABELS[::-1]))
+    (all_,) = score_batch(model, tokenizer, EXAMPLES[:1], task())
+    (turned,) = score_batch(model, tokenizer, EXAMPLES[:1], task(labels=LABELS[::-1]))
     for label in LABELS:
         assert all_.sums[label] == pytest.approx(turned.sums[label], abs=1e-5)
 
@@ -154,17 +151,15 @@ def test_eager_attention_too(tokenizer):
     model = wide_model(len(tokenizer))
     model.set_attn_implementation("eager")
     assert can_share_prefix(model, 96)
-    for one, example in zip(
-        score_labels(model, tokenizer, EXAMPLES, task()), EXAMPLES, strict=True
-    ):
+    for one, example in zip(score_batch(model, tokenizer, EXAMPLES, task()), EXAMPLES, strict=True):
         for label, (total, _) in expected(model, tokenizer, example, task()).items():
             assert one.sums[label] == pytest.approx(total, abs=1e-5)
 
 
 def test_bf16_stays_near(tokenizer):
     model = wide_model(len(tokenizer))
-    exact = score_labels(model, tokenizer, EXAMPLES, task())
-    rounded = score_labels(model.bfloat16(), tokenizer, EXAMPLES, task())
+    exact = score_batch(model, tokenizer, EXAMPLES, task())
+    rounded = score_batch(model.bfloat16(), tokenizer, EXAMPLES, task())
     for a, b in zip(exact, rounded, strict=True):
         for label in LABELS:
             assert a.sums[label] == pytest.approx(b.sums[label], rel=0.01)
@@ -182,9 +177,7 @@ def test_other_architectures(tokenizer, kind):
     """Learned positions, a window shorter than the prompt, ALiBi: what cannot share does not."""
     model = other_model(kind, len(tokenizer))
     assert can_share_prefix(model, 96) == (kind == "gpt2")
-    for one, example in zip(
-        score_labels(model, tokenizer, EXAMPLES, task()), EXAMPLES, strict=True
-    ):
+    for one, example in zip(score_batch(model, tokenizer, EXAMPLES, task()), EXAMPLES, strict=True):
         for label, (total, _) in expected(model, tokenizer, example, task()).items():
             assert one.sums[label] == pytest.approx(total, abs=1e-5)
 
@@ -215,20 +208,20 @@ def test_passes_do_not_depend_on_the_batch(tokenizer, monkeypatch):
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     monkeypatch.setattr("moram_dist.decode.labels.WORTH_A_PASS", 1)
     for size, synced, passes in ((1, True, 1), (5, True, 1), (1, False, 1), (5, False, 2)):
-        score_labels(model, tokenizer, BEGIN_ALIKE[:size], task(), synced=synced)
+        score_batch(model, tokenizer, BEGIN_ALIKE[:size], task(), synced=synced)
         assert len(calls) == passes
         calls.clear()
     model = other_model("bloom", len(tokenizer))
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     for size in (1, 5):
-        score_labels(model, tokenizer, EXAMPLES[:size], task())
+        score_batch(model, tokenizer, EXAMPLES[:size], task())
         assert calls == [1] * len(LABELS)
         calls.clear()
 
 
 def test_scores_of_cut_prompts(tokenizer):
     model, rules = wide_model(len(tokenizer)), task(max_prompt_tokens=12)
-    for one, example in zip(score_labels(model, tokenizer, EXAMPLES, rules), EXAMPLES, strict=True):
+    for one, example in zip(score_batch(model, tokenizer, EXAMPLES, rules), EXAMPLES, strict=True):
         text = encode_candidates(tokenizer, example, rules)
         assert len(text.prefix) <= 12
         for label, tail in zip(LABELS, text.tails, strict=True):

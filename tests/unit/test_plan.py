@@ -19,11 +19,13 @@ from launch.settings import resolve
 from moram_dist.config_io import build
 from moram_dist.data.encode import encode_training
 from moram_dist.data.stream import steps
+from moram_dist.families.causal import Causal
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from tests.helpers.tiny import HIDDEN, save_tiny_model
 from tests.helpers.tiny_t5 import save_tiny_t5
 
+CAUSAL = Causal()
 NO_PASSES = ("--calibrate", "false")
 
 
@@ -127,10 +129,9 @@ def test_auto_takes_what_a_run_takes(model):
 
 def test_more_frozen_atoms_and_more_tokens_take_more(model):
     from moram_dist.data.encode import Encoded
-    from moram_dist.data.stream import collate
 
     one = rehearsal(model, "resident", ranks=1)
-    short, long = (collate([Encoded("", (0,) * n, 4)], 0) for n in (50, 100))
+    short, long = (CAUSAL.collate([Encoded("", (0,) * n, 4)], 0) for n in (50, 100))
     before = one.train(short), one.train(long)
     one.grow()
     after = one.train(short), one.train(long)
@@ -146,13 +147,14 @@ def test_passes_are_the_trainers(world_size):
     config, benchmark = resolve(build(flags | {"micro_batch_tokens": "60"}))
     tokenizer = language_model.load_tokenizer(config.model)
     one = rehearsal(language_model.DEMO_BASE, "resident", ranks=1)
-    found = passes(config, benchmark, one.method, tokenizer, 1, world_size)
+    found = passes(config, benchmark, one.method, CAUSAL, tokenizer, 1, world_size)
     task = benchmark.tasks[1]
     ranks = [
         [
-            [batch.input_ids.numel() for batch in step.micro_batches]
+            [batch.inputs["input_ids"].numel() for batch in step.micro_batches]
             for step in steps(
                 [encode_training(tokenizer, example, task) for example in task.train],
+                CAUSAL,
                 batch_size=8,
                 micro_batch_size=None,
                 micro_batch_tokens=60,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from moram_dist.data.encode import Encoded
-from moram_dist.data.stream import collate, is_under_a_step, num_steps, order, steps
+from moram_dist.data.stream import is_under_a_step, num_steps, order, steps
+from moram_dist.families.causal import Causal
 
 PAD = 0
 
@@ -28,7 +29,7 @@ def stream(count, **changes):
         "world_size": 1,
         "pad_id": PAD,
     }
-    return list(steps(examples(count), **(settings | changes)))
+    return list(steps(examples(count), Causal(), **(settings | changes)))
 
 
 def firsts(step):
@@ -36,7 +37,7 @@ def firsts(step):
     return [
         int(row[0])
         for batch in step.micro_batches
-        for row, labels in zip(batch.input_ids, batch.labels, strict=True)
+        for row, labels in zip(batch.inputs["input_ids"], batch.labels, strict=True)
         if (labels != -100).any()
     ]
 
@@ -86,7 +87,7 @@ def test_ranks_share_the_same_steps(world_size, batch_size, count):
         assert seen == sorted(firsts(one)) == sorted(100 + int(name[1:]) for name in one.ids)
         passes = -(-len(one.ids) // world_size)
         assert {len(part.micro_batches) for part in parts} == {-(-passes // 2)}
-        assert all(len(b.input_ids) <= 2 for part in parts for b in part.micro_batches)
+        assert all(len(b.inputs["input_ids"]) <= 2 for part in parts for b in part.micro_batches)
 
         learned = sum(int((b.labels != -100).sum()) for p in parts for b in p.micro_batches)
         assert {part.num_answer_tokens for part in parts} == {learned} == {one.num_answer_tokens}
@@ -107,7 +108,7 @@ def test_ranks_share_the_same_steps(world_size, batch_size, count):
 )
 def test_passes_are_as_large_as_they_may_be(size, tokens, shapes):
     (step,) = stream(10, batch_size=10, micro_batch_size=size, micro_batch_tokens=tokens)
-    assert [tuple(batch.input_ids.shape) for batch in step.micro_batches] == shapes
+    assert [tuple(batch.inputs["input_ids"].shape) for batch in step.micro_batches] == shapes
     assert sorted(row for batch in step.micro_batches for row in batch.rows) == [*range(10)]
 
 
@@ -119,7 +120,7 @@ def test_ranks_have_like_work_and_equally_many_passes():
         )
         for r in range(2)
     ]
-    shapes = [[tuple(b.input_ids.shape) for b in step.micro_batches] for (step,) in ranks]
+    shapes = [[tuple(b.inputs["input_ids"].shape) for b in step.micro_batches] for (step,) in ranks]
     assert [len(firsts(step)) for (step,) in ranks] == [5, 5]
     assert shapes[0] == [(2, 3), (2, 5), (1, 6)]
     assert shapes[1] == [(2, 4), (2, 5), (1, 6)]
@@ -130,16 +131,16 @@ def test_no_examples_no_steps():
 
 
 def test_collate_learns_the_answer_only():
-    batch = collate([Encoded("a", (7, 8, 9), 1), Encoded("b", (1, 2, 3, 4, 5), 4)], PAD)
-    assert batch.input_ids.tolist() == [[7, 8, 9, PAD, PAD], [1, 2, 3, 4, 5]]
+    batch = Causal().collate([Encoded("a", (7, 8, 9), 1), Encoded("b", (1, 2, 3, 4, 5), 4)], PAD)
+    assert batch.inputs["input_ids"].tolist() == [[7, 8, 9, PAD, PAD], [1, 2, 3, 4, 5]]
     assert batch.labels.tolist() == [[-100, -100, 9, -100, -100], [-100, 2, 3, 4, 5]]
 
 
 def test_an_empty_micro_batch_weighs_nothing():
     (step,) = stream(1, world_size=2, rank=1)
     batch = step.micro_batches[-1]
-    assert batch.rows == (0,) and batch.source_ids is None
-    assert batch.input_ids.shape == batch.labels.shape == (1, 2)
+    assert batch.rows == (0,) and set(batch.inputs) == {"input_ids"}
+    assert batch.inputs["input_ids"].shape == batch.labels.shape == (1, 2)
     assert (batch.labels == -100).all()
 
 

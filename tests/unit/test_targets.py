@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from moram_dist.adapters.reached import unreached
-from moram_dist.adapters.targets import choose_targets, find_linears
+from moram_dist.families.targets import choose_targets, find_linears, unreached
 from moram_dist.registry import InputError
 from tests.helpers.architectures import CONFIGS, bare
 from tests.helpers.tiny import SIZES, VOCABULARY, tiny_model
@@ -227,7 +226,7 @@ def test_what_no_text_reaches_is_left_out():
     model = bare("Bloom", slow_but_exact=True, pretraining_tp=2)
     never = unreached(model)
     assert {name.rpartition(".")[2] for name in never} == {"dense", "dense_4h_to_h"}
-    targets = choose_targets(model, "attention", never)
+    targets = choose_targets(model, "attention", is_skeleton=True)
     assert {name.rpartition(".")[2] for name in targets.names} == {"query_key_value"}
     assert "not adaptable: dense, dense_4h_to_h (no text reaches it)" == targets.lines[-1]
 

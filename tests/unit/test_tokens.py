@@ -11,6 +11,8 @@ from moram_dist.config import ModelConfig
 from moram_dist.data import tokens
 from moram_dist.data.encode import encode_training
 from moram_dist.data.tokens import WorkProgress, encode_task
+from moram_dist.families.causal import Causal
+from moram_dist.families.encoder_decoder import EncoderDecoder
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.rules import RULES
@@ -50,15 +52,15 @@ def told(lines=None):
     )
 
 
-@pytest.mark.parametrize("decoder_start", [None, 0])
+@pytest.mark.parametrize("family", [Causal(), EncoderDecoder(0)])
 @pytest.mark.parametrize("cached_from", [1, 10**9])
 def test_all_at_once_is_what_one_by_one_is(
-    tokenizer, pairs, tmp_path, monkeypatch, decoder_start, cached_from
+    tokenizer, pairs, tmp_path, monkeypatch, family, cached_from
 ):
     monkeypatch.setattr(tokens, "CACHED_FROM", cached_from)
     monkeypatch.setattr(tokens, "CHUNK", 37)
-    found = encode_task(tokenizer, pairs, decoder_start, tmp_path, told())
-    alone = [encode_training(tokenizer, e, task, decoder_start) for task, e in pairs]
+    found = encode_task(family, tokenizer, pairs, tmp_path, told())
+    alone = [family.encode_training(tokenizer, e, task) for task, e in pairs]
     assert len(found) == len(alone) > 200
     assert [*found] == alone
     assert found[-1] == alone[-1] and found[3:6] == alone[3:6]
@@ -91,9 +93,9 @@ def many(tokenizer, monkeypatch):
 
 def test_many_texts_go_in_few_calls_and_a_second_start_in_none(tokenizer, many, tmp_path):
     counted = Counted(tokenizer)
-    first = encode_task(counted, many, None, tmp_path, told())
+    first = encode_task(Causal(), counted, many, tmp_path, told())
     assert counted.calls == 1 and counted.texts <= 3 * len(many)
-    assert [*encode_task(counted, many, None, tmp_path, told())] == [*first]
+    assert [*encode_task(Causal(), counted, many, tmp_path, told())] == [*first]
     assert counted.calls == 1
 
 
@@ -110,7 +112,7 @@ def test_what_is_cached_is_of_this_content(tokenizer, many, tmp_path):
     ]
     names = set()
     for changed in changes:
-        found = encode_task(tokenizer, changed, None, tmp_path, told())
+        found = encode_task(Causal(), tokenizer, changed, tmp_path, told())
         assert [*found] == [encode_training(tokenizer, e, t) for t, e in changed]
         (path,) = tmp_path.iterdir()  # the one before is gone
         names.add(path.name)
@@ -119,19 +121,19 @@ def test_what_is_cached_is_of_this_content(tokenizer, many, tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
 def test_a_damaged_cache_is_made_again(tokenizer, many, tmp_path, damage):
-    first = [*encode_task(tokenizer, many, None, tmp_path, told())]
+    first = [*encode_task(Causal(), tokenizer, many, tmp_path, told())]
     (path,) = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     if damage == "changed":
         content[-7] ^= 1
     path.write_bytes(content[: {"cut": -9, "changed": None, "empty": 0}[damage]])
-    assert [*encode_task(tokenizer, many, None, tmp_path, told())] == first
+    assert [*encode_task(Causal(), tokenizer, many, tmp_path, told())] == first
 
 
 def test_without_room_for_the_cache_it_goes_on(tokenizer, many, tmp_path):
     (tmp_path / "file").touch()
     lines: list[str] = []
-    found = encode_task(tokenizer, many, None, tmp_path / "file" / "tokens", told(lines))
+    found = encode_task(Causal(), tokenizer, many, tmp_path / "file" / "tokens", told(lines))
     assert [*found] == [encode_training(tokenizer, e, t) for t, e in many]
     (line,) = lines
     assert line.startswith("the tokens are not cached: ")
@@ -143,9 +145,9 @@ def test_it_says_how_far_it_is(tokenizer, many, tmp_path, monkeypatch):
     lines: list[str] = []
     at: list[str] = []
     encode_task(
+        Causal(),
         tokenizer,
         many,
-        None,
         tmp_path,
         WorkProgress("tokenising task x", 256, lines.append, at.append),
     )

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from moram_dist.config import ANSWERS
-from moram_dist.decode.constrained import choose_batch
-from moram_dist.decode.generate import generate_batch
-from moram_dist.decode.labels import best, score_labels
+from moram_dist.decode import LabelScores
+from moram_dist.decode.labels import best
+from moram_dist.families.family import family_of_model
 from moram_dist.tasks.task import Decoding, Example, Task
 
 GENERATE, CONSTRAINED, LABELS, LABELS_MEAN = ANSWERS
@@ -45,7 +45,7 @@ def answer_batch(
     """Mode to the answers in the order of ``examples``; labels are scored once for both modes.
 
     ``texts`` are those that were generated, where ``is_generated``, or None for still to be. Other
-    args are those of ``generate_batch``.
+    args are those of ``Family.generate``.
     """
     found: dict[str, list[Answered]] = {}
     if is_generated(modes, task):
@@ -58,7 +58,45 @@ def answer_batch(
         texts = choose_batch(model, tokenizer, examples, task, synced=synced)
         found[CONSTRAINED] = [Answered(text) for text in texts]
     if LABELS in modes or LABELS_MEAN in modes:
-        scores = score_labels(model, tokenizer, examples, task, synced=synced)
+        scores = score_batch(model, tokenizer, examples, task, synced=synced)
         found[LABELS] = [Answered(best(one.sums), one.sums) for one in scores]
         found[LABELS_MEAN] = [Answered(best(one.means), one.means) for one in scores]
     return {mode: found[mode] for mode in modes}
+
+
+def generate_batch(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    task: Task,
+    decoding: Decoding,
+    *,
+    synced: bool = False,
+) -> list[str]:
+    """``Family.generate`` of the model's family."""
+    family = family_of_model(model)
+    return family.generate(model, tokenizer, examples, task, decoding, synced=synced)
+
+
+def choose_batch(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    task: Task,
+    *,
+    synced: bool = False,
+) -> list[str]:
+    """``Family.choose`` of the model's family."""
+    return family_of_model(model).choose(model, tokenizer, examples, task, synced=synced)
+
+
+def score_batch(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    task: Task,
+    *,
+    synced: bool = False,
+) -> list[LabelScores]:
+    """``Family.score_labels`` of the model's family."""
+    return family_of_model(model).score_labels(model, tokenizer, examples, task, synced=synced)

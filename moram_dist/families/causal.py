@@ -1,0 +1,233 @@
+"""Causal language models: prompt and answer are one row, and a token sees those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.data.candidates import Candidates, encode_candidates
+from moram_dist.data.encode import Encoded, answer_text, encode_prompt, encode_training
+from moram_dist.data.stream import IGNORED, MicroBatch, pad_answers
+from moram_dist.decode.continuous_batching import Room, can_batch_continuously
+from moram_dist.decode.generate import Beginning, after_prompts, generate_stream
+from moram_dist.decode.labels import Passes, behind_prompts
+from moram_dist.families.family import FAMILIES
+from moram_dist.families.positions import Positions, computed, said_by_config, tables
+from moram_dist.families.text import TextFamily
+from moram_dist.tasks.task import Decoding, Example, Task
+
+BIDIRECTIONAL = (
+    "bert",
+    "bert-generation",
+    "big_bird",
+    "camembert",
+    "data2vec-text",
+    "electra",
+    "ernie",
+    "megatron-bert",
+    "rembert",
+    "roberta",
+    "roberta-prelayernorm",
+    "roc_bert",
+    "roformer",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Kinds of model whose tokens see those after them unless config.json says ``is_decoder``. Whatever
+is not named here, ``models.probe`` finds."""
+
+
+@FAMILIES.register("causal")
+@dataclass(frozen=True)
+class Causal(TextFamily):
+    """What ``data`` and ``decode`` do unless they are told otherwise."""
+
+    kind = "causal"
+    can_be_planned = True
+
+    @classmethod
+    def accepts(cls, architecture: Any) -> bool:
+        """Whatever no other family takes."""
+        others = (FAMILIES[name] for name in FAMILIES if FAMILIES[name] is not cls)
+        return not any(kind.accepts(architecture) for kind in others)
+
+    def auto_class(self) -> Any:
+        """The one with a head that predicts the next token."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    def model_problem(self, architecture: Any, model: Any) -> str | None:
+        """A kind of model that is known to be made for filling gaps."""
+        if architecture.model_type not in BIDIRECTIONAL or model.config.is_decoder:
+            return None
+        return (
+            f"is no causal language model: in {type(model).__name__} every token sees those after "
+            "it; give a model that was trained to predict the next token"
+        )
+
+    def trial_inputs(
+        self, architecture: Any, num_tokens: int, *, masked: bool = False
+    ) -> dict[str, Any]:
+        """One row of a text."""
+        ids = torch.ones(1, num_tokens, dtype=torch.long, device="meta")
+        mask = {"attention_mask": torch.ones_like(ids)} if masked else {}
+        return {"input_ids": ids, **mask, "use_cache": False}
+
+    def part(self, model: Any) -> nn.Module:
+        """The decoder: no tower for pictures or sound, nothing that joins one to it, no head."""
+        decoder: nn.Module = getattr(model, "get_decoder", lambda: model)()
+        return decoder
+
+    def reader(self, model: Any) -> nn.Module:
+        """The decoder, which in some models is given embeddings."""
+        decoder: nn.Module = model.get_decoder()
+        return decoder
+
+    def causal_inputs(self, ids_BT: Tensor) -> dict[str, Tensor]:
+        """After no prompt at all."""
+        return {"input_ids": ids_BT}
+
+    def positions(self, model: Any) -> Positions:
+        """Of prompt and answer together."""
+        limit = min([*(rows for _, rows in tables(model)), *computed(model)], default=None)
+        has_alibi = getattr(model.config.get_text_config(), "alibi", False)
+        extends = limit is None and not has_alibi
+        return Positions(tokens=limit, trained=said_by_config(model) if extends else None)
+
+    # Examples: the rules are those of ``data.encode``.
+
+    @property
+    def fingerprint(self) -> None:
+        """Nothing."""
+
+    def texts(self, example: Example, task: Task) -> list[str]:
+        """The prompt and the answer, each alone and, if the task says so, as one text."""
+        answer = answer_text(example, task)
+        joined = [example.prompt + answer] if task.joined else []
+        return [example.prompt, answer, *joined]
+
+    def encode_training(self, tokenizer: Any, example: Example, task: Task) -> Encoded:
+        """Prompt, answer and EOS in one row."""
+        return encode_training(tokenizer, example, task)
+
+    def encode_question(self, tokenizer: Any, prompt: str, task: Task) -> list[int]:
+        """BOS and the prompt."""
+        return encode_prompt(tokenizer, prompt, task)
+
+    def encode_candidates(self, tokenizer: Any, example: Example, task: Task) -> Candidates:
+        """Behind the prompt."""
+        return encode_candidates(tokenizer, example, task)
+
+    def to_rows(self, encoded: Encoded) -> dict[str, Tensor]:
+        """The tokens."""
+        return {"tokens": torch.tensor(encoded.tokens, dtype=torch.int32)}
+
+    def from_rows(self, id: str, rows: dict[str, Tensor], num_answer: int) -> Encoded:
+        """The encoded example again."""
+        return Encoded(id, tuple(rows["tokens"].tolist()), num_answer)
+
+    def lengths(self, encoded: Encoded) -> tuple[int, int]:
+        """Of one row."""
+        return len(encoded.tokens) - encoded.num_answer, encoded.num_answer
+
+    def num_read(self, num_said: int) -> int:
+        """All but the last, which nothing follows."""
+        return num_said - 1
+
+    def exceeds(self, there: Positions, prompt: int, answer: int) -> bool:
+        """Prompt and answer are one row, beyond a table or what config.json says."""
+        limit = there.tokens or there.trained
+        return bool(limit) and prompt + answer > limit
+
+    def describe(self, there: Positions) -> str:
+        """How many there are."""
+        return f"{there.tokens} positions"
+
+    # Batches.
+
+    def blank(self, like: Encoded, pad_id: int) -> Encoded:
+        """A row of padding, of which nothing is learned."""
+        return Encoded("", (pad_id, pad_id), num_answer=0)
+
+    def collate(
+        self, examples: Sequence[Encoded], pad_id: int, rows: Sequence[int] | None = None
+    ) -> MicroBatch:
+        """Rows padded on the right to the longest.
+
+        No token of a row sees what is right of it, so a mask would change nothing but the time of
+        attention, which doubles on long rows.
+        """
+        ids_BT, labels_BT = pad_answers(examples, pad_id)
+        return one_row_each(ids_BT, labels_BT, tuple(rows or range(len(examples))))
+
+    # Answers.
+
+    def begin(self, prompts: Sequence[Sequence[int]], pad_id: int) -> Beginning:
+        """The prompts' rows, padded on the left."""
+        return after_prompts(prompts, pad_id)
+
+    def can_stream(self, model: nn.Module) -> bool:
+        """By continuous batching."""
+        return can_batch_continuously(model)
+
+    def stream(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        asked: Iterable[tuple[int, Task, Example]],
+        decoding: Decoding,
+        room: Room,
+    ) -> Iterator[tuple[int, str]]:
+        """By continuous batching."""
+        return generate_stream(model, tokenizer, asked, decoding, room)
+
+    def generate(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        examples: Sequence[Example],
+        task: Task,
+        decoding: Decoding,
+        *,
+        synced: bool = False,
+    ) -> list[str]:
+        """By continuous batching where that is possible."""
+        if synced or not self.can_stream(model):
+            return super().generate(model, tokenizer, examples, task, decoding, synced=synced)
+        asked = [(i, task, example) for i, example in enumerate(examples)]
+        room = Room.for_all(len(asked))
+        texts = dict(self.stream(model, tokenizer, asked, decoding, room))
+        return [texts[i] for i in range(len(examples))]
+
+    def label_passes(
+        self,
+        model: nn.Module,
+        choices: Sequence[Candidates],
+        pad_id: int,
+        task: Task,
+        *,
+        synced: bool,
+    ) -> Passes:
+        """Labels stand behind their prompts."""
+        longest = task.max_prompt_tokens
+        return behind_prompts(model, choices, pad_id, max_prompt_tokens=longest, synced=synced)
+
+
+def one_row_each(ids_BT: Tensor, labels_BT: Tensor, rows: tuple[int, ...]) -> MicroBatch:
+    """A pass over rows of prompt and answer, by their tokens and labels."""
+    # A prompt ends at the first learned token; where nothing is learned, it is the whole row.
+    learned = (labels_BT != IGNORED).int()
+    ends = learned.argmax(1).where(learned.any(1), torch.tensor(learned.shape[1]))
+    return MicroBatch(
+        inputs={"input_ids": ids_BT},
+        labels=labels_BT,
+        rows=rows,
+        prompts=[ids[:end] for ids, end in zip(ids_BT, ends.tolist(), strict=True)],
+        lengths=(ids_BT.shape[1],),
+    )

@@ -1,0 +1,33 @@
+"""Which linears of a model are adapted, asked of it as its family knows it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from moram_dist.adapters import reached, targets
+from moram_dist.families.family import family_of_model
+
+
+def choose_targets(
+    model: nn.Module, target_modules: str, *, is_skeleton: bool = False
+) -> targets.Targets:
+    """``adapters.targets.choose_targets`` in the part of the model that examples pass through.
+
+    ``is_skeleton``: the model has no weights yet, so it can be tried which linears are reached.
+    """
+    part = family_of_model(model).part(model)
+    return targets.choose_targets(
+        model, target_modules, part, unreached(model) if is_skeleton else ()
+    )
+
+
+def find_linears(model: nn.Module, target_modules: str) -> list[str]:
+    """``choose_targets(...).names``."""
+    return [*choose_targets(model, target_modules).names]
+
+
+def unreached(skeleton: nn.Module) -> set[str]:
+    """``adapters.reached.unreached`` by an example of the model's family."""
+    family = family_of_model(skeleton)
+    inputs = family.trial_inputs(skeleton.config, reached.NUM_TOKENS, masked=True)
+    return reached.unreached(skeleton, inputs)

@@ -1,0 +1,220 @@
+"""What families have in common whose models read and write texts, one token after the other."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.adapters.prompts import new_rows
+from moram_dist.comm.zero3 import whole
+from moram_dist.data.answers import read_answers
+from moram_dist.data.candidates import Candidates
+from moram_dist.decode.constrained import choose_labels
+from moram_dist.decode.generate import Beginning, greedy
+from moram_dist.decode.labels import LabelScores, Passes, score_labels
+from moram_dist.families.family import Family
+from moram_dist.families.positions import Positions
+from moram_dist.recognise import PromptFeatures, prompt_features
+from moram_dist.registry import InputError
+from moram_dist.tasks.task import Decoding, Example, Task
+
+
+class TextFamily(Family):
+    """A family says how a text is encoded and where an answer stands; the rest is here."""
+
+    # What a subclass adds.
+
+    @abstractmethod
+    def encode_question(self, tokenizer: Any, prompt: str, task: Task) -> list[int]:
+        """Token ids of what the model reads of a prompt."""
+
+    @abstractmethod
+    def encode_candidates(self, tokenizer: Any, example: Example, task: Task) -> Candidates:
+        """The labels of a task after one prompt, as training would tokenise them."""
+
+    @abstractmethod
+    def begin(self, prompts: Sequence[Sequence[int]], pad_id: int) -> Beginning:
+        """What generation starts from."""
+
+    @abstractmethod
+    def label_passes(
+        self,
+        model: nn.Module,
+        choices: Sequence[Candidates],
+        pad_id: int,
+        task: Task,
+        *,
+        synced: bool,
+    ) -> Passes:
+        """Forward passes over labels; with ``synced`` equally many for each batch of a task."""
+
+    @abstractmethod
+    def causal_inputs(self, ids_BT: Tensor) -> dict[str, Tensor]:
+        """Inputs in which the model says ``ids_BT``, each row after the same prompt."""
+
+    @abstractmethod
+    def positions(self, model: nn.Module) -> Positions:
+        """How many tokens a model has positions for."""
+
+    @abstractmethod
+    def lengths(self, encoded: Any) -> tuple[int, int]:
+        """Tokens of the prompt and of the answer that a model reads of a training example."""
+
+    @abstractmethod
+    def num_read(self, num_said: int) -> int:
+        """How many tokens of an answer are read, where so many are said."""
+
+    @abstractmethod
+    def exceeds(self, there: Positions, prompt: int, answer: int) -> bool:
+        """Whether so many tokens of prompt and answer need more positions than there are."""
+
+    @abstractmethod
+    def describe(self, there: Positions) -> str:
+        """What positions there are, for people: "1024 positions"."""
+
+    # Structure.
+
+    def tokens_of(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> int:
+        """Of all rows, padding counted."""
+        ids = named.get("input_ids", arguments[0] if arguments else None)
+        if ids is None:
+            ids = named["inputs_embeds"][..., 0]
+        return ids.numel()
+
+    def vocabulary(self, model: Any) -> int:
+        """Tokens that the model can read and say."""
+        return min(
+            getattr(layer.weight, "ds_shape", layer.weight.shape)[0]
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+            if layer is not None
+        )
+
+    # Examples.
+
+    def features(
+        self, model: Any, tokenizer: Any, examples: Sequence[Example], task: Task
+    ) -> PromptFeatures:
+        """Mean input embeddings of the prompts."""
+        prompts = [self.encode_question(tokenizer, one.prompt, task) for one in examples]
+        weight = model.get_input_embeddings().weight
+        with whole([weight]):
+            return prompt_features(weight.detach(), prompts)
+
+    def features_of_pass(
+        self, model: Any, arguments: Sequence[Any], named: Mapping[str, Any]
+    ) -> PromptFeatures | None:
+        """Likewise, of all tokens of the rows."""
+        rows = new_rows(arguments, named)
+        if rows is None:
+            return None
+        if rows[0].is_floating_point():
+            raise InputError(
+                "recall by prefix recognises a prompt by its input_ids; load the memory with "
+                "recall='all' to give inputs_embeds"
+            )
+        return prompt_features(model.get_input_embeddings().weight.detach(), rows)
+
+    # Forward.
+
+    def logits(
+        self,
+        engine: Any,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        rows: Tensor,
+        columns: Tensor,
+    ) -> Tensor:
+        """Only where a target is: most positions are prompt, and the head is wide."""
+        with _picked(output_head(model), rows, columns) as picked:
+            found: Tensor = engine(**inputs, use_cache=False).logits
+        return found if picked else found[rows, columns][None]
+
+    # Answers.
+
+    def generate(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        examples: Sequence[Example],
+        task: Task,
+        decoding: Decoding,
+        *,
+        synced: bool = False,
+    ) -> list[str]:
+        """The most likely next token, again and again."""
+        prompts = [self.encode_question(tokenizer, one.prompt, task) for one in examples]
+        new_BT = greedy(
+            model,
+            tokenizer,
+            prompts,
+            begin=self.begin,
+            max_new_tokens=task.max_answer_tokens,
+            synced=synced,
+            **asdict(decoding),
+        )
+        return read_answers(tokenizer, prompts, new_BT.tolist(), task)
+
+    def choose(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        examples: Sequence[Example],
+        task: Task,
+        *,
+        synced: bool = False,
+    ) -> list[str]:
+        """The label that a greedy walk through the labels' tokens ends at."""
+        choices = [self.encode_candidates(tokenizer, one, task) for one in examples]
+        return choose_labels(
+            model, tokenizer, choices, task.labels, begin=self.begin, synced=synced
+        )
+
+    @torch.no_grad()
+    def score_labels(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        examples: Sequence[Example],
+        task: Task,
+        *,
+        synced: bool = False,
+    ) -> list[LabelScores]:
+        """Sums over the tokens of a label and EOS."""
+        choices = [self.encode_candidates(tokenizer, one, task) for one in examples]
+        pad_id = tokenizer.pad_token_id
+        passes = self.label_passes(model, choices, pad_id, task, synced=synced)
+        return score_labels(model, choices, task.labels, passes)
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """What makes logits of hidden states; None: the model has no such module."""
+    head: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
+    return head
+
+
+@contextmanager
+def _picked(head: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[list[bool]]:
+    """Within it, ``head`` makes logits of some positions only, as one row.
+
+    What a model does to logits afterwards (caps, scales) it does to each alone, so it does not
+    notice. Gives a list that is empty as long as the head was not called.
+    """
+    called: list[bool] = []
+
+    def pick(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        called.append(True)
+        hidden_BPD, *others = arguments
+        return (hidden_BPD[rows, columns][None], *others)
+
+    handle = head.register_forward_pre_hook(pick) if head is not None else None
+    try:
+        yield called
+    finally:
+        if handle is not None:
+            handle.remove()
