@@ -274,7 +274,7 @@ def check(model: Path, folder: Path, name: str, setting: Setting, **model_settin
             if "lora" in name and state:
                 check_design(name, memory, state)
             expected = plain_gradient(name, memory, values, state)
-            # Of a quiet key's gradient the projection leaves the smaller part, and all the rounding.
+            # The projection leaves a small part of a quiet key's gradient, and all its rounding.
             rounding = 5 * ROUNDING if name == "moram" else ROUNDING
             assert_close(gradient(life, 1), expected, rounding)
         life.train(i, 1, 3)
