@@ -89,7 +89,8 @@ def main(words: Sequence[str]) -> int | None:
         say(f"moram-dist {__version__}")
         return 0
     if name == "train":
-        return train(rest)
+        train(rest)
+        return 0
     if name in SCORING:
         return import_module("eval.run").main(words)
     if name not in MODULES:

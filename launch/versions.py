@@ -27,9 +27,9 @@ def pins(requirements: Path) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)(?:\[[\w,.-]+\])?==([\w.+]+)", text, re.MULTILINE))
 
 
-def is_pinned(installed: str, pinned: str) -> bool:
+def is_pinned(installed: str, asked: str) -> bool:
     """Whether it is that version. A build's own label, such as +cpu, is no other one."""
-    return pinned in (installed, installed.partition("+")[0])
+    return asked in (installed, installed.partition("+")[0])
 
 
 def ranges(extras: Collection[str]) -> dict[str, str]:
