@@ -229,7 +229,7 @@ class Planner:
         grown = sum(run.grow().values())
         for other in self.others.values():
             other.grow()
-        shape = found.largest[0].input_ids.shape if found.largest else (0, 0)
+        shape = found.largest[0].labels.shape if found.largest else (0, 0)
         return TaskPlan(
             name=found.name,
             num_frozen=before,

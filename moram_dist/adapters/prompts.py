@@ -8,7 +8,7 @@ Shape letters: B rows, D size of the input embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -68,7 +68,7 @@ class Prompts:
         return _mean_of(self.embedding(ids)[0].split([len(prompt) for prompt in prompts]))
 
 
-def new_rows(arguments: Any, named: dict[str, Any]) -> list[Tensor] | None:
+def new_rows(arguments: Any, named: Mapping[str, Any]) -> list[Tensor] | None:
     """What a forward pass reads of each row of a batch, without padding.
 
     Args:

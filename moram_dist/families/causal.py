@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,8 +143,8 @@ class Causal(TextFamily):
 
     def exceeds(self, there: Positions, prompt: int, answer: int) -> bool:
         """Prompt and answer are one row, beyond a table or what config.json says."""
-        limit = there.tokens or there.trained
-        return bool(limit) and prompt + answer > limit
+        limit = there.tokens or there.trained or math.inf
+        return prompt + answer > limit
 
     def describe(self, there: Positions) -> str:
         """How many there are."""

@@ -115,7 +115,8 @@ class EncoderDecoder(TextFamily):
 
     def positions(self, model: Any) -> Positions:
         """Of each stack by itself."""
-        source, tokens = [], [*computed(model)]
+        source: list[int] = []
+        tokens = [*computed(model)]
         for name, rows in tables(model):
             (source if OF_ENCODER.search(name) else tokens).append(rows)
         return Positions(source=min(source, default=None), tokens=min(tokens, default=None))
