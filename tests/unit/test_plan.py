@@ -171,7 +171,7 @@ def test_passes_are_the_trainers(world_size):
     busiest = [[max(each) for each in zip(*step, strict=True)] for step in zip(*ranks, strict=True)]
     assert [list(step) for step in found.steps] == busiest
     assert len(busiest) == 6 and found.num_examples == 20
-    assert found.largest[0].input_ids.numel() == max(map(max, busiest))
+    assert found.largest[0].inputs["input_ids"].numel() == max(map(max, busiest))
 
 
 @pytest.mark.parametrize(
