@@ -1,4 +1,4 @@
-"""The memory of rank-1 atoms: its arithmetic, the layers that have one, its files."""
+"""The memory of rank-1 atoms: its arithmetic, the layers that use it, its files."""
 
 from moram_dist.atoms.layer import (
     Memory,

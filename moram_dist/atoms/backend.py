@@ -1,4 +1,4 @@
-"""Who does the work on chosen atoms: Triton kernels or plain torch, chosen by the tensor."""
+"""Choose the backend for work on selected atoms: Triton kernels or plain torch."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from moram_dist.atoms import kernels, reference
 
 
 def backend(tensor: Tensor) -> Any:
-    """A module with the functions of ``reference`` for tensors like this one."""
+    """The module that implements the functions of ``reference`` for this tensor's device."""
     return kernels if kernels.serve(tensor) else reference

@@ -1,10 +1,10 @@
-"""The frozen atoms of some linears, as one rank holds them: its shard, and a copy of all if wanted.
+"""The frozen atoms of some linears on one rank: its shard and, optionally, a copy of all shards.
 
 A shard is one flat tensor, so that one collective moves it: for each linear its keys, then its
-values, each with room for the largest shard of any rank. Atom i belongs to rank i mod P of the
-group (``comm.partition``), so each task's atoms are spread over all ranks. Where a rank has all
-shards, there is room for active atoms too: a pass writes them behind the frozen ones, and has both
-in one matrix without copying those.
+values, each padded to the largest shard of any rank. Atom i belongs to rank i mod P of the group
+(``comm.partition``), so each task's atoms are spread over all ranks. A rank that has all shards
+also reserves room for active atoms: a forward pass writes them behind the frozen ones, so both form
+one matrix and the frozen atoms are not copied.
 
 Shape letters: N atoms in the memory, R new ones, D inputs, E outputs, P ranks, F flat numbers.
 """
@@ -26,7 +26,7 @@ Atoms = tuple[Tensor, Tensor]
 
 
 class Bank(nn.Module):
-    """Frozen atoms are buffers: ZeRO-3 neither shards nor moves those, and they can grow."""
+    """Holds frozen atoms as buffers: ZeRO-3 neither shards nor moves them, and they can grow."""
 
     shard_F: Tensor
     copy_PF: Tensor
@@ -44,11 +44,11 @@ class Bank(nn.Module):
 
         Args:
             shapes: (D, E) of each linear.
-            group: the ranks that hold it together.
+            group: the ranks that hold the memory together.
             like: a tensor of the memory's dtype and device.
             copied: whether this rank also keeps a copy of all shards.
-            num_active: how many active atoms there is room for behind the frozen ones, where all
-                shards are at hand.
+            num_active: active atoms to reserve room for behind the frozen ones, if this rank has
+                all shards.
         """
         super().__init__()
         self.shapes = tuple(shapes)
@@ -56,24 +56,24 @@ class Bank(nn.Module):
         self.copied = copied
         self.num_active = num_active
         self.num_atoms = 0
-        """Of the whole memory, for each linear."""
+        """Frozen atoms per linear in the whole memory."""
         empty = torch.empty(0, dtype=like.dtype, device=like.device)
         self.register_buffer("shard_F", empty, persistent=False)
         self.register_buffer("copy_PF", empty.view(group.size, 0), persistent=False)
         self._room = 0
-        """Rows that a shard has for each of its matrices."""
+        """Rows of each matrix in a shard, padding included."""
         self._sealed: list[str] | None = None
         self._grams: dict[int, Tensor] = {}
         self._images: dict[int, Image] = {}
 
     @property
     def atom_bytes(self) -> int:
-        """Of one atom in each linear."""
+        """Bytes of one atom in every linear."""
         return sum(d + e for d, e in self.shapes) * self.shard_F.element_size()
 
     @property
     def stored_bytes(self) -> int:
-        """Of this rank's shard, without the room that only other ranks fill."""
+        """Bytes of this rank's shard, without padding."""
         return shard_size(self.num_atoms, self.group.rank, self.group.size) * self.atom_bytes
 
     def own(self) -> list[Atoms]:
@@ -81,7 +81,7 @@ class Bank(nn.Module):
         return self.views(self.shard_F, self.group.rank)
 
     def all_here(self) -> dict[int, Tensor]:
-        """Every shard, flat, where this rank has them all."""
+        """Every shard, flat. Only for a rank that has them all."""
         return dict(enumerate(self.copy_PF if self.group.size > 1 else self.shard_F[None]))
 
     def views(self, flat_F: Tensor, shard: int) -> list[Atoms]:
@@ -92,17 +92,18 @@ class Bank(nn.Module):
     def joined(
         self, flat_F: Tensor, shard: int, active: Mapping[int, Atoms], num_frozen: int
     ) -> dict[int, Atoms]:
-        """Atoms of linears in a flat shard, and active ones behind them.
+        """Frozen atoms of linears in a flat shard, followed by active ones.
 
         Args:
-            flat_F: the shard, as a placement has it.
-            shard: which it is.
-            active: linear to the active atoms that will be frozen into this shard; none of them
-                where not all frozen atoms are asked.
-            num_frozen: atoms that are asked: all of the memory's, or the first ones.
+            flat_F: the shard, as a placement supplies it.
+            shard: its index.
+            active: linear to the active atoms that will be frozen into this shard; empty if only
+                some of the frozen atoms are queried.
+            num_frozen: frozen atoms to query: all of the memory's, or the first ones.
 
         Returns:
-            Linear to its atoms: in place if there is room, until the next call, else copied.
+            Linear to its atoms: a view that is valid until the next call if there is room, else a
+            copy.
         """
         first = shard_size(num_frozen, shard, self.group.size)
         matrices = self._matrices(flat_F)
@@ -121,7 +122,7 @@ class Bank(nn.Module):
         return matrix[:last]
 
     def _matrices(self, flat_F: Tensor) -> list[Atoms]:
-        """Keys and values of each linear in a flat shard, with all their room."""
+        """Keys and values of each linear in a flat shard, padding included."""
         parts = iter(flat_F.split([self._room * size for shape in self.shapes for size in shape]))
         return [
             (next(parts).view(self._room, d), next(parts).view(self._room, e))
@@ -129,9 +130,9 @@ class Bank(nn.Module):
         ]
 
     def gram(self, linear: int) -> Tensor:
-        """K^T K of all frozen atoms of a linear, (D, D) in float32 or more; kept until it grows.
+        """K^T K of all frozen atoms of a linear, (D, D) in float32 or more; cached until it grows.
 
-        Only where this rank has all of them.
+        Only for a rank that has all shards.
         """
         if linear not in self._grams:
             precise = torch.promote_types(self.shard_F.dtype, torch.float32)
@@ -144,9 +145,9 @@ class Bank(nn.Module):
         return self._grams[linear]
 
     def image(self, linear: int) -> Image:
-        """What a scan of a linear's frozen atoms needs; kept until it grows.
+        """The ``Image`` of a linear's frozen atoms for scans; cached until the bank grows.
 
-        Only where this rank has all of them.
+        Only for a rank that has all shards.
         """
         if linear not in self._images:
             shards = self.all_here().items()
@@ -155,12 +156,12 @@ class Bank(nn.Module):
         return self._images[linear]
 
     def grow(self, atoms: Sequence[Atoms]) -> None:
-        """Append frozen atoms, whole and the same on all ranks of the group, one pair a linear.
+        """Append frozen atoms, one pair per linear: unsharded, the same on all ranks of the group.
 
-        They take on the bank's dtype and device. All ranks call together.
+        They are converted to the bank's dtype and device. All ranks must call it together.
 
         Raises:
-            RuntimeError: sizes that do not fit.
+            RuntimeError: the sizes do not fit.
         """
         mine = new_rows(self.num_atoms, self.group.rank, self.group.size)
         before = self.own()
@@ -187,9 +188,9 @@ class Bank(nn.Module):
         self._images.clear()
 
     def intact(self) -> bool:
-        """Whether every atom here, copies too, is what it was when this was asked first.
+        """Whether every atom here, copies included, is unchanged since the first call.
 
-        That is since the bank has grown: growing starts anew.
+        The next call after the bank has grown counts as the first.
         """
         flats = [(self.group.rank, self.shard_F)]
         if self.copied:

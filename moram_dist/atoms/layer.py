@@ -1,7 +1,7 @@
 """Linear layers with a memory: frozen atoms in a bank, the current task's atoms as parameters.
 
-Active atoms are parameters that are reused from task to task, so one engine serves the whole
-sequence. Linears that share an input (q, k, v) are asked together: one collective serves them all.
+All tasks train the same parameters as active atoms, so one engine serves the whole sequence.
+Linears that share an input (q, k, v) query their memory together: one collective serves them all.
 
 Shape letters: R active atoms, D inputs, E outputs, K directions of older tasks' inputs.
 """
@@ -26,13 +26,13 @@ from moram_dist.atoms.routing import Routing
 SHARE_INPUT = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
-    ("q", "k", "v"),  # of T5, as the next
+    ("q", "k", "v"),  # T5, like the next line
     ("wi_0", "wi_1"),
 )
-"""Last names of linears that most models call with one and the same tensor."""
+"""Last names of linears that most models call with the same tensor."""
 
 CROSS_ATTENTION = "EncDecAttention"
-"""Of a T5 decoder: k and v see what its encoder made, q does not."""
+"""T5's decoder module in which k and v read the encoder's output, but q does not."""
 
 
 class MemoryLinear(AdaptedLinear):
@@ -42,7 +42,7 @@ class MemoryLinear(AdaptedLinear):
     """
 
     def __init__(self, base: nn.Module, *, dropout: TokenDropout | nn.Dropout) -> None:
-        """To be given its atoms by ``give_memory`` before it is used."""
+        """Call ``give_memory`` before the first use: it supplies the atoms."""
         super().__init__(base)
         self.dropout = dropout
         self.asked: SharedInputCache
@@ -54,14 +54,14 @@ class MemoryLinear(AdaptedLinear):
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySettings:
-    """What the linears of a memory have in common."""
+    """Settings that all linears of a memory share."""
 
     routing: Routing
     num_active: int
     """R: atoms that a task adds to each linear."""
 
     scale: float
-    """An active value acts scaled by this; freezing folds it in."""
+    """Factor applied to active values; freezing folds it in."""
 
     prefix: Prefix = field(default_factory=Prefix)
     """How many tasks answer each row."""
@@ -80,14 +80,14 @@ class Memory(nn.Module):
         self.settings = settings
         self.placer = placer
         self.learning = False
-        """Whether active atoms take part. They do from a task's beginning to its end."""
+        """Whether active atoms contribute: true from the start of a task to its end."""
         self.ends = [0]
-        """Frozen atoms after so many tasks."""
+        """``ends[n]``: frozen atoms after n tasks."""
         self.reads_source = False
-        """Whether the tokens are an encoder's in a model whose decoder has others."""
-        self.dropouts = tuple(layer.dropout for layer in layers)  # children of their layers only
+        """Whether the linears read the encoder's tokens, in a model whose decoder has others."""
+        self.dropouts = tuple(layer.dropout for layer in layers)  # owned by the layers
         self.directions_KD: Tensor | None = None
-        """Orthonormal rows that active keys are kept off; None: active keys are free."""
+        """Orthonormal rows to which active keys are kept orthogonal; None: no constraint."""
         shapes = [(layer.in_features, layer.out_features) for layer in layers]
         like = layers[0].like
         self.bank = Bank(shapes, placer.group, like=like, num_active=settings.num_active)
@@ -97,16 +97,16 @@ class Memory(nn.Module):
                 self.register_parameter(f"{kind}_{i}", atoms)
 
     def active(self, i: int) -> tuple[nn.Parameter, nn.Parameter]:
-        """Keys (R, D) and values (R, E) that linear ``i`` is learning."""
+        """Keys (R, D) and values (R, E) that linear ``i`` trains."""
         return self.get_parameter(f"keys_{i}"), self.get_parameter(f"values_{i}")
 
     def stored(self, i: int) -> Atoms:
-        """Active atoms of linear ``i`` as they answer, and are frozen: the scale folded in."""
+        """Active atoms of linear ``i`` as they are used and later frozen: with the scale."""
         keys_RD, values_RE = self.active(i)
         return self._quiet(keys_RD), values_RE * self.settings.scale
 
     def _quiet(self, keys_RD: Tensor) -> Tensor:
-        """Active keys without their part along ``directions_KD``, and so their gradients."""
+        """Active keys with their component along ``directions_KD`` removed (gradients too)."""
         if self.directions_KD is None:
             return keys_RD
         precise = torch.promote_types(keys_RD.dtype, torch.float32)
@@ -114,7 +114,7 @@ class Memory(nn.Module):
         return (keys - (keys @ directions_KD.T) @ directions_KD).to(keys_RD.dtype)
 
     def grow(self, atoms: Sequence[Atoms]) -> None:
-        """Append frozen atoms, values as stored, one pair a linear. All ranks call together."""
+        """Append frozen atoms, one pair per linear. All ranks must call it together."""
         self.placer.growing()
         self.bank.grow(atoms)
         self.ends.append(self.bank.num_atoms)
@@ -124,7 +124,7 @@ class Memory(nn.Module):
         return self.settings.prefix.each(x, lambda tasks: self._recall(x, members, tasks))
 
     def _recall(self, x: Tensor, members: tuple[int, ...], tasks: int | None) -> tuple[Tensor, ...]:
-        """By the first so many tasks; None: all, and the one that is learned."""
+        """``tasks``: answer with the first tasks only; None: all, and the one being learned."""
         routing = self.settings.routing
         learning = self.learning and tasks is None
         keys, values = zip(*(self._answering(i, learning) for i in members), strict=True)
@@ -142,26 +142,27 @@ class Memory(nn.Module):
         )
 
     def _answering(self, i: int, learning: bool) -> Atoms:
-        """Active atoms of linear ``i`` that take part."""
+        """The active atoms of linear ``i``; empty unless ``learning``."""
         if learning:
             return self.stored(i)
         keys_RD, values_RE = self.active(i)
         return keys_RD[:0], values_RE[:0]
 
     def _dropped(self, i: int, x: Tensor) -> Tensor:
-        """What linear ``i`` sees of its input: where nothing is dropped, the very same tensor.
+        """Input of linear ``i`` after dropout: the very same tensor if nothing is dropped.
 
-        ZeRO-3 gives a module that is called an alias, and then shared inputs would move apart.
+        ZeRO-3 passes an alias to each module that is called, so calling the dropout would make
+        shared inputs look different.
         """
         dropout = self.dropouts[i]
         return dropout(x) if dropout.training and dropout.p > 0 else x
 
 
 class SharedInputCache:
-    """Has the first of some linears to be called ask for all; the others' answers wait for them.
+    """Evaluates linears that share an input once: the first one's call computes all outputs.
 
-    A linear that is called with another tensor than the first asks for itself alone, and from
-    then on all of them do.
+    If a linear is called with another tensor than the first one, it is evaluated alone, and so are
+    all of them from then on.
     """
 
     def __init__(self, layers: Sequence[MemoryLinear], memory: Memory) -> None:
@@ -170,11 +171,11 @@ class SharedInputCache:
         self._apart = len(layers) == 1
         self._x: Tensor | None = None
         self._was: tuple = ()
-        """What told ``_x`` from others when it was asked for; it is kept, or another could too."""
+        """Identity of ``_x`` at the first call. ``_x`` is kept so that none reuses its address."""
         self._waiting: dict[MemoryLinear, Tensor] = {}
 
     def answer(self, layer: MemoryLinear, x: Tensor) -> Tensor:
-        """What is added to the output of ``layer`` for its input ``x``."""
+        """The update to add to the output of ``layer`` for its input ``x``."""
         alone = (self.layers.index(layer),)
         if self._apart:
             return self.memory(x, alone)[0]
@@ -194,7 +195,7 @@ class SharedInputCache:
 
 
 def _identity(x: Tensor) -> tuple:
-    """What aliases of a tensor have in common: ZeRO-3 gives each module one of its input."""
+    """A key that aliases of a tensor share: ZeRO-3 passes an alias of the input to each module."""
     return x.data_ptr(), x.shape, x.stride(), None if x.is_inference() else x._version
 
 
@@ -211,7 +212,7 @@ def by_input(names: Iterable[str]) -> list[list[str]]:
 
 
 def reads_source(name: str) -> bool:
-    """Whether a linear of T5, by its full name, sees the tokens that the encoder reads."""
+    """Whether a linear of T5, given its full name, reads the encoder's tokens."""
     parent, _, last = name.rpartition(".")
     return name.startswith("encoder.") or (_is_cross(parent) and last in ("k", "v"))
 
@@ -223,9 +224,9 @@ def _is_cross(attention: str) -> bool:
 def give_memory(
     layers: Mapping[str, MemoryLinear], settings: MemorySettings, placer: Placer
 ) -> dict[tuple[str, ...], Memory]:
-    """Give linears their atoms; the full names of those that share a memory -> that memory.
+    """Attach memories to linears; returns the full names that share a memory -> that memory.
 
-    It is a child of the first of them, by the name of ``memory``.
+    The memory becomes the submodule ``memory`` of the first of them.
     """
     out = {}
     for names in by_input(layers):

@@ -1,12 +1,12 @@
-"""The memory on disk: one immutable safetensors file a task, and a manifest that names them.
+"""The memory on disk: one immutable safetensors file per task, and a manifest that names them.
 
-    memory/memory.json             what the memory belongs to, its tasks in order, sha256 per file
+    memory/memory.json             method, base model, tasks in order, sha256 per file
     memory/000_C-STANCE.safetensors
-    memory/000_C-STANCE.recogniser.safetensors    what tells this task's prompts from others
+    memory/000_C-STANCE.recogniser.safetensors    statistics that identify this task's prompts
 
-A file is written under a temporary name, synced and renamed; the manifest comes last. So a file
-that the manifest does not name was never published and is ignored, and one that it names must be
-there, whole. Files hold whole atoms, not shards: they load at any number of ranks.
+A file is written under a temporary name, synced and renamed; the manifest is written last. So a
+file that the manifest does not name was never published and is ignored, and one that it names must
+be there and complete. Files hold all atoms, not shards: they load on any number of ranks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """A file of tensors as it was published."""
+    """A published file of tensors."""
 
     file: str
     sha256: str
@@ -57,17 +57,17 @@ class TaskFile(StoredFile):
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """All that belong to it."""
+        """All files of the task."""
         return (self,) if self.recogniser is None else (self, self.recogniser)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a memory belongs to and what is in it."""
+    """The model and method that a memory belongs to, and its tasks."""
 
     method: str
     settings: dict[str, Any]
-    """The method's configuration: what ``load_memory`` rebuilds the layers from."""
+    """The method's configuration, from which ``load_memory`` rebuilds the layers."""
 
     base: dict[str, Any]
     """Identity of the base model: name and fingerprint."""
@@ -87,7 +87,7 @@ class MemoryFiles:
         self.path = folder / "memory.json"
 
     def manifest(self) -> Manifest | None:
-        """What is published, None where nothing is.
+        """The published manifest, or None if there is none.
 
         Raises:
             InputError: the manifest is unreadable, broken or of another version, or names files
@@ -113,13 +113,13 @@ class MemoryFiles:
         return manifest
 
     def read(self, stored: StoredFile) -> dict[str, Tensor]:
-        """A file's tensors. Raises InputError as ``verify`` does, or where it holds no tensors."""
+        """A file's tensors. Raises InputError as ``verify`` does, or if it is not safetensors."""
         path = self.verify(stored)
         with _reading(path):
             return load_file(path)
 
     def statistics(self, task: TaskFile) -> TaskStatistics:
-        """Of a task's prompts. Raises InputError as ``read`` does, or where none were taken."""
+        """Statistics of a task's prompts. Raises InputError as ``read`` does, or if none exist."""
         if task.recogniser is None:
             raise InputError(f"{self.path} holds no statistics of the prompts of task {task.name}")
         tensors = self.read(task.recogniser)
@@ -135,10 +135,10 @@ class MemoryFiles:
         return found
 
     def check(self, stored: StoredFile, expected: Mapping[str, Shape]) -> None:
-        """Whether a file holds what ``expected`` says, in numbers that are finite.
+        """Check that a file holds exactly the ``expected`` tensors, with finite numbers only.
 
         Raises:
-            InputError: as ``read`` does, or the first tensor that is not as expected.
+            InputError: as for ``read``, or for the first tensor that is not as expected.
         """
         found, path = self.shapes(stored), self.folder / stored.file
         for name in sorted({*found, *expected}, key=lambda n: (n in found and n in expected, n)):
@@ -158,7 +158,7 @@ class MemoryFiles:
                     raise InputError(f"{path}: {name} holds something that is no finite number")
 
     def verify(self, stored: StoredFile) -> Path:
-        """Where a file is, once its content is known to be what was published.
+        """Check that a file has its published content, and return its path.
 
         Raises:
             InputError: the file is missing or is not the one that was published.
@@ -222,7 +222,7 @@ def _file_name(i: int, task: str, *parts: str) -> str:
 
 
 def _fits(found: Shape, expected: Shape) -> bool:
-    """Whether they are equal, where -1 is expected of any number."""
+    """Whether the shapes are equal; -1 in ``expected`` matches any size."""
     return len(found) == len(expected) and all(
         n in (-1, size) for size, n in zip(found, expected, strict=True)
     )
@@ -230,7 +230,7 @@ def _fits(found: Shape, expected: Shape) -> bool:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns what may be wrong with a file into an InputError that names it."""
+    """Turn errors of reading a file into an InputError that names it."""
     try:
         yield
     except InputError:
@@ -240,7 +240,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:
-    """What no manifest of this program says, though it is of the right types."""
+    """Values that are of the right type but that this program never writes."""
     for name in ("name", "fingerprint"):
         if not isinstance(manifest.base.get(name), str):
             yield f"base.{name}: should be a text"

@@ -1,22 +1,22 @@
-"""Where the atoms of a memory and the tokens that ask it meet.
+"""Placements: where the atoms of a memory and the tokens that query it meet, and what is sent.
 
-    Resident     every rank keeps a copy of all shards      nothing moves in a step
-    Gathered     shards come to the tokens                  all atoms, in forward and in backward
-    Stationary   tokens come to the shards                  tokens, candidates, partial sums
+    Resident     every rank keeps a copy of all shards      nothing is sent in a step
+    Gathered     shards are sent to the tokens              all atoms, in forward and in backward
+    Stationary   tokens are sent to the shards              tokens, candidates, partial sums
 
 All three compute the same products of an owner's tokens and a shard's atoms (``atoms.recall``) and
-bring together the same parts in the same order: results are the same bits, unless a copy of more
-atoms than inputs is at hand and K^T K serves in backward. What they move, in
-bytes received per rank for one linear, with P ranks, N atoms (rounded up to a multiple of P), T
-tokens a rank, K = min(top_k, N / P) candidates, e bytes a number:
+combine the same parts in the same order. Results are bitwise equal, unless a rank has a copy of
+more atoms than inputs and uses K^T K in backward. Bytes received per rank for one linear, with P
+ranks, N atoms (rounded up to a multiple of P), T tokens per rank, K = min(top_k, N / P) candidates,
+e bytes per number:
 
     gathered     forward    (P - 1) / P N (D + E) e          backward   the same
     stationary   forward    (P - 1) T D e + (P - 1) P T (4 + 8 K) + (P - 1) T E e
                  backward   (P - 1) T E e + (P - 1) P T 8 + (P - 1) T (D e + 4 R / P)
 
-(float32 routing; R active atoms, rounded up to a multiple of P; no D e goes back where the input
-wants no gradient, and an input that linears share goes out once.) Source: the byte counts of
-gather-atoms and dispatch-tokens by hand.
+(float32 routing; R active atoms, rounded up to a multiple of P; D e is not sent back if the input
+needs no gradient, and an input that linears share is sent once.) Source: counted by hand from the
+collectives.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from moram_dist.atoms.shard import each
 from moram_dist.comm.collectives import AtomGroup, Pending
 
 Pair = tuple[int, int]
-"""The rank that owns tokens, and the rank of a shard."""
+"""The rank that owns the tokens, and the rank that owns the shard."""
 
 Part = TypeVar("Part")
 
 
 class Placement(ABC):
-    """Which pairs of an owner and a shard this rank computes, and how results find their way."""
+    """Decides which pairs of an owner and a shard this rank computes, and exchanges the results."""
 
     def __init__(self, group: AtomGroup) -> None:
         self.group = group
@@ -57,14 +57,14 @@ class Placement(ABC):
         """Shard to its frozen atoms, flat as in the bank, for every shard this rank works on."""
 
     def grams(self, bank: Bank, linears: Sequence[int]) -> list[Tensor] | None:
-        """K^T K of each linear's frozen atoms, where the rank has it and it is the smaller one.
+        """K^T K of each linear's frozen keys K; None unless available and smaller than K.
 
-        Linears that are asked together have it all or none: the widest decides, as for images.
+        All linears queried together use it or none does: the widest decides, as for ``images``.
         """
         return None
 
     def images(self, bank: Bank, linears: Sequence[int]) -> list[Image] | None:
-        """For scans of the linears' frozen atoms, where the rank has them and a scan pays."""
+        """Images for scans of the linears' frozen atoms; None unless available and worthwhile."""
         return None
 
     @abstractmethod
@@ -83,42 +83,42 @@ class Placement(ABC):
 
 
 class _Local(Placement):
-    """All pairs of this owner: what belongs together is here already."""
+    """Computes all pairs of this rank's own tokens, so results need no communication."""
 
     def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
-        """Its own rows."""
+        """This rank's own rows."""
         return {self.group.rank: list(rows)}
 
     def candidates(
         self, offered: Mapping[Pair, ShardCandidates], num_linears: int
     ) -> dict[int, list[ShardCandidates]]:
-        """What its shards offered."""
+        """The offers of all shards, which are here already."""
         return {self.group.rank: _by_shard(offered)}
 
     def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
-        """Terms that are all here."""
+        """The terms, which are all here already."""
         return {self.group.rank: _by_shard(parts)}
 
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
-        """Parts that are all here."""
+        """The parts, which are all here already."""
         return [list(linear) for linear in zip(*_by_shard(parts), strict=True)]
 
 
 class Resident(_Local):
-    """Frozen atoms never go stale, so a copy gathered once a task serves all its steps."""
+    """Keeps a copy of all shards, gathered once per task: frozen atoms never go stale."""
 
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
         """All shards, from the copy."""
         return bank.all_here()
 
     def grams(self, bank: Bank, linears: Sequence[int]) -> list[Tensor] | None:
-        """From the copy, once a task, where there are more atoms than inputs."""
+        """From the copy, once per task, if there are more atoms than inputs."""
         if bank.num_atoms <= _most_inputs(bank, linears):
             return None
         return [bank.gram(i) for i in linears]
 
     def images(self, bank: Bank, linears: Sequence[int]) -> list[Image] | None:
-        """From the copy, once a task, where atoms are many more than inputs."""
+        """From the copy, once per task, if there are many more atoms than inputs."""
         device = bank.shard_F.device
         most = BEYOND.get(device.type, math.inf) * _most_inputs(bank, linears)
         if bank.num_atoms <= most or not supported(device):
@@ -127,9 +127,9 @@ class Resident(_Local):
 
 
 class Gathered(_Local):
-    """Shards are fetched for each pass, the next bank's while this one's are used.
+    """Fetches all shards in each pass, and prefetches the next bank while one is in use.
 
-    Nothing outlives the pass: the backward pass fetches them again, in the reverse order.
+    No copy outlives its use: the backward pass fetches the shards again, in reverse order.
     """
 
     def __init__(self, group: AtomGroup) -> None:
@@ -139,7 +139,7 @@ class Gathered(_Local):
         self._under_way: dict[int, Pending] = {}
 
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
-        """All shards, fetched; the bank that follows is sent for."""
+        """All shards, fetched; also starts to fetch the next bank's."""
         at = next(i for i, other in enumerate(self.banks) if other is bank)
         flat_PF = (self._under_way.pop(at, None) or self._start(at)).wait()
         following = at + 1 if forward else at - 1
@@ -148,7 +148,7 @@ class Gathered(_Local):
         return dict(enumerate(flat_PF))
 
     def forget(self) -> None:
-        """Drop what is under way: the banks are about to change."""
+        """Wait for pending fetches and drop them: the banks are about to change."""
         for pending in self._under_way.values():
             pending.wait()
         self._under_way.clear()
@@ -158,7 +158,7 @@ class Gathered(_Local):
 
 
 class Stationary(Placement):
-    """Atoms stay where they are: this rank asks its shard for all owners."""
+    """Keeps atoms where they are: this rank computes its shard's part for all owners' tokens."""
 
     def __init__(self, group: AtomGroup, num_tokens: Sequence[int]) -> None:
         """``num_tokens``: how many each rank of the group has in this pass."""
@@ -185,13 +185,13 @@ class Stationary(Placement):
         return out
 
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
-        """Its own shard."""
+        """This rank's own shard."""
         return {self.group.rank: bank.shard_F}
 
     def candidates(
         self, offered: Mapping[Pair, ShardCandidates], num_linears: int
     ) -> dict[int, list[ShardCandidates]]:
-        """Every shard's, for every owner: one message of sums, scores and indices."""
+        """Candidates of every shard for every owner: one message of sums, scores and indices."""
         mine, owners = self.group.rank, range(self.group.size)
         like = offered[mine, mine]
         widths = [t.shape[1] * t.element_size() // 4 for t in like]
@@ -209,12 +209,12 @@ class Stationary(Placement):
         return out
 
     def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
-        """Every shard's, for every owner: one message."""
+        """Terms of every shard for every owner: one message."""
         message = [parts[h, self.group.rank] for h in range(self.group.size)]
         return self._from_all(message, num_linears, "sums")
 
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
-        """Each shard's parts go to their owner."""
+        """Each shard's parts are sent to the tokens' owner."""
         mine, owners = self.group.rank, range(self.group.size)
         sizes = [part.shape[1] for part in parts[mine, mine]]
         blocks_PTF = torch.stack([self._padded(torch.cat([*parts[h, mine]], -1)) for h in owners])
@@ -225,7 +225,7 @@ class Stationary(Placement):
     def _from_all(
         self, of_homes: Sequence[Tensor], num_linears: int, name: str
     ) -> dict[int, list[Tensor]]:
-        """Owner to what every shard has for it, (B, F) each, from what this one has for each."""
+        """Owner to every shard's part, (B, F) each, from this shard's parts for all owners."""
         parts = [torch.stack([*each(of_home, num_linears)], 1) for of_home in of_homes]
         gathered = self.group.all_gather(torch.stack([self._padded(t) for t in parts]), name)
         return {
@@ -234,13 +234,13 @@ class Stationary(Placement):
         }
 
     def _padded(self, rows_TF: Tensor) -> Tensor:
-        """With as many rows as the rank that has most."""
+        """Pad with zeros to the number of rows of the rank that has the most."""
         beyond = [0, 0] * (rows_TF.ndim - 1)
         return F.pad(rows_TF, (*beyond, 0, max(self.num_tokens) - len(rows_TF)))
 
 
 def _by_shard(parts: Mapping[Pair, Part]) -> list[Part]:
-    """From one owner's pairs: what is of each shard, in the order of shards."""
+    """The parts of one owner's pairs, in the order of shards."""
     return [parts[pair] for pair in sorted(parts)]
 
 

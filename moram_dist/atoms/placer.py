@@ -1,7 +1,7 @@
-"""Which placement a memory gets, and for which pass.
+"""Choose the placement of a memory, once or for each forward pass.
 
-A choice is a function of numbers that all ranks share, never of a clock or of one rank's data, so
-all ranks make the same one. It changes no result, only what is moved.
+A choice depends only on numbers that all ranks share, never on a clock or on one rank's data, so
+all ranks choose alike. It changes only what is sent, not the results.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from moram_dist.config import PLACEMENTS
 AUTO, RESIDENT, GATHERED, STATIONARY = PLACEMENTS
 
 CALL_BYTES = {"cpu": 500_000, "cuda": 2_000_000}
-"""What a link moves in the time that a collective takes to begin, by the bank's device: on gloo as
-measured (docs/placement.md); on NCCL from data sheets, between NVLink's and InfiniBand's."""
+"""Startup cost of a collective, as the bytes that a link moves in that time, by the bank's device:
+measured for gloo (docs/placement.md); for NCCL from data sheets, between NVLink and InfiniBand."""
 
 
 class Placer:
-    """Gives each pass its placement.
+    """Chooses the placement for each forward pass.
 
     Args:
         group: the ranks that hold the memory together.
         choice: one of ``config.PLACEMENTS``.
         room: bytes that a rank may spend on a copy of the whole memory; for ``auto``.
-        num_tasks: how many the memory will hold; for ``auto``.
-        device: the type that banks will be on, where they are not there yet; for ``auto``.
+        num_tasks: tasks that the memory will hold in the end; for ``auto``.
+        device: device type that banks will move to; default: the one they are on. For ``auto``.
     """
 
     def __init__(
@@ -49,20 +49,20 @@ class Placer:
         self._room, self._num_tasks = room, num_tasks
         self._device = device
         self.reason = ""
-        """One line for people, once it is settled."""
+        """Why this choice was made, in one line for the user; set by ``plan``."""
         self._resident = Resident(self.group)
         self._gathered = Gathered(self.group)
         self.now: Placement = self._resident
-        """Of the pass that goes on."""
+        """Placement of the current forward pass."""
         self.of_source: Placement = self._resident
-        """Of the pass that goes on, for tokens that an encoder reads: a decoder has others."""
+        """The same for tokens that an encoder reads: a decoder has others."""
 
     def plan(self, banks: Sequence[Bank], bytes_per_task: int) -> None:
-        """Settle what is settled once.
+        """Make the choices that hold for the whole run, and set ``reason``.
 
         Args:
             banks: in the order of the forward pass.
-            bytes_per_task: what a task adds to the whole memory.
+            bytes_per_task: bytes that a task adds to the whole memory.
         """
         self._gathered.banks = list(banks)
         final_bytes: float = bytes_per_task * self._num_tasks
@@ -89,13 +89,15 @@ class Placer:
 
     @property
     def in_step(self) -> bool:
-        """Whether a pass is a collective, so that all ranks must make equally many."""
+        """Whether forward passes are collective, so that all ranks must make equally many."""
         return self.choice != RESIDENT
 
     def begin(self, num_tokens: int, *, source: bool = False) -> None:
-        """Choose for a pass in which this rank has so many tokens. All ranks call together.
+        """Choose the placement for a forward pass. All ranks must call it together.
 
-        ``source``: they are those of an encoder.
+        Args:
+            num_tokens: this rank's tokens in the pass.
+            source: whether an encoder reads them.
         """
         placement = self._choose(num_tokens)
         if source:
@@ -124,12 +126,12 @@ class Placer:
         return self._device or bank.shard_F.device.type
 
     def growing(self) -> None:
-        """To be called before banks grow."""
+        """Call before banks grow: drops pending fetches."""
         self._gathered.forget()
 
 
 def _beside_a_copy(num_atoms: float, num_inputs: int, device: str) -> float:
-    """Bytes that come with a linear's copy beyond so many atoms: K^T K, then an image for scans."""
+    """Extra bytes beside a linear's copy of ``num_atoms``: K^T K, and an image for scans."""
     gram = 4 * num_inputs**2 if num_atoms > num_inputs else 0
     scanned = num_atoms > BEYOND.get(device, math.inf) * num_inputs
     return gram + (2 * num_atoms * (num_inputs + FURTHER) if scanned else 0)
@@ -138,11 +140,12 @@ def _beside_a_copy(num_atoms: float, num_inputs: int, device: str) -> float:
 def tokens_move(
     num_atoms: int, num_tokens: int, num_ranks: int, *, atom_bytes: float, call_bytes: int
 ) -> bool:
-    """Whether tokens to atoms is likely to take less time than atoms to tokens.
+    """Whether sending tokens to atoms likely takes less time than sending atoms to tokens.
 
-    In a forward and backward pass of one bank, gathered atoms are two collectives and N (P - 1) / P
-    atoms twice; stationary ones six and (P - 1) T tokens' inputs and outputs twice, which weigh as
-    much as atoms (``atoms.placement``). A collective's own time counts as ``call_bytes``.
+    In a forward and backward pass of one bank, gathering atoms takes two collectives and moves
+    N (P - 1) / P atoms twice. Keeping them stationary takes six and moves inputs and outputs of
+    (P - 1) T tokens twice, each as large as an atom (``atoms.placement``). Each collective counts
+    as ``call_bytes`` more.
     """
     atoms = 2 * num_atoms * (num_ranks - 1) / num_ranks * atom_bytes
     tokens = 2 * (num_ranks - 1) * num_tokens * atom_bytes

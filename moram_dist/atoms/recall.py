@@ -1,4 +1,4 @@
-"""What a memory answers to a token: the sum of the values of the atoms that it activates.
+"""Recall: a memory's answer to a token, the weighted sum of the values of the atoms it activates.
 
 Shape letters: N atoms, R active atoms, D inputs, E outputs.
 """
@@ -31,18 +31,18 @@ def recall(
 
     Args:
         x: tokens, (..., D).
-        keys: one key a row, (N, D).
-        values: one value a row, (N, E).
-        top_k: atoms that answer a token; see ``routing.mixture``, as for the next two.
+        keys: one key per row, (N, D).
+        values: one value per row, (N, E).
+        top_k: atoms that answer a token; for this and the next two see ``routing.mixture``.
         temperature: of the softmax over their relevance.
-        threshold: relevance under which an atom is silent, 0 for none.
+        threshold: atoms with a relevance below this are silenced; 0 silences none.
 
     Returns:
         (..., E) in the dtype of ``x``, differentiable once in all three. N = 0 gives zeros. Scores
-        and routing are in float32, or in float64 where ``x`` is.
+        and routing are in float32, or in float64 if ``x`` is.
 
     Raises:
-        ValueError: shapes that do not fit, top_k < 1, temperature <= 0.
+        ValueError: shapes do not fit, top_k < 1, or temperature <= 0.
 
     Source: Lu et al. 2026, arXiv:2506.21035, the update of one adapted linear layer.
     """
@@ -71,22 +71,22 @@ def recall_together(
     members: Sequence[int] = (0,),
     num_frozen: int | None = None,
 ) -> list[Tensor]:
-    """``recall`` for linears of a bank, over its frozen atoms and active ones after them.
+    """``recall`` for several linears of a bank, over its frozen atoms followed by active ones.
 
-    All ranks of the bank's group call it together, each with its own tokens.
+    All ranks of the bank's group must call it together, each with its own tokens.
 
     Args:
         bank: frozen atoms of the linears, and perhaps of others.
         placement: where their atoms and tokens meet.
         routing: how atoms are chosen.
-        inputs: one a linear, (..., D); linears that share an input give the same object.
-        active_keys: one a linear, (R, D), the same on all ranks.
-        active_values: one a linear, (R, E), the same on all ranks.
-        members: which of the bank's linears they are.
-        num_frozen: ask the first so many frozen atoms only, and no active ones; default: all.
+        inputs: one per linear, (..., D); linears that share an input pass the same object.
+        active_keys: one per linear, (R, D), the same on all ranks.
+        active_values: one per linear, (R, E), the same on all ranks.
+        members: indices of these linears in the bank.
+        num_frozen: query only the first ``num_frozen`` frozen atoms, with R = 0; default: all.
 
     Returns:
-        One a linear, (..., E).
+        One per linear, (..., E).
     """
     num_frozen = bank.num_atoms if num_frozen is None else num_frozen
     if num_frozen + len(active_keys[0]) == 0:

@@ -1,7 +1,7 @@
 """Backward pass of a recall, over pairs of an owner and a shard (see ``recall_function``).
 
-With p scores, n their norm, s = p / n, w weights, m 1 for speaking atoms, S the chosen ones, g the
-gradient of y, tau the temperature:
+With scores p, their norm n, relevance s = p / n, weights w, m = 0 for silenced atoms and else 1,
+the set S of chosen atoms, the gradient g of y, and the temperature tau:
 
     u_j  = v_j . g                          q_j = m_j p_j u_j
     A    = sum_S w_j q_j                    B   = sum_S w_j q_j s_j
@@ -9,12 +9,12 @@ gradient of y, tau the temperature:
     dp_i = [i in S] (m_i w_i u_i + w_i (q_i - A) / (tau n)) - gam / n^2 p_i
     dx   = sum_i dp_i k_i       dk_i = dp_i x       dv_i = m_i w_i p_i g
 
-The last term of dp reaches every atom, but dx only through sum_i p_i k_i = K^T K x. Where a rank
-has K^T K of the frozen atoms, and they are more than D, that product takes the place of those with
-all of them, and no score is saved but those of active atoms.
+The last term of dp reaches every atom, but it reaches dx only through sum_i p_i k_i = K^T K x. If a
+rank has K^T K of more than D frozen atoms, it uses that product instead of one with all of them,
+and the forward pass saves the scores of active atoms only.
 
-Shape letters: T tokens, B = L T tokens of all L linears that are asked, N atoms, R active atoms, D
-inputs, E outputs, K atoms kept per token.
+Shape letters: T tokens, B = L T tokens of all L queried linears, N atoms, R active atoms, D inputs,
+E outputs, K atoms kept per token.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from moram_dist.atoms.shard import Chosen, add, each, mixed, products
 
 @dataclass(frozen=True, kw_only=True)
 class Gradients:
-    """Of each linear."""
+    """Gradients of each linear."""
 
     inputs: Sequence[Tensor | None]
-    """(T, D); None where nobody asked."""
+    """(T, D); None if not wanted."""
 
     keys: Sequence[Tensor]
-    """Of active ones, (R, D)."""
+    """Of active keys, (R, D)."""
 
     values: Sequence[Tensor]
-    """Of active ones, (R, E)."""
+    """Of active values, (R, E)."""
 
 
 def backward(
     call: RecallCall, saved: Saved, grads: Sequence[Tensor | None], *, wants_inputs: bool
 ) -> Gradients:
-    """The formulas above.
+    """Compute the gradients by the formulas above.
 
     Args:
         call: as in the forward pass.
-        saved: what that kept.
-        grads: of each linear's outputs, (T, E); None where they were not used.
-        wants_inputs: whether the gradient of inputs is asked for.
+        saved: from the forward pass.
+        grads: of each linear's outputs, (T, E); None if an output was not used.
+        wants_inputs: whether to compute the gradients of inputs.
     """
     precise = torch.promote_types(saved.inputs[0].dtype, torch.float32)
     mixtures = {owner: saved.mixture(owner, call.routing) for owner in saved.mixtures}
@@ -131,19 +131,19 @@ def _of_pair(
     wants_inputs: bool,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """What the owner gets: each linear's input gradient, then its active scores' gradients.
+    """The parts to send to the owner: input gradients of each linear, then of its active scores.
 
     Args:
-        call: what was asked.
-        atoms: of the shard, of each linear.
-        chosen: where the mixture's atoms stand among them.
+        call: the query.
+        atoms: the shard's atoms of each linear.
+        chosen: rows of the mixture's atoms in the shard.
         dp_BN: gradient of scores through their norm: of all atoms of the shard, or of its active
-            ones where K^T K serves for the frozen ones. Becomes the whole gradient.
-        direct_BK: what chosen atoms get beside that.
+            ones if K^T K is used for the frozen ones. Updated in place to the full gradient.
+        direct_BK: the remaining gradient of the chosen atoms' scores.
         first: the first active row of the shard.
-        by_gram: whether K^T K serves.
-        wants_inputs: else there is no input gradient.
-        dtype: of what is sent.
+        by_gram: whether K^T K is used.
+        wants_inputs: whether to compute input gradients.
+        dtype: of the parts.
     """
     num_linears = len(call.members)
     add(chosen.since(first) if by_gram else chosen, direct_BK, dp_BN)

@@ -1,7 +1,7 @@
-"""What a recall is asked, but for the tensors that gradients go to.
+"""The arguments of a recall, except the tensors that receive gradients.
 
-Shape letters: T tokens, B = L T tokens of all L linears that are asked, R active atoms, D inputs, K
-atoms kept per token.
+Shape letters: T tokens, B = L T tokens of all L queried linears, R active atoms, D inputs, K atoms
+kept per token.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from moram_dist.comm.partition import largest_shard, new_rows, shard_size
 
 @dataclass(frozen=True, kw_only=True)
 class RecallCall:
-    """The memory that is asked, and how."""
+    """The queried memory, and how to query it."""
 
     bank: Bank
     members: tuple[int, ...]
     placement: Placement
     routing: Routing
     num_frozen: int
-    """That are asked: all, or the first ones of the bank's."""
+    """Frozen atoms to query: all of the bank's, or the first ones."""
 
     num_active: int
 
@@ -39,18 +39,18 @@ class RecallCall:
 
     @property
     def num_atoms(self) -> int:
-        """Frozen and active, of each linear."""
+        """Frozen and active atoms of each linear."""
         return self.num_frozen + self.num_active
 
     @property
     def num_shards(self) -> int:
-        """Into how many the memory is split: ranks of its group."""
+        """Shards of the memory: one per rank of its group."""
         return self.bank.group.size
 
     def shards(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], *, forward: bool
     ) -> dict[int, list[Atoms]]:
-        """Shard to the atoms of the linears that are asked, frozen ones before active ones."""
+        """Shard to the atoms of the queried linears, frozen ones before active ones."""
         found = self.placement.atoms(self.bank, forward=forward)
         out = {}
         for shard, flat_F in found.items():
@@ -66,13 +66,13 @@ class RecallCall:
         return new_rows(self.num_frozen, shard, self.num_shards)
 
     def chosen(self, mix: Mixture, shards: Mapping[int, Sequence[Atoms]]) -> dict[int, Chosen]:
-        """Shard to where the atoms of a mixture stand among its rows."""
+        """Shard to the rows of a mixture's atoms in it."""
         index_BK = mix.index_TK
         if self.num_shards == 1:
             return {0: Chosen(index_BK, None)}
         row_BK = index_BK.div(self.num_shards, rounding_mode="floor")
         shard_BK = index_BK % self.num_shards
-        # A token whose scores are no numbers may have chosen an atom that is none.
+        # A token with NaN scores may have chosen an index that is not an atom.
         num_rows = {shard: len(atoms[0][0]) for shard, atoms in shards.items()}
         return {
             shard: Chosen(row_BK.clamp(max=max(rows - 1, 0)), (shard_BK == shard) & (row_BK < rows))
@@ -85,7 +85,7 @@ class RecallCall:
         inputs: Sequence[Tensor],
         shards: Mapping[int, Sequence[Atoms]],
     ) -> ShardCandidates:
-        """The best of the frozen atoms, all of whose shards this rank has, by a scan."""
+        """The best frozen atoms, found by a scan. Only for a rank that has all shards."""
         most = min(self.routing.top_k, self.num_frozen)
         found = []
         for one, (x_TD, image) in enumerate(zip(inputs, images, strict=True)):
@@ -94,26 +94,26 @@ class RecallCall:
         return ShardCandidates(*(torch.cat(field) for field in zip(*found, strict=True)))
 
     def grams(self) -> list[Tensor] | None:
-        """K^T K of the frozen atoms of each linear that is asked, (D, D), where it is at hand."""
+        """K^T K of the frozen atoms of each queried linear, (D, D); None if not available."""
         whole = self.num_frozen == self.bank.num_atoms
         return self.placement.grams(self.bank, self.members) if whole else None
 
     def images(self) -> list[Image] | None:
-        """For scans of the frozen atoms of each linear that is asked, where that pays."""
+        """Images for scans of each queried linear's frozen atoms; None if a scan does not pay."""
         whole = self.num_frozen == self.bank.num_atoms
         return self.placement.images(self.bank, self.members) if whole else None
 
     def first_active(self, shard: int) -> int:
-        """The row of a shard from which its atoms are active."""
+        """The first row of a shard that holds an active atom."""
         return shard_size(self.num_frozen, shard, self.num_shards)
 
     def packed(self, active_TR: Tensor) -> Tensor:
-        """Columns of a shard's active atoms, as many for every shard."""
+        """Columns of a shard's active atoms, padded to the same number for every shard."""
         room = largest_shard(self.num_active, self.num_shards)
         return F.pad(active_TR, (0, room - active_TR.shape[1])).contiguous()
 
     def unpacked(self, shards: Sequence[Tensor]) -> Tensor:
-        """From what ``packed`` made of each shard: a column for each active atom."""
+        """Undo ``packed``: from one tensor per shard to one column per active atom."""
         if self.num_shards == 1:
             return shards[0]
         out_TR = shards[0].new_empty(len(shards[0]), self.num_active)

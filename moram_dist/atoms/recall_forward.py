@@ -1,7 +1,6 @@
 """Forward pass of a recall, over pairs of an owner and a shard (see ``recall_function``).
 
-Shape letters: T tokens, B = L T tokens of all L linears that are asked, E outputs, K atoms kept per
-token.
+Shape letters: T tokens, B = L T tokens of all L queried linears, E outputs, K atoms kept per token.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ def forward(
     *,
     keep: bool,
 ) -> tuple[list[Tensor], Saved | None]:
-    """Outputs of each linear, (T, E), and what a backward pass needs if ``keep`` says so.
+    """Outputs of each linear, (T, E), and, if ``keep``, the tensors for the backward pass.
 
     Args:
-        call: what is asked.
+        call: the query.
         inputs: of each linear, (T, D).
-        keys: active ones of each linear, (R, D).
-        values: active ones of each linear, (R, E).
+        keys: active keys of each linear, (R, D).
+        values: active values of each linear, (R, E).
         keep: whether there will be a backward pass.
     """
     dtype = inputs[0].dtype
-    # bf16 scores change the top-k set of many tokens, so routing never sees less than float32.
+    # bf16 scores change the top-k set of many tokens, so routing uses at least float32.
     precise = torch.promote_types(dtype, torch.float32)
     tokens = call.placement.tokens(inputs, "tokens")
     shards = call.shards(keys, values, forward=True)
@@ -83,7 +82,7 @@ def _route(
     offered: dict[Pair, ShardCandidates] = {}
     for owner, rows in tokens.items():
         for shard, atoms in shards.items():
-            # Atoms before the first are scanned: this rank has all shards of them.
+            # With images, frozen atoms (rows before ``first``) are scanned below.
             first = call.first_active(shard) if images else 0
             scores[owner, shard] = scored(rows, [k[first:] for k, _ in atoms], precise)
             offered[owner, shard] = candidates(
@@ -106,7 +105,7 @@ def _route(
 def _of_active_atoms(
     call: RecallCall, scores: dict[Pair, Tensor], shards: Shards
 ) -> dict[Pair, Tensor]:
-    """Copies, so that the scores of all atoms are not kept alive."""
+    """Copies of active atoms' scores, so that the scores of all atoms can be freed."""
     kept = {}
     for (owner, shard), score_BN in scores.items():
         num_active = len(shards[shard][0][0]) - call.first_active(shard)

@@ -1,17 +1,17 @@
-"""A recall as an operation of autograd; ``recall_forward`` and ``recall_backward`` compute it.
+"""A recall as an autograd function; ``recall_forward`` and ``recall_backward`` compute it.
 
-One computation for every placement of the atoms. A memory is split into shards, each token is owned
-by a rank, and everything is computed for pairs of an owner and a shard: scores, candidates, partial
-sums. A placement says which pairs this rank works on and brings together what belongs to a token.
-Sums over shards are taken in the order of shards. So a pair is the same product of the same
-matrices on whichever rank, and placements agree to the last bit (but for K^T K, below).
+The computation is the same for every placement. A memory is split into shards, each token is owned
+by a rank, and scores, candidates and partial sums are computed for pairs of an owner and a shard. A
+placement decides which pairs this rank computes, and sends the results to the tokens' owners. Sums
+over shards are taken in the order of shards. So a pair is the same product of the same matrices on
+any rank, and placements agree bitwise (except with K^T K, see ``recall_backward``).
 
 Active atoms come after the frozen ones of the shard that they will be frozen into, so freezing
-leaves these products, and with them the outputs, as they are. The gradients of their scores go to
-the token's owner, which has what turns them into gradients of keys and values.
+changes neither these products nor the outputs. The gradients of their scores are sent to the
+token's owner, which turns them into gradients of keys and values.
 
-Linears that are asked together choose their atoms in one go: what belongs to the first one's tokens
-comes first, then the next one's.
+Linears that are queried together choose their atoms in one operation on stacked rows: the first
+linear's tokens, then the next one's.
 
 Shape letters: T tokens, R active atoms, D inputs, E outputs.
 """
@@ -31,7 +31,7 @@ from moram_dist.atoms.recall_saved import Saved
 
 
 class RecallFunction(torch.autograd.Function):
-    """``recall_together`` on flat tokens: for each linear (T, D), keys, values to (T, E)."""
+    """``recall_together`` on flat tokens: inputs (T, D), keys and values to outputs (T, E)."""
 
     @staticmethod
     def forward(ctx: Any, call: RecallCall, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -50,7 +50,7 @@ class RecallFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of the same, in the same order."""
+        """Gradients of the arguments of ``forward``, in the same order."""
         saved = Saved.of(ctx.saved_tensors, ctx.layout)
         wants_inputs = any(ctx.needs_input_grad[1 : 1 + len(grads)])
         found = backward(ctx.call, saved, grads, wants_inputs=wants_inputs)

@@ -1,6 +1,6 @@
-"""What the forward pass of a recall keeps for its backward pass, by name.
+"""The tensors that a recall's forward pass keeps for its backward pass, by name.
 
-Shape letters: B tokens of all linears that are asked, N atoms, K atoms kept per token.
+Shape letters: B tokens of all queried linears, N atoms, K atoms kept per token.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from moram_dist.atoms.routing import Mixture, Routing, weigh
 
 @dataclass(frozen=True, kw_only=True)
 class SavedMixture:
-    """A mixture without what ``routing.weigh`` computes again to the same bits."""
+    """A mixture without the tensors that ``routing.weigh`` recomputes bit for bit."""
 
     index_BK: Tensor
-    """In the smallest type of integer that holds all indices."""
+    """In the smallest integer type that holds all indices."""
 
     score_BK: Tensor | None
-    """None where the scores of all atoms are saved, and those of chosen ones among them."""
+    """None if the scores of all atoms are saved: they include these."""
 
     norm_B1: Tensor
 
     @classmethod
     def of(cls, mix: Mixture, num_atoms: int, *, scores_are_saved: bool) -> SavedMixture:
-        """Of a memory of ``num_atoms``."""
+        """From a mixture over a memory of ``num_atoms``."""
         kinds = (torch.uint8, torch.int16, torch.int32)
         kind = next(kind for kind in kinds if num_atoms - 1 <= torch.iinfo(kind).max)
         return cls(
@@ -41,7 +41,7 @@ class SavedMixture:
 
 
 class Layout(NamedTuple):
-    """What ``Saved.tensors`` does not say of the tensors."""
+    """The structure that ``Saved.of`` needs to rebuild a ``Saved`` from a flat list of tensors."""
 
     num_linears: int
     pairs: tuple[Pair, ...]
@@ -50,18 +50,18 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """Frozen atoms are not kept: the placement supplies them again."""
+    """Tensors for the backward pass. Frozen atoms are not kept: the placement supplies them."""
 
     inputs: Sequence[Tensor]
     """Of each linear, (T, D)."""
 
     keys: Sequence[Tensor]
-    """Active ones of each linear, (R, D)."""
+    """Active keys of each linear, (R, D)."""
 
     values: Sequence[Tensor]
     scores: dict[Pair, Tensor]
-    """Owner and shard to scores of the shard's atoms, (B, N); only of its active ones where K^T K
-    serves for the frozen ones."""
+    """Owner and shard to scores of the shard's atoms, (B, N); of its active ones only if K^T K is
+    used for the frozen ones."""
 
     mixtures: dict[int, SavedMixture]
     """By owner."""
@@ -76,7 +76,7 @@ class Saved:
         return weigh(index_BK, score_BK, saved.norm_B1, routing)
 
     def tensors(self) -> tuple[list[Tensor | None], Layout]:
-        """All tensors, as autograd keeps them, and what ``of`` needs beside them."""
+        """All tensors in a flat list for autograd, and the layout that ``of`` needs."""
         flat: list[Tensor | None] = [*self.inputs, *self.keys, *self.values, *self.scores.values()]
         for saved in self.mixtures.values():
             flat += [saved.index_BK, saved.score_BK, saved.norm_B1]
@@ -84,7 +84,7 @@ class Saved:
 
     @classmethod
     def of(cls, tensors: Sequence[Any], layout: Layout) -> Saved:
-        """From what ``tensors`` gave."""
+        """Rebuild from the results of ``tensors``."""
         given = iter(tensors)
         inputs, keys, values = ([next(given) for _ in range(layout.num_linears)] for _ in range(3))
         return cls(

@@ -1,4 +1,4 @@
-"""The work on chosen atoms in plain torch: what kernels are tested against, and replace on CUDA.
+"""The work on chosen atoms in plain torch: the reference for the kernels that run on CUDA.
 
 ``kernels.launch`` has the same functions with the same arguments; ``backend`` chooses between them.
 
@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from moram_dist.atoms.top_k import best
 
 PAIRS_AT_ONCE = 2**26
-"""Numbers that are fetched at a time for products of rows that torch has no operation for."""
+"""Numbers to gather at a time for products of rows that torch has no operation for."""
 
 
 def masked(number_TK: Tensor, here_TK: Tensor | None) -> Tensor:
-    """With 0 for rows of other shards; ``here_TK`` None: all are here."""
+    """``number_TK`` with 0 for rows of other shards; ``here_TK`` None: all are in this shard."""
     return number_TK if here_TK is None else number_TK * here_TK
 
 
@@ -32,19 +32,19 @@ def route(
     num_atoms: int,
     listed_TN: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The best atoms of each token, of a shard or of those that are listed.
+    """The best atoms of each token, among those of a shard or those in ``listed_TN``.
 
     Args:
         score_TN: float32 or float64.
-        num_kept: how many; places that cannot be filled get score -inf and index ``num_atoms``.
-        shard: score i is of atom i * num_shards + shard of the memory.
-        num_shards: into how many the memory is split; not used where atoms are listed.
+        num_kept: how many; slots that cannot be filled get score -inf and index ``num_atoms``.
+        shard: score i belongs to atom i * num_shards + shard of the memory.
+        num_shards: number of shards of the memory; not used with ``listed_TN``.
         num_atoms: of the whole memory.
-        listed_TN: which atoms the scores are of, int32, ascending.
+        listed_TN: the atoms that the scores belong to, int32, ascending.
 
     Returns:
-        Sum of the squared scores (T, 1), None where atoms are listed; scores (T, num_kept); and
-        atoms (T, num_kept) in int32, ascending.
+        Sum of the squared scores (T, 1), None with ``listed_TN``; scores (T, num_kept); and atoms
+        (T, num_kept) in int32, ascending.
     """
     place_TK = best(score_TN, min(num_kept, score_TN.shape[1]))
     score_TK = score_TN.gather(1, place_TK)
@@ -63,7 +63,7 @@ def route(
 def weigh(
     score_TK: Tensor, norm_T1: Tensor, temperature: float, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Relevance, weight, and weight of atoms that are not silent, (T, K) each."""
+    """Relevance, weight, and weight with 0 for silenced atoms, (T, K) each."""
     relevance_TK = score_TK / norm_T1
     weight_TK = torch.softmax(relevance_TK / temperature, -1)
     weight_TK = weight_TK.masked_fill(norm_T1 == torch.inf, 0.0)
@@ -74,7 +74,7 @@ def weigh(
 
 
 def sums(score_TK: Tensor, relevance_TK: Tensor, spoken_TK: Tensor, u_TK: Tensor) -> Tensor:
-    """A and B of ``recall_backward``, of the atoms that u belongs to, (T, 2)."""
+    """A and B of ``recall_backward`` over the atoms that u belongs to, (T, 2)."""
     wq_TK = spoken_TK * score_TK * u_TK
     return torch.stack([wq_TK.sum(-1), (wq_TK * relevance_TK).sum(-1)], -1)
 
@@ -89,11 +89,11 @@ def score_gradient(
     totals_T2: Tensor,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of scores, from u of the atoms that are asked, and A and B over all atoms.
+    """Gradient of scores, from u of some chosen atoms, and A and B over all atoms.
 
     Returns:
-        What chosen atoms get, (T, K), of those that u belongs to; and what every score is
-        multiplied by for its gradient through the norm, (T, 1).
+        The gradient of the scores that u belongs to, except through the norm, (T, K); and the
+        factor by which every score is multiplied for its gradient through the norm, (T, 1).
     """
     A_T1, B_T1 = totals_T2.split(1, -1)
     speaks_TK = spoken_TK == weight_TK
@@ -104,7 +104,7 @@ def score_gradient(
 
 
 def mix(row_TK: Tensor, here_TK: Tensor | None, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
-    """Sum of each token's rows by their strengths, (T, F) in the rows' type."""
+    """Sum of each token's rows, weighted by strength, (T, F) in the rows' dtype."""
     strength_TK = masked(strength_TK, here_TK).to(rows_NF.dtype)
     return F.embedding_bag(row_TK, rows_NF, mode="sum", per_sample_weights=strength_TK.contiguous())
 
@@ -117,7 +117,7 @@ def products(
     dtype: torch.dtype,
 ) -> Tensor:
     """Each token times its rows, (T, K); 0 for rows of other shards."""
-    if rows_NF.device.type != "cpu":  # there the operation below is slow, and has no bf16
+    if rows_NF.device.type != "cpu":  # off the CPU, pairwise products are slow and lack bf16
         return pick(tokens_TF @ rows_NF.T, row_TK, here_TK, dtype)
     num_tokens, num_chosen = row_TK.shape
     token_S = torch.arange(num_tokens, dtype=row_TK.dtype).repeat_interleave(num_chosen)
@@ -128,7 +128,7 @@ def products(
 def products_of_pairs(tokens_TF: Tensor, rows_NF: Tensor, token_S: Tensor, row_S: Tensor) -> Tensor:
     """Tokens times rows, pair by pair: (S,) in the tokens' dtype, from indices of both."""
     if tokens_TF.device.type == "cpu" and tokens_TF.dtype == rows_NF.dtype:
-        # What autograd of embedding_bag does for its weights.
+        # The gradient of embedding_bag with respect to its weights is exactly this.
         offsets = token_S.new_zeros(1)
         flat = torch.ops.aten._embedding_bag_per_sample_weights_backward
         return flat(tokens_TF.contiguous(), rows_NF, row_S, offsets, token_S, 0)
@@ -144,5 +144,5 @@ def pick(number_TN: Tensor, row_TK: Tensor, here_TK: Tensor | None, dtype: torch
 
 
 def add(row_TK: Tensor, here_TK: Tensor | None, number_TK: Tensor, to_TN: Tensor) -> None:
-    """Add numbers in place, each at its row; those of other shards are left out."""
+    """Add each number to ``to_TN`` at its row, in place; rows of other shards are skipped."""
     to_TN.scatter_add_(1, row_TK.long(), masked(number_TK, here_TK).to(to_TN.dtype))

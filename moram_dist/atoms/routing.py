@@ -1,10 +1,10 @@
 """Self-activation: which memory atoms answer a token, and how strongly.
 
-Pure functions of tensors: no modules, no process groups, no config objects. A bank that is split
-into shards makes candidates of each shard and merges them, so that where the atoms live never
-changes which of them are chosen, nor the numbers that follow.
+Pure functions of tensors: no modules, no process groups, no config objects. If a bank is split into
+shards, each shard offers candidates, which are then merged. So the location of the atoms changes
+neither the choice nor the numbers computed from it.
 
-Shape letters in this file: T tokens, N atoms, C candidates, K atoms kept per token.
+Shape letters: T tokens, N atoms, C candidates, K atoms kept per token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Routing:
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError on values that choose nothing."""
+        """Raises ValueError if top_k < 1 or temperature <= 0."""
         if self.top_k < 1 or self.temperature <= 0:
             raise ValueError(
                 f"need top_k >= 1 and temperature > 0, got {self.top_k} and {self.temperature}"
@@ -36,27 +36,27 @@ class Routing:
 
 
 class ShardCandidates(NamedTuple):
-    """What one shard of the atoms has to offer to each token."""
+    """The best atoms of one shard for each token."""
 
     squares_T1: Tensor
     """Sum of the squared scores of all atoms of the shard."""
 
     score_TC: Tensor
-    """The shard's largest scores, -inf where it has fewer atoms."""
+    """The shard's largest scores; -inf in slots that it has no atoms for."""
 
     index_TC: Tensor
-    """Which atoms they are, as indices into the whole memory, int32, ascending."""
+    """Indices of these atoms in the whole memory, int32, ascending."""
 
 
 class Mixture(NamedTuple):
-    """The atoms that answer each token, in ascending order, and what the backward pass needs."""
+    """The atoms that answer each token, in ascending order, and numbers for the backward pass."""
 
     index_TK: Tensor
     """int32."""
 
     score_TK: Tensor
     norm_T1: Tensor
-    """||scores|| over all atoms; infinite where it is 0, so that relevance and gradient are 0."""
+    """||scores|| over all atoms; inf instead of 0, so that relevance and gradient are 0."""
 
     relevance_TK: Tensor
     """Scores over their norm, in [-1, 1]."""
@@ -65,7 +65,7 @@ class Mixture(NamedTuple):
     """Softmax weights before silencing; 0 for a token whose scores are all 0."""
 
     spoken_TK: Tensor
-    """Weights, 0 for atoms whose relevance is under the threshold."""
+    """Weights; 0 for atoms whose relevance is below the threshold."""
 
 
 def candidates(
@@ -74,12 +74,12 @@ def candidates(
     """A shard's best atoms for each token.
 
     Args:
-        score_TN: scores of the shard's own atoms.
-        num_kept: how many to offer; places that the shard cannot fill get score -inf.
+        score_TN: scores of the shard's atoms, from ``first`` on.
+        num_kept: how many to offer; slots that the shard cannot fill get score -inf.
         shard: atom i of the shard is atom i * num_shards + shard of the memory.
-        num_shards: into how many the memory is split.
+        num_shards: number of shards of the memory.
         num_atoms: of the whole memory.
-        first: which atom of the shard the scores begin with.
+        first: the shard's atom to which the first score belongs.
     """
     found = backend(score_TN).route(
         score_TN,
@@ -94,17 +94,17 @@ def candidates(
 def mixture(shards: Sequence[ShardCandidates], *, num_atoms: int, routing: Routing) -> Mixture:
     """Turn candidates of all shards into the mixture of each token.
 
-    The ``top_k`` best scored atoms (signed, so a strong negative match does not fire) share a
-    softmax of their relevance (score over the L2 norm of all scores) at ``temperature``; an atom
-    whose relevance is under ``threshold`` is then silenced. Weights are not renormalised
-    afterwards, so a token that no atom knows gets almost no update. A token whose scores are all
-    0 gets none, and no gradient.
+    The ``top_k`` atoms with the highest scores (signed, so a strong negative match does not count)
+    get softmax weights of their relevance (score over the L2 norm of all scores) at
+    ``temperature``; an atom whose relevance is below ``threshold`` is then silenced. Weights are
+    not renormalised afterwards, so a token that no atom knows gets almost no update. A token whose
+    scores are all 0 gets no update and no gradient.
 
     Args:
-        shards: in the order of shards, which is the order of sums. Their precision is the
-            precision of the routing: callers score in float32 or more.
+        shards: in the order of shards, which is the order of sums. Routing has the precision of
+            these scores: callers score in float32 or more.
         num_atoms: of the whole memory, >= 1.
-        routing: all atoms are kept where there are fewer than ``top_k``.
+        routing: all atoms are kept if there are fewer than ``top_k``.
 
     Source: Lu et al. 2026, arXiv:2506.21035 (self-activation, top-k, temperature, threshold).
     """
@@ -117,10 +117,10 @@ def mixture(shards: Sequence[ShardCandidates], *, num_atoms: int, routing: Routi
 
 
 def merged(shards: Sequence[ShardCandidates], num_kept: int) -> ShardCandidates:
-    """The best of what all shards offer, in the order of shards, as one offer."""
+    """Merge the candidates of all shards, given in order, into the ``num_kept`` best."""
     index_TC = torch.cat([shard.index_TC for shard in shards], -1)
     score_TC = torch.cat([shard.score_TC for shard in shards], -1)
-    order = index_TC.argsort(-1)  # so that among ties the lower atom comes first
+    order = index_TC.argsort(-1)  # so that ties go to the lower index
     index_TC, score_TC = index_TC.gather(1, order), score_TC.gather(1, order)
     squares_T1 = in_order([shard.squares_T1 for shard in shards])
     _, score_TK, index_TK = backend(score_TC).route(
@@ -130,13 +130,13 @@ def merged(shards: Sequence[ShardCandidates], num_kept: int) -> ShardCandidates:
 
 
 def weigh(index_TK: Tensor, score_TK: Tensor, norm_T1: Tensor, routing: Routing) -> Mixture:
-    """The mixture of the atoms that were chosen; the same bits whenever it is asked again."""
+    """The mixture of the chosen atoms; recomputing it gives the same bits."""
     found = backend(score_TK).weigh(score_TK, norm_T1, routing.temperature, routing.threshold)
     return Mixture(index_TK, score_TK, norm_T1, *found)
 
 
 def in_order(terms: Sequence[Tensor]) -> Tensor:
-    """Their sum from the first to the last: the order is part of the result."""
+    """Sum from the first to the last term, because rounding depends on the order."""
     total = terms[0]
     for term in terms[1:]:
         total = total + term

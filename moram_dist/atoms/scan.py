@@ -1,22 +1,21 @@
-"""The best of very many frozen atoms for each token, without all their scores in float32.
+"""Find the best of very many frozen atoms for each token without scoring them all in float32.
 
-One bf16 product gives an upper bound of every score. The atoms whose bounds are highest are scored
-exactly. A token is certified when the last score that it keeps exceeds the bounds of all atoms that
+One bf16 product gives an upper bound of every score. The atoms with the highest bounds are scored
+exactly. A token is certified if the lowest score that it keeps exceeds the bounds of all atoms that
 were not scored; other tokens get the full product. So no result is approximate:
 
     p_i  = x . k_i                score, of token x and key k_i;  ^ is rounding to bf16
     p_i <= x^ . k^_i + ||x|| ||k_i - k^_i|| + ||x - x^|| ||k^_i|| + rounding          = bound of p_i
 
-The terms after x^ . k^_i are products of a number of the token and a number of the key. As further
-columns of the two matrices they are part of the product. Rounding is that of both sums of
-D products, the bf16 one (accumulated in float32) and the exact one, at most
-D u ||x|| ||k_i|| each, in whatever order a backend takes them. So the bound holds for scores as
-they are computed, not only for true ones.
+The terms after x^ . k^_i are products of one number per token and one per key, so extra columns of
+the two matrices add them to the product. "rounding" covers both sums of D products, the bf16 one
+(accumulated in float32) and the exact one: at most D u ||x|| ||k_i|| each, in any order of
+summation. So the bound holds for the computed scores, not only for the true ones.
 
-||p||^2 = x^T K^T K x. In float32 that is exact unless x is far from all keys, as lengths go; such
-tokens get the full product too.
+||p||^2 = x^T K^T K x. In float32 this is accurate unless ||p|| is small for the length of x (see
+``LEAST_NORM``); such tokens get the full product too.
 
-Shape letters: T tokens, N atoms, C candidates, K atoms kept per token, D inputs, F = D + further
+Shape letters: T tokens, N atoms, C candidates, K atoms kept per token, D inputs, F = D + extra
 columns, S pairs of a token and an atom.
 """
 
@@ -33,37 +32,37 @@ from moram_dist.atoms.routing import ShardCandidates, candidates, merged
 from moram_dist.atoms.top_k import best
 
 BEYOND = {"cpu": 4}
-"""By device, more than so many atoms for each input are scanned: where that begins to pay on a CPU.
-Elsewhere none are: how CUDA sums bf16 products, which the bounds rest on, is still to be tested."""
+"""By device, the number of atoms per input above which a scan pays. Other devices never scan: the
+bounds depend on how bf16 products are summed, which is still to be tested on CUDA."""
 
 PER_KEPT = 4
-"""Candidates for each atom to keep: two to three have bounds that reach the last kept score."""
+"""Candidates per atom to keep: two to three of them have bounds above the lowest kept score."""
 
 FURTHER = 32
-"""Columns that an image has more than keys: two, and zeros, so that rows stay aligned."""
+"""Extra columns of an image: two, and zeros that keep rows aligned."""
 
 SCORES_AT_ONCE = 2**26
-"""So many bounds, or exact scores, are in memory at a time."""
+"""Bounds, or exact scores, to hold in memory at a time."""
 
 LEAST_NORM = 2.0**-4
-"""||p|| is taken from K^T K where it is at least so much of the most that ||x|| allows. Its error,
-over its size, is about 5e-9 over the square of that part, as measured: here 1.3e-6 at most."""
+"""||p|| is taken from K^T K if it is at least this fraction of the largest value that ||x|| allows.
+Its relative error, as measured, is about 5e-9 over the fraction squared: here at most 1.3e-6."""
 
 UNIT = 2.0**-8
 """Largest relative error of rounding to bf16."""
 
 
 class Image(NamedTuple):
-    """What the scan needs of a linear's frozen atoms, in the order of the whole memory."""
+    """The data that a scan needs of a linear's frozen atoms, in the order of the whole memory."""
 
     key_NF: Tensor
-    """bf16: keys, then for each its error and its length, rounded up."""
+    """bf16: each key, then its rounding error and its length, both rounded up."""
 
     gram_DD: Tensor
     """K^T K."""
 
     stretch: float
-    """The most that K makes of a token's length: the square root of K^T K's largest eigenvalue."""
+    """Largest factor ||K x|| / ||x||: the square root of K^T K's largest eigenvalue."""
 
 
 def supported(device: torch.device) -> bool:
@@ -73,7 +72,7 @@ def supported(device: torch.device) -> bool:
 
 
 def image(shards: Mapping[int, Tensor], gram_DD: Tensor) -> Image:
-    """Of keys (rows, D), all shards of them."""
+    """Build the image from the keys (rows, D) of all shards."""
     first = shards[0]
     num_atoms, num_inputs = sum(map(len, shards.values())), first.shape[1]
     key_NF = first.new_zeros(num_atoms, num_inputs + FURTHER, dtype=torch.bfloat16)
@@ -94,12 +93,12 @@ def scan(
 
     Args:
         x_TD: tokens, in float32 or more.
-        of: what ``image`` made of the keys.
+        of: the ``image`` of the keys.
         shards: shard to its keys (rows, D), all of them.
         num_kept: how many atoms, at most N.
 
     Returns:
-        The candidates of all shards together, and which tokens were certified, (T,).
+        The best atoms of all shards together, and which tokens were certified, (T,).
     """
     at_once = max(1, SCORES_AT_ONCE // len(of.key_NF))
     parts = [_scan(some, of, shards, num_kept) for some in x_TD.split(at_once)]
@@ -125,7 +124,7 @@ def _scan(
     if num_candidates == num_atoms:
         outside_T1 = torch.full_like(outside_T1, -torch.inf)
 
-    # K atoms with high bounds first: what is under all their scores need not be scored.
+    # First score the K atoms with the highest bounds: bounds below all their scores are ruled out.
     first_TC = torch.zeros_like(index_TC, dtype=torch.bool)
     first_TC[:, :num_kept] = True
     score_TC = x_TD.new_full(index_TC.shape, -torch.inf)
@@ -133,7 +132,7 @@ def _scan(
     enough_T1 = score_TC[:, :num_kept].amin(-1, keepdim=True)
     _score(score_TC, x_TD, shards, index_TC, (bound_TC >= enough_T1) & ~first_TC)
 
-    index_TC, order_TC = index_TC.sort(-1)  # so that among ties the lower atom comes first
+    index_TC, order_TC = index_TC.sort(-1)  # so that ties go to the lower index
     score_TC = score_TC.gather(1, order_TC)
     kept = best(score_TC, num_kept)
     score_TK = score_TC.gather(1, kept)
@@ -145,12 +144,12 @@ def _scan(
 
 
 def bounds(x_TD: Tensor, of: Image) -> Tensor:
-    """Bounds of all scores, (T, N), but for their own rounding: see ``rounded_up``."""
+    """Bounds of all scores, (T, N), rounded to bf16: apply ``rounded_up`` before comparing."""
     num_tokens = len(x_TD)
     low_TD = x_TD.bfloat16()
     length_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True)
     error_T1 = torch.linalg.vector_norm(x_TD - low_TD, dim=-1, keepdim=True)
-    # Twice for the two sums, and twice for instructions that round a pair of products in between.
+    # A factor 2 for the two sums, and 2 for instructions that also round each pair of products.
     error_T1 = error_T1 + 4 * of.key_NF.shape[1] * 2.0**-24 * length_T1
     zeros_TF = low_TD.new_zeros(num_tokens, FURTHER - 2)
     token_TF = torch.cat([low_TD, _up(length_T1), _up(error_T1), zeros_TF], -1)
@@ -158,7 +157,7 @@ def bounds(x_TD: Tensor, of: Image) -> Tensor:
 
 
 def rounded_up(bound: Tensor) -> Tensor:
-    """The most that a bound was before it was rounded to bf16, in float32."""
+    """The largest value, in float32, that a bf16 bound can have had before it was rounded."""
     bound = bound.float()
     return bound + UNIT * bound.abs()
 
@@ -166,7 +165,7 @@ def rounded_up(bound: Tensor) -> Tensor:
 def _in_full(
     x_TD: Tensor, shards: Mapping[int, Tensor], num_kept: int, num_atoms: int
 ) -> ShardCandidates:
-    """From the scores of all atoms."""
+    """The best atoms, from the exact scores of all atoms."""
     found = [
         candidates(
             x_TD @ keys_ND.to(x_TD.dtype).T,
@@ -187,7 +186,7 @@ def _score(
     index_TC: Tensor,
     asked_TC: Tensor,
 ) -> None:
-    """Fill in the exact scores of the atoms that are asked for."""
+    """Fill in the exact scores of the atoms that ``asked_TC`` marks."""
     shard_TC = index_TC % len(shards)
     for shard, keys_ND in shards.items():
         here_TC = asked_TC & (shard_TC == shard)
@@ -197,7 +196,7 @@ def _score(
 
 
 def _quadratic(x_TD: Tensor, gram_DD: Tensor) -> Tensor:
-    """x^T G x of each token, (T, 1); of a symmetric G, blocks under the diagonal are spared."""
+    """x^T G x of each token, (T, 1); G is symmetric, so blocks below the diagonal are skipped."""
     width = max(1, -(-x_TD.shape[1] // 8))
     total_T = x_TD.new_zeros(len(x_TD))
     for start in range(0, x_TD.shape[1], width):
@@ -210,15 +209,16 @@ def _quadratic(x_TD: Tensor, gram_DD: Tensor) -> Tensor:
 
 
 def _up(length: Tensor) -> Tensor:
-    """To bf16, and not under what it is.
+    """Round up to bf16.
 
-    The least bit more covers how it was computed; 2^-50, squares and products that underflow.
+    The margin covers the rounding error of ``length`` itself; 2^-50 covers underflow of squares and
+    products.
     """
     return (length * (1 + 2 * UNIT) + 2.0**-50).bfloat16()
 
 
 def _largest_eigenvalue(gram_DD: Tensor) -> float:
-    """By powers of G on its longest column; a little less than it is."""
+    """By power iteration from the column with the largest diagonal; slightly underestimates it."""
     v_D = gram_DD[gram_DD.diagonal().argmax()]
     for _ in range(32):
         v_D = gram_DD @ (v_D / torch.linalg.vector_norm(v_D).clamp(min=1e-30))

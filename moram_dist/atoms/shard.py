@@ -1,11 +1,11 @@
-"""What one shard of the atoms does for the tokens of one owner, in as few passes as possible.
+"""The computations of one shard's atoms with one owner's tokens, in as few operations as possible.
 
-Chosen atoms are given as their rows in the shard. Where a shard has many more rows than a token
-chooses, only the chosen rows are touched; where it has few, a matrix product over all of them is
-faster. The choice depends on sizes alone, so it is the same wherever the atoms are.
+Chosen atoms are given as rows of the shard. If a shard has many more rows than a token chooses,
+only the chosen rows are read; if it has few, a matrix product with all of them is faster. The
+choice depends on sizes alone, so it is the same under every placement.
 
-Linears that are asked together have matrices of their own, and share all that is done to small
-numbers: those of the first linear's tokens come first, then the next one's.
+Linears that are queried together have separate matrices, but operations on per-atom numbers run
+once on stacked rows: the first linear's tokens, then the next one's.
 
 Shape letters: T tokens, L linears, B = L T tokens of all of them, N rows of the shard, D inputs, E
 outputs, K atoms chosen per token, S pairs of a token and a row.
@@ -23,8 +23,8 @@ from moram_dist.atoms.backend import backend
 from moram_dist.atoms.reference import masked
 
 MIX_ALL = {"cpu": 2, "cuda": 100}
-"""Up to so many rows for each chosen one, all rows are mixed: what fetching a row costs, over its
-part in a matrix product. Measured on a CPU; for CUDA from data sheets."""
+"""All rows are mixed if there are at most this many per chosen row: the cost of fetching a row over
+its cost in a matrix product. Measured on a CPU; for CUDA from data sheets."""
 
 MULTIPLY_ALL = {"cpu": 5, "cuda": 100}
 """The same for products with tokens."""
@@ -42,16 +42,16 @@ class Chosen(NamedTuple):
     """Whether the atom is in this shard; None where all are."""
 
     def since(self, first: int) -> Chosen:
-        """Those among the rows from ``first`` on, as rows of these."""
+        """The chosen rows from ``first`` on, counted from ``first``."""
         row_TK = self.row_TK - first
         return Chosen(row_TK.clamp(min=0), self._only(row_TK >= 0))
 
     def before(self, first: int) -> Chosen:
-        """Those among the rows before ``first``."""
+        """The chosen rows before ``first``."""
         return Chosen(self.row_TK, self._only(self.row_TK < first))
 
     def each(self, num_linears: int) -> list[Chosen]:
-        """Those of each linear's tokens, where they are of linears that are asked together."""
+        """Split the stacked rows of linears that are queried together: one item per linear."""
         if num_linears == 1:
             return [self]
         rows = each(self.row_TK, num_linears)
@@ -64,12 +64,12 @@ class Chosen(NamedTuple):
         return these_TK if self.here_TK is None else these_TK & self.here_TK
 
     def masked(self, numbers_TK: Tensor) -> Tensor:
-        """With 0 for atoms of other shards."""
+        """``numbers_TK`` with 0 for atoms of other shards."""
         return masked(numbers_TK, self.here_TK)
 
 
 def each(stacked_B: Tensor, num_linears: int) -> Sequence[Tensor]:
-    """The part of each linear, of what all of them share: (B, ...) to (T, ...)."""
+    """Split a stacked tensor (B, ...) into one part (T, ...) per linear."""
     if num_linears == 1:
         return [stacked_B]
     size = len(stacked_B) // num_linears
@@ -79,8 +79,8 @@ def each(stacked_B: Tensor, num_linears: int) -> Sequence[Tensor]:
 def scored(tokens: Sequence[Tensor], keys: Sequence[Tensor], precise: torch.dtype) -> Tensor:
     """Each linear's tokens (T, D) times its keys (N, D): (B, N), in float32 or more.
 
-    Products of two bf16 or fp16 numbers are exact in float32, so on CUDA their own matrix product,
-    asked for a float32 result, is as precise as that of float32 copies. CPUs have no such product.
+    Products of two bf16 or fp16 numbers are exact in float32, so on CUDA a half-precision matrix
+    product with float32 output is as precise as one of float32 copies. CPUs have no such product.
     """
     x_TD, k_ND = tokens[0], keys[0]
     halves = x_TD.dtype in HALVES and k_ND.dtype == x_TD.dtype
@@ -94,7 +94,7 @@ def scored(tokens: Sequence[Tensor], keys: Sequence[Tensor], precise: torch.dtyp
 
 
 def mixed(chosen: Chosen, strength_BK: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
-    """For each linear, the sum of its tokens' chosen rows (N, F) by their strengths: (T, F)."""
+    """For each linear, the sum of its tokens' chosen rows (N, F), weighted by strength: (T, F)."""
     num_linears, like_NF = len(rows), rows[0]
     if _few(like_NF, chosen, MIX_ALL):
         weight_BN = spread(chosen, strength_BK, len(like_NF), like_NF.dtype)
@@ -106,12 +106,12 @@ def mixed(chosen: Chosen, strength_BK: Tensor, rows: Sequence[Tensor]) -> list[T
 
 
 def spread(chosen: Chosen, numbers_TK: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
-    """Each number at its row, 0 elsewhere, (T, num_rows)."""
+    """Place each number at its row, 0 elsewhere: (T, num_rows)."""
     return add(chosen, numbers_TK, numbers_TK.new_zeros(len(numbers_TK), num_rows, dtype=dtype))
 
 
 def add(chosen: Chosen, numbers_TK: Tensor, to_TN: Tensor) -> Tensor:
-    """Add each number at its row, in place; those of other shards are left out."""
+    """Add each number to ``to_TN`` at its row, in place; rows of other shards are skipped."""
     if not to_TN.shape[1]:
         return to_TN
     backend(to_TN).add(*chosen, numbers_TK, to_TN)
@@ -135,7 +135,7 @@ def products(
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """What ``each`` takes apart: (T, ...) of each linear to (B, ...)."""
+    """Undo ``each``: stack one part (T, ...) per linear into (B, ...)."""
     return parts[0] if len(parts) == 1 else torch.cat([*parts])
 
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 COLUMNS = 256
-"""A long row of scores is laid out in this many columns: the longest rows that numpy sorts fast."""
+"""Columns in which a long row of scores is laid out: numpy partitions longer rows slowly."""
 
 
 def best(score_TN: Tensor, num_kept: int) -> Tensor:
     """Indices of the ``num_kept`` largest of each row, (T, K) ascending; ties go to the lower one.
 
-    torch.topk leaves the order among ties open and its backends differ in it: it only supplies the
-    k-th value. On a CPU, where looking costs nothing, a faster way is taken if no row has a tie at
-    the k-th place. num_kept must be at most N.
+    torch.topk does not define the order among ties, and its backends differ, so it only supplies
+    the k-th value. On a CPU, where reading values is free, a faster method is used if no row has a
+    tie at the k-th value. num_kept must be at most N.
     """
     num_tokens, num_atoms = score_TN.shape
     if num_kept >= num_atoms:
@@ -32,10 +32,10 @@ def best(score_TN: Tensor, num_kept: int) -> Tensor:
 
 
 def _best_without_ties(score_TN: Tensor, num_kept: int) -> Tensor | None:
-    """``best`` on a CPU, or None where a row has a tie at the k-th place, or no number.
+    """``best`` on a CPU, or None if a row has a tie at the k-th value or a NaN.
 
     numpy partitions short rows several times as fast as torch. A long row is laid out in columns:
-    its best are in the columns whose largest scores are best, and those are a short row again.
+    its best scores are in the columns with the best maxima, which form a shorter row.
     """
     num_tokens, num_atoms = score_TN.shape
     if num_atoms <= 2 * COLUMNS:
@@ -65,15 +65,15 @@ def _best_without_ties(score_TN: Tensor, num_kept: int) -> Tensor | None:
 
 
 def _best_among_ties(score_TN: Tensor, num_kept: int) -> Tensor:
-    """``best`` without a look at what the scores are."""
+    """``best`` for any scores, without reading values on the host."""
     num_tokens, num_atoms = score_TN.shape
     last_kept_T1 = score_TN.topk(num_kept, dim=-1).values[:, -1:]
     above = score_TN > last_kept_T1
     tied = score_TN == last_kept_T1
     places_left_T1 = num_kept - above.sum(-1, keepdim=True)
     keep = above | (tied & (tied.cumsum(-1) <= places_left_T1))
-    # The i-th kept atom goes to place i; the others share a last place, which is cut off. Rows of
-    # NaN keep nothing, and their places stay 0, a valid index.
+    # The i-th kept atom goes to slot i; all others share an extra last slot, which is cut off. Rows
+    # of NaN keep nothing, and their slots stay 0, a valid index.
     place = torch.where(keep, keep.cumsum(-1) - 1, num_kept)
     index = torch.zeros(num_tokens, num_kept + 1, dtype=torch.long, device=score_TN.device)
     everything = torch.arange(num_atoms, device=score_TN.device).expand(num_tokens, num_atoms)

@@ -2,8 +2,8 @@
 
     routing.py    the best atoms of each token, of one shard or of all
     mixture.py    the small arithmetic on the chosen atoms' numbers, forward and backward
-    rows.py       chosen rows: mixed, multiplied, picked, added to
-    launch.py     the same as functions of tensors: shapes, grids, limits
+    rows.py       chosen rows: mix, multiply, pick, add to them
+    launch.py     launches the kernels as functions of tensors: shapes, grids, limits
 
 ``atoms.reference`` has the same functions in torch, and tests compare each kernel with it;
 ``atoms.backend`` chooses between the two.
@@ -41,8 +41,8 @@ __all__ = [
 
 
 def serve(tensor: Tensor) -> bool:
-    """Whether kernels do the work on a tensor: it is on a CUDA device, and Triton is installed.
+    """Whether kernels can process a tensor: it is on a CUDA device, and Triton is installed.
 
-    CUDA wheels of torch bring Triton with them.
+    CUDA wheels of torch install Triton too.
     """
     return THERE and tensor.is_cuda

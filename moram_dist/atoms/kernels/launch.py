@@ -1,8 +1,8 @@
 """Each kernel as a function of tensors: shapes, grids, limits.
 
-Kernels take contiguous tensors of numbers in float32 or float64, and rows in any floating type.
-What they compute for a token does not depend on the other tokens. It may depend on whether rows
-start at multiples of 16 bytes, as a matrix product's does.
+Kernels take contiguous tensors of numbers in float32 or float64, and rows in any floating type. The
+result for a token does not depend on the other tokens. As with matrix products, it may depend on
+whether rows start at multiples of 16 bytes.
 
 Shape letters: T tokens, N atoms or rows of a shard, F features, B blocks, C candidates, K atoms
 kept per token.
@@ -20,11 +20,11 @@ from moram_dist.atoms import reference
 from moram_dist.atoms.kernels import mixture, routing, rows
 
 BLOCK = 4096
-"""As many scores a program looks at; a longer row is several blocks, and then their candidates."""
+"""Scores that one program reads. A longer row is split into blocks, whose candidates are merged."""
 
 
 def routes(num_scores: int, num_kept: int) -> bool:
-    """Whether ``route`` can: the candidates of all blocks must fit one block."""
+    """Whether the kernel can do it: the candidates of all blocks must fit into one block."""
     num_blocks = triton.cdiv(num_scores, BLOCK)
     return max(num_kept, num_blocks * num_kept if num_blocks > 1 else 0) <= BLOCK
 
@@ -42,16 +42,16 @@ def route(
 
     Args:
         score_TN: float32 or float64.
-        num_kept: how many; more than ``routes`` allows are left to torch. Places that cannot be
-            filled get score -inf and index ``num_atoms``.
-        shard: as for ``routing.candidates``, like the next two.
-        num_shards: not used where atoms are listed.
+        num_kept: how many; torch does it if ``routes`` says no. Slots that cannot be filled get
+            score -inf and index ``num_atoms``.
+        shard: as for ``reference.route``, like the next two.
+        num_shards: not used with ``listed_TN``.
         num_atoms: of the whole memory.
-        listed_TN: which atoms the scores are of, int32, ascending.
+        listed_TN: the atoms that the scores belong to, int32, ascending.
 
     Returns:
         Sum of the squared scores (T, 1), scores (T, num_kept), and atoms (T, num_kept) in int32,
-        ascending. A row of NaN gets valid atoms, which differ.
+        ascending. A row of NaN gets valid and distinct atoms.
     """
     num_tokens, num_scores = score_TN.shape
     if not routes(num_scores, num_kept):
@@ -87,7 +87,7 @@ def route(
     )
     if num_blocks == 1:
         return squares_TB, best_TC, index_TC
-    # Blocks are in the order of atoms, so are their candidates, and lacking ones come last.
+    # Blocks are in the order of atoms, so are their candidates, and empty slots come last.
     _, best_TK, index_TK = route(best_TC, num_kept, num_atoms=num_atoms, listed_TN=index_TC)
     return squares_TB.sum(-1, keepdim=True), best_TK, index_TK
 
@@ -95,7 +95,7 @@ def route(
 def weigh(
     score_TK: Tensor, norm_T1: Tensor, temperature: float, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Relevance, weight, and weight if spoken, (T, K) each, as ``routing.weigh``."""
+    """Relevance, weight, and weight with 0 for silenced atoms, (T, K), as ``reference.weigh``."""
     relevance_TK, weight_TK, spoken_TK = (score_TK.new_empty(score_TK.shape) for _ in range(3))
     out = relevance_TK, weight_TK, spoken_TK
     constants = {"TEMPERATURE": temperature, "THRESHOLD": threshold}
@@ -104,7 +104,7 @@ def weigh(
 
 
 def sums(score_TK: Tensor, relevance_TK: Tensor, spoken_TK: Tensor, u_TK: Tensor) -> Tensor:
-    """A and B of ``recall_function``, (T, 2)."""
+    """A and B of ``recall_backward``, (T, 2)."""
     out_T2 = score_TK.new_empty(len(score_TK), 2)
     _launch_tiles(mixture.sums, score_TK, (score_TK, relevance_TK, spoken_TK, u_TK, out_T2))
     return out_T2
@@ -120,7 +120,7 @@ def score_gradient(
     totals_T2: Tensor,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """What chosen atoms get (T, K), and the factor of every score (T, 1), by the same formulas."""
+    """Gradient of chosen scores (T, K), and each token's factor (T, 1), as the reference."""
     given = (score_TK, norm_T1, relevance_TK, weight_TK, spoken_TK, u_TK, totals_T2)
     out = score_TK.new_empty(score_TK.shape), norm_T1.new_empty(norm_T1.shape)
     _launch_tiles(mixture.score_gradient, score_TK, given + out, TEMPERATURE=temperature)
@@ -128,7 +128,7 @@ def score_gradient(
 
 
 def mix(row_TK: Tensor, here_TK: Tensor | None, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
-    """Sum of each token's rows by their strengths, (T, F) in the rows' type, as ``shard.mixed``."""
+    """Sum of each token's rows, weighted by strength, (T, F) in the rows' dtype."""
     (num_tokens, num_chosen), num_features = row_TK.shape, rows_NF.shape[1]
     out_TF = rows_NF.new_empty(num_tokens, num_features)
     width = min(1024, triton.next_power_of_2(num_features))
@@ -155,7 +155,7 @@ def products(
     rows_NF: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Each token times its rows, (T, K), as ``shard.products``; 0 for rows of other shards."""
+    """Each token times its rows, (T, K); 0 for rows of other shards."""
     num_tokens, num_chosen = row_TK.shape
     out_TK = torch.empty(num_tokens, num_chosen, dtype=dtype, device=rows_NF.device)
     places = min(16, triton.next_power_of_2(num_chosen))
@@ -185,9 +185,10 @@ def pick(number_TN: Tensor, row_TK: Tensor, here_TK: Tensor | None, dtype: torch
 
 
 def add(row_TK: Tensor, here_TK: Tensor | None, number_TK: Tensor, to_TN: Tensor) -> None:
-    """Add numbers in place, each at its row; those of other shards are left out.
+    """Add each number to ``to_TN`` at its row, in place; rows of other shards are skipped.
 
-    A token's rows that are here must differ, and ``to_TN`` must be contiguous.
+    The rows of a token in this shard must be distinct. Raises RuntimeError if ``to_TN`` is not
+    contiguous.
     """
     if not to_TN.is_contiguous():
         raise RuntimeError("numbers are added to a contiguous tensor only")
@@ -197,7 +198,7 @@ def add(row_TK: Tensor, here_TK: Tensor | None, number_TK: Tensor, to_TN: Tensor
 def _launch_tiles(
     kernel: Any, like_TK: Tensor, given: tuple[Tensor | None, ...], *sizes: int, **constants: float
 ) -> None:
-    """A kernel on small numbers: some tokens a program, with all of their places."""
+    """Launch a kernel on (T, K) numbers: each program gets some tokens with all their slots."""
     num_tokens, num_chosen = like_TK.shape
     places = triton.next_power_of_2(num_chosen)
     tokens = max(1, 512 // places)

@@ -1,8 +1,8 @@
-"""The arithmetic on the numbers of chosen atoms: K of each token.
+"""Arithmetic on the numbers of chosen atoms: K per token.
 
-The formulas are those of ``atoms.routing.weigh`` and ``atoms.recall_function``. A program has
-TOKENS tokens and PLACES >= K places. Temperature and threshold are constants of the compilation:
-as arguments they would be rounded to float32 for float64 too.
+The formulas are those of ``atoms.reference.weigh`` and ``atoms.recall_backward``. A program has
+TOKENS tokens with PLACES >= K slots each. Temperature and threshold are compile-time constants: as
+arguments they would be rounded to float32 even for float64.
 
 Tensor arguments are pointers to contiguous tensors. Shape letters: T tokens, K atoms kept.
 """
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def tile(num_tokens, K: tl.constexpr, TOKENS: tl.constexpr, PLACES: tl.constexpr):
-    """Tokens of the program, places of a token, where both exist, and where they are in memory."""
+    """The program's tokens, a token's slots, the mask of real ones, and their memory offsets."""
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     place = tl.arange(0, PLACES)
     real = (token < num_tokens)[:, None] & (place < K)[None, :]
@@ -36,7 +36,7 @@ def weigh(
     TOKENS: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """Relevance, softmax weights, and weights of the atoms that speak."""
+    """Relevance, softmax weights, and weights with 0 for silenced atoms."""
     token, place, real, at = tile(num_tokens, K, TOKENS, PLACES)
     score = tl.load(score_TK + at, mask=real, other=0.0)
     norm = tl.load(norm_T1 + token, mask=token < num_tokens, other=float("inf"))[:, None]
@@ -66,7 +66,7 @@ def sums(
     TOKENS: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """A and B of the atoms that u belongs to."""
+    """A and B over the atoms that u belongs to."""
     token, _, real, at = tile(num_tokens, K, TOKENS, PLACES)
     score = tl.load(score_TK + at, mask=real, other=0.0)
     relevance = tl.load(relevance_TK + at, mask=real, other=0.0)
@@ -93,7 +93,7 @@ def score_gradient(
     TOKENS: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """What chosen atoms get, and what every score is multiplied by, from A and B of all atoms."""
+    """Gradient of chosen scores, and the factor of every score, from A and B over all atoms."""
     token, _, real, at = tile(num_tokens, K, TOKENS, PLACES)
     asked = token < num_tokens
     score = tl.load(score_TK + at, mask=real, other=0.0)

@@ -1,12 +1,12 @@
 """The best atoms of each token.
 
-The k-th largest score of a row is found bit by bit, from the highest: a bit is set where at least k
-scores are as large as the number so far with it. That takes as many counts as a score has bits,
-whatever k is and however many scores are equal. What is above it is kept, and of what equals it as
-many as there are places left, from the lowest index on.
+The k-th largest score of a row is found bit by bit, from the highest: a bit is set if at least k
+scores are at least as large as the number built so far with this bit. That takes one count per bit
+of a score, for any k and any number of ties. Scores above the result are kept; ties with it fill
+the remaining slots, lowest index first.
 
 Tensor arguments are pointers to contiguous tensors. Shape letters: T tokens, N scores of a token,
-B blocks of them, C places of all blocks.
+B blocks of them, C slots of all blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _highest_bit(dtype: tl.constexpr):
 
 @triton.jit
 def _ordered(score):
-    """Unsigned integers in the order of the scores. NaN is as low as -inf, and -0 is 0."""
+    """Unsigned integers that sort like the scores. NaN counts as -inf, and -0 as 0."""
     score = tl.where(score != score, float("-inf"), score)
     score = tl.where(score == 0, 0.0, score)
     if score.dtype == tl.float64:
@@ -35,7 +35,7 @@ def _ordered(score):
 
 @triton.jit
 def _kth_largest(bits, k):
-    """The largest number that at least k of the bits reach."""
+    """The largest number that at least k elements of ``bits`` reach."""
     bit = _highest_bit(bits.dtype)
     found = bit ^ bit
     for _ in range(bits.dtype.primitive_bitwidth):
@@ -61,18 +61,18 @@ def route(
     BLOCK: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """One token and one block of its scores: the ``num_kept`` best, in the order of their places.
+    """The ``num_kept`` best of one token's scores in one block, in the order of their columns.
 
-    Places that the block cannot fill, its last ones, get score -inf and index ``num_atoms``.
-    ``listed_TN`` says which atoms the scores belong to, ascending; where it is None, score i is of
-    atom i * num_shards + shard. ``squares_TB`` is None where nobody wants the sum of squares.
+    Slots that the block cannot fill come last and get score -inf and index ``num_atoms``.
+    ``listed_TN`` holds the atoms that the scores belong to, ascending; if it is None, score i
+    belongs to atom i * num_shards + shard. If ``squares_TB`` is None, squares are not summed.
     """
     token = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside = column < num_scores
     at = token * num_scores + column
-    # What is outside comes last, and ties go to what is before it, so it is never kept.
+    # Columns outside come last, and ties go to earlier ones, so they are never kept.
     score = tl.load(score_TN + at, mask=inside, other=float("-inf"))
     here = token * tl.num_programs(1) + block
     if squares_TB is not None:

@@ -1,7 +1,7 @@
-"""Chosen rows: mixed, multiplied, picked, added to.
+"""Kernels on chosen rows: mix, multiply, pick, add to them.
 
-``here_TK`` says which of the chosen are in this shard; None where all are. The others' rows are not
-read. Sums are in the type of the numbers, float32 or float64, whatever the rows are in.
+``here_TK`` says which of the chosen rows are in this shard; None if all are. Other rows are not
+read. Sums are in the dtype of the numbers, float32 or float64, whatever the dtype of the rows.
 
 Tensor arguments are pointers to contiguous tensors. Shape letters: T tokens, N rows, F features, K
 rows chosen.
@@ -26,7 +26,7 @@ def mix(
     K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One token, one block of features: the sum of its rows by their strengths, in their order."""
+    """For one token and one block of features, sum its rows in order, weighted by strength."""
     token = tl.program_id(0).to(tl.int64)
     feature = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = feature < num_features
@@ -54,7 +54,7 @@ def products(
     PLACES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One token times some of its rows; 0 for those of other shards."""
+    """One token times some of its rows; 0 for rows of other shards."""
     token = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
     at = token * K + place
@@ -86,7 +86,7 @@ def pick(
     TOKENS: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """The numbers that stand at the chosen rows; 0 for those of other shards."""
+    """The numbers at the chosen rows; 0 for rows of other shards."""
     token, _, real, at = tile(num_tokens, K, TOKENS, PLACES)
     wanted = real
     if here_TK is not None:
@@ -108,7 +108,7 @@ def add(
     TOKENS: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """Each number to what stands at its row. A token's rows differ, so no two meet."""
+    """Add each number at its row. A token's rows are distinct, so no two writes collide."""
     token, _, real, at = tile(num_tokens, K, TOKENS, PLACES)
     wanted = real
     if here_TK is not None:
