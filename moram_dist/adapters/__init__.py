@@ -1,1 +1,1 @@
-"""Linear layers of a frozen model, and what is added to their output."""
+"""Adapters: linear layers of a frozen model with an update added to their output."""

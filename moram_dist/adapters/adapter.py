@@ -1,4 +1,4 @@
-"""A frozen linear layer with something added to its output."""
+"""A frozen linear layer with an update added to its output."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""A weight of another dtype is quantised: it is stored in one dtype and computed in another."""
+"""A weight of any other dtype is quantised: it is stored in one dtype and computed in another."""
 
 
 def sizes(linear: Any) -> tuple[int, int]:
-    """Inputs and outputs of an ``nn.Linear`` or of GPT-2's ``Conv1D``.
+    """Number of inputs and of outputs of an ``nn.Linear`` or of GPT-2's ``Conv1D``.
 
-    Read off the layer, since a weight under ZeRO-3 has shape (0,) and a 4-bit one is packed.
+    Taken from the layer's attributes: under ZeRO-3 a weight has shape (0,), and a 4-bit weight is
+    packed.
     """
     if hasattr(linear, "in_features"):
         return linear.in_features, linear.out_features
@@ -25,8 +26,8 @@ def sizes(linear: Any) -> tuple[int, int]:
 class AdaptedLinear(nn.Module, ABC):
     """``base(x) + update(x)``. Subclasses own the parameters of the update.
 
-    The base is an ``nn.Linear`` or GPT-2's ``Conv1D``, whose weight is transposed. Parameters are
-    direct members of the module that uses them, since ZeRO-3 gathers a module's own when it is
+    The base is an ``nn.Linear`` or GPT-2's ``Conv1D``, whose weight is transposed. Parameters must
+    be direct members of the module that uses them: ZeRO-3 gathers only those when a module is
     called.
     """
 
@@ -35,7 +36,7 @@ class AdaptedLinear(nn.Module, ABC):
         self.base: Any = base
         base.requires_grad_(False)
         self.is_quantised = base.weight.dtype not in COMPUTED_IN
-        """Asked once: in a forward pass ZeRO-3 would gather the weight for the question."""
+        """Determined once: in a forward pass, ZeRO-3 would gather the weight to answer."""
 
     @property
     def in_features(self) -> int:
@@ -49,20 +50,20 @@ class AdaptedLinear(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """Of the base: T5 asks its feed-forward's for the dtype."""
+        """The base's weight: T5 reads the dtype of its feed-forward's weight."""
         return self.base.weight
 
     @property
     def bias(self) -> Tensor | None:
-        """Of the base, None where it has none."""
+        """The base's bias; None if it has none."""
         return self.base.bias
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the dtype and device that the update is to have.
+        """A tensor with the dtype and device that the update must have.
 
         The base's weight; for a quantised base an empty tensor of its compute dtype, or of float32
-        where the layer does not say.
+        if the layer does not name one.
         """
         weight: Tensor = self.base.weight
         if weight.dtype in COMPUTED_IN:
@@ -73,7 +74,7 @@ class AdaptedLinear(nn.Module, ABC):
 
     @abstractmethod
     def update(self, x: Tensor) -> Tensor:
-        """What is added to the output, (..., out_features), for x (..., in_features)."""
+        """The update (..., out_features) to add to the output, for x (..., in_features)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""

@@ -1,7 +1,7 @@
-"""Linears whose weight something else reads: an adapter there would be passed by in silence.
+"""Find linears whose weight other code reads directly: it would silently bypass an adapter there.
 
 Mamba's fused kernels take ``self.out_proj.weight`` and never call ``self.out_proj``. Which kernels
-run depends on the machine, so what a block may read is found in its source.
+run depends on the machine, so the weights that a block may read are found in its source code.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from functools import cache
 from torch import nn
 
 HARMLESS = ("dtype", "device", "shape", "size", "ndim", "is_cuda", "requires_grad")
-"""What may be asked of a weight without using its numbers."""
+"""Attributes of a weight that can be read without using its numbers."""
 
 
 def bypassed(model: nn.Module) -> set[str]:
     """Full names of the submodules whose weight or bias some other module's code reads.
 
-    A product with the weight by ``F.linear`` does not count: where a model makes one, settings
-    decide between it and the call (BLOOM's ``slow_but_exact``), so only running it tells.
+    ``F.linear`` with the weight does not count: models that use it also call the layer, depending
+    on settings (BLOOM's ``slow_but_exact``), so only running the model tells.
     """
     found: set[str] = set()
     read: dict[type, set[str]] = {}
@@ -39,7 +39,7 @@ def bypassed(model: nn.Module) -> set[str]:
 
 
 def _read_by(kind: type[nn.Module]) -> set[str]:
-    """Paths below ``self`` whose weight or bias the methods of a class read."""
+    """Attribute paths below ``self`` whose weight or bias the methods of a class read."""
     found: set[str] = set()
     for ancestor in kind.__mro__:
         if ancestor.__name__ in ("Module", "PreTrainedModel"):
@@ -52,7 +52,7 @@ def _read_by(kind: type[nn.Module]) -> set[str]:
 
 @cache
 def _classes(module: str) -> dict[str, list[ast.stmt]]:
-    """Class name -> its body, of a Python module; empty where it has no source."""
+    """Class name -> its body, for the classes of a Python module; empty if it has no source."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
     except (OSError, TypeError, KeyError):
@@ -74,7 +74,7 @@ def _read_in(method: ast.FunctionDef) -> set[str]:
 
 
 def _is_harmless(parent: ast.AST) -> bool:
-    """Whether what stands around a weight only looks at what it is."""
+    """Whether the expression around a weight reads only its type or properties."""
     if isinstance(parent, ast.Attribute):
         return parent.attr in HARMLESS
     if isinstance(parent, ast.Call):
@@ -83,7 +83,7 @@ def _is_harmless(parent: ast.AST) -> bool:
 
 
 def _in_linear(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
-    """Whether it is an argument of ``F.linear``, perhaps sliced."""
+    """Whether the node is an argument of ``F.linear``, perhaps sliced."""
     parent = parents[node]
     if isinstance(parent, ast.Subscript):
         parent = parents[parent]

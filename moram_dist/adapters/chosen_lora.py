@@ -1,4 +1,4 @@
-"""A LoRA a task, of which one acts: the newest, or the one that a row's task has."""
+"""One LoRA per task, of which a single one is used: the newest, or that of the row's task."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from moram_dist.adapters.prefix import Prefix
 
 
 class ChosenLora(LoraLinear):
-    """``LoraLinear`` that keeps the terms of all its tasks."""
+    """``LoraLinear`` that keeps the terms of all tasks."""
 
     def __init__(
         self, base: nn.Module, *, size: int, scale: float, dropout: nn.Module, prefix: Prefix
     ) -> None:
-        """``prefix``: a row with so many tasks is answered by the last of them alone."""
+        """``prefix`` gives each row a number of tasks; only the last of them answers the row."""
         super().__init__(base, size=size, scale=scale, dropout=dropout)
         self.prefix = prefix
         self.kept: list[Terms] = []
-        """Of each task that has ended."""
+        """Terms of each completed task."""
 
     def update(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""

@@ -1,8 +1,8 @@
-"""Dropout that belongs to a token, not to the order in which random numbers are drawn.
+"""Dropout whose mask depends on the token, not on the order in which random numbers are drawn.
 
-Which elements of a token are dropped is a hash of who the token is (its key) and of the layer, so
-the mask is the same whatever else is in the micro-batch, on whichever rank, on CPU and GPU, and
-when a checkpointed layer is computed again.
+A hash of the token's identity (its key) and of the layer decides which elements are dropped. So the
+mask does not depend on the rest of the micro-batch, the rank or the device, and it is the same when
+a checkpointed layer is recomputed.
 
 Shape letters: B rows, T tokens of a row, D elements of a token.
 """
@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BITS = 16
-"""Of a hash decide about one element: probabilities are multiples of 2^-16."""
+"""Hash bits that decide about one element: probabilities are multiples of 2^-16."""
 
 
 class TokenKeys:
-    """Who the tokens of the current micro-batch are; the layers of a model share one."""
+    """Keys that identify the tokens of the current micro-batch; all layers of a model share one."""
 
     def __init__(self) -> None:
         self._of: dict[int, Tensor] = {}
 
     def set(self, row_seeds: Sequence[int], lengths: Sequence[int], device: torch.device) -> None:
-        """Key the tokens of the micro-batch that comes next, by row and position.
+        """Set the keys of the next micro-batch's tokens, from row and position.
 
         Args:
-            row_seeds: a number in [0, 2^32) that is the row's own.
-            lengths: tokens in a row; several where an encoder and a decoder read other texts. Their
-                tokens at one position share a key, and no layer sees both.
-            device: where the model computes.
+            row_seeds: a number in [0, 2^32) that identifies each row.
+            lengths: tokens per row; several lengths if encoder and decoder read different texts.
+                Their tokens at the same position share a key, but no layer reads both.
+            device: the model's device.
         """
         rows_B1 = _int32(torch.tensor(row_seeds, dtype=torch.int64)).unsqueeze(1)
         places_T = _mix(torch.arange(max(lengths), dtype=torch.int32))
@@ -41,20 +41,20 @@ class TokenKeys:
         self._of = {len(row_seeds) * length: keys_BT[:, :length] for length in lengths}
 
     def of(self, num_tokens: int) -> Tensor | None:
-        """(B, T) int32, well mixed; None where nobody said who so many tokens are."""
+        """Keys (B, T), int32, well mixed; None if none are set for this number of tokens."""
         return self._of.get(num_tokens)
 
 
 class TokenDropout(nn.Module):
     """Zeroes each element with probability ``p`` in training, and scales the others by 1/(1-p).
 
-    In evaluation, or with p = 0, it returns the very tensor that it was given. Input that is not
-    one vector for each token of the micro-batch (keys unset, or a layer that sees only some tokens)
-    gets torch's own dropout.
+    In evaluation, or with p = 0, it returns the same tensor object. If the input is not one vector
+    per token of the micro-batch (keys unset, or a layer that reads only some tokens), it falls back
+    to torch's dropout.
     """
 
     def __init__(self, p: float, keys: TokenKeys, *, name: str, size: int) -> None:
-        """``name`` tells layers apart; ``size`` is D."""
+        """``name`` distinguishes layers; ``size`` is D."""
         super().__init__()
         self.p = p
         self.keys = keys
@@ -65,7 +65,7 @@ class TokenDropout(nn.Module):
         self.register_buffer("salts", salts, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) or (B * T, D) to the same."""
+        """(B, T, D) or (B * T, D) to the same shape."""
         if not self.training or self.p == 0:
             return x
         keys_BT = self.keys.of(x.numel() // x.shape[-1])
@@ -86,7 +86,7 @@ def _int32(number: Tensor) -> Tensor:
 def _mix(x: Tensor) -> Tensor:
     """An int32 hash in place: lowbias32, https://github.com/skeeto/hash-prospector.
 
-    torch's shift copies the sign, so what it shifted in is masked away.
+    torch's right shift copies the sign bit, so the bits that it shifts in are masked out.
     """
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
         x ^= (x >> shift).bitwise_and_(2 ** (32 - shift) - 1)

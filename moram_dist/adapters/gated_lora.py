@@ -1,4 +1,4 @@
-"""A LoRA a task, each with a gate: how far it acts on a row, told from the row's prompt.
+"""One LoRA per task, each with a gate that weights it for a row, based on the row's prompt.
 
 Shape letters: B rows, T tasks, D size of a prompt's features, H hidden units of a gate.
 """
@@ -16,16 +16,16 @@ from moram_dist.adapters.prefix import Prefix
 from moram_dist.registry import InputError
 
 HIDDEN = 100
-"""H, as published."""
+"""H, as in the paper."""
 
 SHARPNESS = 4.0
-"""Of a gate, as in the authors' code."""
+"""Factor of the cosine in a gate, as in the authors' code."""
 
 
 class GateWeights(NamedTuple):
-    """Of one task's gate, in float32.
+    """Weights of one task's gate, in float32.
 
-    Or what these were multiplied with in older tasks, as orthonormal rows of the same sizes.
+    Also used for the directions of their inputs in older tasks: orthonormal rows of the same sizes.
     """
 
     hidden: Tensor
@@ -39,7 +39,7 @@ class GateWeights(NamedTuple):
 
 
 class GateInputs(NamedTuple):
-    """What each of a gate's weights is multiplied by: (B, D), (B, H) and (B, D)."""
+    """The input that each of a gate's weights multiplies: (B, D), (B, H) and (B, D)."""
 
     features: Tensor
     hidden: Tensor
@@ -47,7 +47,7 @@ class GateInputs(NamedTuple):
 
 
 def gate_inputs(features_BD: Tensor, weights: GateWeights) -> GateInputs:
-    """Up to the output that is compared with the key."""
+    """Compute a gate up to the output that is compared with the key."""
     hidden_BH = F.silu(features_BD @ weights.hidden.T)
     return GateInputs(features_BD, hidden_BH, F.silu(hidden_BH @ weights.out.T))
 
@@ -60,15 +60,15 @@ def gate(features_BD: Tensor, weights: GateWeights) -> Tensor:
 
 
 class PromptGates(nn.Module):
-    """The gates of all tasks. The one that is learned: where it started, and a trained change.
+    """The gates of all tasks. The gate being learned is its starting weights plus a trained change.
 
-    A change is projected off the directions that its input had in older tasks, so that on those it
-    is none. What the optimizer makes of a gradient keeps no direction, so the projection is here
-    and not in its step.
+    The change is projected off the directions of its inputs in older tasks, so that it has no
+    effect on them. Projecting gradients would not suffice, because the optimizer's step does not
+    preserve their direction; so the weights are projected here.
     """
 
     def __init__(self, size: int, like: Tensor) -> None:
-        """``size`` is D; parameters have dtype and device of ``like``."""
+        """``size`` is D; parameters get the dtype and device of ``like``."""
         super().__init__()
         self.hidden = nn.Parameter(like.new_zeros(HIDDEN, size))
         self.out = nn.Parameter(like.new_zeros(size, HIDDEN))
@@ -76,12 +76,12 @@ class PromptGates(nn.Module):
         self.learning = False
         self.start: GateWeights
         self.seen = GateWeights(*(torch.zeros(0, n) for n in (size, HIDDEN, size)))
-        """Directions of older tasks."""
+        """Directions of each weight's inputs in older tasks."""
         self.tasks: list[GateWeights] = []
-        """Of each task that has ended."""
+        """Gates of completed tasks."""
 
     def weights(self) -> GateWeights:
-        """Of the gate that is learned. Parameters must be whole."""
+        """Weights of the gate being learned. Its parameters must be unsharded."""
         changes = self.hidden, self.out, self.key
         return GateWeights(
             *(
@@ -91,35 +91,35 @@ class PromptGates(nn.Module):
         )
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """(B, T), of the tasks so far and of the one that is learned."""
+        """Gates (B, T) of the tasks so far, including the one being learned."""
         tasks = [*self.tasks, *([self.weights()] if self.learning else [])]
         if not tasks:
             return features_BD.new_zeros(len(features_BD), 0)
         here = [GateWeights(*(w.to(features_BD.device) for w in task)) for task in tasks]
-        # One by one: what a task's gate gives must not depend on how many there are.
+        # One by one: the value of a gate must not depend on the number of gates.
         return torch.cat([gate(features_BD, task) for task in here], 1)
 
 
 def off(change: Tensor, seen_KD: Tensor) -> Tensor:
-    """``change (I - P)``, for rows of D elements and P onto the orthonormal rows of ``seen_KD``."""
+    """``change (I - P)``, where P projects onto the orthonormal rows of ``seen_KD``."""
     return change - (change @ seen_KD.T) @ seen_KD
 
 
 class RowGates:
-    """The gates of the rows of a forward pass; the layers of a model share one."""
+    """Gates of the rows in the current forward pass; all layers of a model share one."""
 
     def __init__(self) -> None:
         self.now_BT: Tensor | None = None
 
     def of(self, x: Tensor, tasks: int | None) -> Tensor:
-        """(..., tasks), to be multiplied with what is made of each row of ``x``.
+        """Gates (..., tasks) that broadcast over each row of ``x``; None: of all tasks.
 
         Raises:
-            InputError: ``x`` is no whole number of rows for each prompt.
+            InputError: the rows of ``x`` are not a multiple of the prompts.
         """
         assert self.now_BT is not None, "no prompt was read before this layer"
         gates_BT = self.now_BT[:, :tasks]
-        # Beams of a row follow each other, and so do tokens where a layer gets no rows.
+        # Beams of a row are adjacent, and so are its tokens if a layer gets flattened rows.
         times, left = divmod(len(x), len(gates_BT))
         if left:
             raise InputError(

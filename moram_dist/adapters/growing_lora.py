@@ -1,6 +1,6 @@
-"""A LoRA a task: those of older tasks are frozen, and all act together.
+"""One LoRA per task: those of older tasks are frozen, and all are summed.
 
-Shape letters: N rank-1 terms of older tasks, R of the task that is learned.
+Shape letters: N rank-1 terms of older tasks, R of the task being learned.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from moram_dist.adapters.prefix import Prefix
 class GrowingLora(LoraLinear):
     """``base(x) + dropout(x) [A_old; A]^T [B_old; scale B]``.
 
-    Frozen terms are buffers, which can grow under ZeRO-3; the scale is folded into them. They are
-    multiplied together with the active ones, so that freezing changes no bit of the output.
+    Frozen terms are buffers, which can grow under ZeRO-3; the scale is folded into them. Frozen and
+    active terms are multiplied in one product, so that freezing changes no bit of the output.
     """
 
     older_A: Tensor
@@ -25,29 +25,29 @@ class GrowingLora(LoraLinear):
     def __init__(
         self, base: nn.Module, *, size: int, scale: float, dropout: nn.Module, prefix: Prefix
     ) -> None:
-        """``prefix`` says how many tasks answer each row."""
+        """``prefix`` gives the number of tasks that answer each row."""
         super().__init__(base, size=size, scale=scale, dropout=dropout)
         self.learning = False
-        """Whether the active terms take part. They do from a task's beginning to its end."""
+        """Whether the active terms contribute: true from the start of a task to its end."""
         self.prefix = prefix
         self.ends = [0]
-        """Frozen terms after so many tasks."""
+        """``ends[n]``: frozen terms after n tasks."""
         for name in ("A", "B"):
             empty = getattr(self, f"lora_{name}").detach()[:0].clone()
             self.register_buffer(f"older_{name}", empty, persistent=False)
 
     def stored(self) -> Terms:
-        """Active terms as they act and are frozen: the scale folded in."""
+        """Active terms as they are used and later frozen: with the scale folded in."""
         return self.lora_A, self.lora_B * self.scale
 
     def grow(self, A: Tensor, B: Tensor) -> None:
-        """Freeze ``stored`` terms; they take on dtype and device. RuntimeError: another size."""
+        """Append ``stored`` terms as frozen, in this dtype and device. RuntimeError: wrong size."""
         self.older_A = torch.cat([self.older_A, A.to(self.older_A)])
         self.older_B = torch.cat([self.older_B, B.to(self.older_B)])
         self.ends.append(len(self.older_A))
 
     def terms(self, tasks: int | None = None) -> Terms:
-        """All that act, or those of the first so many tasks: (N + R, in) and (N + R, out)."""
+        """All terms in use, or those of the first ``tasks``: (N + R, in) and (N + R, out)."""
         if tasks is not None:
             return self.older_A[: self.ends[tasks]], self.older_B[: self.ends[tasks]]
         if not self.learning:

@@ -12,7 +12,7 @@ from moram_dist.adapters.adapter import AdaptedLinear
 def adapt(
     model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Module], AdaptedLinear]
 ) -> dict[str, AdaptedLinear]:
-    """Freeze the model, put ``make(name, linear)`` for each named linear; name -> new layer."""
+    """Freeze the model, replace each named linear by ``make(name, linear)``; name -> new layer."""
     model.requires_grad_(False)
     layers: dict[str, AdaptedLinear] = {}
     for name in names:
@@ -22,6 +22,6 @@ def adapt(
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the submodule of that full name."""
+    """Replace the submodule with that full name."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)

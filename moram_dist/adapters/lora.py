@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from moram_dist.adapters.adapter import AdaptedLinear
 
 Terms = tuple[Tensor, Tensor]
-"""A (R, in) and B (R, out) of one layer: rows are rank-1 terms."""
+"""A (R, in) and B (R, out) of one layer: row i of both forms a rank-1 term."""
 
 
 class LoraLinear(AdaptedLinear):
-    """``base(x) + scale * dropout(x) A^T B``, A (R, in), B (R, out): rows are rank-1 terms.
+    """``base(x) + scale * dropout(x) A^T B``, with A (R, in) and B (R, out).
 
-    Source: Hu et al. 2021, arXiv:2106.09685; B is stored transposed, as the values of atoms are.
+    Source: Hu et al. 2021, arXiv:2106.09685; B is stored transposed, like the values of atoms.
     """
 
     def __init__(self, base: nn.Module, *, size: int, scale: float, dropout: nn.Module) -> None:
@@ -43,24 +43,24 @@ class LoraLinear(AdaptedLinear):
     def forward(
         self, x: Tensor | None, measure: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> Tensor:
-        """(..., in) to (..., out), or what ``measured`` asks for."""
+        """(..., in) to (..., out), or ``measure(A, B)`` for ``measured``."""
         if measure is not None:
             return measure(self.lora_A, self.lora_B)
         assert x is not None
         return super().forward(x)
 
     def measured(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """``measure(A, B)``, with gradients, of the whole parameters.
+        """``measure(A, B)`` of the unsharded parameters, with gradients.
 
-        ZeRO-3 makes a module's own parameters whole while that module is called, in backward too,
-        and at no other time. All ranks call it together.
+        Calls this module, because ZeRO-3 gathers a module's parameters only while it is called, in
+        backward too. All ranks must call it together.
         """
         return self(None, measure)
 
 
 @contextmanager
 def standing_in(layers: Mapping[str, LoraLinear], terms: Mapping[str, Terms]) -> Iterator[None]:
-    """Within it, layers compute with the given A and B, without dropout. Both by full name."""
+    """Context in which layers use the given A and B, without dropout. Both by full name."""
     for name, layer in layers.items():
         layer.stand_in = terms[name]
     try:

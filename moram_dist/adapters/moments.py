@@ -1,4 +1,4 @@
-"""What linears read: second moments of their inputs, and the subspaces that these lie in.
+"""Second moments of the inputs of linears, and the subspaces that these inputs span.
 
 Shape letters: N tokens, D elements of a token, K directions.
 """
@@ -17,36 +17,36 @@ from moram_dist.adapters.adapter import sizes
 from moram_dist.comm import env
 
 BLOCK = 128
-"""Vectors that are iterated together; half as many may be wanted."""
+"""Vectors to iterate together; iteration is used if at most half as many are wanted."""
 
 ROUNDS = 20
 
 HELD_ROUNDS = 4
-"""Iterations where only the energy that is held counts."""
+"""Iterations when only the energy in the subspace matters."""
 
 PRECISION = 1e-8
-"""Of singular vectors: how far each is from solving its equation, in its squared singular value."""
+"""Largest residual of a singular vector's equation, relative to its squared singular value."""
 
 
 class InputMoments:
-    """``sum_n x_n x_n^T`` over the inputs of each of some linears, in float64.
+    """``sum_n x_n x_n^T`` over the inputs of each linear, in float64.
 
-    The products of one forward pass are taken in float32. Linears that are called with the same
-    tensor one after the other, as query, key and value are, share one sum.
+    The products of one forward pass are computed in float32. Linears that are called in a row with
+    the same tensor, such as query, key and value, share one sum.
     """
 
     def __init__(self, linears: Mapping[str, nn.Module]) -> None:
         """``linears`` by full name."""
         self.linears = linears
         self.counting = True
-        """Whether the passes that come count."""
+        """Whether the next forward passes count."""
         self._first: dict[str, str] = {}
         self._sums: dict[str, Tensor] = {}
         self._last: tuple[str, Tensor] | None = None
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Within it, forward passes are looked at. They are without gradient."""
+        """Context in which forward passes are recorded. They compute no gradients."""
         handles = [
             linear.register_forward_pre_hook(partial(self._take, name))
             for name, linear in self.linears.items()
@@ -62,7 +62,7 @@ class InputMoments:
     def over_ranks(self) -> Iterator[tuple[list[str], Tensor]]:
         """Names of linears that share an input, and the sum over all ranks' passes, (D, D).
 
-        All ranks go through it together.
+        All ranks must iterate together.
         """
         first: dict[str, str] = {}
         for of_rank in env.gather_objects(self._first):
@@ -81,7 +81,7 @@ class InputMoments:
         if name not in self._first:
             again = self._last is not None and _same(self._last[1], x)
             self._first[name] = self._first[self._last[0]] if again and self._last else name
-        self._last = name, x  # held, so that no other tensor takes its place
+        self._last = name, x  # kept, so that no other tensor reuses its memory
         if self._first[name] == name and self.counting:
             x_ND = x.reshape(-1, x.shape[-1]).float()
             sum_DD = self._sums.get(name)
@@ -99,17 +99,17 @@ def look_at(
     """Moments of linears' inputs over the tokens of some training examples, without dropout.
 
     Args:
-        model: that the linears are of.
+        model: the model that contains the linears.
         linears: by full name.
         look: a ``methods.method.ExampleLosses``.
         examples: how many, over all ranks.
-        seen: called when an example that counts has been through the model.
+        seen: called after each counted example has passed through the model.
     """
     count, losses = look(examples)
     moments = InputMoments(linears)
     training = model.training
     model.eval()
-    # A rank that has fewer examples than others gets one that must not count.
+    # A rank with fewer examples than others gets a filler, which must not count.
     mine = len(range(env.rank(), count, env.world_size()))
     with moments.taken():
         moments.counting = mine > 0
@@ -122,33 +122,33 @@ def look_at(
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same numbers in the same place."""
+    """Whether two tensors share the same memory and shape."""
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 
 def without(moment_DD: Tensor, basis_KD: Tensor) -> Tensor:
-    """``(I - P) M`` for P onto the orthonormal rows of ``basis_KD``."""
+    """``(I - P) M``, where P projects onto the orthonormal rows of ``basis_KD``."""
     basis_KD = basis_KD.to(moment_DD)
     return moment_DD - basis_KD.T @ (basis_KD @ moment_DD)
 
 
 def leading(matrix_DD: Tensor, count: int) -> Tensor:
-    """The first left singular vectors as rows, (count, D); zeros where there are no more.
+    """The leading left singular vectors as rows, (count, D), padded with zero rows.
 
-    Of the two signs of each, the one whose largest element is positive.
+    The sign of each vector makes its largest element positive.
     """
     found = _left_singular(matrix_DD, lambda squares: count)
     return torch.cat([found, found.new_zeros(count - len(found), found.shape[1])])
 
 
 def new_directions(moment_DD: Tensor, basis_KD: Tensor, energy: float) -> Tensor:
-    """As few directions beside ``basis_KD`` as make the basis hold ``energy`` of the moments.
+    """The fewest directions to add to ``basis_KD`` so that it holds ``energy`` of the moments.
 
-    That is ``|P M|^2 >= energy |M|^2`` in the Frobenius norm, with P onto old and new directions:
-    the greedy rule of gradient projection memory.
+    That is ``|P M|^2 >= energy |M|^2`` in the Frobenius norm, where P projects onto old and new
+    directions: the greedy rule of gradient projection memory.
 
     Returns:
-        Orthonormal rows, orthogonal to ``basis_KD``'s; none where these hold enough already.
+        Orthonormal rows, orthogonal to ``basis_KD``; none if the basis holds enough already.
     """
     total = moment_DD.square().sum()
     rest_DD = without(moment_DD, basis_KD)
@@ -159,35 +159,35 @@ def new_directions(moment_DD: Tensor, basis_KD: Tensor, energy: float) -> Tensor
 
 
 def directions_of_inputs(moment_DD: Tensor, basis_KD: Tensor, energy: float) -> Tensor:
-    """As few directions beside ``basis_KD`` as make the basis hold ``energy`` of the inputs.
+    """The fewest directions to add to ``basis_KD`` so that it holds ``energy`` of the inputs.
 
-    That is ``trace(P M) >= energy trace(M)``, with P onto old and new directions: the part of the
-    inputs' squared length that lies in their span. (``new_directions`` squares moments once more.)
+    That is ``trace(P M) >= energy trace(M)``, where P projects onto old and new directions: the
+    fraction of the inputs' squared length in their span. (``new_directions`` squares M instead.)
 
     Returns:
-        Orthonormal rows in float32, orthogonal to ``basis_KD``'s; none where these hold enough.
+        Orthonormal rows in float32, orthogonal to ``basis_KD``; none if it holds enough already.
     """
     off_DD = without(without(moment_DD, basis_KD).T, basis_KD)
     total, rest = moment_DD.trace(), off_DD.trace()
     missing = energy * total - (total - rest)
     if missing <= 0:
         return moment_DD.new_zeros(0, len(moment_DD), dtype=torch.float32)
-    # In float32: where exactly the energy is cut matters less than the time that it takes.
+    # In float32: speed matters more than the exact number of directions.
     energies_K, rows_KD = _holding(off_DD.float(), float(missing))
     count = int((energies_K.cumsum(0) < missing).sum()) + 1
-    # Directions of what is 0 but for rounding might lie anywhere, along old ones too.
+    # Directions that hold only rounding errors are arbitrary, and may lie along old ones.
     real = energies_K[:count] > total * torch.finfo(torch.float32).eps
-    # Rounding leaves a little of the old directions in the new ones.
+    # Rounding leaves small components along old directions in the new ones.
     clean_DK, _ = torch.linalg.qr(without(rows_KD[:count][real].T.to(moment_DD), basis_KD))
     rows_KD = clean_DK.T.float()
     return rows_KD * rows_KD.gather(1, rows_KD.abs().argmax(1, keepdim=True)).sign()
 
 
 def _holding(moment_DD: Tensor, energy: float) -> tuple[Tensor, Tensor]:
-    """Directions that hold ``energy`` of moments, and how much each holds, the largest first.
+    """The energy of each direction, largest first, and directions that hold ``energy`` together.
 
-    By subspace iteration with blocks that double until they hold enough. It need not have settled:
-    what a direction holds is exact, so a few directions more are the price.
+    Uses subspace iteration with blocks that double until they hold enough. It need not converge:
+    the energy of each direction is exact, so the only cost is a few more directions.
     """
     size, block = len(moment_DD), BLOCK
     start = torch.Generator().manual_seed(0)
@@ -205,9 +205,9 @@ def _holding(moment_DD: Tensor, energy: float) -> tuple[Tensor, Tensor]:
 
 
 def _left_singular(matrix_DD: Tensor, wanted: Callable[[Tensor], int]) -> Tensor:
-    """Left singular vectors as rows; ``wanted`` says how many, by the squared singular values."""
+    """Left singular vectors as rows; ``wanted`` maps squared singular values to their number."""
     squares_K, rows_KD = _iterated(matrix_DD, wanted) or _solved(matrix_DD)
-    # Vectors of what is 0 but for rounding might lie anywhere.
+    # Singular vectors of values that are 0 up to rounding are arbitrary.
     real = squares_K > squares_K[:1] * torch.finfo(squares_K.dtype).eps * len(matrix_DD)
     rows = rows_KD[real][: wanted(squares_K)]
     return rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
@@ -220,9 +220,9 @@ def _solved(matrix_DD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _iterated(matrix_DD: Tensor, wanted: Callable[[Tensor], int]) -> tuple[Tensor, Tensor] | None:
-    """The first of them by subspace iteration; None where that does not get to ``PRECISION``.
+    """The largest of them by subspace iteration; None if that does not reach ``PRECISION``.
 
-    Moments fall off so fast that a few rounds suffice, in a tenth of the time.
+    Singular values of moments decay so fast that a few rounds suffice, in a tenth of the time.
     """
     if len(matrix_DD) <= 2 * BLOCK:
         return None

@@ -1,7 +1,7 @@
-"""How many tasks of a memory answer each row of a batch.
+"""Choose how many tasks of a memory answer each row of a batch.
 
-The state of a growing method after task i is the first i + 1 tasks of its state now. So a row that
-is known to belong to task i can be answered by exactly the model that had just learned it.
+The state of a growing method after task i is the first i + 1 tasks of its current state. So a row
+that is known to belong to task i can be answered by exactly the model that had just learned it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from moram_dist.registry import InputError
 
 
 class Prefix:
-    """Shared by the adapted layers of a model: all tasks answer, unless it is told otherwise."""
+    """The number of tasks per row, shared by all adapted layers; all tasks answer by default."""
 
     def __init__(self) -> None:
         self._rows: tuple[int, ...] | None = None
@@ -23,10 +23,10 @@ class Prefix:
 
     @contextmanager
     def of(self, rows: Sequence[int] | None) -> Iterator[None]:
-        """Within it, row b is answered by the first ``rows[b]`` tasks; None: all tasks, all rows.
+        """Context in which the first ``rows[b]`` tasks answer row b; None: use the default.
 
-        A single number serves batches of any size. Not in training: what is learned belongs to
-        no prefix.
+        A single number applies to batches of any size. Not for training: the task being learned
+        belongs to no prefix.
         """
         before, self._rows = self._rows, None if rows is None else tuple(rows)
         try:
@@ -35,22 +35,22 @@ class Prefix:
             self._rows = before
 
     def default(self, rows: Sequence[int] | None) -> None:
-        """As ``of``, until the next call, wherever ``of`` says nothing else."""
+        """Set the rows to use outside of ``of``, until the next call; None: all tasks answer."""
         self._by_default = None if rows is None else tuple(rows)
 
     def each(
         self, x: Tensor, update: Callable[[int | None], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
-        """What ``update`` gives for ``x``, with each row answered by its own number of tasks.
+        """Apply ``update`` to ``x``, with each row answered by its number of tasks.
 
         Args:
-            x: (B, ..., D), or anything where all rows have the same number.
-            update: from a number of tasks, or None for all, to tensors whose first dimension is
-                ``x``'s. It always sees the whole batch: the products of a part of one may be
-                rounded otherwise.
+            x: (B, ..., D), or any shape if all rows have the same number.
+            update: maps a number of tasks, or None for all, to tensors with the first dimension of
+                ``x``. It always processes the whole batch: products of a part of it may be rounded
+                differently.
 
         Raises:
-            InputError: rows have unlike numbers in a layer that does not see them as rows.
+            InputError: the numbers differ, in a layer whose input is not one item per row.
         """
         rows = self._rows if self._rows is not None else self._by_default
         if rows is None:

@@ -1,7 +1,7 @@
-"""The prompts of a batch, for what looks at each of them as a whole.
+"""The prompts of a batch, for methods that read each prompt as a whole.
 
-A forward pass does not say what its prompts are: answers may stand behind them in the same row, and
-with keys and values in a cache it is given the newest tokens alone. Whoever knows them says so.
+A forward pass does not know its prompts: an answer may follow a prompt in the same row, and with a
+key-value cache the pass gets only the newest tokens. Callers that know the prompts pass them here.
 
 Shape letters: B rows, D size of the input embedding.
 """
@@ -16,21 +16,23 @@ import torch
 from torch import Tensor, nn
 
 ATTRIBUTE = "moram_prompts"
-"""Of a model that reads prompts as a whole: its ``Prompts``."""
+"""Attribute of a model that reads prompts as a whole: its ``Prompts``."""
 
 
 class Prompts:
-    """Gives the mean input embedding of each prompt to ``then``, before each forward pass.
+    """Passes the mean input embedding of each prompt to ``then``, before each forward pass.
 
-    Where nobody says what the prompts are, they are the whole rows of a pass that finds nothing in
-    its cache; passes that go on from a cache go on with the prompts before. An encoder's are its
-    rows.
+    If no caller gives the prompts, they are the whole rows of a pass with an empty cache, and
+    passes with a filled cache keep the previous prompts. An encoder's prompts are its rows.
     """
 
     def __init__(self, model: Any, reader: nn.Module, then: Callable[[Tensor], None]) -> None:
-        """``then`` gets (B, D) in float32, inside the forward pass of ``model``.
+        """Register the hook.
 
-        ``reader`` is the part of it whose call reads prompts.
+        Args:
+            model: the model; its forward pass calls ``then``.
+            reader: the submodule whose call reads the prompts.
+            then: receives (B, D) in float32.
         """
         self.embedding: Any = model.get_input_embeddings()
         self._then = then
@@ -41,7 +43,7 @@ class Prompts:
 
     @contextmanager
     def of(self, prompts: Sequence[Sequence[int] | Tensor]) -> Any:
-        """Within it, the rows of all passes have these prompts, by their token ids."""
+        """Context in which the rows of all passes have these prompts, given as token ids."""
         before = self._said, self._is_new
         self._said = [torch.as_tensor(ids, dtype=torch.int64) for ids in prompts]
         self._is_new = True
@@ -62,22 +64,22 @@ class Prompts:
             self._then(_mean_of(rows) if embedded else self._means(rows))
 
     def _means(self, prompts: list[Tensor]) -> Tensor:
-        """All are looked up in one call, since that is what makes a sharded table whole."""
+        """Mean embeddings (B, D), with a single lookup: each call gathers a sharded embedding."""
         device = self.embedding.weight.device
         ids = torch.cat(prompts)[None].to(device)
         return _mean_of(self.embedding(ids)[0].split([len(prompt) for prompt in prompts]))
 
 
 def new_rows(arguments: Any, named: Mapping[str, Any]) -> list[Tensor] | None:
-    """What a forward pass reads of each row of a batch, without padding.
+    """The input of a forward pass for each row of a batch, without padding.
 
     Args:
-        arguments: of the pass, as its hook gets them.
-        named: likewise.
+        arguments: positional arguments of the pass, as its hook gets them.
+        named: its keyword arguments.
 
     Returns:
-        Token ids (P,) of each row, or embeddings (P, D) where it is given those. None where the
-        pass goes on from a cache.
+        Token ids (P,) of each row, or embeddings (P, D) if the pass gets those. None if the pass
+        continues from a filled cache.
     """
     cache = named.get("past_key_values")
     if cache is not None and cache.get_seq_length():
@@ -91,23 +93,23 @@ def new_rows(arguments: Any, named: Mapping[str, Any]) -> list[Tensor] | None:
 
 
 def _mean_of(rows: Sequence[Tensor]) -> Tensor:
-    """Each by itself, so that it does not depend on the others; zeros for a row of nothing."""
+    """Mean of each row, computed separately, so that rows are independent; zeros if empty."""
     return torch.stack([row.double().sum(0) / max(1, len(row)) for row in rows]).float()
 
 
 def asking(model: Any, prompts: Sequence[Sequence[int] | Tensor]) -> AbstractContextManager[None]:
-    """Within it, the rows of all passes have these prompts, where ``model`` reads them."""
+    """``Prompts.of`` these prompts if ``model`` reads prompts; otherwise an empty context."""
     reader = getattr(model, ATTRIBUTE, None)
     return nullcontext() if reader is None else reader.of(prompts)
 
 
 def reads_prompts(model: Any) -> bool:
-    """Whether ``model`` looks at prompts as a whole, so that no two share a beginning."""
+    """Whether ``model`` reads prompts as a whole, so that prompts cannot share a cached prefix."""
     return hasattr(model, ATTRIBUTE)
 
 
 def forget(model: Any) -> None:
-    """Undo what making ``Prompts`` did to a model, if it did."""
+    """Remove the hook and attribute of ``Prompts`` from a model, if it has them."""
     reader = getattr(model, ATTRIBUTE, None)
     if reader is not None:
         reader.handle.remove()

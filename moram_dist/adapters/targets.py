@@ -1,7 +1,7 @@
-"""Which linears a user means, and what is said of them before work starts.
+"""Select the linears that ``--target_modules`` means, and describe the selection to the user.
 
-Candidates are the linears that an example passes through and that are called: no tower beside it,
-no output head, none whose weight a fused kernel reads. ``Conv1D`` of GPT-2 counts as a linear.
+Candidates are the linears that an example passes through and that are called: not other towers, the
+output head, or linears whose weight a fused kernel reads. GPT-2's ``Conv1D`` counts as a linear.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from moram_dist.adapters.bypassed import bypassed
 from moram_dist.registry import InputError
 
 ATTENTION_CLASS = re.compile(r"(attention|attn)(v?\d+)?$", re.IGNORECASE)
-"""Of a module that is an attention: LlamaAttention, FalconFlashAttention2, MSAttn."""
+"""Class names of attention modules: LlamaAttention, FalconFlashAttention2, MSAttn."""
 
 ATTENTION_NAME = re.compile(r"attention|attn", re.IGNORECASE)
-"""Of an attribute that holds an attention, or a part of one: self_attn, EncDecAttention."""
+"""Attributes that hold an attention, or a part of one: self_attn, EncDecAttention."""
 
 CHOOSER = re.compile(r"indexer", re.IGNORECASE)
-"""Of an attribute that holds what only chooses tokens: no gradient comes back from it."""
+"""Attributes that hold a module that only selects tokens: it gets no gradient."""
 
 ROUTER_CLASS = re.compile(r"router|gating", re.IGNORECASE)
 ROUTER_NAMES = ("gate", "router", "shared_expert_gate")
@@ -34,12 +34,12 @@ UNREACHED, BYPASSED = "no text reaches it", "its block reads its weight"
 CHOOSES = "it only chooses tokens"
 
 SHOWN = 12
-"""Names of a kind in one line."""
+"""Names to list in one line."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The linears that are adapted, and what to say of them and the others."""
+    """The linears to adapt, and a description of them and of the others."""
 
     names: tuple[str, ...]
     """Full names in the model's order."""
@@ -57,12 +57,12 @@ def choose_targets(
         target_modules: ``attention`` (all linears of all attention modules), ``all-linear`` (all
             candidates but the routers of experts), last or full names joined by commas, or a
             regular expression that a full name must match whole.
-        part: what of the model an example passes through: itself, or a module in it.
+        part: the part of the model that an example passes through: the model or a submodule.
         unreached: full names that a forward pass is known not to call.
 
     Raises:
-        InputError: nothing matches, or a name in a list does not, with the names that there are;
-            or a bad regular expression.
+        InputError: nothing matches, or a name in the list matches nothing (the message lists valid
+            names), or the regular expression is invalid.
     """
     linears = _Linears(model, part, unreached)
     if target_modules == "attention":
@@ -115,7 +115,7 @@ class _Linears:
         head = getattr(model, "get_output_embeddings", lambda: None)()
         read = bypassed(model)
         self.left: dict[str, str] = {}
-        """Full name -> why it is never adapted."""
+        """Full name -> the reason why it is never adapted."""
         for name in self.all:
             if self.modules[name] is head:
                 self.left[name] = HEAD
@@ -130,7 +130,7 @@ class _Linears:
         self.free = [name for name in self.all if name not in self.left]
         self.weights = [*self._weights_of_no_linear()]
         self.parents: dict[str, set[str]] = {}
-        """Last name of a linear -> last names of the modules that hold one."""
+        """Last name of a linear -> last names of the modules that contain one."""
         for name in [*self.free, *self.weights]:
             parent, _, last = name.rpartition(".")
             if not last_name(parent).isdigit():
@@ -140,7 +140,7 @@ class _Linears:
         return [name for name in self.free if self.in_attention(name)]
 
     def in_attention(self, name: str) -> bool:
-        """Whether a module of that full name is part of an attention."""
+        """Whether the module with that full name is part of an attention."""
         above = name.split(".")[:-1]
         return any(
             ATTENTION_NAME.search(part)
@@ -157,7 +157,7 @@ class _Linears:
         return last in ROUTER_NAMES and any("expert" in child for child in beside)
 
     def there_is(self) -> str:
-        """Last names of what can be adapted."""
+        """Last names of the linears that can be adapted."""
         return ", ".join(sorted({last_name(name) for name in self.free})) or "none"
 
     def no_match(self, target_modules: str, part: str | None = None) -> InputError:
@@ -173,7 +173,7 @@ class _Linears:
         return InputError(f"{line}; it has: {self.there_is()}" + (f"; {others}" if others else ""))
 
     def lines(self, names: list[str], target_modules: str) -> tuple[str, ...]:
-        """What is adapted, what is not, and what could not be."""
+        """Lines that list the linears that are adapted, left alone, and not adaptable."""
         of = " of attention" if target_modules == "attention" else ""
         taken = {*names}
         line = f"adapted: {len(names)} linears{of} ({self._listed(names)})"
@@ -184,7 +184,7 @@ class _Linears:
         return (line, others) if others else (line,)
 
     def _others(self) -> str:
-        """What is never adapted, by the reason; empty for the head alone."""
+        """The layers that are never adapted, by reason; empty if the head is the only one."""
         reasons: dict[str, list[str]] = {}
         for name, reason in self.left.items():
             if reason != HEAD:
@@ -195,7 +195,7 @@ class _Linears:
         return f"not adaptable: {', '.join(found)}" if found else ""
 
     def _listed(self, names: Iterable[str]) -> str:
-        """Last names, each once; with the parent's where there are several parents."""
+        """Last names without duplicates; with the parent's name if several parents occur."""
         found = [*dict.fromkeys(self._short(name) for name in names)]
         more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         return ", ".join(found[:SHOWN]) + more
@@ -206,7 +206,7 @@ class _Linears:
         return last if alone else f"{last_name(parent)}.{last}".lstrip(".")
 
     def _tower(self, name: str) -> str:
-        """The outermost module that holds a linear and nothing that a text passes through."""
+        """The outermost module around a linear that no example passes through."""
         parts = name.split(".")
         for i in range(1, len(parts)):
             if not within(self.root, ".".join(parts[:i])):
@@ -214,7 +214,7 @@ class _Linears:
         return name
 
     def _weights_of_no_linear(self) -> Iterator[str]:
-        """Matrices that do a linear's work without being one: of experts, or of an attention."""
+        """Weight matrices outside of linears, of experts or of an attention."""
         for name, module in self.modules.items():
             if not within(name, self.root) or isinstance(module, nn.Linear | Conv1D | nn.Embedding):
                 continue
@@ -226,7 +226,7 @@ class _Linears:
 
 
 def within(name: str, root: str) -> bool:
-    """Whether a full name is of the module ``root`` or of one in it."""
+    """Whether a full name belongs to the module ``root`` or to a module in it."""
     return not root or name == root or name.startswith(f"{root}.")
 
 
