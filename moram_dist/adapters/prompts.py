@@ -104,7 +104,7 @@ def asking(model: Any, prompts: Sequence[Sequence[int] | Tensor]) -> AbstractCon
 
 
 def reads_prompts(model: Any) -> bool:
-    """Whether ``model`` reads prompts as a whole, so that prompts cannot share a cached prefix."""
+    """Whether ``model`` reads prompts as a whole, so that it must not share their beginnings."""
     return hasattr(model, ATTRIBUTE)
 
 

@@ -1,1 +1,1 @@
-"""All of torch.distributed and of ZeRO is used here: ranks, groups, gathering of parameters."""
+"""All use of torch.distributed and ZeRO: ranks, groups, gathering of parameters."""

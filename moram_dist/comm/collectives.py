@@ -1,15 +1,15 @@
-"""Collectives of the atoms, on a process group of their own, and what they moved.
+"""Collectives for atoms, on a separate process group, and a count of the bytes that they move.
 
     all_gather   (...) on each rank -> (P, ...), every rank's, on every rank
     exchange     (P, ...), a block for each rank -> (P, ...), a block from each rank
 
-Each is what the other's gradient needs: what ``all_gather`` copied to all, the blocks of an
-``exchange`` bring back to be summed; and an ``exchange`` is its own. Sums are left to the callers,
-who take them in rank order: a backend's reduce picks an order of its own, and then a result would
-depend on it. The bytes received are those of a reduce-scatter.
+The gradient of an ``all_gather`` needs an ``exchange``, which returns the blocks to be summed; the
+gradient of an ``exchange`` needs another one. Callers sum in rank order: a backend's reduce chooses
+its order of summation, and results would depend on it. An ``exchange`` receives as many bytes as a
+reduce-scatter.
 
 P is the number of ranks in the group. All ranks must call with the same shapes, in the same order;
-nothing here checks that, because the check would itself be a collective.
+this is not checked, because the check would itself be a collective.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from moram_dist.registry import InputError
 
 @dataclass
 class Traffic:
-    """What one kind of collective has moved, on this rank."""
+    """Calls of one kind of collective on this rank, and the bytes that they moved."""
 
     calls: int = 0
     bytes: int = 0
@@ -35,13 +35,13 @@ class Traffic:
 
 
 class Pending:
-    """A collective under way."""
+    """A collective that is still running."""
 
     def __init__(self, out: Tensor, work: Any) -> None:
         self._out, self._work = out, work
 
     def wait(self) -> Tensor:
-        """The result, once it is there."""
+        """Wait for the result and return it."""
         if self._work is not None:
             self._work.wait()
             self._work = None
@@ -55,14 +55,14 @@ class AtomGroup:
         self.rank, self.size = rank, size
         self._process_group = process_group
         self.traffic: dict[str, Traffic] = {}
-        """By the name that the caller gave."""
+        """By the name that the caller gives."""
 
     def all_gather(self, mine: Tensor, name: str) -> Tensor:
         """(...) to (P, ...): every rank's tensor, in rank order."""
         return self.start_all_gather(mine, name).wait()
 
     def start_all_gather(self, mine: Tensor, name: str) -> Pending:
-        """``all_gather`` that goes on while this rank computes."""
+        """``all_gather`` that runs while this rank computes."""
         if self.size == 1:
             return Pending(mine[None], None)
         out = mine.new_empty(self.size, *mine.shape)
@@ -73,7 +73,7 @@ class AtomGroup:
         return Pending(out, work)
 
     def exchange(self, blocks: Tensor, name: str) -> Tensor:
-        """(P, ...) to (P, ...): block r goes to rank r; what comes is in rank order."""
+        """(P, ...) to (P, ...): block r is sent to rank r; received blocks are in rank order."""
         if self.size == 1:
             return blocks
         out = torch.empty_like(blocks, memory_format=torch.contiguous_format)
@@ -88,14 +88,14 @@ class AtomGroup:
 
 
 def make_atom_group(over: str) -> AtomGroup:
-    """The group of this rank. All ranks must call together, once they have met.
+    """The group of this rank. All ranks must call it together, after ``env.join``.
 
     Args:
-        over: ``world``: all ranks hold one memory together; ``node``: the ranks of each machine
-            do, and machines hold copies of each other's.
+        over: ``world``: all ranks share one memory; ``node``: the ranks of each machine share one,
+            and every machine holds a copy.
 
     Raises:
-        InputError: ``node`` where machines have unlike numbers of ranks.
+        InputError: ``node``, but machines have different numbers of ranks.
     """
     world = env.world_size()
     size = world if over == "world" else env.local_world_size()

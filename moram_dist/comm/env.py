@@ -1,6 +1,6 @@
-"""Ranks: how a process finds its place, joins the others and leaves them.
+"""Ranks: how a process determines its rank, joins the other ranks and leaves them.
 
-Works without a launcher too: then there is one rank.
+Without a launcher there is one rank.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from moram_dist.registry import MachineError
 
 
 def rank() -> int:
-    """This process, from 0."""
+    """Rank of this process, from 0."""
     if dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK", 0))
@@ -35,7 +35,7 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Number of processes on this machine, as torchrun (first) or DeepSpeed's launcher says."""
+    """Number of processes on this machine, according to torchrun or else DeepSpeed's launcher."""
     names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
     return int(next((os.environ[n] for n in names if n in os.environ), world_size()))
 
@@ -46,14 +46,14 @@ def is_main() -> bool:
 
 
 def device() -> torch.device:
-    """Where this rank computes."""
+    """The device on which this rank computes."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
 
 
 def memory_bytes() -> int:
-    """Of the device that this rank computes on, or its part of the machine's; the least of any."""
+    """Memory per rank: the device's, or an equal part of the host's; the minimum over ranks."""
     if device().type == "cuda":
         own = torch.cuda.get_device_properties(device()).total_memory
     else:
@@ -62,26 +62,26 @@ def memory_bytes() -> int:
 
 
 def host_memory_bytes() -> int:
-    """Of this machine."""
+    """Physical memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def choose_accelerator() -> None:
-    """To be called before DeepSpeed is imported: on a CPU it warns that it found no GPU."""
+    """Call before DeepSpeed is imported: otherwise, on a CPU, it warns that it found no GPU."""
     if device().type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def join(timeout_s: float = 1800.0, still: Callable[[], None] = lambda: None) -> None:
-    """Meet the other ranks (gloo on a CPU, NCCL on CUDA). Says so when it must compile first.
+    """Join the other ranks (gloo on a CPU, NCCL on CUDA). Announces a build of extensions.
 
     Args:
-        timeout_s: longest wait for the other ranks in any one collective.
-        still: called now and then, here and later, while an extension is compiled.
+        timeout_s: longest wait for the other ranks in any single collective.
+        still: called from time to time, here and later, while an extension is compiled.
 
     Raises:
-        InputError: the port at which the ranks are to meet is taken.
-        MachineError: not all ranks came.
+        InputError: the port at which the ranks meet is taken.
+        MachineError: not all ranks arrived.
     """
     from moram_dist.comm import extension, rendezvous
 
@@ -109,8 +109,8 @@ def join(timeout_s: float = 1800.0, still: Callable[[], None] = lambda: None) ->
         extension.guard(still)
         if meeting:
             extension.prepare(meeting)
-    # With it DeepSpeed gives each CPU rank 69 MB of shared memory, for an all-reduce of inference
-    # engines that nothing here calls, and leaves it to the machine when the rank ends.
+    # If LOCAL_SIZE is set, DeepSpeed allocates 69 MB of shared memory per CPU rank, for an
+    # all-reduce of inference engines that is not used here, and leaks it when the rank ends.
     local_size = os.environ.pop("LOCAL_SIZE", None)
     try:
         deepspeed.init_distributed(
@@ -132,9 +132,9 @@ def join(timeout_s: float = 1800.0, still: Callable[[], None] = lambda: None) ->
 
 
 def allow_many_files() -> None:
-    """As many open files as the system allows: gloo connects each rank to every other one.
+    """Raise the limit of open files to the maximum: gloo connects each rank to every other one.
 
-    The usual soft limit, 1,024, ends that at about 1,000 ranks.
+    With the usual soft limit, 1,024, that fails at about 1,000 ranks.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and soft < hard:
@@ -142,13 +142,13 @@ def allow_many_files() -> None:
 
 
 def keep_gloo_inside() -> None:
-    """Ranks of one machine talk over loopback: nothing of it is open to other machines."""
+    """Let the ranks of one machine talk over loopback, so that no port is open to others."""
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def leave() -> None:
-    """Part from the other ranks."""
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -190,9 +190,9 @@ def all_sum(values: list[float]) -> list[float]:
 
 
 def control_group() -> Any:
-    """All ranks, over gloo: what is agreed there does not wait for the device. All ranks call it.
+    """A gloo group of all ranks, for agreements that need not wait for the device.
 
-    None, which stands for the ordinary group, where that is gloo already.
+    All ranks must call it together. None, which means the default group, if that is gloo already.
     """
     if world_size() == 1 or dist.get_backend() == "gloo":
         return None
@@ -216,7 +216,7 @@ def sum_(tensor: Tensor) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody uses now."""
+    """A TCP port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

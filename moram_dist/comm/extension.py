@@ -1,9 +1,10 @@
-"""Extensions that torch compiles for DeepSpeed at run time: announced, waited for, never orphaned.
+"""Build extensions that torch compiles for DeepSpeed at run time, with messages and a safe lock.
 
-Such as the one for CPU ranks on one machine, which is loaded when they meet. torch compiles through
-ninja, which builds whenever anything has changed: the interpreter, torch, ninja itself. It says
-nothing, and guards the folder by a file, ``lock``, that a killed build leaves behind and others
-wait on for ever. Here whoever loads holds a lock of ours, which the system frees when it dies.
+An example is the one for CPU ranks on one machine, which is loaded when they join. torch compiles
+with ninja, which rebuilds if anything has changed: the interpreter, torch, ninja itself. It does so
+silently, and guards the folder by a file ``lock``. A killed build leaves that file behind, and then
+others wait for ever. Here each process that loads holds an additional lock of ours, which the
+system frees when the process dies.
 """
 
 from __future__ import annotations
@@ -29,30 +30,31 @@ from moram_dist.registry import InputError, MachineError
 from moram_dist.terminal import say
 
 NAME = "deepspeed_shm_comm"
-"""What DeepSpeed loads when CPU ranks meet."""
+"""The extension that DeepSpeed loads when CPU ranks join."""
 
 SILENT_S = 5.0
-"""A wait of so long is worth a line; what is built already is loaded in less."""
+"""A wait this long is reported; loading an extension that is already built takes less."""
 
 AGAIN_S = 30.0
-"""After so long a silence, whoever builds or waits says that it still does."""
+"""Seconds between messages of a process that builds or waits."""
 
 RELEASE_S = 1.0
-"""torch closes its lock before it removes it: one that nobody holds for so long is left over."""
+"""torch closes its lock file before it removes it: a file that no process has held open for this
+long is stale."""
 
 LIMIT_S = 1800.0
-"""Longest wait for other ranks' builds: some minutes, on a slow shared disk."""
+"""Longest wait for other ranks' builds, which may take minutes on a slow shared disk."""
 
 
 Still = Callable[[], None]
-"""Called now and then in a long wait: this process does not hang."""
+"""Called from time to time in a long wait, to signal that this process does not hang."""
 
 
 def guard(still: Still) -> None:
-    """From here on, this process loads every extension by ``build``, with the installed ninja.
+    """Make this process load every extension by ``build``, with the installed ninja.
 
-    Another version on PATH, as outside of an activated environment, reads no log of this one's: the
-    two would build everything anew in turn.
+    Another version on PATH (outside of an activated environment) cannot read this version's log,
+    and then the two would rebuild everything in turn.
     """
     import ninja
     from torch.utils import cpp_extension
@@ -73,9 +75,9 @@ def guard(still: Still) -> None:
 
 
 def prepare(rendezvous: Rendezvous) -> None:
-    """Load what CPU ranks load when they meet. All ranks call it, once their builds are guarded.
+    """Load the extension of CPU ranks before they join. All ranks call it, after ``guard``.
 
-    A build is no hang: this has a limit of its own, whatever ``--wait_limit`` is.
+    A build is not a hang, so it has a separate limit, independent of ``--wait_limit``.
 
     Raises:
         MachineError: a build fails, or takes longer than ``LIMIT_S``.
@@ -97,7 +99,7 @@ def prepare(rendezvous: Rendezvous) -> None:
 
 
 def build(place: Path, load: Callable[[], Any], still: Still = lambda: None) -> Any:
-    """Load an extension, and build it first where anything has changed.
+    """Load an extension, and build it first if anything has changed.
 
     Args:
         place: the folder in which torch builds it.
@@ -105,7 +107,7 @@ def build(place: Path, load: Callable[[], Any], still: Still = lambda: None) -> 
         still: called while this takes long.
 
     Returns:
-        What ``load`` does.
+        The result of ``load``.
 
     Raises:
         MachineError: the build fails; with the compiler's first error.
@@ -135,9 +137,9 @@ def build(place: Path, load: Callable[[], Any], still: Still = lambda: None) -> 
 
 
 def held_by(place: Path) -> str | None:
-    """Who holds torch's lock there, for people: None where nobody does, so that it is stale.
+    """Describe the process that holds torch's lock there; None if none does: the lock is stale.
 
-    torch's builder keeps the file open while it builds.
+    torch's builder keeps the lock file open while it builds.
     """
     lock = place / "lock"
     try:
@@ -155,12 +157,12 @@ def held_by(place: Path) -> str | None:
 
 
 def _processes() -> Iterator[Path]:
-    """Of this machine, where the system tells."""
+    """``/proc`` folders of this machine's processes; none without ``/proc``."""
     return Path("/proc").glob("[0-9]*")
 
 
 def _link(path: Path) -> str:
-    """Where it leads; nowhere if it is gone."""
+    """Target of a symbolic link; empty if it is gone."""
     try:
         return os.readlink(path)
     except OSError:
@@ -169,7 +171,7 @@ def _link(path: Path) -> str:
 
 @contextmanager
 def _sole_builder(place: Path, still: Still) -> Iterator[None]:
-    """Nobody else builds there; a lock of torch's that nobody holds is removed."""
+    """Context in which no other process builds there; removes a stale lock of torch."""
     with ExitStack() as stack:
         file = _locked(place / ".moram.lock", stack, still)
         if file:
@@ -180,7 +182,7 @@ def _sole_builder(place: Path, still: Still) -> Iterator[None]:
 
 
 def _locked(path: Path, stack: ExitStack, still: Still) -> BinaryIO | None:
-    """Our lock, held until the stack ends; None on a disk without locks: torch's own has to do."""
+    """Our lock, held until the stack closes; None on a disk without locks: torch's must suffice."""
     wait = _Wait(still)
     while True:
         try:
@@ -192,7 +194,7 @@ def _locked(path: Path, stack: ExitStack, still: Still) -> BinaryIO | None:
 
 
 def _clear(place: Path, still: Still) -> None:
-    """Wait for whoever builds without our lock, then remove torch's if it is left."""
+    """Wait for builds that do not use our lock, then remove torch's lock if it is stale."""
     lock, wait, held = place / "lock", _Wait(still), time.monotonic()
     while lock.exists():
         if holder := held_by(place):
@@ -206,7 +208,7 @@ def _clear(place: Path, still: Still) -> None:
 
 
 class _Wait:
-    """Says what a process waits for, once that is long, and again from time to time."""
+    """Reports a long wait and its reason, and repeats that from time to time."""
 
     def __init__(self, still: Still) -> None:
         self.still, self.next = still, time.monotonic() + SILENT_S
@@ -220,7 +222,7 @@ class _Wait:
 
 
 def _end_orphans(place: Path) -> None:
-    """Ninja may outlive the process that started it; two of them would write the same files."""
+    """End ninja processes that outlived their parent: two would write the same files."""
     for process in _processes():
         with suppress(OSError):
             ninja = (process / "comm").read_text().strip() == "ninja"
@@ -231,7 +233,7 @@ def _end_orphans(place: Path) -> None:
 
 
 def _has_work(place: Path) -> bool:
-    """What ninja itself says it would do; torch has written its file by now."""
+    """Whether ninja's dry run reports work to do; torch has written its build file by now."""
     said = subprocess.run(["ninja", "-n"], cwd=place, capture_output=True, text=True)
     return said.returncode != 0 or "no work to do" not in said.stdout
 
@@ -255,7 +257,7 @@ def _reminders(line: str, still: Still) -> Iterator[None]:
 
 
 def _first_error(text: str) -> str:
-    """The compiler's, else the first line."""
+    """The compiler's first error, else the first line."""
     found = re.search(r"^.*\berror: .*$", text, re.MULTILINE)
     return (found[0] if found else text).strip().partition("\n")[0]
 

@@ -1,8 +1,8 @@
 """TCP connections between ranks: a star around rank 0, and a tree under rank 1.
 
-Rank r calls rank 0, and its parent in the tree, rank r // 2. So rank 0 has a connection to every
-rank and each other rank has four at most, whatever their number; and the tree holds the others
-together when rank 0 is the one that dies or hangs.
+Rank r connects to rank 0, and to its parent in the tree, rank r // 2. So rank 0 has a connection to
+every rank, and each other rank has at most four, however many ranks there are. If rank 0 dies or
+hangs, the tree still connects the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moram_dist.registry import MachineError
 MEET_S = 60.0
 VANISHED_S = 60
 LENGTH = 41
-"""Of what a caller says first: the token's 32 digits, a space, its rank in 8."""
+"""Bytes of a caller's greeting: the token's 32 digits, a space, its rank in 8 digits."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class Peer:
 
 
 def called_by(rank: int) -> list[int]:
-    """The lower ranks that ``rank`` calls."""
+    """The lower ranks to which ``rank`` connects."""
     return sorted({0, rank // 2} - {rank})
 
 
 def callers(rank: int, world_size: int) -> list[int]:
-    """The higher ranks that call ``rank``."""
+    """The higher ranks that connect to ``rank``."""
     if rank == 0:
         return list(range(1, world_size))
     return [r for r in (2 * rank, 2 * rank + 1) if r < world_size]
 
 
 def connect() -> dict[int, Peer]:
-    """This rank's peers. All ranks call it together.
+    """Connect to this rank's peers and return them. All ranks must call it together.
 
     Raises:
         MachineError: another rank cannot be reached.
@@ -80,24 +80,25 @@ def _machine() -> tuple[str, ...]:
 
 
 def _reachable(ranks: Sequence[tuple[tuple[str, ...], str]]) -> str:
-    """Under which address the others reach this rank, given each rank's machine and address."""
+    """The address at which others reach this rank, given each rank's machine and address."""
     machine, own = ranks[env.rank()]
     elsewhere = [address for other, address in ranks if other != machine]
     if not elsewhere:
         return "::1" if ":" in own and is_loopback(own) else LOOPBACK
     if not is_loopback(own):
         return own
-    # On the master's machine its name may be loopback: another machine shows the way out.
+    # On the master's machine, MASTER_ADDR may resolve to loopback: use the interface that leads to
+    # another machine.
     return _leads_to(next((a for a in elsewhere if not is_loopback(a)), own))
 
 
 def _own_address() -> str:
-    """Of the interface that leads to MASTER_ADDR."""
+    """Address of the interface that leads to MASTER_ADDR."""
     return _leads_to(os.environ["MASTER_ADDR"])
 
 
 def _leads_to(host: str) -> str:
-    """The address of this machine from which ``host`` is reached."""
+    """This machine's address on the route to ``host``."""
     family, kind, *_, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(address)  # sends nothing
@@ -117,12 +118,12 @@ def _call(name: str, address: tuple[str, int], words: str) -> socket.socket:
 def answer(
     server: socket.socket, token: str, expected: Sequence[int]
 ) -> Iterator[tuple[int, socket.socket]]:
-    """The ranks that are to call, as they do; whoever else calls is turned away.
+    """Accept the expected ranks and yield each as it connects; other callers are rejected.
 
-    Callers are heard side by side, so that one that says nothing holds up nobody.
+    Callers are served concurrently, so that a silent one blocks no other.
 
     Raises:
-        MachineError: no further rank called for ``MEET_S``.
+        MachineError: no further rank connected for ``MEET_S``.
     """
     missing, said = {*expected}, dict[socket.socket, bytes]()
     deadline = time.monotonic() + MEET_S
@@ -169,7 +170,7 @@ def _accepted(server: socket.socket) -> Iterator[socket.socket]:
 
 
 def _heard(connection: socket.socket, length: int) -> bytes:
-    """No more than ``length``: what follows is an exit code. Nothing where it hung up."""
+    """Read at most ``length`` bytes: an exit code may follow. Empty if the caller hung up."""
     try:
         return connection.recv(length)
     except OSError:
@@ -177,14 +178,14 @@ def _heard(connection: socket.socket, length: int) -> bytes:
 
 
 def _introduced(words: bytes, token: str) -> int:
-    """The rank that says who it is, -1 where it is none of ours."""
+    """The rank in a greeting; -1 if its token is not ours."""
     said, _, rank = words.decode("ascii", "replace").partition(" ")
     known = secrets.compare_digest(said.encode(), token.encode())
     return int(rank) if known and rank.isdecimal() else -1
 
 
 def _lasting(connection: socket.socket) -> socket.socket:
-    """Set up to notice that the machine at the other end has vanished."""
+    """Enable keepalive, to notice if the machine at the other end vanishes."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):

@@ -1,7 +1,7 @@
-"""Who owns which row of a list that is split over ranks: row i belongs to rank i mod P.
+"""Ownership of rows that are split over ranks: row i belongs to rank i mod P.
 
-So shards differ by at most one row, a run of new rows is spread over all ranks, and growth appends
-to each shard. P is the number of ranks in the group.
+So shard sizes differ by at most one row, new rows are spread over all ranks, and growth appends to
+each shard. P is the number of ranks in the group.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ def shard_size(num_rows: int, rank: int, num_ranks: int) -> int:
 
 
 def largest_shard(num_rows: int, num_ranks: int) -> int:
-    """Rows of the rank that has most: rank 0's."""
+    """Rows of the largest shard, rank 0's."""
     return shard_size(num_rows, 0, num_ranks)
 
 
 def new_rows(start: int, rank: int, num_ranks: int) -> slice:
-    """Which of the rows that follow row ``start - 1`` are ``rank``'s, as a slice of those rows."""
+    """The rows that ``rank`` owns among rows ``start``, ``start + 1``, ..., as a slice of them."""
     return slice((rank - start) % num_ranks, None, num_ranks)

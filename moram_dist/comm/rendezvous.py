@@ -1,8 +1,8 @@
-"""Where ranks meet: rank 0 keeps a store of names and values, and every rank is connected to it.
+"""The rendezvous of ranks: rank 0 keeps a key-value store, and every rank connects to it.
 
-torch's own store listens on every interface of the machine. Anyone who reaches it may read and
-write. This one listens where ranks need it: on loopback if all run on one machine, else on the
-address that MASTER_ADDR stands for.
+By default torch's store listens on every interface of the machine, and anyone who reaches it may
+read and write. This one listens only where ranks need it: on loopback if all run on one machine,
+else on the address of MASTER_ADDR.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from moram_dist.registry import InputError, MachineError
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = ""
 BACKLOG = 4096
-"""Ranks that connect at once; the kernel may allow fewer (net.core.somaxconn), and others retry."""
+"""Ranks that can connect at once. The kernel may allow fewer (net.core.somaxconn); others retry."""
 
 
 class Rendezvous:
-    """This rank's connection to the store. All ranks make one."""
+    """This rank's connection to the store. Every rank creates one."""
 
     def __init__(self, timeout_s: float) -> None:
         """Connect; rank 0 opens the store first.
@@ -54,7 +54,7 @@ class Rendezvous:
             raise self._alone() from None
 
     def meet(self) -> None:
-        """Wait for all ranks. Raises MachineError where one does not come in time."""
+        """Wait for all ranks. Raises MachineError if one does not arrive in time."""
         if self.arrive("here"):
             return
         try:
@@ -63,7 +63,7 @@ class Rendezvous:
             raise self._alone() from None
 
     def arrive(self, place: str) -> bool:
-        """Say that this rank has reached ``place``. Returns whether it is the last one."""
+        """Announce that this rank has reached ``place``. Returns whether it is the last one."""
         last = self.store.add(place, 1) == env.world_size()
         if last:
             self.store.set(f"{place}: all", "")
@@ -73,7 +73,7 @@ class Rendezvous:
         """Whether all ranks reach ``place`` within ``seconds``.
 
         Raises:
-            MachineError: rank 0, which keeps the store, has gone.
+            MachineError: rank 0, which keeps the store, is gone.
         """
         try:
             self.store.wait([f"{place}: all"], timedelta(seconds=seconds))
@@ -111,7 +111,7 @@ def one_machine() -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` is loopback by its very name, on whichever machine it is looked up."""
+    """Whether ``host`` means loopback on any machine, judged by its name alone."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -119,10 +119,10 @@ def is_loopback(host: str) -> bool:
 
 
 def store_host() -> str:
-    """Where rank 0 listens and all ranks connect; ``EVERYWHERE`` where that cannot be narrowed.
+    """The host where rank 0 listens and others connect; ``EVERYWHERE`` if rank 0 cannot tell.
 
-    A machine may know itself by a name that is loopback there and an address to others, or by a
-    name of several addresses: then rank 0 cannot tell which of its interfaces others will use.
+    A machine's name may resolve to loopback on that machine only, or to several addresses: then
+    rank 0 cannot tell which of its interfaces the others will use.
     """
     master = os.environ["MASTER_ADDR"]
     if kept_by_torchrun():
@@ -140,7 +140,7 @@ def store_host() -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on ``host`` alone. Raises OSError."""
+    """A socket that listens on ``host`` only. Raises OSError."""
     if host == EVERYWHERE:
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
@@ -152,7 +152,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """For the store: on all interfaces where MASTER_ADDR is none of this machine's (a service)."""
+    """The store's socket; listens everywhere if MASTER_ADDR is not a local address (a service)."""
     try:
         try:
             return listen(host, port)

@@ -1,16 +1,16 @@
-"""The ranks watch over one another: none outlives a dead one, and none waits for ever.
+"""A watchdog between ranks: if one dies, all exit, and none waits for ever.
 
 Ranks are connected by TCP (``comm.links``): each to rank 0, and to its neighbours in a tree. The
-kernel closes the connections of a process that dies, however it dies, so those at the other end
-know at once; a rank that leaves on purpose first sends its exit code, one byte. The lowest rank
-that is left says in one line who died, and all exit with code 4. Whoever is told to exit passes it
-on to all its connections first, so word travels over the star or, where rank 0 is dead or stands
-still, through the tree. Keepalive finds a machine that vanished, within ``links.VANISHED_S``.
+kernel closes the connections of a dead process, however it died, so its peers notice at once; a
+rank that leaves on purpose first sends its exit code, one byte. The lowest remaining rank reports
+in one line which ranks died, and all exit with code 4. A rank that receives an exit code first
+forwards it on all its connections, so it spreads over the star or, if rank 0 is dead or hangs,
+through the tree. Keepalive detects a machine that vanished, within ``links.VANISHED_S``.
 
-``at`` says what a rank does next. One that does nothing new for ``--wait_limit`` seconds waits for
-a rank that hangs: it says so, and all exit.
+``at`` records the activity of a rank. If a rank starts no new one for ``--wait_limit`` seconds, it
+is waiting for a rank that hangs: it reports that, and all exit.
 
-This is done in a thread, because the main one is then inside a collective that does not return.
+The watchdog runs in a thread, because the main thread is then stuck inside a collective.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from moram_dist.registry import MachineError
 
 TICK_S = 0.25
 TURN_S = 3.0
-"""A rank that is to speak, and is silent for so long, cannot: it is the next one's turn."""
+"""If the rank that must report stays silent for this long, it cannot: the next rank reports."""
 
 ECHO_S = 5.0
-"""How long after a rank's death the errors that it causes on others may precede the watchdog."""
+"""Seconds to hold back an error that another rank's death may cause: the watchdog goes first."""
 
 NAMED = 8
-"""Dead ranks that the line names; a node may hold many more."""
+"""Dead ranks to name in the message; a node may have many more."""
 
 HOW_TO_RESUME = "; published tasks are intact; rerun the same command to resume"
 
 
 class PeerWatchdog:
-    """This rank's part of it. Does nothing until ``start``, nor where there is one rank."""
+    """This rank's watchdog. Does nothing before ``start``, or if there is only one rank."""
 
     def __init__(self, wait_limit_s: float) -> None:
         self.wait_limit_s = wait_limit_s
         self._doing = ("", time.monotonic())
         self._peers: dict[int, Peer] = {}
-        """Ranks that this one is connected to, and that neither died nor left."""
+        """Connected ranks that neither died nor left."""
         self._dead: dict[int, str] = {}
         self._died_at = 0.0
         self._left = False
 
     def at(self, label: str) -> None:
-        """What this rank does, or waits for, from here on; its time starts again."""
+        """Record what this rank does or waits for from now on, and restart its time limit."""
         self._doing = (label, time.monotonic())
 
     def still(self) -> None:
-        """This rank is at the same thing, and does not hang; its time starts again."""
+        """Restart the time limit: this rank is busy with the same activity, and does not hang."""
         self.at(self._doing[0])
 
     def start(self) -> None:
-        """Connect to other ranks, and watch from here on. All ranks call it together.
+        """Connect to other ranks and start watching. All ranks must call it together.
 
         Raises:
             MachineError: another rank cannot be reached.
@@ -71,7 +71,7 @@ class PeerWatchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def leave(self, code: int) -> None:
-        """This rank is about to end on purpose; a code other than 0 ends the others with it too."""
+        """Announce that this rank exits on purpose; the others exit with a nonzero ``code`` too."""
         self._left = True
         for peer in list(self._peers.values()):
             try:
@@ -80,9 +80,9 @@ class PeerWatchdog:
                 pass  # it is gone already
 
     def let_speak(self) -> None:
-        """To be called on an error that may be the echo of another rank's end.
+        """Call on an error that another rank's end may have caused.
 
-        Where it is, the watchdog ends this process before this returns.
+        If so, the watchdog ends this process before this returns.
         """
         if self._peers or self._dead:
             time.sleep(ECHO_S)
@@ -96,27 +96,27 @@ class PeerWatchdog:
                     ready.unregister(key.fileobj)
                     self._hear(key.data)
                 self._speak_up()
-        # The connections stay open until the process ends: closed by now, they could be closed
-        # before ``leave`` has said goodbye on them, which to the others is a death.
+        # Connections stay open until the process ends: if closed here, before ``leave`` has sent
+        # the exit code on them, the others would take this rank for dead.
 
     def _hear(self, rank: int) -> None:
         peer = self._peers.pop(rank)
         try:
             code = peer.connection.recv(1)
-        except OSError:  # keepalive found nobody
+        except OSError:  # keepalive got no answer
             code = b""
         peer.connection.close()
         if not code:
             self._dead[rank] = peer.name
             self._died_at = time.monotonic()
         elif code[0] and not self._left:
-            try:  # it has said why
+            try:  # that rank has reported the reason
                 self.leave(code[0])
             finally:
                 os._exit(code[0])
 
     def _speak_up(self) -> None:
-        """End all ranks, if one died or hangs and it is this rank's turn to say so."""
+        """End all ranks if one died or hangs and it is this rank's turn to report it."""
         label, since = self._doing
         if self._dead:
             line, noticed = f"{_named([*self._dead.values()])} died", self._died_at

@@ -1,4 +1,4 @@
-"""ZeRO-3 parameters as whole tensors: for reading, for writing, and for generating text."""
+"""Access to unsharded ZeRO-3 parameters: for reading, for writing, and for generating text."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ def is_sharded(parameter: nn.Parameter) -> bool:
 
 
 def whole(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
-    """Context in which parameters are whole on every rank. All ranks must enter it.
+    """Context in which parameters are unsharded on every rank. All ranks must enter it.
 
     Args:
         parameters: sharded or not.
-        write: keep what the main rank writes to them, on all ranks. Only the weights that the
-            forward pass uses change so; the optimizer's masters are another matter
-            (``train.engine``).
+        write: keep the main rank's changes, on all ranks. This changes only the weights of the
+            forward pass, not the optimizer's master copies (see ``train.engine``).
     """
     sharded = [p for p in parameters if is_sharded(p)]
     if not sharded:
         return nullcontext()
     for parameter in sharded:
-        # Left over from the last backward; gathering refuses parameters that look in use.
+        # Left over from the last backward: GatheredParameters rejects parameters marked as in use.
         parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
     import deepspeed
 
@@ -37,7 +36,7 @@ def whole(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
 
 
 def linear() -> Any:
-    """What ZeRO-3 replaces torch's linear function by: one that keeps its input."""
+    """The function by which ZeRO-3 replaces torch's linear function; it keeps its input."""
     env.choose_accelerator()
     from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
@@ -45,7 +44,7 @@ def linear() -> Any:
 
 
 def release_leftovers(engine: Any) -> None:
-    """Let go of what a backward pass that was not the engine's has gathered and left."""
+    """Release parameters that a backward pass outside of the engine gathered and left behind."""
     offload = getattr(engine.optimizer, "parameter_offload", None)
     if offload is not None:
         offload.release_backward_leftovers()
@@ -53,11 +52,11 @@ def release_leftovers(engine: Any) -> None:
 
 @contextmanager
 def aside(model: nn.Module) -> Iterator[None]:
-    """For a forward pass without gradient, between another forward pass and its backward.
+    """Context for a forward pass without gradient, between another forward pass and its backward.
 
-    ZeRO-3 counts, for each module, inputs whose gradients are to come before it lets go of the
-    module's parameters in backward. A forward pass starts the count anew, and then backward would
-    keep the parameters of all layers until its end.
+    ZeRO-3 counts, for each module, the inputs whose gradients it awaits before it releases the
+    module's parameters in backward. A forward pass resets that count, and then backward would keep
+    the parameters of all layers until its end.
     """
     counts = {m: vars(m).get("ds_grads_remaining") for m in model.modules()}
     try:
@@ -70,11 +69,11 @@ def aside(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_hooks(engine: Any) -> Iterator[nn.Module]:
-    """The engine's model with whole weights and no ZeRO-3 hooks.
+    """Context that gives the engine's model with unsharded weights and no ZeRO-3 hooks.
 
-    Ranks need not keep step inside, and generation runs about ten times faster than with hooks,
-    which gather every layer for every token. Needs memory for the whole model on each rank.
-    ``generate`` must be told ``synced_gpus=False`` here: under ZeRO-3 it keeps step by default.
+    Inside, ranks need not run in lockstep, and generation is about ten times faster than with
+    hooks, which gather every layer for every token. Needs memory for the whole model on each rank.
+    Pass ``synced_gpus=False`` to ``generate``: under ZeRO-3 it keeps ranks in lockstep by default.
     """
     parameters = [p for p in engine.module.parameters() if is_sharded(p)]
     if not parameters:
@@ -82,11 +81,11 @@ def without_hooks(engine: Any) -> Iterator[nn.Module]:
         return
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 
-    # An engine without an optimizer (zero-shot) has the offload in its optimizer's place.
+    # In an engine without an optimizer (zero-shot), ``optimizer`` is the offload itself.
     offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
     with whole(parameters):
-        # DeepSpeed's own unwrap_model_for_generation leaves the hook at the start of a forward in
-        # place. That one is a collective, so ranks with unlike work would wait for each other.
+        # DeepSpeed's unwrap_model_for_generation does not remove the hook at the start of forward.
+        # That hook is a collective, so ranks with different work would wait for each other.
         offload._remove_module_hooks()
         offload.forward_hooks.clear()
         offload.backward_hooks.clear()
@@ -94,4 +93,4 @@ def without_hooks(engine: Any) -> Iterator[nn.Module]:
             yield engine.module
         finally:
             offload.setup_zero_stage3_hooks()
-            FWD_MODULE_STACK.pop()  # the module stands there since the engine was made
+            FWD_MODULE_STACK.pop()  # the second entry of the module: the engine made the first
