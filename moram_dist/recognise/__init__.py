@@ -1,4 +1,4 @@
-"""Which task a prompt belongs to, told from the prompt alone, before any forward pass."""
+"""Recognise the task of a prompt from the prompt alone, before any forward pass."""
 
 from moram_dist.recognise.features import PromptFeatures, prompt_features
 from moram_dist.recognise.recognisers import RECOGNISERS, Recognised, Recogniser

@@ -1,7 +1,7 @@
-"""What a recogniser sees of a prompt: the mean of its tokens' input embeddings, in three views.
+"""Features of a prompt for recognisers: the mean of its tokens' input embeddings, in three views.
 
-No forward pass is needed. The views are fixed before any data is seen, so a task's statistics never
-change when later tasks arrive.
+No forward pass is needed. The views do not depend on data, so a task's statistics never change when
+later tasks arrive.
 
 Shape letters: N prompts, D embedding size, M features of a view.
 """
@@ -18,41 +18,41 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PROJECTED = 256
-"""Features of ``projected``, at most: a task's second moments then take a quarter of a megabyte."""
+"""Largest number of features of ``projected``: a task's second moments then take 0.25 MB."""
 
 RANDOM = 256
-"""Features of ``random``, without the constant one."""
+"""Features of ``random``, not counting the constant."""
 
 
 @dataclass(frozen=True)
 class PromptFeatures:
-    """What is known of N prompts."""
+    """Features of N prompts."""
 
     mean_ND: Tensor
     """Mean input embeddings, in float64 on the CPU."""
 
     tokens_N: Tensor
-    """How many tokens each has, in float64."""
+    """Number of tokens of each, in float64."""
 
     def __len__(self) -> int:
         """N."""
         return len(self.tokens_N)
 
     def rows(self, which: Tensor | slice) -> PromptFeatures:
-        """Those of some prompts."""
+        """The features of some of the prompts."""
         return PromptFeatures(self.mean_ND[which], self.tokens_N[which])
 
 
 def prompt_features(
     embedding_VD: Tensor, prompts: Iterable[Sequence[int] | Tensor]
 ) -> PromptFeatures:
-    """Mean input embedding of each prompt, and its length.
+    """Mean input embedding and length of each prompt.
 
-    Each prompt is summed by itself, in the order of its tokens, so that its features do not depend
-    on what else is asked for. Those of an empty prompt are 0.
+    Each prompt is summed separately, in the order of its tokens, so that its features do not depend
+    on the other prompts. The features of an empty prompt are 0.
 
     Args:
-        embedding_VD: the base's whole input embedding, V words, on any device.
+        embedding_VD: the base's full input embedding, vocabulary size V, on any device.
         prompts: token ids of each.
     """
     rows, lengths = [torch.zeros(0, embedding_VD.shape[1], dtype=torch.float64)], []
@@ -65,14 +65,14 @@ def prompt_features(
 
 
 def plain(x_ND: Tensor) -> Tensor:
-    """The features as they are."""
+    """The features, unchanged."""
     return x_ND
 
 
 def projected(x_ND: Tensor) -> Tensor:
-    """Onto fixed random directions, (N, min(D, ``PROJECTED``)).
+    """Project onto fixed random directions, (N, min(D, ``PROJECTED``)).
 
-    Squared distances keep their expectation (Johnson and Lindenstrauss 1984).
+    The projection preserves squared distances in expectation (Johnson and Lindenstrauss 1984).
     """
     size = x_ND.shape[1]
     if size <= PROJECTED:
@@ -81,7 +81,7 @@ def projected(x_ND: Tensor) -> Tensor:
 
 
 def random(x_ND: Tensor) -> Tensor:
-    """``relu`` of fixed random directions of the normalised features, and a constant, (N, M + 1).
+    """``relu`` of fixed random projections of the normalised features, and a constant, (N, M).
 
     Source: the random projection of RanPAC, McDonnell et al. 2023, arXiv:2307.02251.
     """

@@ -1,7 +1,7 @@
-"""Recognisers: from the statistics of the tasks so far to a score for each task.
+"""Recognisers: compute a score for each task from the statistics of the tasks so far.
 
-Each is a closed formula of sums over all tasks' prompts, so it is the same in whatever order the
-tasks were learned.
+Each is a closed-form function of sums over all tasks' prompts, so it does not depend on the order
+in which the tasks were learned.
 
 Shape letters: N prompts, T tasks, D embedding size, M features of a view.
 """
@@ -20,29 +20,29 @@ from moram_dist.recognise.statistics import TaskStatistics
 from moram_dist.registry import Registry
 
 SHRINK = 0.1
-"""Share of a pooled covariance that is replaced by its mean variance: it is singular where there
-are fewer prompts than features."""
+"""Fraction of a pooled covariance that is replaced by its mean variance: the covariance is singular
+if there are fewer prompts than features."""
 
 RIDGE = 1e-4
-"""Ridge, in mean eigenvalues of the second moments."""
+"""Ridge penalty, as a multiple of the mean eigenvalue of the second moments."""
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a recogniser says of a prompt."""
+    """A recogniser's result for a prompt."""
 
     task: int
-    """The likeliest one of those that were learned."""
+    """The likeliest learned task."""
 
     known: bool
-    """Whether the prompt is like those that the task was learned on."""
+    """Whether the prompt resembles the task's training prompts."""
 
     def answered_by(self, learned: int, unknown: str) -> int | None:
-        """How many of the first tasks answer; None: all that were learned.
+        """How many of the first tasks answer; None: all learned tasks.
 
         Args:
-            learned: how many there are.
-            unknown: who answers a prompt that is like no task's: ``base`` or ``all``.
+            learned: number of learned tasks.
+            unknown: who answers a prompt that resembles no task's: ``base`` or ``all``.
         """
         if not self.known:
             return 0 if unknown == "base" else None
@@ -50,13 +50,13 @@ class Recognised:
 
 
 class Recogniser(ABC):
-    """Scores tasks for prompts. Made anew after each task, from all tasks so far."""
+    """Scores tasks for prompts. Rebuilt after each task, from all tasks so far."""
 
     view: str
-    """What it sees of the features, by name."""
+    """Name of the view of the features that it uses, in ``features.VIEWS``."""
 
     def __init__(self, tasks: Sequence[TaskStatistics]) -> None:
-        """``tasks`` in the order of learning, at least one."""
+        """``tasks``: in the order of learning, at least one."""
         self.tasks = tuple(tasks)
         self.count_T = torch.tensor([float(t.count) for t in tasks], dtype=torch.float64)
         self.sum_TM = torch.stack([t.moments[self.view].sum_M for t in tasks])
@@ -64,18 +64,18 @@ class Recogniser(ABC):
 
     @abstractmethod
     def _scores(self, seen_NM: Tensor) -> Tensor:
-        """(N, M) of the view to (N, T)."""
+        """Scores (N, T) for the view's features (N, M)."""
 
     def scores(self, x_ND: Tensor) -> Tensor:
-        """(N, T) for prompts' features (N, D): the likelier the task, the higher."""
+        """Scores (N, T) for prompts' features (N, D): higher for a likelier task."""
         return self._scores(VIEWS[self.view](x_ND.double()))
 
     def tasks_of(self, x_ND: Tensor) -> list[int]:
-        """The likeliest task of each prompt; of equal ones the earliest."""
+        """The likeliest task of each prompt; ties go to the earliest."""
         return self.scores(x_ND).argmax(1).tolist()
 
     def recognise(self, prompts: PromptFeatures) -> list[Recognised]:
-        """The likeliest task of each prompt, and whether it is as near as the task's own are."""
+        """The likeliest task of each prompt, and whether the prompt is near enough to that task."""
         likeliest_N = torch.tensor(self.tasks_of(prompts.mean_ND), dtype=torch.int64)
         known_N = torch.zeros(len(prompts), dtype=torch.bool)
         for t in likeliest_N.unique():
@@ -87,7 +87,7 @@ class Recogniser(ABC):
         ]
 
     def _rounding(self) -> Tensor:
-        """What is lost where variances are differences of squares; more than 0."""
+        """Rounding error of variances that are computed as differences of squares; above 0."""
         square = self.second if self.second.dim() == 1 else self.second.diagonal()
         machine = torch.finfo(torch.float64)
         return 16 * machine.eps * square.mean() / self.count_T.sum() + machine.tiny
@@ -105,7 +105,7 @@ RECOGNISERS: Registry[type[Recogniser]] = Registry("recogniser")
 
 @RECOGNISERS.register("means")
 class Means(Recogniser):
-    """The nearest task mean, each dimension in units of its pooled standard deviation."""
+    """The nearest task mean, with each dimension in units of its pooled standard deviation."""
 
     view = "plain"
 
@@ -121,7 +121,7 @@ class Means(Recogniser):
 class Discriminant(Recogniser):
     """Linear discriminant analysis: the nearest task mean under the pooled covariance.
 
-    Source: Fisher 1936; the covariance shrunk as in Friedman 1989, without priors.
+    Source: Fisher 1936; covariance shrunk as in Friedman 1989; no priors.
     """
 
     view = "projected"
@@ -140,7 +140,7 @@ class Discriminant(Recogniser):
 class Ridge(Recogniser):
     """Ridge regression of one-hot tasks on random features, with equal weight for each task.
 
-    A task's sums are divided by its count, so that a large task does not outvote a small one.
+    A task's sums are divided by its number of prompts, so that large tasks do not dominate.
 
     Source: the closed-form routers of Any-SSR (Tong et al. 2025) and RanPAC (arXiv:2307.02251).
     """

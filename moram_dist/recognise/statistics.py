@@ -1,6 +1,6 @@
-"""What is kept of a task's prompts: sums, from which every recogniser is made.
+"""Statistics of a task's prompts: sums from which every recogniser is built.
 
-Sums of one task never change when another arrives, so they lie in a file of that task.
+A task's sums never change when other tasks arrive, so they are stored in a file of that task.
 
 Shape letters: N prompts, D embedding size, M features of a view.
 """
@@ -18,25 +18,25 @@ from moram_dist.recognise.features import VIEWS, PromptFeatures
 from moram_dist.registry import InputError
 
 LEVELS = (0.9, 0.95, 0.975, 0.99, 1.0)
-"""Quantiles that are kept of how far a task's own prompts are from the task."""
+"""Quantiles to keep of the distances of a task's own prompts to the task."""
 
 UNKNOWN = LEVELS.index(0.99)
-"""A prompt that is further from its task than this quantile of the task's own belongs to none."""
+"""Index of the limit: a prompt further from its task than this quantile belongs to no task."""
 
 
 DISTANCE = "projected"
-"""The view in which a prompt is near to a task or far from it."""
+"""The view in which distances are measured."""
 
 SHRINK = 0.3
-"""Share of a task's covariance there that is replaced by its mean variance."""
+"""Fraction of a task's covariance in this view that is replaced by its mean variance."""
 
 FOLDS = 10
-"""Parts of a task's prompts, each measured against the statistics of all others."""
+"""Parts of a task's prompts; each is measured against the statistics of all other parts."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over prompts of one view of their features, in float64."""
+    """Sums of one view of the features over prompts, in float64."""
 
     sum_M: Tensor
     second: Tensor
@@ -45,24 +45,23 @@ class Moments:
 
 @dataclass(frozen=True)
 class TaskStatistics:
-    """Of one task's training prompts."""
+    """Statistics of one task's training prompts."""
 
     count: int
     moments: Mapping[str, Moments]
-    """By name of the view: ``plain`` with squares, the others with outer products."""
+    """By view name: ``plain`` with squares, the others with outer products."""
 
     distances: Tensor
-    """Of the task's own prompts to the task: quantiles at ``LEVELS``, of prompts that were left out
-    in turn."""
+    """Quantiles at ``LEVELS`` of the distances of the task's own prompts, by cross-validation."""
 
     @classmethod
     def of(cls, prompts: PromptFeatures) -> TaskStatistics:
-        """From the features of all training prompts of a task, at least one."""
+        """Compute from the features of all training prompts of a task, at least one."""
         moments = {name: _moments(name, prompts.mean_ND) for name in VIEWS}
         return cls(len(prompts), moments, _left_out(prompts))
 
     def tensors(self) -> dict[str, Tensor]:
-        """For the task's file; of outer products the upper triangle alone."""
+        """Tensors for the task's file; only the upper triangle of outer products."""
         out = {"count": torch.tensor(self.count), "distances": self.distances}
         for name, moments in self.moments.items():
             second = moments.second
@@ -75,7 +74,7 @@ class TaskStatistics:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], where: str | Path) -> TaskStatistics:
-        """From the task's file. Raises InputError where it holds something else."""
+        """Rebuild from the task's file. Raises InputError if it holds something else."""
         try:
             moments = {}
             for name in VIEWS:
@@ -97,7 +96,7 @@ class TaskStatistics:
         return self.distances[UNKNOWN]
 
     def distance(self, prompts: PromptFeatures) -> Tensor:
-        """How far prompts are from the task, (N,)."""
+        """Distances (N,) of prompts to the task."""
         return _distance(prompts, self.count, self.moments[DISTANCE])
 
 
@@ -108,15 +107,16 @@ def _moments(view: str, x_ND: Tensor) -> Moments:
 
 
 def _distance(prompts: PromptFeatures, count: int, moments: Moments) -> Tensor:
-    """Squared Mahalanobis distance from the mean, times the root of a prompt's tokens.
+    """Squared Mahalanobis distance from the mean, times the square root of a prompt's length.
 
-    The mean over a long text is near to that of any other, whatever they are about, so a distance
-    counts for more there. The root is what told foreign texts best at all lengths (docs/log.md).
+    The mean embeddings of long texts are close to each other whatever they are about, so the same
+    distance counts for more there. The square root recognised foreign texts best at all lengths
+    (docs/log.md).
     """
     mean_M = moments.sum_M / count
     covariance_MM = moments.second / count - torch.outer(mean_M, mean_M)
     variance = covariance_MM.diagonal().mean().clamp(min=0)
-    # Where all prompts are alike, what is left is rounding.
+    # If all prompts are equal, only rounding errors remain.
     floor = 1e-12 * moments.second.diagonal().mean() / count + torch.finfo(mean_M.dtype).tiny
     eye_MM = torch.eye(len(mean_M), dtype=mean_M.dtype)
     shrunk_MM = (1 - SHRINK) * covariance_MM + (SHRINK * variance + floor) * eye_MM
@@ -126,7 +126,7 @@ def _distance(prompts: PromptFeatures, count: int, moments: Moments) -> Tensor:
 
 
 def _left_out(prompts: PromptFeatures) -> Tensor:
-    """Quantiles of each prompt's distance to the statistics of the other parts' prompts."""
+    """Quantiles of each prompt's distance to the task, computed from the other parts' prompts."""
     if len(prompts) < 2:
         return torch.full((len(LEVELS),), torch.inf, dtype=torch.float64)
     part_N = torch.arange(len(prompts)) % FOLDS
