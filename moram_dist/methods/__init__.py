@@ -1,4 +1,4 @@
-"""Continual-learning methods, one file each; imported by hand so that every name can be found."""
+"""Continual-learning methods, one per file; importing them here registers them in ``METHODS``."""
 
 from moram_dist.methods import (
     any_ssr,

@@ -1,4 +1,4 @@
-"""A LoRA a task, and a closed-form router that says which of them answers a prompt."""
+"""One LoRA per task, and a closed-form router that selects the one that answers a prompt."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from moram_dist.methods.single_task import SingleTask
 
 @METHODS.register("any_ssr")
 class AnySsr(SingleTask):
-    """``single_task`` as a continual learner: the ridge recogniser chooses the adapter.
+    """``single_task`` as a continual learner: the ridge recogniser selects the adapter.
 
-    Nothing of a learned task changes, so what is forgotten is what the recogniser mistakes. Its
-    sums are updated task by task and give the same answer as all tasks at once.
+    Learned adapters never change, so all forgetting comes from errors of the recogniser. Its sums
+    are updated task by task and give the same result as all tasks at once.
 
-    In the source the router sees a random expansion of the hidden states after the base's first
-    layers, and LoRA is in the layers after those. Here it sees one of the prompt's mean input
-    embedding, as every recogniser does, and LoRA is in all target linears.
+    In the paper the router reads a random expansion of the hidden states after the base's first
+    layers, and only later layers have LoRA. Here it reads one of the prompt's mean input embedding,
+    like every recogniser, and all target linears have LoRA.
 
     Source: Any-SSR, Tong et al. 2025, arXiv:2503.13575.
     """

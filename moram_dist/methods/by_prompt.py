@@ -1,4 +1,4 @@
-"""A loaded memory that finds out by itself which of its tasks a prompt belongs to."""
+"""Let a loaded memory recognise which of its tasks a prompt belongs to."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from moram_dist.recognise import PromptFeatures, Recogniser
 
 
 class ByPrompt:
-    """Before each forward pass that begins a batch: recognise its rows, and choose who answers.
+    """Recognises the rows of each new batch before its forward pass, and sets which tasks answer.
 
-    A row is recognised by all of its tokens that the pass is given; what follows in the cache is
-    answered by the same tasks. ``answered_by`` has the last word.
+    A row is recognised by all of its tokens in that pass; the same tasks answer the passes that
+    continue from the cache. ``answered_by`` overrides this.
     """
 
     def __init__(self, prefix: Prefix, recogniser: Recogniser, unknown: str) -> None:
-        """``unknown``: who answers a prompt that is like no task's, ``base`` or ``all``."""
+        """``unknown``: who answers a prompt that resembles no task's, ``base`` or ``all``."""
         self.prefix = prefix
         self.recogniser = recogniser
         self.unknown = unknown
 
     def watch(self, model: nn.Module) -> None:
-        """From now on, at ``model``."""
+        """Register the hook on ``model``."""
         self.model = model
         self.family = family_of_model(model)
         first = self.family.towers(model)[0].module

@@ -1,4 +1,4 @@
-"""One LoRA for all tasks, held where older tasks need it: elastic weight consolidation."""
+"""One LoRA for all tasks, with a penalty on changing weights that older tasks need: EWC."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from moram_dist.methods.method import METHODS, ExampleLosses, ForwardOutput, Lin
 from moram_dist.methods.sequential_lora import SequentialLora
 
 FISHER_EXAMPLES = 64
-"""Of a task, for its Fisher information. Each costs a pass by itself, since it is the gradients of
-single examples that are squared."""
+"""Examples of a task from which its Fisher information is estimated. Each needs a separate pass,
+because the gradients of single examples are squared."""
 
 
 @METHODS.register("ewc")
 class Ewc(SequentialLora):
-    """``sequential_lora`` with ``ewc_weight / 2 * sum_i F_i (theta_i - anchor_i)^2``.
+    """``sequential_lora`` with the penalty ``ewc_weight / 2 * sum_i F_i (theta_i - anchor_i)^2``.
 
     F is the diagonal of the empirical Fisher information of the adapter: the mean over examples of
-    the squared gradient of log p(answer | prompt), taken at the end of each task, and summed over
-    tasks. The anchor is the adapter after the last task. (The paper has one quadratic for each
-    task, with an anchor of its own; that one anchor suffices is in Huszar 2018, arXiv:1712.03847.)
+    the squared gradient of log p(answer | prompt), computed at the end of each task, and summed
+    over tasks. The anchor is the adapter after the last task. (The paper has one quadratic with a
+    separate anchor for each task; one anchor suffices, see Huszar 2018, arXiv:1712.03847.)
 
     Source: Kirkpatrick et al. 2017, arXiv:1612.00796. Weight: TRACE's published EWC.
     """
@@ -32,14 +32,14 @@ class Ewc(SequentialLora):
     settings = SequentialLora.settings | {"ewc_weight"}
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
-        """As ``sequential_lora``; nothing is held during the first task."""
+        """As ``sequential_lora``; the first task has no penalty."""
         super().build(model, modules)
         self.fisher: dict[str, Terms] = {}
-        """Summed over tasks, for A and B of each layer by its full name, in float32."""
+        """Fisher information of A and B, summed over tasks, in float32, by layer's full name."""
         self.anchor: dict[str, Terms] = {}
 
     def penalty(self, seen: ForwardOutput) -> Tensor | float:
-        """The pull towards the anchor; 0 during the first task."""
+        """The quadratic penalty; 0 during the first task."""
         total: Tensor | float = 0.0
         for name, fisher in self.fisher.items():
             anchor = self.anchor[name]
@@ -53,7 +53,7 @@ class Ewc(SequentialLora):
         return self.config.ewc_weight / 2 * total
 
     def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
-        """The adapter as it is after task i, and the task's own Fisher information."""
+        """The adapter after task i, and the Fisher information of task i alone."""
         tensors = self._trained()
         terms = {
             name: (tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]) for name in self.layers
@@ -64,14 +64,14 @@ class Ewc(SequentialLora):
         return tensors
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
-        """A, B, and the Fisher information of both."""
+        """Shapes of A, B, and their Fisher information."""
         lora = super().shapes(i, linears)
         return lora | {name.replace(".lora_", ".fisher_"): size for name, size in lora.items()}
 
     def _fisher(self, terms: Mapping[str, Terms], look: ExampleLosses) -> dict[str, Terms]:
         """Mean squared gradient of single examples' log-likelihood, in float32."""
-        # Parameters are sharded, and their gradients are summed over ranks, so over examples.
-        # Whole copies of the adapter stand in for them: their gradients are this rank's own.
+        # Gradients of sharded parameters are summed over ranks, and so over examples. Unsharded
+        # copies of the adapter replace them here: their gradients stay local to this rank.
         leaves = {
             name: (A.clone().requires_grad_(), B.clone().requires_grad_())
             for name, (A, B) in terms.items()
@@ -89,7 +89,7 @@ class Ewc(SequentialLora):
         return dict(zip(leaves, zip(sums[::2], sums[1::2], strict=True), strict=True))
 
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take a task's adapter for the anchor, and add its Fisher information."""
+        """Make a task's adapter the anchor, and add its Fisher information."""
         for name, layer in self.layers.items():
             A, B = (tensors[f"{name}.fisher_{k}"].to(layer.lora_A.device) for k in "AB")
             if name in self.fisher:

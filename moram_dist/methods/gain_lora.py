@@ -1,4 +1,4 @@
-"""A LoRA a task with InfLoRA's subspaces, and gates that keep a new one off older tasks."""
+"""One LoRA per task with InfLoRA's subspaces, and gates that shield older tasks from new LoRAs."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from moram_dist.methods.method import METHODS, ExampleLosses, Linears
 from moram_dist.registry import InputError
 
 GATE = "gate."
-"""Begins the names of the gate's tensors in a task's memory file."""
+"""Prefix of the gate's tensor names in a task's memory file."""
 
 
 @METHODS.register("gain_lora")
 class GainLora(InfLora):
-    """``inf_lora`` with a gate a task, which sees the mean input embedding of a row's prompt.
+    """``inf_lora`` with one gate per task, which reads the mean input embedding of a row's prompt.
 
-    A new task's gate starts from the last one's weights, with a key orthogonal to what older tasks'
-    prompts make of these: on them it gives 0. In training its weights change off the subspaces of
-    older tasks' prompts only, so there it goes on giving 0. Older gates and LoRAs are frozen.
+    A new task's gate starts from the last one's weights, with a key orthogonal to their outputs on
+    older tasks' prompts, so there it is 0. In training its weights change only orthogonally to the
+    subspaces of older tasks' prompts, so there it stays 0. Older gates and LoRAs are frozen.
 
-    What differs from the authors' code: gradients too are projected, not only the optimizer's
-    steps; weights are not scaled back to their length after a projection, which would move what it
-    holds; in a causal model too a gate sees the prompt alone, never the answer.
+    Differences from the authors' code: gradients are projected too, not only the optimizer's steps;
+    weights are not rescaled to their old norm after a projection, which would change the outputs
+    that it preserves; in a causal model too, a gate reads only the prompt, never the answer.
 
     Source: GainLoRA, Liang and Li 2025, arXiv:2505.15424.
     """
@@ -49,7 +49,7 @@ class GainLora(InfLora):
     layers: dict[str, GatedLora]  # type: ignore[assignment]
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
-        """As ``inf_lora``, and the gates, which are a part of the first layer."""
+        """As ``inf_lora``, and add the gates as a submodule of the first layer."""
         self.row_gates = RowGates()
         super().build(model, modules)
         self.prompts = Prompts(model, family_of_model(model).reader(model), self._read)
@@ -65,15 +65,15 @@ class GainLora(InfLora):
         return GatedLora(base, **settings, prefix=self.prefix, gates=self.row_gates)
 
     def prepare_task(self, i: int, look: ExampleLosses) -> None:
-        """Design A, and the key that the task's gate starts with."""
+        """Design A, and the initial key of the task's gate."""
         super().prepare_task(i, look)
         out_ND = gate_inputs(self._looked_at(), self._start()).out.double()
         key = leading(without(out_ND.T @ out_ND, self.gates.seen.key), 1)
-        # As long as one that is drawn from [-1, 1], on average: steps depend on it, gates do not.
+        # The mean norm of a key drawn from [-1, 1]: it affects the optimizer's steps, not gates.
         self._prepared_key = (key * math.sqrt(self.size / 3)).float().cpu()
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
-        """New terms and a new gate, which has not changed yet."""
+        """New terms, and a new gate whose trained change is zero."""
         key, self._prepared_key = self._prepared_key, None
         self.gates.start = self._start() if key is None else self._start()._replace(key=key)
         self.gates.learning = True
@@ -81,7 +81,7 @@ class GainLora(InfLora):
         return super().begin_task(i) | {f"{self.gate_name}.{n}": w for n, w in changes.items()}
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
-        """As ``inf_lora``, the gate, and the directions that its inputs add."""
+        """As ``inf_lora``, and the gate and the directions that its inputs add."""
         gate = {"hidden": (HIDDEN, -1), "out": (-1, HIDDEN), "key": (1, -1)}
         seen = {f"{n}_subspace": (-1, HIDDEN if n == "out" else -1) for n in gate}
         return super().shapes(i, linears) | {
@@ -89,7 +89,7 @@ class GainLora(InfLora):
         }
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
-        """Append task i's terms and its gate. InputError: a gate of other embeddings."""
+        """Append task i's terms and gate. InputError: the gate has another embedding size."""
         gate, seen = _parts(tensors)
         sizes = {gate.hidden.shape[1], len(gate.out), gate.key.shape[1]}
         if sizes | {seen.hidden.shape[1], seen.key.shape[1]} != {self.size}:
@@ -100,19 +100,19 @@ class GainLora(InfLora):
         super().load_task(i, tensors)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A, and the key that the task's gate started with."""
+        """A, and the initial key of the task's gate."""
         return super().state_dict() | {f"{GATE}key": self.gates.start.key.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up the design again."""
+        """Restore A and the initial key."""
         super().load_state_dict(state)
         self.gates.start = self.gates.start._replace(key=state[f"{GATE}key"])
 
     def _start(self) -> GateWeights:
-        """What a new gate starts from: the last one, or drawn as a linear and a key are."""
+        """Initial weights of a new gate: the last gate's, or drawn at random for the first."""
         if self.gates.tasks:
             return GateWeights(*(w.cpu() for w in self.gates.tasks[-1]))
-        generator = self.generator(self.num_tasks)  # of no task
+        generator = self.generator(self.num_tasks)  # no task has this number
         hidden, out = torch.empty(HIDDEN, self.size), torch.empty(self.size, HIDDEN)
         for weights in (hidden, out):
             nn.init.kaiming_uniform_(weights, a=math.sqrt(5), generator=generator)
@@ -150,7 +150,7 @@ class GainLora(InfLora):
         )
 
     def _read(self, features_BD: Tensor) -> None:
-        """The prompts of a forward pass, before it reaches the first layer."""
+        """Compute the gates of a forward pass from its prompts, before it reaches any layer."""
         self._features_now = features_BD
         self.row_gates.now_BT = self.gates(features_BD)
 
@@ -158,9 +158,9 @@ class GainLora(InfLora):
         self._features.append(self._features_now.cpu())
 
     def _looked_at(self) -> Tensor:
-        """Features of the prompts that were looked at, in their order, on all ranks alike, (N, D).
+        """Features (N, D) of the examined prompts, in their order, the same on all ranks.
 
-        All ranks call it together.
+        All ranks must call it together. Clears the collected features.
         """
         of_ranks, self._features = env.gather_objects(self._features), []
         turns = zip_longest(*of_ranks)
@@ -169,7 +169,7 @@ class GainLora(InfLora):
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> tuple[GateWeights, GateWeights]:
-    """Of a memory file: the gate's weights, and the directions that its inputs add, if there."""
+    """The gate's weights in a memory file, and the directions that its inputs add, if present."""
     names = GateWeights._fields
     none = torch.zeros(0, 0)
     return (

@@ -1,4 +1,4 @@
-"""The base model as it is, asked with some solved examples of the task before each question."""
+"""The unchanged base model, with some solved examples of the task before each question."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ BETWEEN = "\n\n"
 
 @METHODS.register("in_context")
 class InContext(ZeroShot):
-    """Trains on nothing; the task is shown in the prompt.
+    """Trains on nothing; the prompt demonstrates the task.
 
     ``demonstrations`` training examples are drawn for each task, the same for all its questions,
-    and written as in training, prompt and answer. A question is asked with as many of them as its
-    task's ``max_prompt_tokens`` have room for beside it, so none displaces any of the question.
+    and written as in training, prompt and answer. A question gets as many of them as fit into its
+    task's ``max_prompt_tokens`` together with it, so the question is never truncated for them.
 
     Source: Brown et al. 2020, arXiv:2005.14165. As many as in the baseline of TRACE, Wang et al.
-    2023, arXiv:2310.06762, whose script states the instruction once and takes them from the test
-    set.
+    2023, arXiv:2310.06762, whose script states the instruction once and takes the demonstrations
+    from the test set.
     """
 
     settings = frozenset({"demonstrations"})
     reads_training_split = True
 
     def asked(self, benchmark: Benchmark, fits: Callable[[Task, str], bool]) -> Benchmark:
-        """Demonstrations before each test prompt; a note for each task that lacks room for all."""
+        """Add demonstrations before each test prompt; a note for each task where not all fit."""
         tasks: list[Task] = []
         notes: list[str] = []
         for i, task in enumerate(benchmark.tasks):
@@ -54,8 +54,8 @@ class InContext(ZeroShot):
 def _that_fit(
     shown: Sequence[str], example: Example, task: Task, fits: Callable[[Task, str], bool]
 ) -> list[str]:
-    """Demonstrations for one question, in order; one that is too long is passed over."""
-    if fits(task, BETWEEN.join([*shown, example.prompt])):  # most questions: asked once, not often
+    """Demonstrations for one question, in order; those that are too long are skipped."""
+    if fits(task, BETWEEN.join([*shown, example.prompt])):  # true for most: one check, not many
         return [*shown]
     chosen: list[str] = []
     for demonstration in shown:

@@ -15,7 +15,7 @@ from moram_dist.methods.sequential_lora import SequentialLora
 
 @METHODS.register("inc_lora")
 class IncLora(SequentialLora):
-    """Nothing that was learned is overwritten, but nothing keeps a new task from undoing it.
+    """Old LoRAs are never overwritten, but nothing prevents a new one from cancelling them.
 
     Source: IncLoRA in Wang et al. 2023, arXiv:2310.14152.
     """
@@ -27,13 +27,13 @@ class IncLora(SequentialLora):
         return GrowingLora(base, **settings, prefix=self.prefix)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
-        """New terms, which join the frozen ones."""
+        """New terms, which are added to the frozen ones."""
         for layer in self.layers.values():
             layer.learning = True
         return self._fresh(i)
 
     def _trained(self) -> dict[str, Tensor]:
-        """The task's terms; B is stored with the scale, so that outputs stay what they are."""
+        """The task's terms; B includes the scale, so that freezing does not change outputs."""
         tensors: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             with whole([layer.lora_A, layer.lora_B]):

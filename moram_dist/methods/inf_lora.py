@@ -1,4 +1,4 @@
-"""A new LoRA for each task, which reads what older tasks' inputs hardly have: InfLoRA."""
+"""A new LoRA for each task, on a subspace nearly orthogonal to older tasks' inputs: InfLoRA."""
 
 from __future__ import annotations
 
@@ -21,56 +21,56 @@ from moram_dist.methods.inc_lora import IncLora
 from moram_dist.methods.method import METHODS, ExampleLosses, Linears
 
 EXAMPLES = 64
-"""Of a task, whose inputs are looked at before it is learned and again at its end."""
+"""Examples of a task whose inputs are recorded before it is learned and again at its end."""
 
 ENERGY = 0.995
-"""Of the inputs of the first task, that its subspace holds; later tasks' come linearly closer to
-1. As in the scripts that the authors published for GainLoRA."""
+"""Energy of the first task's inputs that its subspace holds; it rises linearly towards 1 for later
+tasks. As in the scripts that the authors of GainLoRA published."""
 
 
 @METHODS.register("inf_lora")
 class InfLora(IncLora):
-    """``inc_lora`` whose A is designed before each task and then frozen; B alone is trained.
+    """``inc_lora`` whose A is designed before each task and then frozen; only B is trained.
 
-    A's rows are the leading directions of the new task's inputs, less their part in the subspace
-    of older tasks' inputs. So what is learned answers older tasks' inputs with next to nothing.
-    At a task's end the leading directions of its inputs join that subspace, as in gradient
-    projection memory (Saha et al. 2021, arXiv:2103.09762).
+    A's rows are the leading directions of the new task's inputs, without their component in the
+    subspace of older tasks' inputs. So the update for older tasks' inputs is almost 0. At a task's
+    end the leading directions of its inputs are added to that subspace, as in gradient projection
+    memory (Saha et al. 2021, arXiv:2103.09762).
 
-    Here the subspace is that of old inputs, as in the authors' code for language models; their code
-    for images keeps what is left instead, once that is smaller (DualGPM), which spans the same.
-    Moments are over all tokens of ``EXAMPLES`` examples, prompt and answer; a linear whose input
-    has D elements takes 8 D^2 bytes for them.
+    Here the subspace of old inputs is stored, as in the authors' code for language models; their
+    code for images stores its complement once that is smaller (DualGPM), which is equivalent.
+    Moments are over all tokens of ``EXAMPLES`` examples, prompt and answer; they take 8 D^2 bytes
+    for a linear whose input has D elements.
 
     Source: InfLoRA, Liang and Li 2024, arXiv:2404.00228.
     """
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
-        """As ``inc_lora``, with A out of training's reach."""
+        """As ``inc_lora``, with A frozen."""
         super().build(model, modules)
         self.model = model
         self.subspaces: dict[str, Tensor] = {}
-        """Of each linear's inputs in older tasks: orthonormal rows, on the CPU."""
+        """Subspace of each linear's inputs in older tasks: orthonormal rows, on the CPU."""
         self._designed: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             layer.lora_A.requires_grad_(False)
             self.subspaces[name] = torch.zeros(0, layer.in_features)
 
     def prepare_task(self, i: int, look: ExampleLosses) -> None:
-        """Design A from the task's inputs to the model as it is."""
+        """Design A from the task's inputs in the current model."""
         for together, moment_DD in self._look_at(look).over_ranks():
-            # As long as rows that are drawn Kaiming-uniform.
+            # Scaled to the norm of rows drawn Kaiming-uniform.
             A = leading(without(moment_DD, self.subspaces[together[0]]), self.config.atoms_per_task)
             for name in together:
                 self._designed[f"{name}.lora_A"] = (A / math.sqrt(3)).float().cpu()
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
-        """New terms: A as designed (drawn, where nobody prepared the task), B zero."""
+        """New terms: A as designed (drawn at random without ``prepare_task``), B zero."""
         designed, self._designed = self._designed, {}
         return super().begin_task(i) | designed
 
     def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
-        """Freeze the task's terms, and find what its inputs add to the subspaces."""
+        """Freeze the task's terms, and compute the directions that its inputs add."""
         tensors = self._trained()
         self._freeze(tensors)
         energy = ENERGY + (1 - ENERGY) * i / self.num_tasks
@@ -79,7 +79,7 @@ class InfLora(IncLora):
         return tensors
 
     def _directions(self, energy: float, look: ExampleLosses) -> dict[str, Tensor]:
-        """What the task that has just been frozen adds to the subspaces."""
+        """The directions that the task that was just frozen adds to the subspaces."""
         found = {
             f"{name}.subspace": torch.zeros(0, layer.in_features)
             for name, layer in self.layers.items()
@@ -91,12 +91,12 @@ class InfLora(IncLora):
         return found
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
-        """A, B, and as many new directions of the subspace as there are."""
+        """Shapes of A, B, and any number of new directions of the subspace."""
         found = {f"{name}.subspace": (-1, sizes(linear)[0]) for name, linear in linears.items()}
         return super().shapes(i, linears) | found
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A of the task that is being learned."""
+        """A of the task being learned."""
         found: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             with whole([layer.lora_A]):
@@ -104,7 +104,7 @@ class InfLora(IncLora):
         return found
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up the design again."""
+        """Restore A."""
         for name, layer in self.layers.items():
             with whole([layer.lora_A], write=True), torch.no_grad():
                 layer.lora_A.copy_(state[f"{name}.lora_A"])
@@ -124,7 +124,7 @@ class InfLora(IncLora):
             self.subspaces[name] = torch.cat([self.subspaces[name], added])
 
     def _seen(self) -> None:
-        """An example that counts has just been through the model."""
+        """Called after each counted example has passed through the model."""
 
     def _look_at(self, look: ExampleLosses) -> InputMoments:
         """Second moments of the linears' inputs, without dropout."""

@@ -1,4 +1,4 @@
-"""One LoRA for all tasks that keeps answering as before: learning without forgetting."""
+"""One LoRA for all tasks, distilled from its previous state: learning without forgetting."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from moram_dist.methods.sequential_lora import SequentialLora
 
 @METHODS.register("lwf")
 class Lwf(SequentialLora):
-    """``sequential_lora`` with ``distill_weight`` times the divergence from the model before.
+    """``sequential_lora`` plus ``distill_weight`` times the divergence from the previous model.
 
-    The model before is the adapter at the end of the last task, asked without dropout, on the
-    current task's prompts and answers: the mean over answer tokens of KL(before || now), both at
-    ``distill_temperature``. Gradients are those of the source's cross-entropy with the old
+    The previous model is the adapter at the end of the last task, without dropout. The divergence
+    is the mean over answer tokens of the current task of KL(before || now), both at
+    ``distill_temperature``. Its gradients equal those of the paper's cross-entropy with the old
     outputs, which differs by a constant; as there, they are not scaled by the temperature squared.
 
     Source: Li and Hoiem 2016, arXiv:1606.09282.
@@ -28,13 +28,13 @@ class Lwf(SequentialLora):
     settings = SequentialLora.settings | {"distill_weight", "distill_temperature"}
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
-        """As ``sequential_lora``; before the first task there is nothing to keep to."""
+        """As ``sequential_lora``; the first task has no previous adapter."""
         super().build(model, modules)
         self.before: dict[str, Terms] = {}
         """The adapter at the end of the last task, by full name of the layer."""
 
     def penalty(self, seen: ForwardOutput) -> Tensor | float:
-        """The divergence at the places of answers; 0 during the first task. One pass more."""
+        """The divergence at answer tokens; 0 in the first task. Needs one more forward pass."""
         if not self.before:
             return 0.0
         with standing_in(self.layers, self.before):
@@ -46,7 +46,7 @@ class Lwf(SequentialLora):
         return self.config.distill_weight * seen.weight * total
 
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:
-        """The adapter, which the next task is held to."""
+        """Keep the adapter, from which the next task is distilled."""
         self.before = {
             name: (
                 tensors[f"{name}.lora_A"].to(layer.lora_A),

@@ -1,16 +1,16 @@
-"""What a continual-learning method is: nine hooks that the training loop calls.
+"""The interface of a continual-learning method: hooks that the training loop calls.
 
-    build(model)              put the method's layers into the frozen base
+    build(model)              insert the method's layers into the frozen base
     training_data(bench, i)   examples that task i trains on, each with the task it belongs to
     epochs(bench, i)          passes over them
-    prepare_task(i, look)     before it, unless the run was stopped within task i
-    begin_task(i)             start of task i; values that parameters begin with
+    prepare_task(i, look)     before task i, unless the run is resumed within it
+    begin_task(i)             start of task i; initial values of parameters
     penalty(seen)             added to the loss of each micro-batch
     before_step(engine)       after backward, before the optimizer step
-    end_task(i, look)         fold in what was learned; what the task's memory file holds
+    end_task(i, look)         consolidate the task; tensors for its memory file
 
-The loop has no other way to tell methods apart. ``asked``, ``eval_rows``, ``recall``,
-``recogniser`` and ``in_step`` are for the evaluation, ``metrics()`` for the log.
+The loop does not distinguish methods in any other way. Evaluation uses ``asked``, ``eval_rows``,
+``recall``, ``recogniser`` and ``in_step``; the log uses ``metrics()``.
 """
 
 from __future__ import annotations
@@ -36,54 +36,54 @@ from moram_dist.tasks.task import Benchmark, Example, Task
 
 @dataclass(frozen=True)
 class ForwardOutput:
-    """A micro-batch after its forward pass, at the places of its answers.
+    """Logits and targets of a micro-batch after its forward pass, at its answer tokens.
 
-    B rows, P places, V words of the vocabulary. ``train.forward`` puts all places into one row.
+    B rows, P positions, V vocabulary size. ``train.forward`` puts all positions into one row.
     """
 
     logits_BPV: Tensor
     targets_BP: Tensor
-    """``data.stream.IGNORED`` where a row has no answer token."""
+    """``data.stream.IGNORED`` at positions without an answer token."""
 
     weight: float
-    """A sum over the micro-batch's answer tokens, times this, makes a penalty that is the mean over
-    all answer tokens of the step: over its micro-batches and ranks."""
+    """A sum over the micro-batch's answer tokens times this weight gives a penalty that is the mean
+    over all answer tokens of the step, across micro-batches and ranks."""
 
     again: Callable[[], Tensor]
-    """The logits once more, without gradient, from the model as it is at the call. All ranks call
-    it or none does."""
+    """Recomputes the logits, without gradient, from the model's state at the call. Either all ranks
+    call it or none does."""
 
 
 Linears = Mapping[str, nn.Module]
-"""Layers by full name, of which sizes are wanted."""
+"""Linear layers by full name; used for their sizes."""
 
 ExampleLosses = Callable[[int], tuple[int, Iterator[Tensor]]]
-"""Called with a number, it draws so many of a task's training examples by seed, or all if there are
-fewer: how many, over all ranks, and this rank's share of their losses.
+"""Called with a count, it draws that many training examples of a task by seed, or all if there are
+fewer. Returns their number over all ranks, and an iterator over this rank's losses.
 
-A loss is that of one example, -log p(answer | prompt) in nats, with its graph. All ranks take
-gradients of equally many; where a rank lacks an example the loss is 0. Gradients are taken by
-``torch.autograd.grad`` of tensors that are no parameters of the model."""
+Each loss is that of one example, -log p(answer | prompt) in nats, with its graph. All ranks get the
+same number of losses; one without an example is 0. Take gradients by ``torch.autograd.grad``, with
+respect to tensors that are not parameters of the model."""
 
 
 class Method:
     """Base of all methods: adapts nothing, trains on the task's own examples."""
 
     eval_rows: str | None = None
-    """What is measured whatever ``EvalConfig.eval_rows`` says; None: what it says."""
+    """Overrides ``EvalConfig.eval_rows``, unless None."""
 
     recall: str | None = None
-    """Which tasks answer whatever ``EvalConfig.recall`` says; None: those that it says."""
+    """Overrides ``EvalConfig.recall``, unless None."""
 
     recogniser: str | None = None
-    """What recognises tasks whatever ``EvalConfig.recogniser`` says; None: what it says."""
+    """Overrides ``EvalConfig.recogniser``, unless None."""
 
     keeps_prefixes = False
-    """Whether the model after an earlier task is still at hand: ``prefix`` has it answer."""
+    """Whether the states after earlier tasks are kept, so that ``prefix`` can select them."""
 
     settings: frozenset[str] = frozenset()
-    """Fields of ``MethodConfig`` that its results depend on. A run whose other fields changed is
-    the same run."""
+    """Fields of ``MethodConfig`` that its results depend on. Changing any other field does not make
+    it a different run."""
 
     trains: bool = True
     """Whether it takes steps, so that its results depend on ``TrainConfig``."""
@@ -93,7 +93,7 @@ class Method:
 
     @classmethod
     def unused_settings(cls) -> frozenset[str]:
-        """Dotted names of settings that are another method's business."""
+        """Dotted names of settings that this method does not use."""
         unused = {f"method.{f.name}" for f in fields(MethodConfig) if f.name not in cls.settings}
         if not cls.trains:
             unused |= {f"train.{f.name}" for f in fields(TrainConfig)} - {"train.seed"}
@@ -102,31 +102,31 @@ class Method:
     def __init__(
         self, config: MethodConfig, seed: int, placer: Placer | None = None, num_tasks: int = 1
     ) -> None:
-        """Nothing of the model is touched yet.
+        """Store the settings; ``build`` changes the model.
 
         Args:
             config: settings of all methods.
-            seed: of initial values, and of whatever else the method draws.
-            placer: where frozen atoms are, for methods that have any; default: here.
-            num_tasks: how many the whole sequence has.
+            seed: of initial values and of everything else that the method draws.
+            placer: location of frozen atoms, for methods that have any; default: this rank.
+            num_tasks: tasks in the whole sequence.
         """
         self.config = config
         self.seed = seed
         self.num_tasks = num_tasks
         self.placer = placer or Placer()
         self.token_keys = TokenKeys()
-        """Who the tokens of a micro-batch are, for dropout; set before each training pass."""
+        """Keys that identify a micro-batch's tokens, for dropout; set before each training pass."""
         self.prefix = Prefix()
-        """How many tasks answer each row, where ``keeps_prefixes``."""
+        """Number of tasks that answer each row, if ``keeps_prefixes``."""
         self.layers: dict[str, AdaptedLinear] = {}
         """Adapted linears by full name, in the model's order."""
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
-        """Put the method's layers into ``model``.
+        """Insert the method's layers into ``model``.
 
         Args:
             model: any Hugging Face language model, frozen.
-            modules: full names to adapt; default: what the configuration's target modules match.
+            modules: full names to adapt; default: the matches of ``target_modules``.
         """
 
     def _adapt(
@@ -135,76 +135,77 @@ class Method:
         modules: Sequence[str] | None,
         make: Callable[[str, nn.Module], AdaptedLinear],
     ) -> None:
-        """What most ``build`` are: ``make(name, linear)`` for each linear that is meant."""
+        """Common part of ``build``: replace each target linear by ``make(name, linear)``."""
         self.layers = adapt(model, modules or find_linears(model, self.config.target_modules), make)
 
     def _dropout(self, name: str, base: nn.Module) -> TokenDropout:
-        """On the input of the adapted linear ``name``."""
+        """Dropout for the input of the adapted linear ``name``."""
         return TokenDropout(self.config.dropout, self.token_keys, name=name, size=sizes(base)[0])
 
     @property
     def in_step(self) -> bool:
-        """Whether ranks must make equally many forward passes, apart from what ZeRO asks."""
+        """Whether ranks must make equally many forward passes, apart from ZeRO's requirements."""
         return False
 
     def metrics(self) -> dict[str, float]:
-        """What to log beside the loss, from this rank."""
+        """Values to log in addition to the loss, from this rank."""
         return {}
 
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
         """Examples that task i trains on, each with the task by whose rules it is encoded.
 
-        None means that the task is not trained: the model is the one before it, and so are scores.
+        If empty, the task is not trained: the model and its scores stay those before it.
         """
         task = benchmark.tasks[i]
         return [(task, example) for example in task.train]
 
     def epochs(self, benchmark: Benchmark, i: int) -> float:
-        """Passes over ``training_data``, where the user does not say."""
+        """Passes over ``training_data``, unless the user gives a number."""
         return benchmark.tasks[i].epochs
 
     def asked(self, benchmark: Benchmark, fits: Callable[[Task, str], bool]) -> Benchmark:
-        """The benchmark as the model is asked it in evaluation: same test examples, in their order.
+        """The benchmark with the prompts that the model gets in evaluation.
 
-        Only prompts may differ. A note that is added to the benchmark's is shown and recorded.
+        Test examples and their order are the same; only prompts may differ. Added notes are shown
+        and recorded.
 
         Args:
             benchmark: as it is scored, and as predictions show it.
-            fits: whether a prompt of a task would be encoded whole.
+            fits: whether a prompt of a task would be encoded without truncation.
         """
         return benchmark
 
     def prepare_task(self, i: int, look: ExampleLosses) -> None:
-        """For methods that look at the task's data before it is learned.
+        """For methods that read the task's data before it is learned.
 
-        Where a run is resumed within task i, ``load_state_dict`` brings back what came of it.
+        If a run is resumed within task i, ``load_state_dict`` restores the results instead.
         """
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
-        """Values that parameters start task i with, by full name; others keep theirs.
+        """Initial values of parameters for task i, by full name; other parameters keep theirs.
 
-        Same on all ranks. The optimizer starts fresh in any case.
+        The same on all ranks. The optimizer is always reset.
         """
         return {}
 
     def penalty(self, seen: ForwardOutput) -> Tensor | float:
-        """Scalar to add to the loss; a step's is the mean over its micro-batches and ranks."""
+        """Scalar to add to the loss; a step's penalty is the mean over micro-batches and ranks."""
         return 0.0
 
     def before_step(self, engine: Any) -> None:
-        """Between the last backward of a step and the step."""
+        """Called after the last backward of a step, before the optimizer step."""
 
     def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
-        """Fold in what was learned; tensors for the task's memory file, whole on every rank.
+        """Consolidate the task; returns unsharded tensors for its memory file, on every rank.
 
         Args:
             i: the task.
-            look: for methods that look at the task's data once more.
+            look: for methods that read the task's data once more.
         """
         return {}
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what ``end_task(i)`` gives and ``load_task`` takes; -1: any number.
+        """Names and shapes of the tensors of ``end_task(i)`` and ``load_task``; -1: any size.
 
         Args:
             i: the task.
@@ -213,23 +214,23 @@ class Method:
         return {}
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
-        """Take in what ``end_task(i)`` gave, as though the task had just been learned."""
+        """Apply the tensors of ``end_task(i)``, as if the task had just been learned."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a restart in the middle of a task needs beyond parameters and memory."""
+        """Tensors that resuming within a task needs in addition to parameters and memory."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take in a ``state_dict``."""
+        """Restore from a ``state_dict``."""
 
     def draw(self, benchmark: Benchmark, i: int, count: int) -> list[Example]:
-        """``count`` of task i's training examples, or all; fewer are the first ones of more."""
+        """``count`` random training examples of task i, or all; a smaller draw is a prefix."""
         train = benchmark.tasks[i].train
         order = torch.randperm(len(train), generator=self.generator(i))
         return [train[k] for k in order[:count].tolist()]
 
     def generator(self, i: int) -> torch.Generator:
-        """Random numbers that depend on the seed and the task only, on the CPU."""
+        """A CPU generator whose numbers depend only on the seed and the task."""
         seed = np.random.SeedSequence([self.seed, i]).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(seed) >> 1)
 

@@ -1,4 +1,4 @@
-"""A LoRA expert for each task and a learned router: what MoRAM argues against."""
+"""A LoRA expert for each task and a learned router: the design that MoRAM argues against."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from moram_dist.methods.method import METHODS, Linears
 
 @METHODS.register("moe_lora")
 class MoeLora(IncLora):
-    """Each task adds an expert and freezes the older ones; the router goes on learning.
+    """Each task adds an expert and freezes the older ones; the router keeps training.
 
-    A router at each adapted linear gives ``top_experts`` of the experts so far a share in every
-    token. All its rows train on every task, and what older tasks' tokens are sent to changes.
+    A router at each adapted linear sends every token to ``top_experts`` of the experts so far, with
+    weights. All its rows train on every task, so the routing of older tasks' tokens changes.
 
     Source: the incremental mixture of LoRA experts of Yu et al. 2024, arXiv:2403.11549: a
     bias-free router that starts at 0, softmax over the two largest logits, frozen experts. Theirs
-    has a router a task, chosen by an auto-encoder, on one token of each image, noise in training,
-    and a fixed set of experts of which the most used are frozen. Here there is one router for
-    all tasks, it routes each token, without noise, and an expert belongs to a task.
+    has one router per task, chosen by an auto-encoder, which routes one token of each image, noise
+    in training, and a fixed set of experts of which the most used are frozen. Here one router for
+    all tasks routes each token, without noise, and each expert belongs to one task.
     """
 
     settings = IncLora.settings | {"top_experts"}
@@ -50,7 +50,7 @@ class MoeLora(IncLora):
         return fresh
 
     def _trained(self) -> dict[str, Tensor]:
-        """The task's expert, and the router as it is: rows of experts so far."""
+        """The task's expert, and the router's rows of the experts so far."""
         tensors = super()._trained()
         for name, layer in self.layers.items():
             with whole([layer.router]):
@@ -58,12 +58,12 @@ class MoeLora(IncLora):
         return tensors
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
-        """The expert's A and B, and rows of the router so far."""
+        """Shapes of the expert's A and B, and of the router's rows so far."""
         routers = {f"{n}.router": (i + 1, sizes(linear)[0]) for n, linear in linears.items()}
         return super().shapes(i, linears) | routers
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
-        """Append task i's expert, and set the router to what it was after task i."""
+        """Append task i's expert, and restore the router after task i."""
         super().load_task(i, tensors)
         for name, layer in self.layers.items():
             with whole([layer.router], write=True), torch.no_grad():

@@ -1,4 +1,4 @@
-"""MoRAM: a memory of rank-1 atoms that grows by some atoms a task and freezes the older ones."""
+"""MoRAM: a memory of rank-1 atoms that grows with each task and freezes the older atoms."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from moram_dist.methods.method import METHODS, ExampleLosses, Linears, Method
 from moram_dist.registry import MachineError
 
 EXAMPLES = 64
-"""Of a task, whose inputs newer keys are kept off."""
+"""Examples of a task to whose inputs later keys are kept orthogonal."""
 
 
 @METHODS.register("moram")
 class Moram(Method):
     """Incremental mixture of rank-1 associative memory atoms.
 
-    With ``quiet_keys``, which is ours, new keys are orthogonal to the leading directions of older
-    tasks' inputs, so that new atoms hardly answer older tasks. Each task adds the directions that
-    its inputs need, as in gradient projection memory (Saha et al. 2021, arXiv:2103.09762).
+    With ``quiet_keys``, our addition, new keys are orthogonal to the leading directions of older
+    tasks' inputs, so that new atoms hardly respond to older tasks. Each task adds the directions
+    that its inputs need, as in gradient projection memory (Saha et al. 2021, arXiv:2103.09762).
 
     Source: Lu et al. 2026, arXiv:2506.21035.
     """
@@ -55,7 +55,7 @@ class Moram(Method):
     )
     layers: dict[str, MemoryLinear]  # type: ignore[assignment]
     memories: dict[tuple[str, ...], Memory]
-    """Full names of the linears that are asked together -> their memory."""
+    """Full names of the linears that are queried together -> their memory."""
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
         """Give the target linears an empty memory and room for one task's atoms."""
@@ -76,7 +76,7 @@ class Moram(Method):
         )
         self.memories = give_memory(self.layers, settings, self.placer)
         self.directions: dict[str, Tensor] = {}
-        """Of older tasks' inputs, by the first linear of a memory: orthonormal rows, on the CPU."""
+        """Directions of older tasks' inputs, by first linear of a memory: orthonormal CPU rows."""
         if config.quiet_keys:
             for names, memory in self.memories.items():
                 self.directions[names[0]] = torch.zeros(0, memory.bank.shapes[0][0])
@@ -85,11 +85,11 @@ class Moram(Method):
 
     @property
     def in_step(self) -> bool:
-        """Whether atoms or tokens move in each forward pass."""
+        """Whether ranks exchange atoms or tokens in each forward pass."""
         return self.placer.in_step
 
     def metrics(self) -> dict[str, float]:
-        """Bytes received and calls of the memory's collectives, since the process began."""
+        """Bytes received and calls of the memory's collectives, since the process started."""
         found: dict[str, float] = {}
         for name, traffic in self.placer.group.traffic.items():
             key = f"atoms/{name.replace(' ', '_')}"
@@ -113,7 +113,7 @@ class Moram(Method):
         return fresh
 
     def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
-        """Freeze the active atoms. Outputs of the model stay what they are."""
+        """Freeze the active atoms. This does not change the model's outputs."""
         self._check_frozen()
         tensors: dict[str, Tensor] = {}
         for names, memory in self.memories.items():
@@ -131,7 +131,7 @@ class Moram(Method):
         return tensors
 
     def _directions(self, look: ExampleLosses) -> dict[str, Tensor]:
-        """What the inputs of the task that has just been frozen add to ``directions``."""
+        """The directions that inputs of the task that was just frozen add to ``directions``."""
         moments = {}
         for names, memory in self.memories.items():
             size, _ = memory.bank.shapes[0]
@@ -155,7 +155,7 @@ class Moram(Method):
             self.directions[name] = torch.cat([directions_KD, added])
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
-        """Keys and values of a task's atoms; with ``quiet_keys`` directions, as many as it adds."""
+        """Shapes of a task's keys and values; with ``quiet_keys``, of its new directions too."""
         out: dict[str, tuple[int, ...]] = {}
         for name, linear in linears.items():
             d, e = sizes(linear)
@@ -175,7 +175,7 @@ class Moram(Method):
             self._remember(tensors)
 
     def _check_frozen(self) -> None:
-        """Raise MachineError where a frozen atom is not what was frozen."""
+        """Raise MachineError if a frozen atom has changed."""
         for names, memory in self.memories.items():
             if not memory.bank.intact():
                 raise MachineError(
@@ -184,7 +184,7 @@ class Moram(Method):
                 )
 
     def _announce_passes(self, model: Any) -> None:
-        """Before each forward pass of the model: choose where atoms and tokens meet."""
+        """Register hooks that choose the placement before each forward pass of the model."""
         family = family_of_model(model)
         for names, memory in self.memories.items():
             memory.reads_source = family.reads_source(names[0])

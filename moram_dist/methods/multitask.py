@@ -1,4 +1,4 @@
-"""One LoRA, trained on all tasks at once: the upper bound that learning in sequence is held to."""
+"""One LoRA, trained on all tasks at once: the upper bound for learning in sequence."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from moram_dist.tasks.task import Benchmark, Example, Task
 
 @METHODS.register("multitask")
 class Multitask(SequentialLora):
-    """Everything is learned as task 0; later tasks change nothing.
+    """Learns everything as task 0; later tasks change nothing.
 
-    Only the last row of its score matrix compares with a method that learns in sequence.
+    Only the last row of its score matrix is comparable to a method that learns in sequence.
 
     Source: Caruana 1997, Machine Learning 28:41-75; MTL in Wang et al. 2023, arXiv:2310.14152.
     """
@@ -30,7 +30,7 @@ class Multitask(SequentialLora):
         ]
 
     def epochs(self, benchmark: Benchmark, i: int) -> float:
-        """Mean over examples of their task's epochs: as many are seen as by tasks in sequence."""
+        """Mean of the tasks' epochs, weighted by examples: as many are seen as in sequence."""
         counts = [len(task.train) for task in benchmark.tasks]
         seen = sum(n * task.epochs for n, task in zip(counts, benchmark.tasks, strict=True))
         return seen / sum(counts)

@@ -1,4 +1,4 @@
-"""A LoRA a task whose inputs are kept orthogonal to those of older tasks."""
+"""One LoRA per task, its input subspace kept orthogonal to earlier tasks'."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class OLora(IncLora):
     """``inc_lora`` with ``orthogonal_weight * sum |A_old A^T|`` added to the loss.
 
     The sum is over all entries and layers, as in the authors' code (lambda_1 = 0.5 there); the
-    paper's equation has squares. Their optional L2 term (lambda_2) is 0 in most of their settings
-    and not here.
+    paper's equation has squares. Their optional L2 term (lambda_2), which is 0 in most of their
+    settings, is omitted.
 
     Source: Wang et al. 2023, arXiv:2310.14152.
     """
@@ -22,7 +22,7 @@ class OLora(IncLora):
     settings = IncLora.settings | {"orthogonal_weight"}
 
     def penalty(self, seen: ForwardOutput) -> Tensor | float:
-        """How far what is learned looks where older tasks look; 0 during the first task."""
+        """Overlap of the new task's input subspace with older ones; 0 during the first task."""
         total: Tensor | float = 0.0
         for layer in self.layers.values():
             if len(layer.older_A):

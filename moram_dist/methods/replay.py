@@ -14,17 +14,17 @@ from moram_dist.tasks.task import Benchmark, Example, Task
 class Replay(SequentialLora):
     """Experience replay: an epoch is the task's own examples and the whole buffer, shuffled.
 
-    The buffer holds ``replay_budget`` examples at most, shared out equally over the earlier tasks;
-    as tasks come, each keeps fewer of the same ones. What a small task cannot fill stays empty.
+    The buffer holds at most ``replay_budget`` examples, divided equally among the earlier tasks; as
+    tasks are added, each keeps a smaller subset. Slots that a small task cannot fill stay empty.
 
-    Source: Chaudhry et al. 2019, arXiv:1902.10486 (joint training on a tiny memory with equal
-    shares). There every batch is half memory; here memory and task are seen equally often.
+    Source: Chaudhry et al. 2019, arXiv:1902.10486 (joint training on a tiny memory, divided
+    equally). There half of each batch is memory; here each example is seen once per epoch.
     """
 
     settings = SequentialLora.settings | {"replay_budget"}
 
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
-        """The task's own examples, then what the buffer holds of tasks 0 to i-1."""
+        """The task's own examples, then the buffer's examples of tasks 0 to i-1."""
         buffer = [
             (benchmark.tasks[j], replace(example, id=f"{benchmark.tasks[j].name}/{example.id}"))
             for j in range(i)
@@ -34,8 +34,8 @@ class Replay(SequentialLora):
 
 
 def share(budget: int, j: int, num_tasks: int) -> int:
-    """Places of task j, from 0, where ``num_tasks`` share the budget; earlier ones get the rest.
+    """Slots of task j, from 0, if ``num_tasks`` share the budget; earlier tasks get the remainder.
 
-    Never grows with ``num_tasks``, so that no example is needed that was given up before.
+    Never grows with ``num_tasks``, so a discarded example is never needed again.
     """
     return budget // num_tasks + (j < budget % num_tasks)

@@ -1,4 +1,4 @@
-"""Put a trained memory on a plain model: one process, no DeepSpeed, ready for ``generate``."""
+"""Load a trained memory into a plain model: one process, no DeepSpeed, ready for ``generate``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from moram_dist.recognise import RECOGNISERS, Recogniser
 from moram_dist.registry import InputError
 
 PREFIX = "moram_prefix"
-"""Attribute of a model with a memory: how many tasks answer, and how many there are."""
+"""Attribute of a model with a memory: its ``Prefix``, and the number of tasks."""
 
 
 def load_memory(
@@ -39,30 +39,30 @@ def load_memory(
     recogniser: str = EvalConfig.recogniser,
     unknown: str = EvalConfig.unknown,
 ) -> nn.Module:
-    """Adapt ``model`` in place with what a run has learned, and return it in eval mode.
+    """Adapt ``model`` in place with a run's memory, and return it in eval mode.
 
-    ``save_pretrained`` and ``push_to_hub`` of the model are refused from then on: they would write
-    neither the memory nor a model that loads again.
+    Afterwards ``save_pretrained`` and ``push_to_hub`` of the model raise an error: they would write
+    neither the memory nor a model that can be loaded again.
 
     Args:
-        model: the Hugging Face language model that the run started from, on any device and
-            in any dtype; the memory takes on both. Of a model that is quantised to 4 or 8 bit, the
-            memory takes on the dtype that it computes in.
+        model: the Hugging Face language model that the run started from, on any device and in any
+            dtype; the memory gets the same device and dtype. For a model that is quantised to 4 or
+            8 bit, the memory gets the dtype that it computes in.
         path: ``RUN/memory``, or RUN itself.
-        upto: only the first so many tasks; default all.
-        any_base: whether the model may be another than the run's base, as long as it fits. By
-            default one that is known to be another is refused, and there is a warning where it
-            cannot be known, as of a model that was made in memory.
-        recall: ``all`` tasks answer every prompt, as published; with ``prefix`` a recogniser says
-            from a prompt's tokens which task it belongs to, and the tasks up to that one answer.
+        upto: load only the first ``upto`` tasks; default: all.
+        any_base: whether to accept a model other than the run's base, if its layers fit. By default
+            a model that is known to differ is refused, and one that cannot be identified, such as a
+            model created in memory, causes a warning.
+        recall: with ``all``, all tasks answer every prompt, as published; with ``prefix``, a
+            recogniser finds the task of a prompt from its tokens, and the tasks up to it answer.
         recogniser: means, discriminant or ridge.
-        unknown: who answers a prompt that is like no task's: ``all`` tasks, or the ``base`` alone.
+        unknown: who answers a prompt that resembles no task's: ``all`` tasks, or only the ``base``.
 
     Raises:
-        InputError: no memory there, no statistics of prompts for ``recall="prefix"``, fewer tasks
-            than ``upto``, a file that is missing or changed, a model that has a memory or an
-            adapter already, that is not the base, or that lacks the layers that the memory belongs
-            to, in name or size. The model is then what it was.
+        InputError: there is no memory, no statistics of prompts for ``recall="prefix"``, or fewer
+            tasks than ``upto``; a file is missing or changed; the model already has a memory or an
+            adapter, is not the base, or has no layers of the memory's names and sizes. The model is
+            then unchanged.
     """
     folder = Path(path)
     files = MemoryFiles(folder / "memory" if (folder / "memory").is_dir() else folder)
@@ -80,7 +80,7 @@ def load_memory(
     settings = record(MethodConfig, manifest.settings, f"{files.path}: settings")
     method = METHODS[manifest.method](settings, seed=0, num_tasks=len(manifest.tasks))
     for i, task in enumerate(manifest.tasks[:count]):
-        files.check(task, method.shapes(i, linears))  # of all, before the model is touched
+        files.check(task, method.shapes(i, linears))  # all, before changing the model
     with _as_it_was_on_error(model, linears):
         method.build(model, manifest.modules)
         for i, task in enumerate(manifest.tasks[:count]):
@@ -96,18 +96,18 @@ def load_memory(
 
 @contextmanager
 def answered_by(model: nn.Module, tasks: Sequence[int]) -> Iterator[None]:
-    """Within it, row b of a batch is answered by the first ``tasks[b]`` tasks of the memory.
+    """Context in which the first ``tasks[b]`` tasks of the memory answer row b of a batch.
 
-    That is the model as it was when it had just learned that task: nothing learned later answers,
-    so nothing is forgotten, where somebody knows to which task a row belongs. 0 is the bare base.
+    This is the model right after it learned that task. Later tasks do not contribute, so nothing is
+    forgotten if the caller knows the task of each row. 0 is the bare base.
 
     Args:
         model: from ``load_memory``.
-        tasks: one number a row; a single number serves batches of any size.
+        tasks: one number per row; a single number applies to batches of any size.
 
     Raises:
-        InputError: a model without a memory, a method that overwrites what it learned, or a number
-            of tasks that the memory does not have.
+        InputError: the model has no memory, its method overwrites what it learned, or the memory
+            has fewer tasks.
     """
     prefix, count = getattr(model, PREFIX, (None, 0))
     if prefix is None:
@@ -125,7 +125,7 @@ def answered_by(model: nn.Module, tasks: Sequence[int]) -> Iterator[None]:
 def _recogniser(
     files: MemoryFiles, manifest: Manifest, count: int, recall: str, name: str, unknown: str
 ) -> Recogniser | None:
-    """What ``load_memory`` asks about prompts; None where all tasks answer each."""
+    """The recogniser for ``load_memory``; None if all tasks answer every prompt."""
     one_of("recall", recall, ("all", "prefix"))
     one_of("unknown", unknown, ("all", "base"))
     kind = RECOGNISERS[name]
@@ -140,7 +140,7 @@ def _recogniser(
 
 
 def _check_plain(model: nn.Module) -> None:
-    """Refuse a model that somebody has adapted already."""
+    """Refuse a model that is adapted already."""
     kind = type(model).__name__
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLinear):
@@ -155,7 +155,7 @@ def _check_plain(model: nn.Module) -> None:
 
 
 def _linears(model: nn.Module, manifest: Manifest, path: Path) -> dict[str, nn.Module]:
-    """Those that the memory is for, by full name."""
+    """The linears that the memory belongs to, by full name."""
     present = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     lacking = [name for name in manifest.modules if name not in present]
     if lacking:
@@ -167,7 +167,7 @@ def _linears(model: nn.Module, manifest: Manifest, path: Path) -> dict[str, nn.M
 
 
 def _check_base(model: nn.Module, manifest: Manifest, path: Path) -> None:
-    """Refuse a model that is known to be another; warn where nothing is known."""
+    """Refuse a model that is known to differ from the base; warn if it cannot be identified."""
     kind, base = type(model).__name__, manifest.base.get("name")
     found = origin(model)
     if found is not None:
@@ -175,7 +175,7 @@ def _check_base(model: nn.Module, manifest: Manifest, path: Path) -> None:
         try:
             same = is_base(manifest.base, source, revision=revision)
         except InputError:
-            same = None  # its files are not here any more
+            same = None  # its files are gone
         if same is False:
             raise InputError(
                 f"{path} was trained on {base}, and {source} is another model or another version "
@@ -198,7 +198,7 @@ def _check_base(model: nn.Module, manifest: Manifest, path: Path) -> None:
 
 @contextmanager
 def _as_it_was_on_error(model: nn.Module, linears: dict[str, nn.Module]) -> Iterator[None]:
-    """Take off again what was put on, where memory runs out or somebody interrupts."""
+    """Restore the original model on any error, such as lack of memory or an interrupt."""
     learned = [p for p in model.parameters() if p.requires_grad]
     try:
         yield
@@ -212,7 +212,7 @@ def _as_it_was_on_error(model: nn.Module, linears: dict[str, nn.Module]) -> Iter
 
 
 class _Refused:
-    """Takes the place of a method of a model that has a memory."""
+    """Replaces a method of a model that has a memory, and refuses to run."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""One LoRA, trained on one task after the other: what forgets."""
+"""One LoRA, trained on one task after the other: the baseline that forgets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moram_dist.methods.method import METHODS, ExampleLosses, Linears, Method
 
 @METHODS.register("sequential_lora")
 class SequentialLora(Method):
-    """The usual lower baseline: same adapter for all tasks, a fresh optimizer for each.
+    """The usual lower baseline: one adapter for all tasks, a fresh optimizer for each task.
 
     Source: Hu et al. 2021, arXiv:2106.09685, trained in sequence as SeqLoRA in Wang et al. 2023,
     arXiv:2310.14152.
@@ -27,7 +27,7 @@ class SequentialLora(Method):
     layers: dict[str, LoraLinear]  # type: ignore[assignment]
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
-        """Put a LoRA on the target linears; its inner size is ``atoms_per_task``."""
+        """Put a LoRA on the target linears; its rank is ``atoms_per_task``."""
         size = self.config.atoms_per_task
 
         def make(name: str, base: nn.Module) -> LoraLinear:
@@ -38,15 +38,15 @@ class SequentialLora(Method):
         self._adapt(model, modules, make)
 
     def _layer(self, base: nn.Module, **settings: Any) -> LoraLinear:
-        """What takes the place of a linear; ``settings`` are those of any LoRA."""
+        """The layer that replaces a linear; ``settings`` are the arguments of ``LoraLinear``."""
         return LoraLinear(base, **settings)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
-        """A new LoRA before the first task; later tasks go on from there."""
+        """A new LoRA before the first task; later tasks continue to train it."""
         return self._fresh(i) if i == 0 else {}
 
     def _fresh(self, i: int) -> dict[str, Tensor]:
-        """A: Kaiming-uniform, B: zero, drawn for task i."""
+        """Initial terms for task i: A Kaiming-uniform, B zero."""
         generator = self.generator(i)
         fresh: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
@@ -58,13 +58,13 @@ class SequentialLora(Method):
         return fresh
 
     def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
-        """The adapter as it is after task i."""
+        """The adapter after task i."""
         tensors = self._trained()
         self._keep(tensors)
         return tensors
 
     def _trained(self) -> dict[str, Tensor]:
-        """What the task's training made, as the task's memory file holds it."""
+        """The trained tensors, in the form of the task's memory file."""
         tensors: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             with whole([layer.lora_A, layer.lora_B]):
@@ -73,7 +73,7 @@ class SequentialLora(Method):
         return tensors
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
-        """A and B of each linear."""
+        """Shapes of A and B of each linear."""
         out: dict[str, tuple[int, ...]] = {}
         for name, linear in linears.items():
             num_in, num_out = sizes(linear)
@@ -82,7 +82,7 @@ class SequentialLora(Method):
         return out
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the adapter by the one after task i."""
+        """Set the adapter to the one after task i."""
         for name, layer in self.layers.items():
             with whole([layer.lora_A, layer.lora_B], write=True), torch.no_grad():
                 layer.lora_A.copy_(tensors[f"{name}.lora_A"])
@@ -90,4 +90,4 @@ class SequentialLora(Method):
         self._keep(tensors)
 
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:
-        """Hold what later tasks need of a memory file, when its task ends or is loaded."""
+        """Keep what later tasks need from a memory file; called when a task ends or is loaded."""

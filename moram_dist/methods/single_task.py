@@ -1,4 +1,4 @@
-"""A LoRA of its own for each task: how well the task is learned where nothing came before it."""
+"""A separate LoRA for each task: how well a task is learned on its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moram_dist.methods.sequential_lora import SequentialLora
 
 @METHODS.register("single_task")
 class SingleTask(SequentialLora):
-    """What forward transfer and intransigence are measured against; no continual learner.
+    """The reference for forward transfer and intransigence; not a continual learner.
 
     Source: Chaudhry et al. 2018, arXiv:1801.10112 (intransigence); Zhao et al. 2024,
     arXiv:2401.08295 (forward transfer against tasks learned by themselves).
@@ -28,7 +28,7 @@ class SingleTask(SequentialLora):
         return ChosenLora(base, **settings, prefix=self.prefix)
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
-        """A new LoRA: what was learned before is gone."""
+        """A new LoRA that starts without earlier tasks."""
         return self._fresh(i)
 
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:

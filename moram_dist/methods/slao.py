@@ -1,4 +1,4 @@
-"""One LoRA for good: each task trains a copy that starts orthonormal, and is merged into it."""
+"""One merged LoRA: each task trains a copy with orthonormal initial A, which is merged into it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from moram_dist.methods.sequential_lora import SequentialLora
 
 @METHODS.register("slao")
 class Slao(SequentialLora):
-    """After task i, from 1, which trained A_i and B_i: A = A_i, B = B + (B_i - B) / sqrt(i).
+    """Task i, from 1, trains A_i and B_i; then A = A_i, B = B + (B_i - B) / sqrt(i).
 
-    Task i > 1 starts from the last task's trained B, and from the orthonormal rows that QR makes of
-    its trained A; of the two signs of each row, the one with a positive diagonal in R.
+    Task i > 1 starts from the last task's trained B, and from its trained A made orthonormal by QR;
+    the signs of rows are chosen so that R has a positive diagonal.
 
     Source: SLAO, Qiao and Mahdavi 2025, arXiv:2512.23017.
     """
 
     trained: dict[str, Terms]
-    """A and B as the last task's training left them, by full name of the layer."""
+    """A and B as the last task trained them, before merging, by full name of the layer."""
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
-        """A new LoRA before the first task; later ones start from what the last one trained."""
+        """A new LoRA for the first task; later tasks start from the last trained A and B."""
         if i == 0:
             return self._fresh(i)
         fresh: dict[str, Tensor] = {}
@@ -37,7 +37,7 @@ class Slao(SequentialLora):
         return fresh
 
     def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
-        """Merge what was trained; the file also holds B as it was trained, for the next task."""
+        """Merge the trained LoRA; the file also holds the unmerged B, for the next task."""
         tensors = self._trained()
         for name in self.layers:
             trained = tensors[f"{name}.lora_B"]
@@ -48,7 +48,7 @@ class Slao(SequentialLora):
         return tensors
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
-        """A and B of each linear, and B as it was trained."""
+        """Shapes of A, B and the unmerged B of each linear."""
         lora = super().shapes(i, linears)
         return lora | {f"{name}.trained_B": lora[f"{name}.lora_B"] for name in linears}
 
@@ -60,7 +60,7 @@ class Slao(SequentialLora):
 
 
 def orthonormal(A: Tensor) -> Tensor:
-    """Rows that span what those of A (R, in) span, in A's dtype; R at most ``in``."""
+    """Orthonormal rows with the same span as the rows of A (R, in), in A's dtype; R <= ``in``."""
     q, r = torch.linalg.qr(A.double().T)
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
     return (q * signs).T.contiguous().to(A)

@@ -1,4 +1,4 @@
-"""The base model as it is: what every other method is measured against."""
+"""The unchanged base model: the reference for every other method."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class ZeroShot(Method):
     reads_training_split = False
 
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
-        """None."""
+        """No examples."""
         return ()
