@@ -27,12 +27,9 @@ class Prompts:
     """
 
     def __init__(self, model: Any, reader: nn.Module, then: Callable[[Tensor], None]) -> None:
-        """Register the hook.
+        """Register a hook on ``reader``, the submodule of ``model`` that reads the prompts.
 
-        Args:
-            model: the model; its forward pass calls ``then``.
-            reader: the submodule whose call reads the prompts.
-            then: receives (B, D) in float32.
+        ``then`` receives (B, D) in float32, inside the forward pass of ``model``.
         """
         self.embedding: Any = model.get_input_embeddings()
         self._then = then

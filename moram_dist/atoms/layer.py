@@ -101,7 +101,7 @@ class Memory(nn.Module):
         return self.get_parameter(f"keys_{i}"), self.get_parameter(f"values_{i}")
 
     def stored(self, i: int) -> Atoms:
-        """Active atoms of linear ``i`` as they are used and later frozen: with the scale."""
+        """Active atoms of linear ``i`` as used and later frozen: with the scale folded in."""
         keys_RD, values_RE = self.active(i)
         return self._quiet(keys_RD), values_RE * self.settings.scale
 

@@ -93,11 +93,9 @@ class Placer:
         return self.choice != RESIDENT
 
     def begin(self, num_tokens: int, *, source: bool = False) -> None:
-        """Choose the placement for a forward pass. All ranks must call it together.
+        """Choose the placement for a pass with ``num_tokens`` tokens on this rank.
 
-        Args:
-            num_tokens: this rank's tokens in the pass.
-            source: whether an encoder reads them.
+        All ranks must call it together. ``source``: an encoder reads the tokens.
         """
         placement = self._choose(num_tokens)
         if source:
@@ -142,10 +140,9 @@ def tokens_move(
 ) -> bool:
     """Whether sending tokens to atoms likely takes less time than sending atoms to tokens.
 
-    In a forward and backward pass of one bank, gathering atoms takes two collectives and moves
-    N (P - 1) / P atoms twice. Keeping them stationary takes six and moves inputs and outputs of
-    (P - 1) T tokens twice, each as large as an atom (``atoms.placement``). Each collective counts
-    as ``call_bytes`` more.
+    In a forward and backward pass of one bank, gathering takes two collectives and moves
+    N (P - 1) / P atoms twice; stationary atoms take six and move (P - 1) T tokens' inputs and
+    outputs twice, as large as atoms (``atoms.placement``). A collective adds ``call_bytes``.
     """
     atoms = 2 * num_atoms * (num_ranks - 1) / num_ranks * atom_bytes
     tokens = 2 * (num_ranks - 1) * num_tokens * atom_bytes

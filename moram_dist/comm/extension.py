@@ -2,9 +2,8 @@
 
 An example is the one for CPU ranks on one machine, which is loaded when they join. torch compiles
 with ninja, which rebuilds if anything has changed: the interpreter, torch, ninja itself. It does so
-silently, and guards the folder by a file ``lock``. A killed build leaves that file behind, and then
-others wait for ever. Here each process that loads holds an additional lock of ours, which the
-system frees when the process dies.
+silently, and guards the folder by a file ``lock`` that a killed build leaves behind, so that others
+wait for ever. Here a process that loads also holds our lock, which the system frees if it dies.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ AGAIN_S = 30.0
 """Seconds between messages of a process that builds or waits."""
 
 RELEASE_S = 1.0
-"""torch closes its lock file before it removes it: a file that no process has held open for this
-long is stale."""
+"""torch closes its lock file before removing it: a file that stays closed this long is stale."""
 
 LIMIT_S = 1800.0
 """Longest wait for other ranks' builds, which may take minutes on a slow shared disk."""
