@@ -36,10 +36,10 @@ class Chosen(NamedTuple):
     """The rows of a shard that tokens have chosen."""
 
     row_TK: Tensor
-    """int32; any valid row where the atom is in another shard."""
+    """int32; an arbitrary valid row if the atom is in another shard."""
 
     here_TK: Tensor | None
-    """Whether the atom is in this shard; None where all are."""
+    """Whether the atom is in this shard; None if all are."""
 
     def since(self, first: int) -> Chosen:
         """The chosen rows from ``first`` on, counted from ``first``."""

@@ -1,4 +1,4 @@
-"""Build extensions that torch compiles for DeepSpeed at run time, with messages and a safe lock.
+"""Build the extensions that torch compiles for DeepSpeed, with messages and a safe lock.
 
 An example is the one for CPU ranks on one machine, which is loaded when they join. torch compiles
 with ninja, which rebuilds if anything has changed: the interpreter, torch, ninja itself. It does so

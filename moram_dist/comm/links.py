@@ -71,7 +71,7 @@ def connect() -> dict[int, Peer]:
 
 
 def _machine() -> tuple[str, ...]:
-    """Equal for ranks that reach each other over loopback: one kernel, one network namespace."""
+    """A key, equal for ranks that reach each other over loopback: same kernel and network."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return platform.node(), boot, str(os.stat("/proc/self/ns/net").st_ino)

@@ -1,4 +1,4 @@
-"""A new LoRA for each task, on a subspace nearly orthogonal to older tasks' inputs: InfLoRA."""
+"""A new LoRA for each task that reads a subspace nearly orthogonal to older inputs: InfLoRA."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class InfLora(IncLora):
         return tensors
 
     def _directions(self, energy: float, look: ExampleLosses) -> dict[str, Tensor]:
-        """The directions that the task that was just frozen adds to the subspaces."""
+        """The directions that the newly frozen task adds to the subspaces."""
         found = {
             f"{name}.subspace": torch.zeros(0, layer.in_features)
             for name, layer in self.layers.items()

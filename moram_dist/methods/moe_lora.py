@@ -20,7 +20,7 @@ class MoeLora(IncLora):
     """Each task adds an expert and freezes the older ones; the router keeps training.
 
     A router at each adapted linear sends every token to ``top_experts`` of the experts so far, with
-    weights. All its rows train on every task, so the routing of older tasks' tokens changes.
+    weights. Its rows for old experts train on every task, so older tasks' routing changes.
 
     Source: the incremental mixture of LoRA experts of Yu et al. 2024, arXiv:2403.11549: a
     bias-free router that starts at 0, softmax over the two largest logits, frozen experts. Theirs

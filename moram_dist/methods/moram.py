@@ -76,7 +76,7 @@ class Moram(Method):
         )
         self.memories = give_memory(self.layers, settings, self.placer)
         self.directions: dict[str, Tensor] = {}
-        """Directions of older tasks' inputs, by first linear of a memory: orthonormal CPU rows."""
+        """By first linear of a memory, orthonormal directions (rows) of older inputs, on CPU."""
         if config.quiet_keys:
             for names, memory in self.memories.items():
                 self.directions[names[0]] = torch.zeros(0, memory.bank.shapes[0][0])
