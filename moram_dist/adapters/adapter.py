@@ -76,8 +76,9 @@ class AdaptedLinear(nn.Module, ABC):
     def update(self, x: Tensor) -> Tensor:
         """The update (..., out_features) to add to the output, for x (..., in_features)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)."""
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features); the argument is named as ``nn.Linear``'s."""
+        x = input
         out = self.base(x)
         if self.is_quantised:
             x = x.to(self.like.dtype)

@@ -41,13 +41,13 @@ class LoraLinear(AdaptedLinear):
         return (x @ A.T) @ (B * self.scale)
 
     def forward(
-        self, x: Tensor | None, measure: Callable[[Tensor, Tensor], Tensor] | None = None
+        self, input: Tensor | None, measure: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> Tensor:
         """(..., in) to (..., out), or ``measure(A, B)`` for ``measured``."""
         if measure is not None:
             return measure(self.lora_A, self.lora_B)
-        assert x is not None
-        return super().forward(x)
+        assert input is not None
+        return super().forward(input)
 
     def measured(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """``measure(A, B)`` of the unsharded parameters, with gradients.

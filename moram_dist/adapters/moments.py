@@ -48,7 +48,7 @@ class InputMoments:
     def taken(self) -> Iterator[None]:
         """Context in which forward passes are recorded. They compute no gradients."""
         handles = [
-            linear.register_forward_pre_hook(partial(self._take, name))
+            linear.register_forward_pre_hook(partial(self._take, name), with_kwargs=True)
             for name, linear in self.linears.items()
         ]
         try:
@@ -76,8 +76,10 @@ class InputMoments:
             env.sum_(total)
             yield together, total
 
-    def _take(self, name: str, linear: nn.Module, arguments: tuple[Any, ...]) -> None:
-        x = arguments[0]
+    def _take(
+        self, name: str, linear: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        x = arguments[0] if arguments else next(iter(named.values()))
         if name not in self._first:
             again = self._last is not None and _same(self._last[1], x)
             self._first[name] = self._first[self._last[0]] if again and self._last else name

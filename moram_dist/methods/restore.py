@@ -35,8 +35,8 @@ def load_memory(
     upto: int | None = None,
     *,
     any_base: bool = False,
-    recall: str = "all",
-    recogniser: str = EvalConfig.recogniser,
+    recall: str | None = None,
+    recogniser: str | None = None,
     unknown: str = EvalConfig.unknown,
 ) -> nn.Module:
     """Adapt ``model`` in place with a run's memory, and return it in eval mode.
@@ -55,7 +55,9 @@ def load_memory(
             model created in memory, causes a warning.
         recall: with ``all``, all tasks answer every prompt, as published; with ``prefix``, a
             recogniser finds the task of a prompt from its tokens, and the tasks up to it answer.
-        recogniser: means, discriminant or ridge.
+            Default: what the method requires (``any_ssr``: prefix), else all.
+        recogniser: means, discriminant or ridge. Default: what the method requires (``any_ssr``:
+            ridge), else discriminant.
         unknown: who answers a prompt that resembles no task's: ``all`` tasks, or only the ``base``.
 
     Raises:
@@ -72,13 +74,16 @@ def load_memory(
     count = len(manifest.tasks) if upto is None else upto
     if not 0 <= count <= len(manifest.tasks):
         raise InputError(f"upto={upto}, but {files.path} holds {len(manifest.tasks)} tasks")
+    kind = METHODS[manifest.method]
+    recall = recall or kind.recall or EvalConfig.recall
+    recogniser = recogniser or kind.recogniser or EvalConfig.recogniser
     by_prompt = _recogniser(files, manifest, count, recall, recogniser, unknown)
     _check_plain(model)
     linears = _linears(model, manifest, files.path)
     if not any_base:
         _check_base(model, manifest, files.path)
     settings = record(MethodConfig, manifest.settings, f"{files.path}: settings")
-    method = METHODS[manifest.method](settings, seed=0, num_tasks=len(manifest.tasks))
+    method = kind(settings, seed=0, num_tasks=len(manifest.tasks))
     for i, task in enumerate(manifest.tasks[:count]):
         files.check(task, method.shapes(i, linears))  # all, before changing the model
     with _as_it_was_on_error(model, linears):

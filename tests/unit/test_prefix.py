@@ -82,7 +82,7 @@ def test_a_prefix_is_the_model_of_its_time(name, tmp_path):
     model, method = learned(name, tmp_path)
     ids = tokens(5, 8)
     then = [
-        logits(load_memory(tiny_model(), tmp_path, upto=k, any_base=True), ids)
+        logits(load_memory(tiny_model(), tmp_path, upto=k, any_base=True, recall="all"), ids)
         for k in range(NUM_TASKS + 1)
     ]
     assert torch.equal(then[0], logits(tiny_model(), ids))
@@ -96,6 +96,17 @@ def test_a_prefix_is_the_model_of_its_time(name, tmp_path):
     for b, k in enumerate(rows):
         assert torch.equal(mixed[b], then[k][b])
     assert torch.equal(logits(model, ids), then[NUM_TASKS])
+
+
+def test_any_ssr_recalls_by_prefix_unless_told_otherwise(tmp_path):
+    learned("any_ssr", tmp_path)
+    ids = torch.cat([prompts_of(0), prompts_of(1)])
+    settings = {"recall": "prefix", "recogniser": "ridge"}
+    found, expected, newest = (
+        logits(load_memory(tiny_model(), tmp_path, any_base=True, **some), ids)
+        for some in ({}, settings, {"recall": "all"})
+    )
+    assert torch.equal(found, expected) and not torch.equal(found, newest)
 
 
 def test_a_layer_that_sees_no_rows_says_so(tmp_path):
