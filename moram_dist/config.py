@@ -224,7 +224,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """What is measured after each task."""
+    """The evaluation after each task."""
 
     eval_rows: str = "seen"
     """seen: tasks learned so far; all: every task and the untouched base; last: the newest task,
@@ -245,7 +245,7 @@ class EvalConfig:
     ridge."""
 
     unknown: str = "all"
-    """What answers a prompt that resembles no task: all tasks (all), or the base alone (base)."""
+    """Whether all tasks (all) or only the base (base) answer a prompt that resembles no task."""
 
     eval_batch_size: int = 128
     """Prompts for which one rank generates at a time; fewer if they are long."""

@@ -1,4 +1,4 @@
-"""Test a loaded base for what its files do not say: whether it is causal and its numbers finite."""
+"""Test whether a loaded base is causal and all its numbers are finite."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def sqlite_file(uri: str) -> Path | None:
         )
     path = uri.partition(":///")[2].partition("?")[0]
     if "%" in path:
-        from sqlalchemy.engine import make_url  # MLflow opens what it decodes
+        from sqlalchemy.engine import make_url  # MLflow uses the same decoding
 
         path = make_url(uri).database or ""
     if not path or path == ":memory:" or path.startswith("file:"):

@@ -1,4 +1,4 @@
-"""Read from a run's spool at a restart what has been recorded for MLflow."""
+"""Find out from a run's spool, at a restart, which records MLflow has or will get."""
 
 from __future__ import annotations
 

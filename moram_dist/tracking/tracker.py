@@ -102,7 +102,7 @@ class Tracker:
         """Stop recording. Nothing may be logged afterwards; ``open`` may be called again."""
 
     def catch_up(self, run: RunDescription, files: Files, say: Callable[[str], None]) -> None:
-        """Record what is missing of a finished run; called instead of open and close.
+        """Send the missing records of a finished run; called instead of open and close.
 
         Args:
             run: its description; its data sets name the tasks in order.

@@ -253,7 +253,7 @@ def _folder(folder: Path, where: str) -> None:
 
 
 def _zero(file: Mapping[str, Any], path: Path) -> None:
-    """Refuse what only an engine would reject, and what resets between tasks do not support."""
+    """Refuse settings that only an engine would reject, or that resets do not support."""
     zero = file.get("zero_optimization", {})
     where = f"{path}: zero_optimization"
     stage = zero.get("stage", 0)
