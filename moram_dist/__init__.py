@@ -7,7 +7,7 @@ __all__ = ["__version__", "answered_by", "load_memory"]
 
 
 def __getattr__(name: str) -> Any:
-    # Late, so that what needs no model (scoring, reports) does not wait for torch.
+    # Imported late, so that scoring and reports, which need no model, do not wait for torch.
     if name in ("answered_by", "load_memory"):
         from moram_dist.methods import restore
 

@@ -1,4 +1,4 @@
-"""Command lines whose mistakes are one line. Standard library only, as the doctor needs it."""
+"""Command lines that report a mistake in one line. Standard library only: the doctor needs that."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from moram_dist.registry import InputError, MachineError
 from moram_dist.terminal import lost_output, one_line, quoted, say
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells give it."""
+"""Exit code after Ctrl-C, the same as in shells."""
 
 
 MACHINE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE),
     *(errno.ENOMEM, errno.EMFILE, errno.ENFILE),
 }
-"""System errors that say that a disk is full or broken, or that the machine has no more to give."""
+"""System errors for a full or broken disk, or for a machine that has run out of a resource."""
 
 
 EXTRAS = {
@@ -37,10 +37,10 @@ EXTRAS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports by InputError, in one line, where argparse would print its usage and exit."""
+    """Raises InputError with one line where argparse would print its usage and exit."""
 
     def __init__(self, command: str, description: str | None) -> None:
-        """``command`` as one types it."""
+        """``command`` is the command as the user types it."""
         super().__init__(
             command,
             description=description,
@@ -49,26 +49,26 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, with a dash in a flag's name for an underscore."""
+        """Parse as argparse does, but accept dashes for underscores in the name of a flag."""
         return super().parse_known_args([spelled(word) for word in args], namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Instead of leaving."""
+        """Raise InputError instead of exiting."""
         raise InputError(message)
 
 
 def spelled(word: str) -> str:
-    """``--top-k=a-b`` is ``--top_k=a-b``; what is no flag stays as it is."""
+    """Replace dashes in a flag's name: ``--top-k=a-b`` to ``--top_k=a-b``. Keep all other words."""
     name, given, value = word.partition("=")
     return f"--{name[2:].replace('-', '_')}{given}{value}" if name.startswith("--") else word
 
 
 def run_command(main: Callable[[Sequence[str]], int | None], words: Sequence[str]) -> int:
-    """A whole command: its exit code, and one line on standard error for whatever ends it early.
+    """Run a command and return its exit code; an error is one line on standard error.
 
     Args:
-        main: gets the words and returns an exit code, None for 0.
-        words: of the command line, without the command's own name.
+        main: takes the words and returns an exit code, None for 0.
+        words: the command line without the command's own name.
     """
     try:
         check_words(words)
@@ -91,25 +91,25 @@ def run_command(main: Callable[[Sequence[str]], int | None], words: Sequence[str
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raises InputError on a word that is no UTF-8, which no record of a run could hold."""
+    """Raises InputError on a word that is not UTF-8: the files of a run cannot store it."""
     for word in words:
         if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
             raise InputError(f"not UTF-8: {quoted(word)}; give files names in UTF-8")
 
 
 def say_error(error: object, who: str = "") -> None:
-    """The one line, without passwords. ``who`` is a rank, in brackets."""
+    """Print an error in one line, without passwords. ``who`` is a rank, in brackets."""
     say(f"error{who}: {one_line(without_secrets(str(error)))}", error=True)
 
 
 def say_crash(error: BaseException, folder: Path | None = None, who: str = "") -> int:
-    """Say in one line that something failed of which nobody thought. Returns the exit code.
+    """Report an unexpected error in one line and return the exit code.
 
-    The trace-back is kept in a file, unless the machine failed: then the line says it all.
+    The trace-back is written to a file, unless the machine failed: then the line is enough.
 
     Args:
-        error: what was raised.
-        folder: of the run; the current one where there is none, or where it cannot be written.
+        error: the exception.
+        folder: the run's folder. Without one, or if it cannot be written, the current folder.
         who: a rank, in brackets.
     """
     if isinstance(error, ModuleNotFoundError) and (name := top_level(error)) in EXTRAS:
@@ -119,7 +119,7 @@ def say_crash(error: BaseException, folder: Path | None = None, who: str = "") -
         say_error("out of memory", who)
         return MachineError.EXIT_CODE
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        say_error(f"{error.strerror}: {error.filename}", who)  # someone gave it
+        say_error(f"{error.strerror}: {error.filename}", who)  # the name came from the user
         return 2
     if isinstance(error, OSError) and error.errno in MACHINE:
         where = f"{error.filename}: " if error.filename is not None else ""
@@ -140,12 +140,12 @@ def say_crash(error: BaseException, folder: Path | None = None, who: str = "") -
 
 
 def top_level(error: ModuleNotFoundError) -> str:
-    """The package that is missing, without the name of a module in it."""
+    """The name of the missing package, without that of a module in it."""
     return (error.name or "").partition(".")[0]
 
 
 def _keep(trace: str, folder: Path | None) -> Path | None:
-    """Write a trace-back to the first of three folders that takes it."""
+    """Write a trace-back to the first of three folders that can be written."""
     rank = f"_rank{os.environ['RANK']}" if os.environ.get("RANK", "0") != "0" else ""
     name = f"crash_{time.strftime('%Y%m%d-%H%M%S')}{rank}.log"
     places = [Path.cwd, lambda: Path(tempfile.gettempdir())]

@@ -1,7 +1,7 @@
-"""What a run is: frozen dataclasses, one line under each field, checked when they are made.
+"""The settings of a run: frozen dataclasses, checked when they are created.
 
-The text under a field is its help on the command line. Field names are unique over all sections, so
-a flag is the bare name (``--top_k 4``) or the dotted one (``--method.top_k 4``).
+The text under a field is its help on the command line. Field names are unique across sections, so a
+flag is the bare name (``--top_k 4``) or the dotted one (``--method.top_k 4``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EMBEDDED = "demo"
 """Name of the base model and of the benchmark that ship with the package."""
 
 STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP")
-"""Signals by which a scheduler or a person may ask a run to stop."""
+"""Signals with which a scheduler or a person can ask a run to stop."""
 
 
 PLACEMENTS = ("auto", "resident", "gathered", "stationary")
@@ -32,7 +32,7 @@ RECALLS = ("all", "prefix", "oracle")
 """Which tasks of a memory answer a prompt; see ``EvalConfig.recall``."""
 
 LONGEST_NAME = 200
-"""Bytes of a run's name, which names its folder, a lock beside it and jobs."""
+"""Longest name of a run, in bytes. Its folder, its lock file and its jobs are named after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class ModelConfig:
     """The frozen base model."""
 
     model: str = EMBEDDED
-    """Folder or Hugging Face id of a causal language model or a T5; `demo` is the tiny one here."""
+    """Folder or Hugging Face id of a causal language model or a T5; `demo` is the built-in one."""
 
     dtype: str = "auto"
-    """Parameters and compute: fp32, bf16, or auto (bf16 on an accelerator, fp32 on a CPU)."""
+    """Type of parameters and compute: fp32, bf16, or auto (bf16 on an accelerator, else fp32)."""
 
     attention: str = "auto"
     """flash_attention_2, sdpa, eager, or auto: the first of these that the model supports here."""
@@ -63,19 +63,19 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which tasks, in which order, and how much of them."""
+    """The tasks, their order, and how many examples of each are used."""
 
     benchmark: str = EMBEDDED
-    """demo (generated), trace, superni, long_sequence, standard_cl, or jsonl (a person's own)."""
+    """demo (generated), trace, superni, long_sequence, standard_cl, or jsonl (your own files)."""
 
     data_dir: Path | None = None
-    """Folder (or, for jsonl, YAML listing) that holds the tasks' files."""
+    """Folder with the tasks' files, or for jsonl a YAML listing of them."""
 
     order: str | None = None
     """A named order of the benchmark, or task names joined by commas."""
 
     protocol: str | None = None
-    """Prompts, truncation, decoding and metrics: a protocol of the benchmark."""
+    """A protocol of the benchmark: its prompts, truncation, decoding and metrics."""
 
     limit_train: int | None = None
     """Use only the first N training examples of each task."""
@@ -104,13 +104,13 @@ class MethodConfig:
     """Linears to adapt: attention, all-linear, names joined by commas, or a regex of full names."""
 
     atoms_per_task: int = 8
-    """Atoms that a task adds to each adapted linear; for methods with a LoRA, its inner size."""
+    """Atoms that a task adds to each adapted linear; for methods with a LoRA, its rank."""
 
     alpha: float = 16.0
-    """An active value acts scaled by alpha / atoms_per_task; freezing folds the scale in."""
+    """Active values are scaled by alpha / atoms_per_task; freezing folds the scale in."""
 
     dropout: float = 0.1
-    """Dropout on the input that scores see, in training."""
+    """Dropout on the input of the scores, in training."""
 
     top_k: int = 8
     """Atoms that answer a token."""
@@ -119,20 +119,20 @@ class MethodConfig:
     """Softmax temperature in units of relevance (at most 1, so 0.03 is sharp)."""
 
     threshold: float = 0.2
-    """Relevance under which an atom is silent at inference, in [0, 1]; never used in training."""
+    """Relevance below which an atom is silent at inference, in [0, 1]; never used in training."""
 
     quiet_keys: float = 0.0
-    """moram: part of the energy of older tasks' inputs whose directions new keys are kept
-    orthogonal to, in [0, 1), so that new atoms hardly answer older tasks; 0 leaves keys free."""
+    """moram: keeps new keys orthogonal to the directions that hold this part of the energy of older
+    tasks' inputs, in [0, 1), so that new atoms hardly answer older tasks; 0 leaves keys free."""
 
     orthogonal_weight: float = 0.5
     """o_lora: weight of the overlap of new and old subspaces (published: 0.5)."""
 
     ewc_weight: float = 400.0
-    """ewc: weight of the pull towards what older tasks need (published for TRACE: 400)."""
+    """ewc: weight of the penalty for moving away from older tasks (published for TRACE: 400)."""
 
     distill_weight: float = 1.0
-    """lwf: weight of the distance to the model's answers before the task (published: 1)."""
+    """lwf: weight of the distance to the answers given before the task (published: 1)."""
 
     distill_temperature: float = 2.0
     """lwf: temperature of both softmaxes in that distance (published: 2)."""
@@ -141,10 +141,10 @@ class MethodConfig:
     """moe_lora: experts that answer a token (published: 2)."""
 
     replay_budget: int = 200
-    """replay: examples of all earlier tasks together that are trained on again with each task."""
+    """replay: examples of earlier tasks, all together, that each task trains on again."""
 
     demonstrations: int = 6
-    """in_context: solved training examples before each question, as far as its prompt has room."""
+    """in_context: solved training examples before each question, as many as fit in its prompt."""
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
@@ -178,29 +178,29 @@ class TrainConfig:
     """Optimisation, the same for each task: every task starts with a fresh optimizer."""
 
     seed: int = 0
-    """Fixes initial atoms, sample order and dropout."""
+    """Determines initial atoms, sample order and dropout."""
 
     learning_rate: float | None = None
-    """Peak learning rate of AdamW; default: what the benchmark's protocol says."""
+    """Peak learning rate of AdamW; default: the protocol's."""
 
     schedule: str = "constant"
     """Learning rate after warm-up, per task: constant, linear or cosine to 0."""
 
     warmup_ratio: float = 0.0
-    """Share of a task's steps in which the learning rate climbs from 0, in [0, 1]."""
+    """Fraction of a task's steps in which the learning rate rises from 0, in [0, 1]."""
 
     batch_size: int | None = None
-    """Examples in an optimizer step, over all ranks together; default: the protocol's."""
+    """Examples per optimizer step, over all ranks; default: the protocol's."""
 
     micro_batch_tokens: int = 4096
-    """Tokens in one forward pass of one rank, padding counted, if not one example has more; the
-    rest of the step is accumulated. Fewer take less memory, and change the results by rounding."""
+    """Most tokens per forward pass of a rank, with padding; a longer example gets its own pass.
+    Gradients add up over a step. Fewer tokens save memory and change results by rounding."""
 
     micro_batch_size: int | None = None
     """Examples in one forward pass; default: as many as ``micro_batch_tokens`` allows."""
 
     epochs: float | None = None
-    """Passes over each task's examples; default: what the benchmark's protocol says per task."""
+    """Passes over each task's examples; default: the protocol's for each task."""
 
     weight_decay: float = 0.0
     """Decoupled weight decay."""
@@ -224,7 +224,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """What is measured after each task."""
+    """The evaluation after each task."""
 
     eval_rows: str = "seen"
     """seen: tasks learned so far; all: every task and the untouched base; last: the newest task,
@@ -232,26 +232,26 @@ class EvalConfig:
 
     answers: str = "generate"
     """How answers are obtained, joined by commas: generate (freely), constrained (only labels can
-    be generated), labels (the likeliest label), labels_mean (the same, per token). Scores are those
-    of the first; each other has a matrix of its own. Tasks without labels are always generated."""
+    be generated), labels (the likeliest label), labels_mean (the same, per token). The first gives
+    the scores; each of the others gets its own matrix. Without labels, answers are generated."""
 
     recall: str = "all"
-    """Which tasks of a memory answer, joined by commas: all (the published method), prefix (those
-    up to the task that a prompt is recognised as), oracle (those up to its true task: not
-    task-agnostic). Scores are those of the first; each other has a matrix of its own."""
+    """Which tasks of a memory answer, joined by commas: all (the published method), prefix (up to
+    the task that a prompt is recognised as), oracle (up to its true task: not task-agnostic). The
+    first gives the scores; each of the others gets its own matrix."""
 
     recogniser: str = "discriminant"
-    """What says from the prompt alone which task it is, for --recall prefix: means, discriminant or
+    """How --recall prefix recognises the task from the prompt alone: means, discriminant or
     ridge."""
 
     unknown: str = "all"
-    """Who answers a prompt that is like no task's: all tasks, or the base alone (base)."""
+    """Whether all tasks (all) or only the base (base) answer a prompt that resembles no task."""
 
     eval_batch_size: int = 128
-    """Prompts that one rank generates for at a time; fewer where they are long."""
+    """Prompts for which one rank generates at a time; fewer if they are long."""
 
     eval_gather: str = "auto"
-    """Generate on whole weights: true, auto (if they fit), or false (sharded: slow, in step)."""
+    """Generate with whole weights: true, auto (if they fit), or false (sharded: slow)."""
 
     max_prompt_tokens: int | None = None
     """Overrides every task's longest prompt, in tokens."""
@@ -279,12 +279,12 @@ class EvalConfig:
 
     @property
     def answer_modes(self) -> tuple[str, ...]:
-        """The names in ``answers``, of which the first is the one that counts."""
+        """The names in ``answers``; the first one gives the scores."""
         return tuple(self.answers.split(","))
 
     @property
     def recalls(self) -> tuple[str, ...]:
-        """The names in ``recall``, of which the first is the one that counts."""
+        """The names in ``recall``; the first one gives the scores."""
         return tuple(self.recall.split(","))
 
 
@@ -299,16 +299,16 @@ class RecordConfig:
     """mlflow or none; metrics.jsonl in the run directory is written either way."""
 
     tracking_uri: str | None = None
-    """MLflow store; default MLFLOW_TRACKING_URI, else sqlite beside the run directory."""
+    """MLflow store; default MLFLOW_TRACKING_URI, else sqlite next to the run directory."""
 
     register_memory: bool = False
-    """Keep the memory in MLflow too: a registered model, with a version and alias for each task."""
+    """Also register the memory as a model in MLflow, with a version and an alias for each task."""
 
     log_every: int = 10
     """Optimizer steps between two progress lines."""
 
     save_every: str = "10m"
-    """Save the state within a task so often: optimizer steps (200), or minutes (10m)."""
+    """Time between two saves within a task: optimizer steps (200), or minutes (10m)."""
 
     stop_signals: str = "SIGTERM,SIGUSR1"
     """Signals, joined by commas, at which a run saves its state and ends with exit code 75."""
@@ -328,12 +328,12 @@ class RecordConfig:
 
     @property
     def save_steps(self) -> int | None:
-        """Optimizer steps between two saves, where they are counted in steps."""
+        """Optimizer steps between two saves; None if ``save_every`` is in minutes."""
         return None if self.save_every.endswith("m") else int(self.save_every)
 
     @property
     def save_seconds(self) -> float | None:
-        """Seconds between two saves, where they are counted in minutes."""
+        """Seconds between two saves; None if ``save_every`` is in steps."""
         return 60 * float(self.save_every[:-1]) if self.save_every.endswith("m") else None
 
 
@@ -343,17 +343,17 @@ class ParallelConfig:
 
     placement: str = "auto"
     """Where atoms and tokens meet: resident (a copy of all atoms on each rank), gathered (atoms
-    move), stationary (tokens move), or auto (resident where the memory fits, else what moves
-    less)."""
+    move), stationary (tokens move), or auto (resident if the memory fits, else the one that moves
+    less data)."""
 
     atom_group: str = "world"
-    """Ranks that share a memory's atoms out: world, or node (each machine holds all of them)."""
+    """Ranks over which a memory's atoms are sharded: world, or node (each machine holds all)."""
 
     resident_fraction: float = 0.1
-    """Share of a rank's device memory that copies of all atoms may take, for placement auto."""
+    """Fraction of a rank's device memory that copies of all atoms may take, for placement auto."""
 
     wait_limit: float = 1800.0
-    """Seconds that a rank waits for the others, in one step or batch, before the run ends."""
+    """Seconds for which a rank waits for the others, in one step or batch, before the run ends."""
 
     def __post_init__(self) -> None:
         """Raises InputError on a value that cannot be meant."""
@@ -367,7 +367,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything a run is made of, but for the DeepSpeed file."""
+    """All settings of a run except the DeepSpeed file."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -379,16 +379,16 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """Short name of the run: benchmark, order where one was chosen, method, seed."""
+        """Short name of the run: benchmark, order if one was chosen, method, seed."""
         order = "" if self.data.order in (None, "default") else f"-{self.data.order}"
         name = f"{self.data.benchmark}{order}-{self.method.method}-seed{self.train.seed}"
         name = name.replace(os.sep, "_").replace(",", "+")
         if len(name.encode()) <= LONGEST_NAME:
             return name
-        digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # as of an order of a hundred tasks
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # e.g. an order of a hundred tasks
         return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
 
     @property
     def run_dir(self) -> Path:
-        """Where the run is recorded."""
+        """The folder that holds the run's files."""
         return self.record.output_dir or Path("runs") / self.name

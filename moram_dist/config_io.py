@@ -1,4 +1,4 @@
-"""From flags and YAML to a RunConfig, and back: strict keys, values coerced by the field's type."""
+"""From flags and YAML to a RunConfig and back; keys are strict, values are read by type."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MAY_CHANGE = frozenset(
         "parallel.wait_limit",
     }
 )
-"""Fields that two commands on one run directory may differ in: they do not define the results."""
+"""Fields that may differ between two commands on one run directory: they do not define results."""
 
 
 SECTIONS: dict[str, Any] = typing.get_type_hints(RunConfig)
@@ -63,17 +63,17 @@ def build(
     recipe: Path | None = None,
     under: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> RunConfig:
-    """A run from a recipe's YAML, if one is given, and flags on top of it.
+    """Build a run's settings from a recipe, if given, and flags, which override it.
 
     Args:
         overrides: bare (``top_k``) or dotted (``method.top_k``) names to values; strings are
             read as the field's type.
         recipe: YAML file of the same keys, flat or nested by section.
-        under: bare names to values that take the place of defaults.
+        under: bare names to values that replace defaults.
 
     Raises:
-        InputError: a key that does not exist, a value of another type, a recipe that is no YAML
-            mapping, or a value that its section refuses.
+        InputError: a key does not exist, a value has the wrong type, the recipe is not a YAML
+            mapping, or a section refuses a value.
     """
     values = dict(under)
     if recipe:
@@ -105,15 +105,14 @@ def flat(config: RunConfig) -> dict[str, Any]:
 
 
 def from_saved(saved: Mapping[str, Any], where: str | Path) -> RunConfig:
-    """A configuration that a run wrote down, with defaults for the fields that are younger.
+    """Read a configuration that a run saved; fields added since then get their defaults.
 
     Args:
         saved: section -> its fields, as ``to_dict`` gives them.
         where: the file, for messages.
 
     Raises:
-        InputError: a section or field that this version does not know, or a value that the
-            field cannot have.
+        InputError: this version does not know a section or field, or a value is not allowed.
     """
     known = fields()
     values: dict[str, Any] = {}
@@ -143,9 +142,9 @@ def from_saved(saved: Mapping[str, Any], where: str | Path) -> RunConfig:
 def differences(
     config: RunConfig, saved: RunConfig, ignored: Collection[str] = frozenset()
 ) -> list[str]:
-    """``name: saved -> now`` for each field in which two runs differ, but for the ignored ones.
+    """``name: saved -> now`` for each field in which two runs differ.
 
-    ``ignored`` holds dotted names, which come on top of ``MAY_CHANGE``.
+    Skips ``MAY_CHANGE`` and the dotted names in ``ignored``.
     """
     then = flat(saved)
     return [
@@ -156,18 +155,18 @@ def differences(
 
 
 def recall_may_differ(now: EvalConfig, then: EvalConfig) -> set[str]:
-    """Fields in which two commands on one run may differ, beside ``MAY_CHANGE``.
+    """Fields in addition to ``MAY_CHANGE`` that may differ between two commands on one run.
 
-    A run may be measured with further recalls once it is there.
+    A finished run may be evaluated again with more recalls.
     """
     ignored = {"eval.recall"} if now.recalls[0] == then.recalls[0] else set()
     if not ("prefix" in now.recalls and "prefix" in then.recalls):
-        ignored |= {"eval.recogniser", "eval.unknown"}  # one of them asks no recogniser
+        ignored |= {"eval.recogniser", "eval.unknown"}  # one of them uses no recogniser
     return ignored
 
 
 def with_recalls(saved: Mapping[str, Any], now: EvalConfig) -> dict[str, Any]:
-    """What a run wrote down, and the recalls that it is measured with from now on."""
+    """The configuration that a run saved, with the recalls added that are new in ``now``."""
     section = dict(saved["eval"])
     then = str(section.get("recall", EvalConfig.recall)).split(",")
     more = [recall for recall in now.recalls if recall not in then]
@@ -179,7 +178,7 @@ def with_recalls(saved: Mapping[str, Any], now: EvalConfig) -> dict[str, Any]:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises InputError that names the file and the position of what is wrong."""
+    """Read a YAML mapping. Raises InputError with the file and the position of the mistake."""
     value = read_yaml(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a mapping of names to values")
@@ -187,7 +186,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def coerce(name: str, value: Any, kind: Any) -> Any:
-    """``value`` as ``kind``, where a string is what a person typed. Raises InputError."""
+    """Convert ``value``, often a string from a flag, to ``kind``. Raises InputError."""
     wanted = list(typing.get_args(kind)) if isinstance(kind, types.UnionType) else [kind]
     if type(None) in wanted:
         if value is None or value in ("None", "null", ""):
@@ -218,7 +217,7 @@ _NAMES = {
 }
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095
-"""Bytes of one name and of a whole path, as file systems have it."""
+"""Limits of file systems for one name and for a whole path, in bytes."""
 
 
 def _as(value: Any, target: Any) -> Any:
@@ -230,7 +229,7 @@ def _as(value: Any, target: Any) -> Any:
     if target is float:
         return _finite(value)
     if target in (str, Path):
-        if isinstance(value, bool):  # YAML's true, for a field that knows "true"
+        if isinstance(value, bool):  # YAML's true, for a field whose values include "true"
             value = str(value).lower()
         return target(value) if isinstance(value, str | int | float | Path) else _refuse()
     parsed = parse_yaml(value, "its text") if isinstance(value, str) else value
@@ -242,7 +241,7 @@ def _as(value: Any, target: Any) -> Any:
 
 
 def _finite(value: Any) -> float:
-    """A number as people write it: Python reads "1_000" and digits of other scripts as well."""
+    """A finite number in plain notation; Python also reads "1_000" and digits of other scripts."""
     if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
         _refuse()
     number = float(value)
@@ -261,7 +260,7 @@ def _check_text(name: str, text: str) -> None:
 
 
 def check_path(name: str, path: Path) -> None:
-    """Raises InputError where a path is no UTF-8, or longer than file systems take."""
+    """Raises InputError where a path is not UTF-8, or too long for file systems."""
     if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
         raise InputError(f"--{name} is not UTF-8: {quoted(str(path))}")
     longest = max((len(part.encode()) for part in path.parts), default=0)

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: atomic writes, folders, appending, locks, digests, names.
+"""Files that are complete or absent: atomic writes, folders, appending, locks, digests, names.
 
-Everything that this program writes goes through here, so that power loss, full disks and links put
-in its way are dealt with in one place.
+The program writes all its files through this module, so power loss, full disks and planted links
+are handled in one place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import BinaryIO
 from moram_dist.registry import InputError, MachineError
 
 LONGEST_NAME = 120
-"""Bytes of a task's name within a file's name; file systems take 255 for the whole."""
+"""Most bytes of a task's name in a file name; file systems allow 255 for the whole name."""
 
 IN_THE_WAY = frozenset(
     {
@@ -34,11 +34,11 @@ IN_THE_WAY = frozenset(
         errno.EROFS,
     }
 )
-"""Errors that tell of what is at a path, not of a machine that fails."""
+"""Errors caused by a path, and not by a failing machine."""
 
 
 class WriteError(MachineError, OSError):
-    """A file could not be written, as on a full disk."""
+    """A file could not be written, for example because the disk is full."""
 
 
 @contextmanager
@@ -56,15 +56,16 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: str | bytes, *, private: bool = False) -> None:
-    """Replace ``path`` by ``content`` (text as UTF-8): all of it, or nothing at all.
+    """Replace the whole content of ``path`` by ``content`` (text as UTF-8), or change nothing.
 
-    Written under a temporary name in the same folder, synced, then renamed; one writer per path.
-    Follows no link at either name. When this returns, neither content nor name can be lost.
+    Writes a temporary file in the same folder, syncs it and renames it; one writer per path.
+    Follows no link at either name. After it returns, a power loss destroys neither content nor
+    name.
 
     Args:
-        path: the file; folders above it are made.
+        path: the file; parent folders are created.
         content: text or bytes.
-        private: only the owner may read it, from its first byte on.
+        private: only the owner can read the file, from its first byte on.
 
     Raises:
         WriteError: the folder cannot be written, or the disk is full. The old file is untouched.
@@ -81,22 +82,22 @@ def write_atomically(path: Path, content: str | bytes, *, private: bool = False)
             temporary.replace(path)
         except OSError:
             with suppress(OSError):
-                temporary.unlink()  # on a full disk, half a file is in the way
+                temporary.unlink()  # half a file would take room on a full disk
             raise
         sync_folder(path.parent)  # the new name itself
 
 
 def create(path: Path, *, private: bool = False) -> BinaryIO:
-    """A new file, opened to be written. Raises OSError where anything is at that name already."""
+    """Create a file and open it for writing. Raises OSError if the name is already in use."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o600 if private else 0o666), "wb")
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it; power loss cannot take one back once this returns.
+    """Create a folder and its parents; they survive a power loss once this returns.
 
     Raises:
-        WriteError: it cannot be made, or something else is at its name.
+        WriteError: it cannot be created, or something else has its name.
     """
     with writing(path):
         if path.is_dir():
@@ -108,7 +109,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Put on disk which names a folder holds. Raises OSError."""
+    """Sync a folder's list of names to disk. Raises OSError."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
@@ -117,10 +118,10 @@ def sync_folder(path: Path) -> None:
 
 
 def open_to_append(path: Path, *, private: bool = False) -> BinaryIO:
-    """A file to be read and added to, unbuffered, made where missing. Follows no link.
+    """Open a file for reading and appending, unbuffered; create it if missing. Follows no link.
 
     Raises:
-        InputError: a link, folder or device is at that name, or it may not be opened.
+        InputError: the name is a link, folder or device, or opening it is not permitted.
         WriteError: the disk is full, or fails.
     """
     make_folder(path.parent)
@@ -140,7 +141,8 @@ def open_to_append(path: Path, *, private: bool = False) -> BinaryIO:
             raise InputError(f"{path} cannot be opened to be written: it is not a file")
         file = os.fdopen(descriptor, "a+b", buffering=0)
         if private:
-            with suppress(OSError):  # one of an older version, on a file system without modes
+            # An older version may have created it; some file systems have no modes.
+            with suppress(OSError):
                 os.fchmod(descriptor, 0o600)
         if new:
             sync_folder(path.parent)
@@ -148,7 +150,7 @@ def open_to_append(path: Path, *, private: bool = False) -> BinaryIO:
 
 
 def append(file: BinaryIO, line: bytes) -> None:
-    """Add a line to what ``open_to_append`` gave: whole, or not at all. Raises OSError."""
+    """Append a whole line, or nothing, to a file from ``open_to_append``. Raises OSError."""
     end = file.seek(0, os.SEEK_END)
     if file.write(line) != len(line):
         file.truncate(end)
@@ -162,7 +164,7 @@ def sha256(path: Path) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A task's name as part of a file name; a digest stands for the end of a very long one."""
+    """A task's name as part of a file name; a digest replaces the end of a very long one."""
     safe = re.sub(r"[^\w.-]", "_", name)
     if len(safe.encode("utf-8")) <= LONGEST_NAME:
         return safe
@@ -172,13 +174,13 @@ def safe_name(name: str) -> str:
 
 @contextmanager
 def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[BinaryIO]:
-    """Hold an advisory lock on ``path``, made where missing; the system frees it if we die.
+    """Hold an advisory lock on ``path``, created if missing; the system frees it if we die.
 
-    Gives the file, open to be read and added to.
+    Yields the file, open for reading and appending.
 
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is False.
-        InputError: something that is no file of ours is at that name.
+        InputError: the name is a link, folder or device, or opening it is not permitted.
         WriteError: the disk is full, or the file system has no locks.
     """
     with open_to_append(path) as file:

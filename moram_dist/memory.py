@@ -1,11 +1,11 @@
-"""Look at a memory without a model.
+"""Inspect a memory without a model.
 
     moram memory show RUN/memory      tasks, atoms, sizes, hashes
-    moram memory verify RUN/memory    reads every file; exit 2 if one is not whole
+    moram memory verify RUN/memory    read every file; exit 2 if one is damaged or missing
 
-python -m moram_dist.memory is the same, where the command is not installed.
-Files hold whole atoms, not a rank's shard, so there is nothing to reshard: a memory loads at any
-number of ranks as it is.
+Without the installed command, run python -m moram_dist.memory.
+Files hold whole atoms, not a rank's shard, so a memory loads on any number of ranks without
+resharding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from moram_dist.terminal import make_output_last, say
 
 
 def show(files: MemoryFiles, manifest: Manifest) -> str:
-    """What the manifest names, a line a task, and whether each file is the one published."""
+    """The manifest as text, one line per task, with the state of each task's files."""
     adapted = f"{len(manifest.modules)} linears of {_shown(manifest.base['name'])}"
     lines = [
         f"{_shown(manifest.method)} on {adapted} ({_shown(manifest.base['fingerprint'][:12])})",
@@ -43,10 +43,10 @@ def show(files: MemoryFiles, manifest: Manifest) -> str:
 
 
 def verify(files: MemoryFiles, manifest: Manifest) -> str:
-    """One line when every file is whole.
+    """Check every file; returns one line if all are intact.
 
     Raises:
-        InputError: the first file that is missing or is not the one published.
+        InputError: names the first file that is missing or differs from the published one.
     """
     for task in manifest.tasks:
         for stored in task.files:
@@ -58,7 +58,7 @@ COMMANDS = {"show": show, "verify": verify}
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one command; the exit code."""
+    """Run one command and return the exit code."""
     return run_command(_run, words)
 
 
@@ -80,12 +80,12 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _shown(text: str) -> str:
-    """For a terminal, which would take some characters for commands."""
+    """Escape characters that a terminal would take for commands."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _atoms(shapes: Mapping[str, Shape]) -> int:
-    """Rank-1 atoms in a task's file, over all layers; 0 for a method that has none."""
+    """Number of rank-1 atoms in a task's file, over all layers; 0 for a method without atoms."""
     return sum(shape[0] for name, shape in shapes.items() if name.endswith(".keys") and shape)
 
 

@@ -1,6 +1,6 @@
-"""Settings by one name: what a method's source ran, and what served best here.
+"""Named settings: those that a method's authors published, and those that we recommend.
 
-They lie under a recipe and flags, and end as plain settings of the run.
+Recipes and flags override them, and the run saves the result as plain settings.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def preset_settings(preset: str | None, *, method: str, benchmark: str) -> Mappi
     """Settings of a preset by bare name.
 
     Args:
-        preset: None is what is recommended, if anything is, on the demo, and what is published on
-            all other benchmarks.
+        preset: None means recommended (if the method has it) on the demo, and published on all
+            other benchmarks.
         method: the run's.
         benchmark: the run's.
 
     Raises:
-        InputError: there is no such preset, or it has nothing to recommend for the method.
+        InputError: there is no such preset, or it does not cover the method.
     """
     if preset is None:
         return RECOMMENDED.get(method, {}) if benchmark == EMBEDDED else {}

@@ -1,4 +1,4 @@
-"""Which values a setting may have."""
+"""Checks of the values that a setting may have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from moram_dist.registry import InputError, unknown
 
 
 def positive(section: str, **values: float | None) -> None:
-    """Raises InputError on the first that is given and not > 0."""
+    """Raises InputError on the first value that is neither None nor > 0."""
     for name, value in values.items():
         if value is not None and value <= 0:
             raise InputError(f"--{name} must be > 0, got {value} ({section})")
@@ -31,15 +31,15 @@ _MOST = {
     "ewc_weight": 1e12,
     "distill_weight": 1e12,
 }
-"""The largest value of a field; of any other number, what a 32-bit one holds. Beyond these, sizes
+"""The largest value of a field; all other fields are limited to 32 bits. Beyond these, sizes
 overflow, floats become infinite, and systems refuse to wait."""
 
 _LEAST = {"temperature": 1e-6, "distill_temperature": 1e-6, "learning_rate": 1e-30, "alpha": 1e-30}
-"""Of fields that must be > 0: what is less vanishes in float32."""
+"""The least value of fields that must be > 0: smaller ones vanish in float32."""
 
 
 def bounded(section: object) -> None:
-    """Raises InputError where a number is too large or too small to be computed with."""
+    """Raises InputError where a number is too large or too small to compute with."""
     for name, value in vars(section).items():
         if isinstance(value, int | float):
             most, least = _MOST.get(name, 2**31 - 1), _LEAST.get(name, -math.inf)
@@ -50,6 +50,6 @@ def bounded(section: object) -> None:
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises InputError where ``value`` is not known, with the nearest one that is."""
+    """Raises InputError where ``value`` is not known; the message names the nearest known one."""
     if value not in known:
         raise unknown(f"--{name}", value, known)

@@ -1,7 +1,7 @@
-"""Files from outside. Whatever is wrong with one is an InputError that names file and place.
+"""Read files from outside. Every mistake in one is an InputError with the file and the position.
 
-Nothing else in the project parses JSON or YAML that a person, another program or a crash may have
-written: one reader knows what parsers raise, and what hostile input does to them.
+All JSON and YAML that a person, another program or a crash may have written is parsed here: one
+module handles all errors that parsers raise, and hostile input.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from moram_dist.registry import InputError
 T = TypeVar("T")
 
 MOST_YAML_VALUES = 100_000
-"""A YAML file may not mean more values than this, however few bytes its aliases say them in."""
+"""Most values in a YAML file with its aliases expanded, however few bytes they take."""
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file's text, without a byte order mark. Raises InputError where it cannot be had."""
+    """A UTF-8 file's text, without a byte order mark. Raises InputError where it cannot be read."""
     try:
         _check_kind(path)
         return path.read_text(encoding="utf-8-sig")
@@ -44,7 +44,7 @@ def read_text(path: Path) -> str:
 
 
 def _check_kind(path: Path) -> None:
-    """Raises InputError on what may have no end, as a device, or no writer, as a pipe."""
+    """Raises InputError on devices, which may have no end, and pipes, which may have no writer."""
     mode = path.stat().st_mode
     of_a_shell = stat.S_ISFIFO(mode) and path.is_relative_to("/dev")  # <(...)
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or of_a_shell):
@@ -52,7 +52,7 @@ def _check_kind(path: Path) -> None:
 
 
 def read_json(path: Path, *, unique: bool = False) -> Any:
-    """What a JSON file holds. Raises InputError as ``read_text`` and ``parse_json`` do."""
+    """The value in a JSON file. Raises InputError as ``read_text`` and ``parse_json`` do."""
     return parse_json(read_text(path), path, unique=unique)
 
 
@@ -60,13 +60,13 @@ def parse_json(text: str, path: Path, *, first_line: int = 1, unique: bool = Fal
     """Parse JSON.
 
     Args:
-        text: of the file, or of one line.
-        path: where it came from, for messages.
+        text: the file, or one line of it.
+        path: the file, for messages.
         first_line: number of the text's first line in the file.
         unique: refuse an object that holds a key twice; otherwise the last one counts.
 
     Raises:
-        InputError: with line and column where it is malformed.
+        InputError: malformed; the message gives line and column.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique if unique else None)
@@ -84,12 +84,12 @@ def parse_json(text: str, path: Path, *, first_line: int = 1, unique: bool = Fal
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The values of a ``.jsonl`` file, each with words for where it stands. Skips blank lines.
+    """The values of a ``.jsonl`` file, each with its file and line for messages. Skips blank lines.
 
     Raises:
         InputError: as ``read_text`` and ``parse_json`` do.
     """
-    # Not splitlines: texts may hold characters that it takes for the end of a line.
+    # Not splitlines: it also splits at characters that texts may contain.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield f"{path}, line {number}", parse_json(line, path, first_line=number)
@@ -109,7 +109,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_object(path: Path, *, unique: bool = False) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises InputError where it holds anything else."""
+    """The object in a JSON file. Raises InputError where the file holds anything else."""
     value = read_json(path, unique=unique)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object")
@@ -117,18 +117,18 @@ def read_object(path: Path, *, unique: bool = False) -> dict[str, Any]:
 
 
 def record(kind: type[T], value: Any, where: str | Path) -> T:
-    """A JSON value as the dataclass ``kind``: every field there, none unknown, each of its type.
+    """Convert a JSON value to the dataclass ``kind``: all fields present and typed, none unknown.
 
     Args:
         kind: a dataclass; its fields may be dataclasses, tuples, lists and mappings of these.
-        value: what JSON gave.
-        where: words for its place, for the message.
+        value: the parsed JSON.
+        where: the file and position, for the message.
 
     Raises:
-        InputError: the first field that is not as its type says.
+        InputError: names the first field that does not match its type.
     """
-    # By way of JSON, where a list may stand for a tuple and an object for a dataclass, and yet
-    # "1" is no number.
+    # Validated as JSON: strict mode then takes a list for a tuple and an object for a dataclass,
+    # but does not take "1" for a number.
     try:
         return _adapter(typing.cast(Any, kind)).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
@@ -154,7 +154,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _dataclasses_in(kind: Any) -> Iterator[Any]:
-    """``kind`` and the dataclasses that its fields are made of."""
+    """``kind`` and the dataclasses in the types of its fields."""
     if dataclasses.is_dataclass(kind):
         yield kind
         for hint in typing.get_type_hints(kind).values():
@@ -164,7 +164,7 @@ def _dataclasses_in(kind: Any) -> Iterator[Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds. Raises InputError as ``read_text`` and ``parse_yaml`` do."""
+    """The value in a YAML file. Raises InputError as ``read_text`` and ``parse_yaml`` do."""
     return parse_yaml(read_text(path), path)
 
 
@@ -173,7 +173,8 @@ def parse_yaml(text: str, where: str | Path) -> Any:
 
     Raises:
         InputError: malformed, nested too deeply, a number too long to read, a key given twice, a
-            value that holds itself, or aliases for more than ``MOST_YAML_VALUES`` values.
+            value that contains itself, or more than ``MOST_YAML_VALUES`` values with aliases
+            expanded.
     """
     try:
         loader = _Loader(text)
@@ -197,7 +198,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain values: a date is a text, as nobody here asks for dates."""
+    """Reads plain values only; a date stays text."""
 
 
 def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -215,7 +216,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def _count(node: yaml.Node, counted: dict[int, int | None], where: str | Path) -> int:
-    """How many values a node means, aliases written out."""
+    """Number of values in a node, with aliases expanded."""
     known = counted.get(id(node), 0)
     if known is None:
         raise InputError(f"{where}: a YAML value holds itself")
@@ -235,7 +236,7 @@ def _count(node: yaml.Node, counted: dict[int, int | None], where: str | Path) -
 
 
 def _refuse_twice(node: yaml.Node, where: str | Path) -> None:
-    """Raises InputError where a mapping gives a key twice, of which YAML takes the last."""
+    """Raises InputError where a mapping gives a key twice; YAML would take the last one."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:

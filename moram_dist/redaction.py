@@ -1,4 +1,4 @@
-"""Passwords and tokens are taken out of whatever is printed or kept."""
+"""Remove passwords and tokens from everything that is printed or stored."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from urllib.parse import unquote
 HIDDEN = "***"
 
 SHORTEST = 6
-"""Characters of a password in the environment that is looked for in texts. A shorter one would take
-common words out of them."""
+"""Least length of a secret from the environment that is removed from texts. Shorter ones could
+match common words."""
 
-# Quantifiers are bounded: a text of many addresses without a space costs time linear in its length.
+# Quantifiers are bounded, so time is linear in the length of a text of addresses without spaces.
 _BEFORE_HOST = re.compile(
-    # Where a raw / ? or # stands in the password, no parser sees that there is one.
+    # A raw / ? or # in the password hides it from address parsers.
     r"(?<=://)(?:[^/?#\s]{0,4999}@|[^/:@\[\s]{0,99}:(?!\d{1,5}[/?#]|//)\S{1,4999}@)"
-    # user:password@host behind a mistyped scheme, or without one, as a proxy may be given
+    # user:password@host after a mistyped scheme, or without one, as in proxy settings
     r"|(?<=[/\\])[^/:@\[\s]{1,99}:(?!\d{1,5}[/?#]|/)[^\s/@]{1,999}@(?=[\w\[])"
     r"|(?<![^\s'\"=])[^/:@'\"=\s]{1,99}:(?!/)[^\s@]{1,999}@(?=[\w\[])"
 )
 _FIELD = re.compile(
     r"(?P<name>(?:^|(?<=[?&;#\s]))[^=&?#;\s'\"]{1,99})="
-    # A raw & or ; belongs to the value where no other name and = follow it.
+    # A raw & or ; belongs to the value unless another name and = follow it.
     r"(?P<value>(?:[^&;\s]|[&;](?![^=&;\s]{1,99}=)){0,9999})"
 )
 _SECRET_FIELD = re.compile(r"pass|pwd|token|secret|key|cred|auth|sig|jwt|sas|session", re.I)
@@ -44,13 +44,13 @@ _IN_A_VARIABLE = re.compile(r"(?:^|://)([^/:@\s]*):([^/\s]+)@")
 
 
 def without_secrets(text: str) -> str:
-    """A message, a log or a trace-back without passwords and tokens, fit to be shown and kept.
+    """Remove passwords and tokens from a message, log or trace-back.
 
-    Taken out: user and password of addresses, values of queries that are named like a secret,
-    headers that authorise, and what the environment holds under names such as
-    MLFLOW_TRACKING_PASSWORD, wherever it stands. Applied twice it changes nothing more.
+    Removes user and password in addresses, query values with the name of a secret, authorisation
+    headers, and every occurrence of a value that the environment holds under a name such as
+    MLFLOW_TRACKING_PASSWORD. Idempotent.
 
-    For settings use ``clean_address``, which leaves words alone that only equal a password.
+    For settings use ``clean_address``: it keeps words that only happen to equal a password.
     """
     for secret in sorted(_known_secrets(), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
@@ -58,18 +58,18 @@ def without_secrets(text: str) -> str:
 
 
 def clean_address(address: str) -> str:
-    """One address, or one word of a command, without the passwords and tokens that it holds.
+    """Remove passwords and tokens from one address, or from one word of a command.
 
-    A host, a path and harmless parts of a query stay as they are, so that it still names the place.
+    Keeps the host, the path and harmless parts of a query, so that the address stays recognisable.
     """
-    # A blank in it is no end. It comes from a mistake, and the message must not show the rest.
+    # White space is a mistake and does not end the address: the rest may be secret.
     blank = re.sub(r"\s", "\ue000", address)
     cleaned = _clean(blank)
     return address if cleaned == blank else cleaned.replace("\ue000", " ")
 
 
 def clean_command(words: list[str]) -> list[str]:
-    """The words of a command without passwords and tokens, fit to be kept."""
+    """Remove passwords and tokens from the words of a command."""
     return [
         name + separator + clean_address(value) if name.startswith("--") else clean_address(word)
         for word in words
@@ -78,7 +78,7 @@ def clean_command(words: list[str]) -> list[str]:
 
 
 def clean_tree(tree: Any) -> Any:
-    """Settings without passwords and tokens: addresses in texts, and what a key calls a secret."""
+    """Remove secrets from settings: those in addresses, and values whose key names a secret."""
     match tree:
         case dict():
             return {
@@ -93,7 +93,7 @@ def clean_tree(tree: Any) -> Any:
 
 
 def names_secret(variable: str, value: str) -> bool:
-    """Whether an environment variable is one that holds a secret, by its name or its value."""
+    """Whether an environment variable holds a secret, by its name or its value."""
     named = _SECRET_VARIABLE.search(variable) and value
     return bool(named) or clean_address(value) != value
 
@@ -104,7 +104,7 @@ def _clean(text: str) -> str:
 
 def _without_value(field: re.Match[str]) -> str:
     name, value = unquote(field["name"]), unquote(field["value"])
-    # Outside of a query, "max_new_tokens=8" is no secret.
+    # Outside a query only password names count: "max_new_tokens=8" is no secret.
     in_query = field.start() > 0 and field.string[field.start() - 1] in "?&;#"
     secret = _SECRET_FIELD.search(name) if in_query else re.search(r"(?i)pass(word|wd)$|pwd$", name)
     if value and (secret or _clean(value) != value):
@@ -113,7 +113,7 @@ def _without_value(field: re.Match[str]) -> str:
 
 
 def _known_secrets() -> Iterator[str]:
-    """What the environment holds that must not be shown, as it is written in texts."""
+    """The secrets in the environment, in every form in which texts may contain them."""
     found = set()
     for name, value in os.environ.items():
         if _SECRET_VARIABLE.search(name):

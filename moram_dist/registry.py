@@ -1,7 +1,7 @@
-"""Named entries that users choose between: methods, benchmarks, metrics.
+"""Named entries that users choose from: methods, benchmarks, metrics.
 
-A registry is filled by decorators at import, and the package's ``__init__`` imports every entry by
-hand: no directory is scanned, so a name that works is a name that one can search for.
+Decorators fill a registry at import. The package's ``__init__`` imports every entry explicitly and
+no directory is scanned, so every name can be found by a text search.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong. One line, names the flag, file, field or task.
+    """The user's input is wrong. The message is one line and names the flag, file, field or task.
 
     The commands print it and exit with code 2 before any work starts.
     """
@@ -23,14 +23,14 @@ class InputError(ValueError):
 class MachineError(RuntimeError):
     """The machine failed, not the input: a rank died or hangs, a disk is full. One line.
 
-    The commands print it and exit with this code; once it is fixed, rerunning resumes.
+    The commands print it and exit with ``EXIT_CODE``; fix the cause, then rerun to resume.
     """
 
     EXIT_CODE = 4
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that does not exist, with the nearest ones that do."""
+    """The error for an unknown name; it suggests the nearest known one."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""

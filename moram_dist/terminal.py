@@ -1,7 +1,7 @@
-"""Standard output and standard error: whatever is written, and whatever becomes of the reader.
+"""Standard output and standard error that cannot fail, whatever is written and whoever reads.
 
-A name may hold what a terminal obeys or an encoding lacks, and a pipe's reader may leave. None of
-it may end a run of a day.
+A name may contain terminal commands or characters outside the encoding, and the reader of a pipe
+may exit. None of that may end a run that takes a day.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import sys
 from typing import TextIO
 
 LONGEST_VALUE = 200
-"""Characters of a value in a message."""
+"""Most characters of a value in a message."""
 
 LONGEST_LINE = 800
-"""Characters of a message; more are cut from its middle."""
+"""Most characters of a message; a longer one is cut in the middle."""
 
 _UNSAFE = re.compile(
-    # controls but line feed and tab; marks of direction, of line ends and without width; halves of
-    # characters, as which Python reads names that are no UTF-8
+    # control characters except line feed and tab; direction marks, line separators, zero-width
+    # characters; surrogates, as which Python reads file names that are not UTF-8
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
 
 
 def shown(text: str) -> str:
-    """A text as it may be printed: characters that a terminal would obey are escaped."""
+    """A text with all characters escaped that a terminal would obey."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def quoted(value: object) -> str:
-    """A value for a message: its ``repr``, cut where it is long."""
+    """A value for a message: its ``repr``, shortened if long."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # the latter for integers of thousands of digits
@@ -42,7 +42,7 @@ def quoted(value: object) -> str:
 
 
 def one_line(message: object) -> str:
-    """A message as one line of bounded length, fit to be printed."""
+    """A message as one line of bounded length, safe to print."""
     line = " ".join(shown(str(message).replace("\r", " ")).split())
     if len(line) <= LONGEST_LINE:
         return line
@@ -51,12 +51,12 @@ def one_line(message: object) -> str:
 
 
 def say(text: str, *, end: str = "\n", error: bool = False) -> None:
-    """Print a text, safe for terminals, at once; to standard error where ``error`` says so."""
+    """Print a text, safe for terminals, and flush; to standard error if ``error``."""
     print(shown(text), end=end, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 class _Lasting(io.TextIOWrapper):
-    """A stream that goes on into nothing once it cannot be written any more."""
+    """A stream that discards all text after a write has failed."""
 
     lost: OSError | None = None
 
@@ -81,13 +81,13 @@ class _Lasting(io.TextIOWrapper):
 
 
 def make_output_last() -> None:
-    """For a command's first line: from here on no text and no reader can make printing fail.
+    """Make printing unable to fail; to be called first in a command.
 
-    What the encoding lacks is escaped. A stream that was closed, or whose reader leaves, or whose
-    disk is full, takes everything and keeps nothing.
+    Characters outside the encoding are escaped. A stream discards all text if it is closed, its
+    reader exits or its disk is full.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # one of the three was closed, and the next file would have got its number
+        pass  # one of the three was closed; the next opened file would get its number
     os.close(descriptor)
     sys.stdout = _lasting(sys.stdout, 1)
     sys.stderr = _lasting(sys.stderr, 2)
@@ -105,7 +105,7 @@ def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
         errors="backslashreplace",
         line_buffering=stream.line_buffering,
     )
-    _replaced.append(stream)  # or its end would close the buffer
+    _replaced.append(stream)  # if it were collected, it would close the buffer
     return out
 
 
@@ -113,6 +113,6 @@ _replaced: list[TextIO] = []
 
 
 def lost_output() -> OSError | None:
-    """Why standard output could not be written, where a reader that had enough is not why."""
+    """The error that stopped standard output; None if it works or its reader merely exited."""
     lost = sys.stdout.lost if isinstance(sys.stdout, _Lasting) else None
     return None if isinstance(lost, BrokenPipeError) else lost

@@ -1,1 +1,1 @@
-"""Examples to batches of tokens."""
+"""Turn examples into batches of tokens."""

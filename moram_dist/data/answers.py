@@ -11,16 +11,16 @@ from moram_dist.tasks.task import Task
 def read_answers(
     tokenizer: Any, prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]], task: Task
 ) -> list[str]:
-    """The answers in what a model generated.
+    """Extract the answers from generated tokens.
 
     Args:
         tokenizer: the model's.
         prompts: token ids of each prompt, without padding.
-        new: those that were generated after each.
-        task: ``answer_after`` says what of a text is the answer.
+        new: the token ids generated after each prompt.
+        task: ``answer_after`` says which part of a text is the answer.
 
     Returns:
-        The new text, special tokens removed. With ``task.answer_after``, what follows its last
+        The new text without special tokens. With ``task.answer_after``, the text after its last
         occurrence in prompt and new text together, stripped; empty where it does not occur.
     """
     mark = task.answer_after

@@ -11,7 +11,7 @@ from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example, Task
 
 NO_LIMIT = sys.maxsize // 2
-"""In tokens: rules for lengths add to it."""
+"""A length limit in tokens that never applies; halved because length rules add to it."""
 
 
 @dataclass(frozen=True)
@@ -19,28 +19,28 @@ class Candidates:
     """One example's closed choice."""
 
     prefix: tuple[int, ...]
-    """What all labels follow: the prompt, less tokens that merge with a label when both are
-    tokenised together, such as the white space that a prompt ends in. Where a prompt is read apart
-    from its answer, all of it."""
+    """The tokens before every label: the prompt without the tokens that merge with a label when
+    both are tokenised together, such as final white space. A prompt that a model reads separately
+    from its answer is complete."""
 
     tails: tuple[tuple[int, ...], ...]
-    """What follows, for each of the task's labels in their order; each ends in EOS."""
+    """The tokens after the prefix, for each of the task's labels in order; each ends in EOS."""
 
 
 def encode_candidates(tokenizer: Any, example: Example, task: Task) -> Candidates:
-    """The labels of a task after one prompt, as training would tokenise them for a causal model.
+    """The labels of a task after one prompt, tokenised for a causal model as in training.
 
-    Prefix and tail are together what ``encode_training`` makes of the label, wherever the prompt
-    has room. A longer one is cut by the rules of ``encode_prompt``, so that the question is that of
-    generation and no label loses its EOS for what stands before it. Training does the same but
-    for tasks with a ``shared_limit``.
+    If the prompt fits, prefix and tail together are the tokens that ``encode_training`` makes of
+    the label. A longer prompt is cut by the rules of ``encode_prompt``: the question is the same as
+    in generation, and no label loses its EOS to a long prompt. Training cuts in the same way,
+    except for tasks with a ``shared_limit``.
 
-    All tails begin at one place, the first at which any label differs from the prompt. So each is
-    conditioned on the same tokens, also where the white space that ends a prompt becomes part of
-    some labels' first token and stays apart from others'.
+    All tails begin at one position, the first at which any label differs from the prompt. So all
+    are conditioned on the same tokens, even if the final white space of a prompt merges with the
+    first token of some labels only.
 
     Raises:
-        InputError: nothing of the prompt is left before the labels.
+        InputError: no token of the prompt is left before the labels.
     """
     uncut = replace(task, max_prompt_tokens=NO_LIMIT, num_bos=0)
     prompt = plain(tokenizer, example.prompt)

@@ -1,7 +1,7 @@
-"""Chats as text: the tokenizer's own template writes the turns.
+"""Write chats as text with the tokenizer's own template.
 
-A chat's last answer is what is learned and scored. Its prompt is the template's text of all turns
-before it, up to where the model is to speak; BOS is the template's business too.
+The last answer of a chat is learned and scored. Its prompt is the template's text of all turns
+before it, up to the point where the model answers. The template also adds BOS.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ def has_chats(benchmark: Benchmark) -> bool:
 def write_chats(benchmark: Benchmark, tokenizer: Any) -> Benchmark:
     """The benchmark with every chat's prompt written by the tokenizer's template.
 
-    A task is of chats altogether or not at all.
-
     Raises:
         InputError: a task mixes chats with other records, the tokenizer has no template, or the
-            template fails on a chat or does not write its answer as it stands after the prompt.
+            template fails on a chat or does not write its answer unchanged after the prompt.
     """
     return replace(benchmark, tasks=tuple(_task(task, tokenizer) for task in benchmark.tasks))
 

@@ -1,8 +1,8 @@
-"""Text to a causal model's tokens, by a protocol's rules for length, BOS, EOS and the mask.
+"""Encode text for a causal model by a protocol's rules for length, BOS, EOS and the mask.
 
-The rules are fields of the task. Those of TRACE, the default, come from the published TRACE and
-MoRAM collators, those of SAPT and O-LoRA from theirs (docs/benchmarks.md). Nothing stands between
-prompt and answer but the task's separator, and the loss sees the answer and EOS only.
+The rules are fields of the task. The default, TRACE, follows the published TRACE and MoRAM
+collators; SAPT and O-LoRA follow theirs (docs/benchmarks.md). Only the task's separator comes
+between prompt and answer, and the loss covers only the answer and EOS.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from moram_dist.tasks.task import Example, Task
 
 
 class EncodedExample(Protocol):
-    """A training example as a model family encodes it, whatever else the family keeps of it."""
+    """A training example encoded by a model family, which may add further fields."""
 
     @property
     def id(self) -> str:
-        """That of the example."""
+        """The example's id."""
         ...
 
     @property
     def num_answer(self) -> int:
-        """How many tokens of it are learned."""
+        """Number of tokens that are learned."""
         ...
 
     @property
     def num_tokens(self) -> int:
-        """How many a model reads: what a micro-batch may hold is counted in them."""
+        """Number of tokens that a model reads; the size of a micro-batch is limited in them."""
         ...
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One training example as token ids; the last ``num_answer`` of them are learned."""
+    """One training example as token ids; the last ``num_answer`` are learned."""
 
     id: str
     tokens: tuple[int, ...]
@@ -43,7 +43,7 @@ class Encoded:
 
     @property
     def num_tokens(self) -> int:
-        """That a model reads."""
+        """Number of tokens that a model reads."""
         return len(self.tokens)
 
 
@@ -60,16 +60,16 @@ def cut(tokens: list[int], limit: int, side: str) -> list[int]:
 
 
 def encode_prompt(tokenizer: Any, prompt: str, task: Task) -> list[int]:
-    """What generation starts from: BOS and the prompt, cut to ``task.max_prompt_tokens``.
+    """The tokens from which generation starts: BOS and prompt in ``task.max_prompt_tokens``.
 
-    Where the task's lengths are shared, BOS is there only if the prompt left room for it, as in the
-    published TRACE collator; else BOS stays and the prompt is cut to what it leaves.
+    With ``task.shared_limit``, BOS is added only if the prompt leaves room for it, as in the
+    published TRACE collator; otherwise the prompt is cut to leave room for BOS.
     """
     return cut_prompt(tokenizer, plain(tokenizer, prompt), prompt, task)
 
 
 def cut_prompt(tokenizer: Any, tokens: list[int], prompt: str, task: Task) -> list[int]:
-    """BOS and the tokens of a prompt, or of its beginning, as ``encode_prompt`` cuts them."""
+    """BOS and the tokens of a prompt or of its beginning, cut as in ``encode_prompt``."""
     if task.shared_limit:
         tokens = cut(tokens, task.max_prompt_tokens, task.truncate_prompt)
         return _with_bos(tokenizer, tokens, task, task.max_prompt_tokens)
@@ -77,28 +77,29 @@ def cut_prompt(tokenizer: Any, tokens: list[int], prompt: str, task: Task) -> li
 
 
 def fits(tokenizer: Any, task: Task, prompt: str) -> bool:
-    """Whether ``encode_prompt`` would cut nothing away, and no special token either."""
+    """Whether ``encode_prompt`` keeps the whole prompt and all special tokens."""
     unlimited = replace(task, max_prompt_tokens=sys.maxsize)
     return len(encode_prompt(tokenizer, prompt, unlimited)) <= task.max_prompt_tokens
 
 
 def answer_text(example: Example, task: Task) -> str:
-    """The answer that is learned, as it stands right after the prompt."""
+    """The answer that is learned, with the separator where the prompt needs one."""
     return ("" if example.prompt[-1:].isspace() else task.separator) + example.references[0]
 
 
 def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     """Prompt, answer and EOS, cut to the task's lengths, with the answer marked.
 
-    ``task.joined``: prompt and answer are tokenised as one text. The answer is what differs from
-    the prompt tokenised alone. (The published collator tokenises the answer alone to count it. With
-    SentencePiece that may be one short, and the answer's beginning is not learned, or one too
-    many; docs/log.md has how often.) Else each is tokenised alone.
+    With ``task.joined``, prompt and answer are tokenised as one text, and the answer begins at the
+    first token that differs from the prompt tokenised alone. (The published collator tokenises the
+    answer alone to count it. With SentencePiece this may count one token too few, so the answer's
+    beginning is not learned, or one too many; docs/log.md says how often.) Otherwise each is
+    tokenised alone.
 
-    ``task.shared_limit``, with the head cut: prompt, answer and EOS lose their head when too long
-    together; EOS and BOS are added where there is room. With the tail cut: the prompt's tail goes
-    so that the whole answer fits. Without it, the prompt is cut as ``encode_prompt`` does, and
-    answer and EOS to ``task.max_answer_tokens``.
+    With ``task.shared_limit`` and truncation on the left, prompt, answer and EOS together lose
+    their head; EOS and BOS are added if there is room. With truncation on the right, the prompt
+    loses its tail so that the whole answer fits. Without ``task.shared_limit``, the prompt is cut
+    as in ``encode_prompt``, and answer and EOS to ``task.max_answer_tokens``.
     """
     prompt, answer = example.prompt, answer_text(example, task)
     asked, learned = plain(tokenizer, prompt), plain(tokenizer, answer)
@@ -132,12 +133,12 @@ def _common(first: list[int], second: list[int]) -> int:
 
 
 def _bounded(tokenizer: Any, tokens: list[int], prompt: str, task: Task) -> list[int]:
-    """BOS and a prompt's tokens in at most ``task.max_prompt_tokens``, the cue left in place."""
+    """BOS and a prompt's tokens in at most ``task.max_prompt_tokens``; the cue is kept."""
     bos = _bos(tokenizer, task)
     room = max(task.max_prompt_tokens - len(bos), 0)
     if len(tokens) <= room or not task.cue:
         return [*bos, *cut(tokens, room, task.truncate_prompt)]
-    # Tokenised alone, the cue may be other tokens than at the prompt's end.
+    # The cue may be tokenised differently alone and at the end of a prompt.
     body = _common(plain(tokenizer, prompt.removesuffix(task.cue)), tokens)
     kept = cut(tokens[body:], room, "left")
     return [*bos, *cut(tokens[:body], room - len(kept), task.truncate_prompt), *kept]

@@ -1,7 +1,7 @@
-"""Whether a model has a row for every token of a benchmark.
+"""Check that a model has an embedding row for every token of a benchmark.
 
-Looked at before any work, since a token beyond is an error in the middle of a run. Texts are
-tokenised only where they might hold one.
+The check comes before any work, because a token without a row is an error in the middle of a run.
+Texts are tokenised only if they might contain one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ TEXTS_AT_ONCE = 1000
 
 
 def check_ids(tokenizer: Any, benchmark: Benchmark, rows: int, name: str) -> None:
-    """Whether the model has a row for every token of the benchmark.
+    """Check that the model has a row for every token of the benchmark.
 
     Raises:
-        InputError: it has none for a special token that is used, or for a token of an example.
+        InputError: a special token that is used, or a token of an example, has no row.
     """
     special = {"eos_token": tokenizer.eos_token_id, "pad_token": tokenizer.pad_token_id}
     if any(task.num_bos for task in benchmark.tasks):
@@ -44,7 +44,7 @@ def check_ids(tokenizer: Any, benchmark: Benchmark, rows: int, name: str) -> Non
 
 
 def _texts(benchmark: Benchmark) -> Iterator[tuple[str, list[str]]]:
-    """All texts, some at a time, with words for where they are."""
+    """All texts in chunks, each with a description of its origin for messages."""
     for task in benchmark.tasks:
         for split, examples in (("training", task.train), ("test", task.test)):
             for start in range(0, len(examples), TEXTS_AT_ONCE):

@@ -1,7 +1,7 @@
-"""Which answers do not survive the tokenizer: those that even a perfect model cannot give.
+"""Find answers that do not survive the tokenizer, so that even a perfect model cannot give them.
 
-Training learns an answer's tokens and prediction makes a text of tokens, special ones left out. So
-``yes</s>`` comes back as ``yes``, where ``</s>`` is the tokenizer's end of a text.
+Training learns an answer's tokens, and prediction decodes tokens to text without special tokens. So
+``yes</s>`` comes back as ``yes`` if ``</s>`` is the tokenizer's EOS.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from moram_dist.metrics import score
 from moram_dist.tasks.task import Benchmark, Example, Task
 
 BATCH = 4096
-"""Answers that are tokenised at a time."""
+"""Answers tokenised at a time."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """An example whose answer comes back as another text, which scores less."""
+    """An example whose answer comes back as another text with a lower score."""
 
     example: Example
     text: str
-    """What comes back."""
+    """The text that comes back."""
 
     score: float
 
@@ -34,15 +34,15 @@ class Lost:
 def lost_answers(
     tokenizer: Any, examples: Sequence[Example], task: Task, *, limited: bool = False
 ) -> list[Lost]:
-    """Examples whose first reference scores less by the task's metric once it was tokens.
+    """Examples whose first reference scores less after a round trip through the tokenizer.
 
-    Each different answer is tokenised once, and only those that change are scored.
+    Each distinct answer is tokenised once, and only answers that change are scored.
 
     Args:
         tokenizer: the model's.
-        examples: of either split.
-        task: its metric, labels and mark of an answer.
-        limited: answers are also cut to ``task.max_answer_tokens``, as generation does.
+        examples: from either split.
+        task: gives the metric, the labels and ``answer_after``.
+        limited: answers are also cut to ``task.max_answer_tokens``, as in generation.
     """
     back = _round_trips(tokenizer, (e.references[0] for e in examples), task, limited=limited)
     found = []
@@ -56,13 +56,13 @@ def lost_answers(
 
 
 def lost_labels(tokenizer: Any, task: Task) -> list[str]:
-    """Labels that come back as another text, white space around them aside."""
+    """Labels that come back as another text, apart from white space around them."""
     back = _round_trips(tokenizer, task.labels, task)
     return [label for label in task.labels if back[label].strip() != label.strip()]
 
 
 def round_trip_notes(tokenizer: Any, benchmark: Benchmark) -> list[str]:
-    """A line for each task some of whose answers or labels no model can give."""
+    """One line for each task with answers that no model can give, and one for such labels."""
     notes = []
     for task in benchmark.tasks:
         both = (*task.train, *task.test)
@@ -82,7 +82,7 @@ def round_trip_notes(tokenizer: Any, benchmark: Benchmark) -> list[str]:
 def _round_trips(
     tokenizer: Any, texts: Iterable[str], task: Task, *, limited: bool = False
 ) -> dict[str, str]:
-    """Each text, and what is read of its tokens: up to an end token, special ones left out."""
+    """Each text and its decoded tokens up to EOS, without special tokens."""
     different = list(dict.fromkeys(texts))
     back: dict[str, str] = {}
     for start in range(0, len(different), BATCH):

@@ -1,7 +1,7 @@
-"""Which examples a step sees, and which of them are this rank's.
+"""Choose the examples of each optimizer step and deal them out to ranks.
 
 The order is a function of (seed, task, epoch) alone, and a step's examples do not depend on the
-number of ranks: what a rank lacks is filled up with empty rows that weigh nothing.
+number of ranks: a rank with fewer micro-batches gets empty ones that add nothing to the loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from moram_dist.data.encode import Encoded, EncodedExample
 
 IGNORED = -100
-"""Label where nothing is learned; what cross-entropy skips by default."""
+"""Label of a position where nothing is learned; cross-entropy ignores it by default."""
 
 
 @dataclass(frozen=True)
@@ -26,49 +26,49 @@ class MicroBatch:
     """One forward pass of one rank, as a model family collates it."""
 
     inputs: dict[str, Tensor]
-    """What the model reads, by the names of its ``forward``."""
+    """Arguments of the model's ``forward`` by name."""
 
     labels: Tensor
-    """(B, T). At place t of a row the model should say ``labels[:, t + 1]``; ``IGNORED`` where
-    nothing is learned."""
+    """(B, T). At position t of a row the model should predict ``labels[:, t + 1]``; ``IGNORED``
+    where nothing is learned."""
 
     rows: tuple[int, ...]
-    """Which example of the step each row is: its place in ``Step.ids``."""
+    """The example of each row, as its index in ``Step.ids``."""
 
     prompts: Sequence[Tensor]
-    """Of each row, what stands before its answer."""
+    """The tokens of each row before its answer."""
 
     lengths: tuple[int, ...]
-    """Tokens in a row, padding counted: of each part of the model that has tokens of its own."""
+    """Tokens in a row, with padding, for each part of the model that reads its own tokens."""
 
 
 class Collator(Protocol):
-    """Makes forward passes of examples: a model family (``families.family.Family``)."""
+    """Collates examples into micro-batches: a model family (``families.family.Family``)."""
 
     def blank(self, like: Any, pad_id: int) -> Any:
-        """An example that weighs nothing, for a model that reads examples ``like`` this one."""
+        """An example that adds nothing to the loss, of the same form as ``like``."""
         ...
 
     def collate(
         self, examples: Sequence[Any], pad_id: int, rows: Sequence[int] | None = None
     ) -> MicroBatch:
-        """A pass of these examples.
+        """The micro-batch of these examples.
 
-        ``rows`` says which example of the step each is; default: the step's first ones.
+        ``rows`` gives each one's index in the step; default: the first ones.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: what all ranks learn from together, and this rank's part of it."""
+    """One optimizer step: the examples of all ranks, and this rank's part of them."""
 
     index: int
-    """From 0 at the task's beginning."""
+    """Counted from 0 at the task's beginning."""
 
     ids: tuple[str, ...]
     num_answer_tokens: int
-    """Over all ranks: what the loss is divided by."""
+    """Over all ranks. The loss is divided by it."""
 
     num_tokens: int
     micro_batches: tuple[MicroBatch, ...]
@@ -77,14 +77,14 @@ class Step:
 def num_steps(num_examples: int, batch_size: int, epochs: float) -> int:
     """Optimizer steps of a task; a last, smaller batch of an epoch counts.
 
-    At least one where there are examples: a task that was never trained must not pass as learned.
+    At least one if there are examples: a task that was never trained must not count as learned.
     """
     steps = _rounded(num_examples, batch_size, epochs)
     return max(1, steps) if num_examples else 0
 
 
 def is_under_a_step(num_examples: int, batch_size: int, epochs: float) -> bool:
-    """Whether a task takes one step only because it must take some."""
+    """Whether a task's steps round to 0, so that it takes one only because one is required."""
     return num_examples > 0 and _rounded(num_examples, batch_size, epochs) == 0
 
 
@@ -112,10 +112,10 @@ def steps(
     pad_id: int,
     first: int = 0,
 ) -> Iterator[Step]:
-    """The steps of one task from ``first`` on, as this rank sees them.
+    """The steps of one task from ``first`` on, with this rank's micro-batches.
 
-    Every rank gets equally many micro-batches of at most ``micro_batch_size`` examples and
-    ``micro_batch_tokens`` tokens, padding counted, but for an example that is longer.
+    Every rank gets the same number of micro-batches. Each has at most ``micro_batch_size`` examples
+    and ``micro_batch_tokens`` tokens with padding, unless a single example is longer.
     """
     for index, chosen in batches(
         len(examples), batch_size=batch_size, epochs=epochs, seed=seed, task=task, first=first
@@ -146,7 +146,7 @@ def steps(
 def batches(
     num_examples: int, *, batch_size: int, epochs: float, seed: int, task: int, first: int = 0
 ) -> Iterator[tuple[int, list[int]]]:
-    """The steps of one task from ``first`` on: the index of each, and of its examples."""
+    """The steps of one task from ``first`` on: the step's index and those of its examples."""
     per_epoch = math.ceil(num_examples / batch_size)
     for index in range(first, num_steps(num_examples, batch_size, epochs)):
         epoch, within = divmod(index, per_epoch)
@@ -162,10 +162,10 @@ def deal(
     micro_batch_size: int | None,
     micro_batch_tokens: int,
 ) -> list[list[list[int]]]:
-    """For each rank its passes, and in a pass its rows of a step, which have so many tokens.
+    """Deal the rows of a step, with their lengths in tokens: rank -> micro-batch -> rows.
 
-    By length, so that ranks have about as much to do as each other, and passes little padding: a
-    pass ends with its longest row. The step is the same sum however it is cut.
+    Rows are sorted by length, so that ranks do similar work and micro-batches have little padding:
+    the last row of each is the longest. The step's sum is the same for every division.
     """
     by_length = sorted(range(len(lengths)), key=lambda row: lengths[row])
     return [
@@ -177,7 +177,7 @@ def deal(
 def _parts(
     rows: Sequence[int], lengths: Sequence[int], most_rows: int | None, most_tokens: int
 ) -> list[list[int]]:
-    """Rows, which come by length, in groups that one forward pass takes."""
+    """Rows, sorted by length, in groups for one forward pass each."""
     parts: list[list[int]] = []
     for row in rows:
         count = len(parts[-1]) + 1 if parts else 0
@@ -209,7 +209,7 @@ def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, 
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of tokens that end together, and their mask of 0 and 1; both (B, P)."""
+    """Token ids as rows, padded on the left, and their mask of 0 and 1; both (B, P)."""
     longest = max(len(row) for row in rows)
     ids_BP = torch.full((len(rows), longest), pad_id)
     mask_BP = torch.zeros_like(ids_BP)

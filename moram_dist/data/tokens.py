@@ -1,7 +1,7 @@
-"""All training examples of a task as tokens: encoded in batches, kept compactly, cached by content.
+"""All training examples of a task as tokens: encoded in batches, stored compactly and cached.
 
-Many examples are encoded by the main rank alone, into a file that every rank maps; a second start
-finds it. Its name is the digest of all that its content follows from.
+If there are many examples, the main rank alone encodes them into a file that every rank maps; a
+restart finds it. The file is named by a digest of everything that determines its content.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from moram_dist.files import WriteError, write_atomically
 from moram_dist.tasks.task import Example, Task
 
 Pairs = Sequence[tuple[Task, Example]]
-"""Examples, each with the task by whose rules it is encoded."""
+"""Examples, each with the task whose rules encode it."""
 
 CHUNK = 1000
-"""Examples whose texts a tokenizer gets at once."""
+"""Examples whose texts are tokenised in one call."""
 
 CACHED_FROM = 10_000
-"""Examples of a task; fewer take a second, which is not worth a file."""
+"""Fewest examples of a task that are cached; fewer are encoded in about a second."""
 
 QUIET_S = 5.0
 
@@ -42,31 +42,31 @@ class Encoder(Protocol):
 
     @property
     def fingerprint(self) -> Any:
-        """What its encoding follows from beside tokenizer, task and example."""
+        """Everything besides tokenizer, task and example that determines the encoding."""
         ...
 
     def texts(self, example: Example, task: Task) -> list[str]:
-        """All that ``encode_training`` gives to the tokenizer as it is."""
+        """All texts that ``encode_training`` passes to the tokenizer unchanged."""
         ...
 
     def encode_training(self, tokenizer: Any, example: Example, task: Task) -> Any:
-        """What is learned from an example."""
+        """Encode a training example."""
         ...
 
     def to_rows(self, encoded: Any) -> dict[str, Tensor]:
-        """Names to the flat tensors (n,) that an encoded example is kept as."""
+        """Store an encoded example as flat tensors (n,) by name."""
         ...
 
     def from_rows(self, id: str, rows: dict[str, Tensor], num_answer: int) -> Any:
-        """The encoded example again."""
+        """Restore an encoded example from ``to_rows``."""
         ...
 
 
 class Tokens(Sequence[EncodedExample]):
-    """Encoded examples in a few flat tensors: of texts, four bytes a token."""
+    """Encoded examples in a few flat tensors; a text takes four bytes per token."""
 
     def __init__(self, encoder: Encoder, ids: Sequence[str], parts: dict[str, Tensor]) -> None:
-        """``parts`` as ``flatten`` makes them, in the order of ``ids``."""
+        """``parts`` come from ``flatten``, in the order of ``ids``."""
         self.encoder = encoder
         self.ids = ids
         self._parts = parts
@@ -92,7 +92,7 @@ class Tokens(Sequence[EncodedExample]):
 
 
 def flatten(encoder: Encoder, examples: Iterator[EncodedExample]) -> dict[str, Tensor]:
-    """Rows one after the other, where each begins and the last ends, and lengths of answers."""
+    """Concatenated rows, the offset of each plus the end of the last, and answer lengths."""
     chunks: dict[str, list[Tensor]] = {}
     at: dict[str, list[int]] = {}
     answers: list[int] = []
@@ -110,9 +110,9 @@ def flatten(encoder: Encoder, examples: Iterator[EncodedExample]) -> dict[str, T
 
 
 class InBatches:
-    """A tokenizer that has been given the texts of some examples beforehand, all at once.
+    """A tokenizer that tokenises the texts of some examples in advance, in one call.
 
-    One call for many texts takes a fraction of the time of as many calls, and gives the same.
+    One call for many texts is much faster than one call per text, with the same result.
     """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str]) -> None:
@@ -122,7 +122,7 @@ class InBatches:
         self._ids: dict[str, list[int]] = dict(zip(unique, found, strict=True))
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-        """Token ids of one text, a list of its own."""
+        """Token ids of one text, as a new list."""
         if add_special_tokens or text not in self._ids:
             return self._tokenizer(text, add_special_tokens=add_special_tokens)
         return {"input_ids": [*self._ids[text]]}
@@ -134,7 +134,7 @@ class InBatches:
 def encode_all(
     encoder: Encoder, tokenizer: Any, pairs: Pairs, done: Callable[[int], None]
 ) -> Iterator[EncodedExample]:
-    """What ``encode_training`` makes of each; ``done`` hears how many there are so far."""
+    """Encode each example for training; ``done`` is called with the number encoded so far."""
     for start in range(0, len(pairs), CHUNK):
         chunk = pairs[start : start + CHUNK]
         texts = [text for task, example in chunk for text in encoder.texts(example, task)]
@@ -146,18 +146,18 @@ def encode_all(
 
 @dataclass(frozen=True)
 class WorkProgress:
-    """Says every few seconds how far a long piece of work is."""
+    """Reports the progress of long work every few seconds."""
 
     what: str
     total: int | None
-    """None where it is not known beforehand."""
+    """None if not known in advance."""
 
     say: Callable[[str], None]
     at: Callable[[str], None]
-    """The watchdog's: a rank that does this does not hang."""
+    """Tells the watchdog that the rank is busy with this work and does not hang."""
 
     def started(self) -> Callable[[int], None]:
-        """To be called with what is done so far."""
+        """Start the clock; call the result with the amount done so far."""
         said = [time.monotonic()]
 
         def done(count: int) -> None:
@@ -170,7 +170,7 @@ class WorkProgress:
         return done
 
     def calls_of(self, check: Callable[[Task, str], bool]) -> Callable[[Task, str], bool]:
-        """The check itself, whose calls are the work."""
+        """The same check, with each call counted as work done."""
         done, count = self.started(), itertools.count(1)
 
         def counted(task: Task, text: str) -> bool:
@@ -183,14 +183,14 @@ class WorkProgress:
 def encode_task(
     encoder: Encoder, tokenizer: Any, pairs: Pairs, folder: Path, told: WorkProgress
 ) -> Tokens:
-    """A task's examples. All ranks call it together.
+    """Encode a task's examples. All ranks call it together.
 
     Args:
         encoder: the base's family.
         tokenizer: of the base.
         pairs: the same on all ranks.
-        folder: where many examples are cached, seen by all ranks.
-        told: says how far it is.
+        folder: the cache for many examples, on a file system that all ranks share.
+        told: reports the progress.
     """
 
     def encode() -> dict[str, Tensor]:
@@ -215,13 +215,13 @@ def encode_task(
 
 
 def clear(folder: Path) -> None:
-    """Remove what is cached there: the task is done, or its examples are others now."""
+    """Empty the cache, because the task is done or its examples have changed."""
     for path in folder.glob("*.safetensors"):
         path.unlink(missing_ok=True)
 
 
 def _digest(encoder: Encoder, tokenizer: Any, pairs: Pairs) -> str | None:
-    """Of all that tokens follow from; None for a tokenizer that does not say what it is."""
+    """Digest of everything that determines the tokens; None if the tokenizer has no backend."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -246,7 +246,7 @@ def _sealed(parts: dict[str, Tensor]) -> bytes:
 
 
 def _read(path: Path, num_examples: int) -> dict[str, Tensor] | None:
-    """What is cached, None where nothing is, or where it is not what was written."""
+    """Read cached tensors; None if there are none or the file is damaged."""
     try:
         parts = load_file(path)
         seal = parts.pop("sha256")

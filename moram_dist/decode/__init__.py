@@ -1,7 +1,7 @@
-"""Ways to an answer: generation, free or within labels, and the likelihood of labels.
+"""Get answers from a model: free or constrained generation, and the likelihood of labels.
 
-Functions here do what a causal model needs unless they are told otherwise; which of them a model
-needs is its family's business (``moram_dist.families``).
+By default the functions here serve causal models; each model family chooses the ones that it needs
+(``moram_dist.families``).
 """
 
 from moram_dist.decode.continuous_batching import Room, can_batch_continuously

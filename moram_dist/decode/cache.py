@@ -1,9 +1,9 @@
-"""Keys and values of tokens that were seen, with room for those to come.
+"""A key-value cache with spare room for new tokens.
 
-transformers' own cache is copied whole for every new token, which on long prompts takes longer than
-the token itself. Rows here can also be joined, and leave.
+transformers copies its whole cache for every new token, which on long prompts takes longer than the
+token itself. The rows of this cache can also be joined with others, and removed.
 
-Shape letters: B rows, H heads, L tokens, A numbers of a head.
+Shape letters: B rows, H heads, L tokens, A head dimension.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 4
-"""A tensor that is full is made anew, longer by one part in so many."""
+"""A full tensor is replaced by one that is longer by 1 / ROOM."""
 
 
 class RoomyLayer(DynamicLayer):
-    """``keys`` and ``values``, (B, H, L, A), are the fronts of longer tensors."""
+    """A layer whose ``keys`` and ``values``, (B, H, L, A), are the first part of longer tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class RoomyLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append (B, H, new, A). Returns all of them."""
+        """Append keys and values (B, H, new, A). Returns all keys and all values."""
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
             self.is_initialized = True
@@ -60,7 +60,7 @@ class RoomyLayer(DynamicLayer):
 
 
 class RoomyCache(DynamicCache):
-    """A cache with a ``RoomyLayer`` for each layer of a model."""
+    """A cache with one ``RoomyLayer`` per layer of a model."""
 
     def __init__(self, layers: Sequence[RoomyLayer]) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class RoomyCache(DynamicCache):
 
     @classmethod
     def of(cls, model: Any) -> RoomyCache | None:
-        """An empty one; None for a model that keeps anything but all keys and values."""
+        """An empty cache; None for a model that caches anything but all keys and values."""
         layers = DynamicCache(config=model.config).layers
         if not layers or any(type(layer) is not DynamicLayer for layer in layers):
             return None
@@ -82,7 +82,7 @@ class RoomyCache(DynamicCache):
 
 
 def joined(caches: Sequence[RoomyCache]) -> RoomyCache:
-    """One cache with the rows of all; what shorter ones lack on the left is zeros."""
+    """One cache with the rows of all; shorter ones are padded with zeros on the left."""
     if len(caches) == 1:
         return caches[0]
     layers = []

@@ -1,4 +1,4 @@
-"""Greedy generation that can say nothing but one of a task's labels."""
+"""Greedy generation that can produce only a task's labels."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def choose_labels(
     begin: Begin = after_prompts,
     synced: bool = False,
 ) -> list[str]:
-    """The label that each prompt's greedy walk through the labels' tokens ends at.
+    """The label that greedy decoding produces for each prompt.
 
-    At each step the most likely of the tokens by which some label goes on is taken, EOS after a
-    whole label included. So a label is chosen token by token, where ``labels`` compares whole ones.
-    A protocol's repetition rules are off: they may forbid a label that the prompt names.
+    Each step takes the most likely of the tokens that continue some label, or EOS after a whole
+    label. So labels are chosen token by token; the answer mode ``labels`` compares whole labels.
+    A protocol's repetition rules are off: they could forbid a label that the prompt names.
 
     Args:
         model: as for ``greedy``.
-        tokenizer: likewise.
+        tokenizer: as for ``greedy``.
         choices: the batch.
-        labels: those that are the tails of each choice, in that order.
+        labels: the labels of each choice's tails, in that order.
         begin: as for ``greedy``.
-        synced: likewise.
+        synced: as for ``greedy``.
     """
 
     def allowed(row: int, said: list[int]) -> list[int]:
         following = _following(choices[row], said)
-        return following or [tokenizer.pad_token_id]  # the row has ended, others go on
+        return following or [tokenizer.pad_token_id]  # this row has ended, others have not
 
     new_BT = greedy(
         model,
@@ -61,6 +61,6 @@ def choose_labels(
 
 
 def _following(one: Candidates, said: list[int]) -> list[int]:
-    """Tokens by which some label goes on after what was said."""
+    """Tokens that continue some label after the tokens in ``said``."""
     n = len(said)
     return sorted({tail[n] for tail in one.tails if len(tail) > n and [*tail[:n]] == said})

@@ -1,6 +1,6 @@
-"""Continuous batching of greedy generation: it costs what rows need, not what the longest one does.
+"""Continuous batching of greedy generation: rows do not wait for the longest one.
 
-Rows go on together, a few tokens a turn. Then those that have ended leave, and others come in.
+All active rows generate a few tokens per turn. Then finished rows leave and new ones enter.
 """
 
 from __future__ import annotations
@@ -18,56 +18,56 @@ from moram_dist.decode.cache import RoomyCache, joined
 from moram_dist.decode.settings import generate
 
 STEPS_PER_TURN = 8
-"""Tokens in a turn. A row that ends in it waits for its end."""
+"""Tokens per turn. A row that finishes earlier waits for the end of the turn."""
 
 READ_TOGETHER = 2048
-"""Padded tokens of the prompts that are read in one pass: so many make its products efficient. A
-prompt that is read by itself needs no mask, and attention is faster without."""
+"""Most tokens, with padding, of prompts read in one forward pass: enough for efficient matrix
+products. A prompt that is read alone needs no mask, which makes attention faster."""
 
 
 @dataclass(eq=False)
 class Request:
-    """A prompt to go on from, and what was said so far."""
+    """A prompt to continue, and the tokens generated so far in ``said``."""
 
     key: int
     prompt: Sequence[int]
     max_new_tokens: int
 
     def __post_init__(self) -> None:
-        """A prompt alone."""
+        """Start with nothing generated."""
         self.said: list[int] = []
 
     @property
     def tokens(self) -> list[int]:
-        """All of them."""
+        """Prompt and generated tokens."""
         return [*self.prompt, *self.said]
 
     @property
     def length(self) -> int:
-        """How many there are."""
+        """Number of tokens so far."""
         return len(self.prompt) + len(self.said)
 
     @property
     def room(self) -> int:
-        """How many there may be."""
+        """Number of tokens that the row may reach."""
         return len(self.prompt) + self.max_new_tokens
 
 
 @dataclass(frozen=True)
 class Room:
-    """How many rows go on together."""
+    """How many rows may be active together."""
 
     rows: int
     tokens: int
-    """Of all rows, each as long as the longest may become. One row goes on whatever its length."""
+    """Over all rows, each counted at the longest length that any may reach. One row always fits."""
 
     @classmethod
     def for_all(cls, rows: int) -> Room:
-        """Room for so many rows of whatever length."""
+        """Room for this number of rows of any length."""
         return cls(rows=max(1, rows), tokens=sys.maxsize)
 
     def for_one_more(self, rows: Sequence[Request], new: Request) -> bool:
-        """Whether there is, and no more than a third would be padding: it takes time too."""
+        """Whether ``new`` fits with at most a third of all tokens padding, which costs time."""
         if not rows:
             return True
         together = [*rows, new]
@@ -77,7 +77,7 @@ class Room:
 
 
 def can_batch_continuously(model: Any) -> bool:
-    """Whether all that a causal model keeps of a row is the keys and values of its tokens."""
+    """Whether a causal model's only state is the keys and values of a row's tokens."""
     return not getattr(model, "_is_stateful", False) and RoomyCache.of(model) is not None
 
 
@@ -85,7 +85,7 @@ class ContinuousBatcher:
     """Generates with a model that ``can_batch_continuously`` and has whole weights."""
 
     def __init__(self, model: Any, room: Room, **settings: Any) -> None:
-        """``settings`` are of ``GenerationConfig``: ``eos_token_id``, ``pad_token_id`` and more."""
+        """``settings``: ``GenerationConfig`` fields, with ``eos_token_id`` and ``pad_token_id``."""
         self.model = model
         self.room = room
         self.settings = settings
@@ -94,7 +94,7 @@ class ContinuousBatcher:
 
     @torch.no_grad()
     def __call__(self, rows: Iterable[Request]) -> Iterator[Request]:
-        """The rows as they end, by EOS or by their limit, with what was said."""
+        """Yield each row when it has finished, by EOS or at its limit."""
         waiting = iter(rows)
         following = next(waiting, None)
         active: list[Request] = []
@@ -128,7 +128,7 @@ class ContinuousBatcher:
         return row.said[-1] == self.eos or len(row.said) >= row.max_new_tokens
 
     def _go_on(self, rows: Sequence[Request], cache: RoomyCache, tokens: int) -> None:
-        """Each row says so many tokens more, or fewer where EOS comes."""
+        """Generate up to ``tokens`` more tokens for each row, fewer after EOS."""
         ids_BP, mask_BP = (
             t.to(self.device)
             for t in pad_left([row.tokens for row in rows], self.settings["pad_token_id"])
@@ -140,14 +140,14 @@ class ContinuousBatcher:
                 input_ids=ids_BP,
                 attention_mask=mask_BP,
                 past_key_values=cache,
-                synced_gpus=False,  # its default under ZeRO-3, hooks or not, is to wait for others
+                synced_gpus=False,  # under ZeRO-3 the default is to wait for other ranks
             )
         for row, said in zip(rows, longer[:, ids_BP.shape[1] :].tolist(), strict=True):
             row.said += said[: said.index(self.eos) + 1] if self.eos in said else said
 
 
 def _read_together(rows: Sequence[Request]) -> Iterator[list[Request]]:
-    """Groups of ``READ_TOGETHER`` tokens at most, the shortest first."""
+    """Groups of at most ``READ_TOGETHER`` tokens with padding, the shortest prompts first."""
     group: list[Request] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)):
         if group and (len(group) + 1) * len(row.prompt) > READ_TOGETHER:

@@ -1,4 +1,4 @@
-"""Generate answers: greedy, by a protocol's repetition rules."""
+"""Generate answers greedily with a protocol's repetition rules."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from moram_dist.tasks.task import Decoding, Example, Task
 
 @dataclass(frozen=True)
 class Beginning:
-    """What transformers' ``generate`` is given of a batch of prompts."""
+    """Arguments of transformers' ``generate`` for a batch of prompts."""
 
     input_ids: Tensor
     attention_mask: Tensor
     num_before: int
-    """Tokens of a row that ``generate`` gives back before the new ones."""
+    """Tokens of a row that ``generate`` returns before the new ones."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of its ``GenerationConfig``."""
+    """Further fields of ``GenerationConfig``."""
 
 
 Begin = Callable[[Sequence[Sequence[int]], int], Beginning]
-"""Called with the token ids of each prompt, and the pad token."""
+"""Called with the token ids of each prompt and the pad token."""
 
 
 def after_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> Beginning:
-    """A causal model goes on in the prompts' rows, which are padded on the left."""
+    """A causal model continues the rows of the prompts, which are padded on the left."""
     input_ids, attention_mask = pad_left(prompts, pad_id)
     return Beginning(input_ids, attention_mask, input_ids.shape[1])
 
@@ -48,14 +48,16 @@ def generate_stream(
     decoding: Decoding,
     room: Room,
 ) -> Iterator[tuple[int, str]]:
-    """Answers of a causal model as they end: to rounding, those to each prompt alone.
+    """Yield (key, answer) of a causal model as each answer is complete.
+
+    Up to rounding, an answer equals that to its prompt alone.
 
     Args:
         model: one that ``can_batch_continuously``, with whole weights.
         tokenizer: with a pad token.
-        asked: a key of the caller's, and what is asked by which task's rules.
-        decoding: repetition rules. As in the published scripts they look at the prompt too.
-        room: how many go on together.
+        asked: the caller's key, the task with the rules, and the example.
+        decoding: repetition rules. As in the published scripts, they include the prompt.
+        room: how many rows may be active together.
     """
     tasks: dict[int, Task] = {}
 
@@ -83,15 +85,15 @@ def greedy(
     allowed: Callable[[int, list[int]], list[int]] | None = None,
     **rules: Any,
 ) -> Tensor:
-    """The most likely next token, again and again, until EOS or ``max_new_tokens``.
+    """Take the most likely next token until EOS or ``max_new_tokens``.
 
     Args:
         model: language model in eval mode, with ``generate``.
         tokenizer: with a pad token.
         prompts: token ids of each row.
-        begin: what generation starts from.
-        synced: all ranks generate together, as sharded weights need; they go on until all are done.
-        allowed: which tokens may come next, by a row and what it said so far; default: all.
+        begin: makes the model's inputs from the prompts.
+        synced: all ranks generate together until all are done, as sharded weights need.
+        allowed: the tokens that may come next, given a row and its new tokens; default: all.
         rules: further fields of transformers' ``GenerationConfig``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Score the labels of a closed set by their log-likelihood; nothing is generated.
+"""Score the labels of a closed set by log-likelihood, without generation.
 
 Shape letters: B examples, L labels, P tokens of the padded prefix, S tokens of all labels together,
 V vocabulary.
@@ -22,29 +22,29 @@ from moram_dist.data.stream import IGNORED, pad_left
 from moram_dist.decode.cache import RoomyCache
 
 WORTH_A_PASS = 256
-"""Tokens. If prompts begin alike and so many need not be read again, their beginning is read once,
-in a pass of its own."""
+"""A common beginning of the prompts is read once, in a separate pass, if that saves at least this
+number of tokens."""
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """What a model thinks of each label after one prompt."""
+    """A model's scores for each label after one prompt."""
 
     sums: dict[str, float]
-    """Label to the log-likelihood of its tokens and EOS, in nats."""
+    """Label -> log-likelihood of its tokens and EOS, in nats."""
 
     means: dict[str, float]
-    """The same, divided by the number of those tokens: longer labels are not at a disadvantage."""
+    """The same divided by the number of tokens, so that longer labels have no disadvantage."""
 
 
 def best(scores: dict[str, float]) -> str:
-    """The label of the largest score; of equal ones the first in the set."""
+    """The label with the largest score; among equal ones the first in the set."""
     return max(scores, key=lambda label: scores[label])
 
 
 Passes = Iterable[tuple[Tensor, Tensor]]
-"""For each label the logits (B, T, V) at its places, and its targets (B, T), ``IGNORED`` where
-there are none. Tensors may be computed as they are asked for."""
+"""For each label the logits (B, T, V) at its positions, and its targets (B, T), ``IGNORED`` where
+there are none. Tensors may be computed lazily."""
 
 
 @torch.no_grad()
@@ -56,14 +56,14 @@ def score_labels(
     Args:
         model: language model in eval mode.
         choices: the batch.
-        labels: those that are the tails of each choice, in that order.
-        passes: over ``choices``, by ``model``.
+        labels: the labels of each choice's tails, in that order.
+        passes: of ``model`` over ``choices``.
     """
     columns = []
     with asking(model, [one.prefix for one in choices]):
         for label, (logits_BTV, targets_BT) in zip(labels, passes, strict=True):
             learned_BT = targets_BT != IGNORED
-            # Sums over tokens should add no rounding of their own to that of the logits.
+            # In double precision, sums over tokens add no rounding to that of the logits.
             log_p_BTV = logits_BTV.double().log_softmax(-1)
             gathered = log_p_BTV.gather(-1, targets_BT.clamp(min=0)[..., None])
             sums_B = (gathered[..., 0] * learned_BT).sum(1)
@@ -86,30 +86,30 @@ def behind_prompts(
     max_prompt_tokens: int,
     synced: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Passes of a causal model: labels stand behind their prompts, all in one row where they may.
+    """Passes of a causal model over labels after their prompts, all labels in one row if possible.
 
     Args:
         model: language model in eval mode.
         choices: the batch.
         pad_id: the pad token.
-        max_prompt_tokens: of any batch of the task.
+        max_prompt_tokens: the longest prompt of the task.
         synced: ranks keep step, so every batch of a task takes the same number of forward passes
-            (one, or one a label).
+            (one, or one per label).
     """
     longest = max_prompt_tokens + max(len(tail) for one in choices for tail in one.tails)
     if not can_share_prefix(model, longest):
         return _one_by_one(model, choices, pad_id)
-    # What is read of a beginning may depend on the whole prompt.
+    # With adapters that read prompts, even the beginning's states depend on the whole prompt.
     apart = not (synced or reads_prompts(model))
     return _together(model, choices, pad_id, start=_begin_alike(model, choices) if apart else 0)
 
 
 def can_share_prefix(model: nn.Module, longest: int) -> bool:
-    """Whether all labels of a prompt may stand in one row, each blind to the others.
+    """Whether all labels of a prompt can share one row without seeing each other.
 
-    That takes a mask of who sees whom, and positions of our own. Kernels for flash attention take
-    no such mask; models that know order otherwise (ALiBi, recurrent state) or whose window is
-    shorter than ``longest`` tokens would see something else than a label behind its prompt.
+    That needs a custom attention mask and custom positions. Flash attention kernels take no such
+    mask. Models that encode order otherwise (ALiBi, recurrent state), or whose window is shorter
+    than ``longest`` tokens, would not see each label directly after its prompt.
     """
     config: Any = model.config
     config = config.get_text_config()
@@ -126,11 +126,11 @@ def can_share_prefix(model: nn.Module, longest: int) -> bool:
 
 
 def _begin_alike(model: nn.Module, choices: Sequence[Candidates]) -> int:
-    """With how many tokens all prompts begin; 0 where it is not worth reading them apart."""
+    """Number of tokens that all prompts begin with; 0 if a separate pass would not pay off."""
     prefixes = [one.prefix for one in choices]
-    columns = zip(*prefixes, strict=False)  # as many as the shortest has
+    columns = zip(*prefixes, strict=False)  # up to the length of the shortest
     alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    start = min(alike, min(map(len, prefixes)) - 1)  # the first logits come from what is left
+    start = min(alike, min(map(len, prefixes)) - 1)  # the first logits need a token that is left
     return start if start * (len(choices) - 1) >= WORTH_A_PASS and RoomyCache.of(model) else 0
 
 
@@ -139,8 +139,8 @@ def _together(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and targets of each label, from one pass over rows of a prompt and all its labels.
 
-    A label's tokens see the prompt and each other, and their positions go on from the prompt's, so
-    each label is computed as though it stood alone. The prompt is computed once, its first
+    A label's tokens see the prompt and each other, and their positions continue the prompt's, so
+    the result is the same as for each label alone. The prompt is computed once, its first
     ``start`` tokens once for all examples.
     """
     cached: dict[str, Any] = {}
@@ -174,7 +174,7 @@ def _together(
 def _one_by_one(
     model: nn.Module, choices: Sequence[Candidates], pad_id: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and targets of each label, from a pass over whole prompts for each of them."""
+    """Logits and targets of each label, from one pass per label over whole prompts."""
     prefix_BP, mask_BP = pad_left([one.prefix for one in choices], pad_id)
     for label in range(len(choices[0].tails)):
         inputs, targets = tails_of(choices, label, pad_id)
@@ -187,12 +187,12 @@ def _one_by_one(
 
 
 def _logits(model: nn.Module, last: int, **inputs: Any) -> Tensor:
-    """Logits at the last so many places, (B, last, V)."""
+    """Logits at the last ``last`` positions, (B, last, V)."""
     device = next(iter(model.parameters())).device
     named = {"use_cache": False} | inputs
     named |= {k: value.to(device) for k, value in inputs.items() if isinstance(value, Tensor)}
     if "logits_to_keep" in inspect.signature(type(model).forward).parameters:
-        # By place: a slice would leave the head a product for each row, which takes far longer.
+        # Indices, not a number: with a slice, the head computes one product per row, far slower.
         width = inputs["input_ids"].shape[1]
         named["logits_to_keep"] = torch.arange(width - last, width, device=device)
     return model(**named).logits[:, -last:]
@@ -202,7 +202,7 @@ def tails_of(choices: Sequence[Candidates], label: int, pad_id: int) -> tuple[Te
     """One label of each example, padded on the right.
 
     Returns:
-        Inputs (B, T), all but the last token, which nothing is predicted from; targets (B, T + 1),
+        Inputs (B, T), without the last token, from which nothing is predicted; targets (B, T + 1),
         ``IGNORED`` in padding.
     """
     tails = [one.tails[label] for one in choices]
@@ -216,10 +216,10 @@ def tails_of(choices: Sequence[Candidates], label: int, pad_id: int) -> tuple[Te
 
 
 def _who_sees_whom(mask_BP: Tensor, widths: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, P + S, P + S): 0 where a row's token sees a column's, else the least.
+    """Additive mask (B, 1, P + S, P + S): 0 where a row's token sees a column's, else the minimum.
 
-    Everything sees the real prompt before it; a label's tokens see their own label's too. What
-    padding sees is all equally masked, which a finite number makes a softmax of like any other.
+    Every token sees the prompt tokens before it without padding; a label's tokens also see those
+    before them in their label. Padding sees nothing: the finite minimum keeps its softmax finite.
     """
     num_prefix = mask_BP.shape[1]
     owner = torch.cat(

@@ -1,4 +1,4 @@
-"""transformers' ``generate`` by the protocol's settings alone."""
+"""Call transformers' ``generate`` with the protocol's settings alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from transformers import GenerationConfig
 
 
 def generate(model: Any, settings: dict[str, Any], **inputs: Any) -> Tensor:
-    """``model.generate`` as ``settings`` say, and as transformers does by default.
+    """``model.generate`` with ``settings``, and transformers' defaults for all other settings.
 
-    A model comes with settings of its own (``generation_config.json``), which ``generate`` takes
-    for whatever nobody sets: lengths, forced and suppressed tokens, stop strings, caches, sampling.
-    They would decide scores, so they are put aside for the call.
+    ``generate`` would otherwise fill unset fields from the model's ``generation_config.json``:
+    lengths, forced and suppressed tokens, stop strings, caches, sampling. These would influence
+    scores, so the call ignores them.
 
     Args:
         model: with ``generate``.

@@ -1,4 +1,4 @@
-"""Kinds of model, one file each; imported by hand so that every name can be found."""
+"""Model families, one file each, imported explicitly so that every name can be found."""
 
 from moram_dist.families import causal, encoder_decoder
 from moram_dist.families.answers import (

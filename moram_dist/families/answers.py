@@ -1,4 +1,4 @@
-"""The answers of one batch, in each of the ways that are asked for."""
+"""Answer one batch in each of the requested modes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ GENERATE, CONSTRAINED, LABELS, LABELS_MEAN = ANSWERS
 
 @dataclass(frozen=True)
 class Answered:
-    """What a model answered to one prompt."""
+    """A model's answer to one prompt."""
 
     text: str
     log_likelihoods: dict[str, float] | None = None
-    """Label to its score, where the answer is the label of the largest one."""
+    """Label -> score, if the answer was chosen as the label with the largest score."""
 
 
 def is_generated(modes: Sequence[str], task: Task) -> bool:
-    """Whether some answers are generated freely: those of a task without labels are in any mode."""
+    """Whether some answers are generated freely; without labels, all are, in every mode."""
     return GENERATE in modes or not task.labels
 
 
@@ -42,10 +42,10 @@ def answer_batch(
     synced: bool = False,
     texts: Sequence[str] | None = None,
 ) -> dict[str, list[Answered]]:
-    """Mode to the answers in the order of ``examples``; labels are scored once for both modes.
+    """Mode -> answers in the order of ``examples``. Labels are scored once for both label modes.
 
-    ``texts`` are those that were generated, where ``is_generated``, or None for still to be. Other
-    args are those of ``Family.generate``.
+    ``texts`` are free answers that were generated before; None generates them here if needed. The
+    other arguments are those of ``Family.generate``.
     """
     found: dict[str, list[Answered]] = {}
     if is_generated(modes, task):

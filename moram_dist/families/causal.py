@@ -1,4 +1,4 @@
-"""Causal language models: prompt and answer are one row, and a token sees those before it."""
+"""Causal language models: prompt and answer are one row, and a token sees only earlier ones."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ BIDIRECTIONAL = (
     "xlm-roberta-xl",
     "xmod",
 )
-"""Kinds of model whose tokens see those after them unless config.json says ``is_decoder``. Whatever
-is not named here, ``models.probe`` finds."""
+"""Model types whose tokens see later ones unless config.json sets ``is_decoder``. ``models.probe``
+detects all others."""
 
 
 @FAMILIES.register("causal")
 @dataclass(frozen=True)
 class Causal(TextFamily):
-    """What ``data`` and ``decode`` do unless they are told otherwise."""
+    """The family that ``data`` and ``decode`` serve by default."""
 
     kind = "causal"
     can_be_planned = True
 
     @classmethod
     def accepts(cls, architecture: Any) -> bool:
-        """Whatever no other family takes."""
+        """True if no other family accepts the model."""
         others = (FAMILIES[name] for name in FAMILIES if FAMILIES[name] is not cls)
         return not any(kind.accepts(architecture) for kind in others)
 
     def auto_class(self) -> Any:
-        """The one with a head that predicts the next token."""
+        """The class with a head that predicts the next token."""
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM
 
     def model_problem(self, architecture: Any, model: Any) -> str | None:
-        """A kind of model that is known to be made for filling gaps."""
+        """Refuses model types that are known to be bidirectional."""
         if architecture.model_type not in BIDIRECTIONAL or model.config.is_decoder:
             return None
         return (
@@ -75,40 +75,40 @@ class Causal(TextFamily):
     def trial_inputs(
         self, architecture: Any, num_tokens: int, *, masked: bool = False
     ) -> dict[str, Any]:
-        """One row of a text."""
+        """One row of tokens."""
         ids = torch.ones(1, num_tokens, dtype=torch.long, device="meta")
         mask = {"attention_mask": torch.ones_like(ids)} if masked else {}
         return {"input_ids": ids, **mask, "use_cache": False}
 
     def part(self, model: Any) -> nn.Module:
-        """The decoder: no tower for pictures or sound, nothing that joins one to it, no head."""
+        """The decoder, without towers for images or audio, their connectors, and the head."""
         decoder: nn.Module = getattr(model, "get_decoder", lambda: model)()
         return decoder
 
     def reader(self, model: Any) -> nn.Module:
-        """The decoder, which in some models is given embeddings."""
+        """The decoder, which gets embeddings in some models."""
         decoder: nn.Module = model.get_decoder()
         return decoder
 
     def causal_inputs(self, ids_BT: Tensor) -> dict[str, Tensor]:
-        """After no prompt at all."""
+        """Rows without a prompt."""
         return {"input_ids": ids_BT}
 
     def positions(self, model: Any) -> Positions:
-        """Of prompt and answer together."""
+        """Positions for prompt and answer together."""
         limit = min([*(rows for _, rows in tables(model)), *computed(model)], default=None)
         has_alibi = getattr(model.config.get_text_config(), "alibi", False)
         extends = limit is None and not has_alibi
         return Positions(tokens=limit, trained=said_by_config(model) if extends else None)
 
-    # Examples: the rules are those of ``data.encode``.
+    # Examples, by the rules of ``data.encode``.
 
     @property
     def fingerprint(self) -> None:
-        """Nothing."""
+        """None: nothing besides tokenizer, task and example determines the encoding."""
 
     def texts(self, example: Example, task: Task) -> list[str]:
-        """The prompt and the answer, each alone and, if the task says so, as one text."""
+        """The prompt and the answer, and with ``task.joined`` also both as one text."""
         answer = answer_text(example, task)
         joined = [example.prompt + answer] if task.joined else []
         return [example.prompt, answer, *joined]
@@ -122,7 +122,7 @@ class Causal(TextFamily):
         return encode_prompt(tokenizer, prompt, task)
 
     def encode_candidates(self, tokenizer: Any, example: Example, task: Task) -> Candidates:
-        """Behind the prompt."""
+        """Labels after the prompt."""
         return encode_candidates(tokenizer, example, task)
 
     def to_rows(self, encoded: Encoded) -> dict[str, Tensor]:
@@ -130,30 +130,30 @@ class Causal(TextFamily):
         return {"tokens": torch.tensor(encoded.tokens, dtype=torch.int32)}
 
     def from_rows(self, id: str, rows: dict[str, Tensor], num_answer: int) -> Encoded:
-        """The encoded example again."""
+        """Restore the tokens."""
         return Encoded(id, tuple(rows["tokens"].tolist()), num_answer)
 
     def lengths(self, encoded: Encoded) -> tuple[int, int]:
-        """Of one row."""
+        """Tokens of prompt and answer in the row."""
         return len(encoded.tokens) - encoded.num_answer, encoded.num_answer
 
     def num_read(self, num_said: int) -> int:
-        """All but the last, which nothing follows."""
+        """All but the last, after which nothing is generated."""
         return num_said - 1
 
     def exceeds(self, there: Positions, prompt: int, answer: int) -> bool:
-        """Prompt and answer are one row, beyond a table or what config.json says."""
+        """Whether the row of prompt and answer exceeds a table or the length in config.json."""
         limit = there.tokens or there.trained or math.inf
         return prompt + answer > limit
 
     def describe(self, there: Positions) -> str:
-        """How many there are."""
+        """The number of positions."""
         return f"{there.tokens} positions"
 
     # Batches.
 
     def blank(self, like: Encoded, pad_id: int) -> Encoded:
-        """A row of padding, of which nothing is learned."""
+        """A row of padding; nothing in it is learned."""
         return Encoded("", (pad_id, pad_id), num_answer=0)
 
     def collate(
@@ -161,8 +161,8 @@ class Causal(TextFamily):
     ) -> MicroBatch:
         """Rows padded on the right to the longest.
 
-        No token of a row sees what is right of it, so a mask would change nothing but the time of
-        attention, which doubles on long rows.
+        Tokens see nothing to their right, so an attention mask is not needed. It would double the
+        time of attention on long rows.
         """
         ids_BT, labels_BT = pad_answers(examples, pad_id)
         return one_row_each(ids_BT, labels_BT, tuple(rows or range(len(examples))))
@@ -174,7 +174,7 @@ class Causal(TextFamily):
         return after_prompts(prompts, pad_id)
 
     def can_stream(self, model: nn.Module) -> bool:
-        """By continuous batching."""
+        """Whether continuous batching is possible."""
         return can_batch_continuously(model)
 
     def stream(
@@ -185,7 +185,7 @@ class Causal(TextFamily):
         decoding: Decoding,
         room: Room,
     ) -> Iterator[tuple[int, str]]:
-        """By continuous batching."""
+        """Generate by continuous batching."""
         return generate_stream(model, tokenizer, asked, decoding, room)
 
     def generate(
@@ -198,7 +198,7 @@ class Causal(TextFamily):
         *,
         synced: bool = False,
     ) -> list[str]:
-        """By continuous batching where that is possible."""
+        """Generate by continuous batching if possible."""
         if synced or not self.can_stream(model):
             return super().generate(model, tokenizer, examples, task, decoding, synced=synced)
         asked = [(i, task, example) for i, example in enumerate(examples)]
@@ -215,14 +215,14 @@ class Causal(TextFamily):
         *,
         synced: bool,
     ) -> Passes:
-        """Labels stand behind their prompts."""
+        """Passes over labels after their prompts."""
         longest = task.max_prompt_tokens
         return behind_prompts(model, choices, pad_id, max_prompt_tokens=longest, synced=synced)
 
 
 def one_row_each(ids_BT: Tensor, labels_BT: Tensor, rows: tuple[int, ...]) -> MicroBatch:
-    """A pass over rows of prompt and answer, by their tokens and labels."""
-    # A prompt ends at the first learned token; where nothing is learned, it is the whole row.
+    """The micro-batch for rows of prompt and answer, from their tokens and labels."""
+    # A prompt ends at the first learned token; if nothing is learned, it is the whole row.
     learned = (labels_BT != IGNORED).int()
     ends = learned.argmax(1).where(learned.any(1), torch.tensor(learned.shape[1]))
     return MicroBatch(

@@ -1,4 +1,4 @@
-"""Encoder-decoder models such as T5: an encoder reads the prompt, a decoder says the answer."""
+"""Encoder-decoder models such as T5: an encoder reads the prompt, a decoder gives the answer."""
 
 from __future__ import annotations
 
@@ -22,51 +22,51 @@ from moram_dist.families.text import TextFamily
 from moram_dist.tasks.task import Decoding, Example, Task
 
 OF_ENCODER = re.compile(r"(^|\.)encoder\.")
-"""In full names of modules."""
+"""Matches full names of modules in the encoder."""
 
 
 @dataclass(frozen=True)
 class EncodedPair(Encoded):
-    """One training example; ``tokens`` are the decoder's: its start, and the answer."""
+    """One training example; ``tokens`` are the decoder's: its start token and the answer."""
 
     source: tuple[int, ...]
-    """What the encoder reads."""
+    """The encoder's tokens."""
 
     @property
     def num_tokens(self) -> int:
-        """That encoder and decoder read."""
+        """Tokens that encoder and decoder read."""
         return len(self.tokens) + len(self.source)
 
 
 @FAMILIES.register("encoder_decoder")
 @dataclass(frozen=True)
 class EncoderDecoder(TextFamily):
-    """Two texts an example, and two stacks of layers that read them."""
+    """Models with two stacks of layers, which read one text each per example."""
 
     decoder_start: int | None
-    """The token that a decoder starts from. None, in configurations that do not say, is a
+    """The decoder's first token. None, if the configuration does not give it, is a
     ``config_problem``."""
 
     kind = "text-to-text"
 
     @classmethod
     def accepts(cls, architecture: Any) -> bool:
-        """By the name that transformers gives to it."""
+        """Whether the configuration sets ``is_encoder_decoder``."""
         return bool(getattr(architecture, "is_encoder_decoder", False))
 
     @classmethod
     def of(cls, architecture: Any) -> EncoderDecoder:
-        """With the start that the configuration says."""
+        """The family with the configuration's decoder start token."""
         return cls(getattr(architecture, "decoder_start_token_id", None))
 
     def auto_class(self) -> Any:
-        """The one with both stacks and a head."""
+        """The class with both stacks and a head."""
         from transformers import AutoModelForSeq2SeqLM
 
         return AutoModelForSeq2SeqLM
 
     def config_problem(self, architecture: Any) -> str | None:
-        """It must say what a decoder starts from."""
+        """The configuration must give the decoder's start token."""
         if self.decoder_start is not None:
             return None
         return (
@@ -74,7 +74,7 @@ class EncoderDecoder(TextFamily):
         )
 
     def tokenizer_problem(self, tokenizer: Any) -> str | None:
-        """It must do what ``encode_pair`` does: EOS at the end, and no other special token."""
+        """The tokenizer must match ``encode_pair``: add EOS at the end and no other token."""
         if tokenizer("")["input_ids"] == [tokenizer.eos_token_id]:
             return None
         return (
@@ -87,17 +87,17 @@ class EncoderDecoder(TextFamily):
     def trial_inputs(
         self, architecture: Any, num_tokens: int, *, masked: bool = False
     ) -> dict[str, Any]:
-        """A text for each stack."""
+        """One text for each stack."""
         ids = torch.ones(1, num_tokens, dtype=torch.long, device="meta")
         mask = {"attention_mask": torch.ones_like(ids)} if masked else {}
         return {"input_ids": ids, **mask, "decoder_input_ids": ids, "use_cache": False}
 
     def towers(self, model: Any) -> list[Tower]:
-        """Both have tokens of their own, and generation calls the encoder by itself."""
+        """Both stacks: each reads its own tokens, and generation calls the encoder separately."""
         return [Tower(model.get_encoder(), True), Tower(model.get_decoder(), False)]
 
     def reads_source(self, name: str) -> bool:
-        """Linears of the encoder, and those of the decoder that look at it."""
+        """Whether a linear is in the encoder, or in the decoder and reads the encoder's output."""
         return reads_source(name)
 
     def reader(self, model: Any) -> nn.Module:
@@ -106,7 +106,7 @@ class EncoderDecoder(TextFamily):
         return encoder
 
     def causal_inputs(self, ids_BT: Tensor) -> dict[str, Tensor]:
-        """After the first row as a prompt."""
+        """Inputs with the first row as the prompt of all rows."""
         start_B1 = torch.full_like(ids_BT[:, :1], self._start)
         return {
             "input_ids": ids_BT[:1].expand_as(ids_BT),
@@ -114,7 +114,7 @@ class EncoderDecoder(TextFamily):
         }
 
     def positions(self, model: Any) -> Positions:
-        """Of each stack by itself."""
+        """Positions of each stack separately."""
         source: list[int] = []
         tokens = [*computed(model)]
         for name, rows in tables(model):
@@ -125,53 +125,53 @@ class EncoderDecoder(TextFamily):
 
     @property
     def fingerprint(self) -> int | None:
-        """The first token of a decoder."""
+        """The decoder's start token."""
         return self.decoder_start
 
     def texts(self, example: Example, task: Task) -> list[str]:
-        """Prompt and answer, between which nothing stands."""
+        """Prompt and answer, without a separator."""
         return [example.prompt, example.references[0]]
 
     def encode_training(self, tokenizer: Any, example: Example, task: Task) -> EncodedPair:
-        """As ``encode_pair``."""
+        """See ``encode_pair``."""
         return encode_pair(tokenizer, example, task, self._start)
 
     def encode_question(self, tokenizer: Any, prompt: str, task: Task) -> list[int]:
-        """As ``encode_source``."""
+        """See ``encode_source``."""
         return encode_source(tokenizer, prompt, task)
 
     def encode_candidates(self, tokenizer: Any, example: Example, task: Task) -> Candidates:
-        """Labels are scored whole, whatever generation may say."""
+        """Labels are scored whole, even if longer than generated answers may be."""
         uncut = replace(task, max_answer_tokens=NO_LIMIT)
         asked = (Example(example.id, example.prompt, (label,)) for label in task.labels)
         pairs = [encode_pair(tokenizer, one, uncut, self._start) for one in asked]
         return Candidates(pairs[0].source, tuple(pair.tokens[1:] for pair in pairs))
 
     def to_rows(self, encoded: EncodedPair) -> dict[str, Tensor]:
-        """Both texts."""
+        """Tokens of both texts."""
         rows = {"tokens": encoded.tokens, "sources": encoded.source}
         return {name: torch.tensor(row, dtype=torch.int32) for name, row in rows.items()}
 
     def from_rows(self, id: str, rows: dict[str, Tensor], num_answer: int) -> EncodedPair:
-        """The encoded example again."""
+        """Restore both texts."""
         tokens, source = (tuple(rows[name].tolist()) for name in ("tokens", "sources"))
         return EncodedPair(id, tokens, num_answer, source)
 
     def lengths(self, encoded: EncodedPair) -> tuple[int, int]:
-        """Of the encoder's text and of the decoder's."""
+        """Tokens of the encoder's text and of the decoder's."""
         return len(encoded.source), len(encoded.tokens)
 
     def num_read(self, num_said: int) -> int:
-        """The last is read by nothing, and the decoder's start comes before the first."""
+        """All but the last, plus the decoder's start token."""
         return num_said
 
     def exceeds(self, there: Positions, prompt: int, answer: int) -> bool:
-        """Each stack has positions of its own."""
+        """Whether either text exceeds its stack's positions."""
         of_both = ((prompt, there.source), (answer, there.tokens))
         return any(limit and count > limit for count, limit in of_both)
 
     def describe(self, there: Positions) -> str:
-        """Of both stacks."""
+        """The positions of both stacks."""
         return f"{there.source} positions for the one and {there.tokens} for the other"
 
     # Batches.
@@ -183,7 +183,7 @@ class EncoderDecoder(TextFamily):
     def collate(
         self, examples: Sequence[EncodedPair], pad_id: int, rows: Sequence[int] | None = None
     ) -> MicroBatch:
-        """Both texts padded on the right to the longest; a mask says what the encoder may see."""
+        """Both texts padded on the right to the longest, with a mask for the encoder."""
         ids_BT, labels_BT = pad_answers(examples, pad_id)
         source_BS, mask_BS = pad_right([example.source for example in examples], pad_id)
         return MicroBatch(
@@ -201,7 +201,7 @@ class EncoderDecoder(TextFamily):
     # Answers.
 
     def begin(self, prompts: Sequence[Sequence[int]], pad_id: int) -> Beginning:
-        """The encoder's rows are padded on the right, and the decoder's begin with its start."""
+        """The encoder's rows padded on the right; the decoder's begin with its start token."""
         input_ids, attention_mask = pad_right(prompts, pad_id)
         return Beginning(
             input_ids,
@@ -220,7 +220,7 @@ class EncoderDecoder(TextFamily):
         *,
         synced: bool = False,
     ) -> list[str]:
-        """A decoder says nothing but the answer, after whatever prompt."""
+        """The decoder generates only the answer, so ``task.answer_after`` is not used."""
         task = replace(task, answer_after="")
         return super().generate(model, tokenizer, examples, task, decoding, synced=synced)
 
@@ -233,7 +233,7 @@ class EncoderDecoder(TextFamily):
         *,
         synced: bool,
     ) -> Passes:
-        """One pass of the encoder, and one of the decoder a label."""
+        """One pass of the encoder, and one pass of the decoder per label."""
         return self._after_encoder(model, choices, pad_id)
 
     def _after_encoder(
@@ -255,16 +255,15 @@ class EncoderDecoder(TextFamily):
 
     @property
     def _start(self) -> int:
-        assert self.decoder_start is not None  # else the base was refused
+        assert self.decoder_start is not None  # otherwise config_problem refuses the base
         return self.decoder_start
 
 
 def encode_source(tokenizer: Any, prompt: str, task: Task) -> list[int]:
-    """What an encoder reads: the prompt and EOS, ``task.max_prompt_tokens`` at most.
+    """The encoder's tokens: prompt and EOS, at most ``task.max_prompt_tokens``.
 
-    Where the tail of a long prompt is cut away, the tokens that are kept go through text once more,
-    as in the published collators of SAPT and O-LoRA (Tk-Instruct's): the pieces that come of it may
-    be others than those that were cut.
+    If the tail of a long prompt is cut, the remaining tokens are decoded and tokenised again, as in
+    the published collators of SAPT and O-LoRA (Tk-Instruct's). This may give other tokens.
     """
     limit = task.max_prompt_tokens
     tokens = plain(tokenizer, prompt)
@@ -278,13 +277,13 @@ def encode_source(tokenizer: Any, prompt: str, task: Task) -> list[int]:
 
 
 def encode_pair(tokenizer: Any, example: Example, task: Task, decoder_start: int) -> EncodedPair:
-    """The prompt as its source, and the answer with EOS to learn.
+    """Encode the prompt as the source, and the answer with EOS as the text to learn.
 
     Args:
         tokenizer: one that ends a text with EOS and adds no other token, such as T5's.
         example: its first reference is learned.
-        task: how long both may be, EOS included. Its separator has nothing to stand between.
-        decoder_start: the token that the decoder starts from.
+        task: gives the longest prompt and answer, EOS included. Its separator is not used.
+        decoder_start: the decoder's first token.
     """
     answer = plain(tokenizer, example.references[0])[: task.max_answer_tokens - 1]
     return EncodedPair(

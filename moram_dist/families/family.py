@@ -1,16 +1,16 @@
-"""What a model family is: all that the rest of the program asks about a kind of model.
+"""The interface of a model family: everything that the program needs to know of a kind of model.
 
-    loading      auto_class, ..._problem      what a base can be
-    structure    part, towers, trial_inputs   where adapters go, and who announces a pass
-    examples     encode_training, texts, ...  what is learned from an example
-    batches      blank, collate               one forward pass of them
-    forward      logits                       what the loss is computed from
-    answers      generate, score_labels, ...  what is scored
+    loading      auto_class, ..._problem      which models can be a base
+    structure    part, towers, trial_inputs   where adapters go, which calls announce tokens
+    examples     encode_training, texts, ...  how an example is encoded
+    batches      blank, collate               one forward pass over examples
+    forward      logits                       the input of the loss
+    answers      generate, score_labels, ...  the answers that are scored
 
-A family is one file, which registers a subclass of ``Family``; the package's ``__init__`` imports
-it. Instances hold no model: they are made from a configuration of transformers, by which
-``family_of`` chooses. Abstract methods are those that every family must have; the others serve a
-family that reads no text one token after the other.
+A family is one file that registers a subclass of ``Family``; the package's ``__init__`` imports it.
+Instances hold no model: ``family_of`` makes them from a configuration of transformers. Every family
+must implement the abstract methods; the defaults of the others suit families that do not read text
+token by token.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from moram_dist.tasks.task import Decoding, Example, Task
 
 
 class Tower(NamedTuple):
-    """A part of a model whose calls read tokens of their own."""
+    """A part of a model that reads its own tokens."""
 
     module: nn.Module
     is_source: bool
-    """Whether it reads the source, which other towers then look at."""
+    """Whether it reads the source, whose states other towers then attend to."""
 
 
 @dataclass(frozen=True)
 class Family(ABC):
-    """One kind of model. Token ids, pictures or numbers: only the family knows."""
+    """One kind of model. Only the family knows whether it reads token ids, images or numbers."""
 
     kind: ClassVar[str]
     """For messages: a base "is no ... language model"."""
 
     can_be_planned: ClassVar[bool] = False
-    """Whether ``launch/plan.py`` knows what its passes take."""
+    """Whether ``launch/plan.py`` can estimate the family's forward passes."""
 
     # Loading.
 
     @classmethod
     @abstractmethod
     def accepts(cls, architecture: Any) -> bool:
-        """Whether models of this configuration of transformers are of the family."""
+        """Whether models with this transformers configuration belong to the family."""
 
     @classmethod
     def of(cls, architecture: Any) -> Family:
@@ -62,26 +62,26 @@ class Family(ABC):
 
     @abstractmethod
     def auto_class(self) -> Any:
-        """What transformers makes such a model with: ``from_config``, ``from_pretrained``."""
+        """The transformers class with ``from_config`` and ``from_pretrained`` for the family."""
 
     def config_problem(self, architecture: Any) -> str | None:
-        """Why a model of this configuration cannot be a base; None: it can."""
+        """Why a model with this configuration cannot be a base; None if it can."""
         return None
 
     def model_problem(self, architecture: Any, model: nn.Module) -> str | None:
-        """Why its model, which has no weights yet, cannot be a base; None: it can."""
+        """Why ``model``, which has no weights yet, cannot be a base; None if it can."""
         return None
 
     def tokenizer_problem(self, tokenizer: Any) -> str | None:
-        """Why a base cannot have this tokenizer; None: it can."""
+        """Why a base cannot have this tokenizer; None if it can."""
         return None
 
     def with_tokenizer(self, tokenizer: Any, source: str) -> Any:
-        """What examples are encoded by, in the tokenizer's place.
+        """The object that encodes examples; families may return another one than the tokenizer.
 
         Args:
             tokenizer: of the base.
-            source: the base's folder or hub id, for whatever else prepares its inputs.
+            source: the base's folder or hub id, to load further preprocessing.
         """
         return tokenizer
 
@@ -95,31 +95,31 @@ class Family(ABC):
 
         Args:
             architecture: the model's configuration.
-            num_tokens: of a text.
-            masked: whether a mask says that no token is padding.
+            num_tokens: length of a text.
+            masked: whether to add a mask that marks no token as padding.
         """
 
     def part(self, model: nn.Module) -> nn.Module:
-        """What an example passes through: only linears in it are adapted."""
+        """The part of the model that examples pass through; only its linears are adapted."""
         return model
 
     def towers(self, model: nn.Module) -> list[Tower]:
-        """Whose calls announce tokens to the memory; the first one's begins a batch."""
+        """The towers whose calls announce tokens to the memory; the first one begins a batch."""
         return [Tower(model, False)]
 
     def reads_source(self, name: str) -> bool:
-        """Whether a linear, by its full name, sees the tokens of a tower that ``is_source``."""
+        """Whether the linear with this full name reads the tokens of an ``is_source`` tower."""
         return False
 
     @abstractmethod
     def tokens_of(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> int:
-        """How many tokens, over all rows, a call of a tower sends through its linears."""
+        """Number of tokens, over all rows, that a tower's call sends through its linears."""
 
     def reader(self, model: nn.Module) -> nn.Module:
-        """Whose call reads prompts, by ``input_ids`` or ``inputs_embeds``.
+        """The module whose call reads prompts, as ``input_ids`` or ``inputs_embeds``.
 
         Raises:
-            InputError: prompts are no texts.
+            InputError: prompts are not text.
         """
         raise InputError(f"prompts of a {type(model).__name__} are no texts, which gates read")
 
@@ -127,44 +127,44 @@ class Family(ABC):
 
     @property
     def fingerprint(self) -> Any:
-        """What its encoding follows from beside tokenizer, task and example."""
+        """Everything besides tokenizer, task and example that determines the encoding."""
         return type(self).__name__
 
     def texts(self, example: Example, task: Task) -> list[str]:
-        """All that ``encode_training`` gives to the tokenizer as it is."""
+        """All texts that ``encode_training`` passes to the tokenizer unchanged."""
         return []
 
     @abstractmethod
     def encode_training(self, tokenizer: Any, example: Example, task: Task) -> Any:
-        """What is learned from an example: a ``data.encode.EncodedExample``."""
+        """Encode a training example: a ``data.encode.EncodedExample``."""
 
     @abstractmethod
     def encode_question(self, tokenizer: Any, prompt: str, task: Task) -> Sequence[Any]:
-        """What the model reads of a prompt."""
+        """Encode a prompt for the model."""
 
     @abstractmethod
     def to_rows(self, encoded: Any) -> dict[str, Tensor]:
-        """Names to the flat tensors (n,) that an encoded example is kept as."""
+        """Store an encoded example as flat tensors (n,) by name."""
 
     @abstractmethod
     def from_rows(self, id: str, rows: dict[str, Tensor], num_answer: int) -> Any:
-        """The encoded example again."""
+        """Restore an encoded example from ``to_rows``."""
 
     @abstractmethod
     def features(
         self, model: nn.Module, tokenizer: Any, examples: Sequence[Example], task: Task
     ) -> PromptFeatures:
-        """What a recogniser sees of prompts, without a forward pass. All ranks call it together."""
+        """A recogniser's input for prompts, without a forward pass. All ranks call it together."""
 
     def features_of_pass(
         self, model: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]
     ) -> PromptFeatures | None:
-        """The same of the rows that a call of the first tower reads, its weights being whole.
+        """The same for the rows that a call of the first tower reads, with whole weights.
 
-        None where the call goes on from a cache.
+        None if the call continues from a cache.
 
         Raises:
-            InputError: the rows cannot be recognised from what the call is given.
+            InputError: rows cannot be recognised from the call's arguments.
         """
         raise InputError("recall by prefix does not know this model's inputs; use recall='all'")
 
@@ -172,15 +172,15 @@ class Family(ABC):
 
     @abstractmethod
     def blank(self, like: Any, pad_id: int) -> Any:
-        """An example that weighs nothing, for a model that reads examples ``like`` this one."""
+        """An example that adds nothing to the loss, of the same form as ``like``."""
 
     @abstractmethod
     def collate(
         self, examples: Sequence[Any], pad_id: int, rows: Sequence[int] | None = None
     ) -> MicroBatch:
-        """A pass of these examples.
+        """The micro-batch of these examples.
 
-        ``rows`` says which example of the step each is; default: the step's first ones.
+        ``rows`` gives each one's index in the step; default: the first ones.
         """
 
     # Forward.
@@ -194,20 +194,20 @@ class Family(ABC):
         rows: Tensor,
         columns: Tensor,
     ) -> Tensor:
-        """One forward pass of the model, and its logits at some places, (1, P, V).
+        """Run one forward pass and return the logits at the given positions, (1, P, V).
 
         Args:
-            engine: called instead of the model, which it runs.
+            engine: runs the model and is called instead of it.
             model: the engine's.
-            inputs: ``MicroBatch.inputs``, where the model is.
-            rows: (P,) the row of each place.
-            columns: (P,) its column: the place before the one whose label is said there.
+            inputs: ``MicroBatch.inputs`` on the model's device.
+            rows: (P,) row of each position.
+            columns: (P,) column of each position, one before that of the label predicted there.
         """
 
     # Answers.
 
     def can_stream(self, model: nn.Module) -> bool:
-        """Whether ``stream`` can be used of a model with whole weights."""
+        """Whether ``stream`` works for this model, given whole weights."""
         return False
 
     def stream(
@@ -218,7 +218,7 @@ class Family(ABC):
         decoding: Decoding,
         room: Room,
     ) -> Iterator[tuple[int, str]]:
-        """Answers as they end, each with the caller's key of its question."""
+        """Yield (key, answer) as each answer is complete; the key is the caller's."""
         raise NotImplementedError
 
     @abstractmethod
@@ -240,11 +240,11 @@ class Family(ABC):
             examples: the batch; their prompts are encoded by the task's rules.
             task: prompt and answer lengths.
             decoding: repetition rules.
-            synced: all ranks call it together, as sharded weights need, and make equally many
-                forward passes.
+            synced: all ranks call it together and make the same number of forward passes, as
+                sharded weights need.
 
         Returns:
-            The answers as the task reads them, in the order of ``examples``.
+            The answers as the task extracts them, in the order of ``examples``.
         """
 
     def choose(
@@ -256,7 +256,7 @@ class Family(ABC):
         *,
         synced: bool = False,
     ) -> list[str]:
-        """For each prompt a label of the task, by generation that can say nothing else."""
+        """Choose a label for each prompt by generation that can produce only labels."""
         scores = self.score_labels(model, tokenizer, examples, task, synced=synced)
         return [best(one.sums) for one in scores]
 
@@ -280,14 +280,14 @@ FAMILIES: Registry[type[Family]] = Registry("model family")
 
 
 def family_of(architecture: Any) -> Family:
-    """The family of models with a configuration of transformers: the first that accepts it.
+    """The first family that accepts this transformers configuration.
 
-    Causal models are whatever no other family accepts.
+    Models that no other family accepts count as causal.
     """
     kinds = (FAMILIES[name] for name in FAMILIES)
     return next(kind for kind in kinds if kind.accepts(architecture)).of(architecture)
 
 
 def family_of_model(model: Any) -> Family:
-    """The family of a model of transformers; a module without a configuration counts as causal."""
+    """The family of a transformers model; a module without a configuration counts as causal."""
     return family_of(getattr(model, "config", None))

@@ -1,4 +1,4 @@
-"""Which linears of a model are adapted, asked of it as its family knows it."""
+"""Choose the linears of a model to adapt, with the help of its family."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def choose_targets(
 ) -> targets.Targets:
     """``adapters.targets.choose_targets`` in the part of the model that examples pass through.
 
-    ``is_skeleton``: the model has no weights yet, so it can be tried which linears are reached.
+    ``is_skeleton``: the model has no weights yet, so a trial pass can find unreached linears.
     """
     part = family_of_model(model).part(model)
     return targets.choose_targets(
@@ -27,7 +27,7 @@ def find_linears(model: nn.Module, target_modules: str) -> list[str]:
 
 
 def unreached(skeleton: nn.Module) -> set[str]:
-    """``adapters.reached.unreached`` by an example of the model's family."""
+    """``adapters.reached.unreached`` with a trial example of the model's family."""
     family = family_of_model(skeleton)
     inputs = family.trial_inputs(skeleton.config, reached.NUM_TOKENS, masked=True)
     return reached.unreached(skeleton, inputs)

@@ -1,4 +1,4 @@
-"""What families have in common whose models read and write texts, one token after the other."""
+"""The common part of families whose models read and write text token by token."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from moram_dist.tasks.task import Decoding, Example, Task
 
 
 class TextFamily(Family):
-    """A family says how a text is encoded and where an answer stands; the rest is here."""
+    """A subclass says how text is encoded and where answers are; the rest is implemented here."""
 
-    # What a subclass adds.
+    # To be implemented by subclasses.
 
     @abstractmethod
     def encode_question(self, tokenizer: Any, prompt: str, task: Task) -> list[int]:
-        """Token ids of what the model reads of a prompt."""
+        """Encode a prompt as the token ids that the model reads."""
 
     @abstractmethod
     def encode_candidates(self, tokenizer: Any, example: Example, task: Task) -> Candidates:
-        """The labels of a task after one prompt, as training would tokenise them."""
+        """The labels of a task after one prompt, tokenised as in training."""
 
     @abstractmethod
     def begin(self, prompts: Sequence[Sequence[int]], pad_id: int) -> Beginning:
-        """What generation starts from."""
+        """The inputs of ``generate`` for these prompts."""
 
     @abstractmethod
     def label_passes(
@@ -52,43 +52,43 @@ class TextFamily(Family):
         *,
         synced: bool,
     ) -> Passes:
-        """Forward passes over labels; with ``synced`` equally many for each batch of a task."""
+        """Forward passes over labels; with ``synced`` the same number for all batches of a task."""
 
     @abstractmethod
     def causal_inputs(self, ids_BT: Tensor) -> dict[str, Tensor]:
-        """Inputs in which the model says ``ids_BT``, each row after the same prompt."""
+        """Inputs in which ``ids_BT`` are the answers, all after the same prompt."""
 
     @abstractmethod
     def positions(self, model: nn.Module) -> Positions:
-        """How many tokens a model has positions for."""
+        """The number of tokens for which a model has positions."""
 
     @abstractmethod
     def lengths(self, encoded: Any) -> tuple[int, int]:
-        """Tokens of the prompt and of the answer that a model reads of a training example."""
+        """Prompt tokens and answer tokens that a model reads for a training example."""
 
     @abstractmethod
     def num_read(self, num_said: int) -> int:
-        """How many tokens of an answer are read, where so many are said."""
+        """Tokens that the model reads to generate an answer of ``num_said`` tokens."""
 
     @abstractmethod
     def exceeds(self, there: Positions, prompt: int, answer: int) -> bool:
-        """Whether so many tokens of prompt and answer need more positions than there are."""
+        """Whether prompt and answer of these lengths need more positions than ``there`` gives."""
 
     @abstractmethod
     def describe(self, there: Positions) -> str:
-        """What positions there are, for people: "1024 positions"."""
+        """The positions as text for messages: "1024 positions"."""
 
     # Structure.
 
     def tokens_of(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> int:
-        """Of all rows, padding counted."""
+        """Tokens of all rows, with padding."""
         ids = named.get("input_ids", arguments[0] if arguments else None)
         if ids is None:
             ids = named["inputs_embeds"][..., 0]
         return ids.numel()
 
     def vocabulary(self, model: Any) -> int:
-        """Tokens that the model can read and say."""
+        """Number of tokens that the model can both read and generate."""
         return min(
             getattr(layer.weight, "ds_shape", layer.weight.shape)[0]
             for layer in (model.get_input_embeddings(), model.get_output_embeddings())
@@ -109,7 +109,7 @@ class TextFamily(Family):
     def features_of_pass(
         self, model: Any, arguments: Sequence[Any], named: Mapping[str, Any]
     ) -> PromptFeatures | None:
-        """Likewise, of all tokens of the rows."""
+        """Mean input embeddings of all tokens of the rows."""
         rows = new_rows(arguments, named)
         if rows is None:
             return None
@@ -130,7 +130,7 @@ class TextFamily(Family):
         rows: Tensor,
         columns: Tensor,
     ) -> Tensor:
-        """Only where a target is: most positions are prompt, and the head is wide."""
+        """Logits only at targets: most positions are prompt, and the head is large."""
         with _picked(output_head(model), rows, columns) as picked:
             found: Tensor = engine(**inputs, use_cache=False).logits
         return found if picked else found[rows, columns][None]
@@ -147,7 +147,7 @@ class TextFamily(Family):
         *,
         synced: bool = False,
     ) -> list[str]:
-        """The most likely next token, again and again."""
+        """Greedy decoding."""
         prompts = [self.encode_question(tokenizer, one.prompt, task) for one in examples]
         new_BT = greedy(
             model,
@@ -169,7 +169,7 @@ class TextFamily(Family):
         *,
         synced: bool = False,
     ) -> list[str]:
-        """The label that a greedy walk through the labels' tokens ends at."""
+        """Greedy decoding that can produce only labels."""
         choices = [self.encode_candidates(tokenizer, one, task) for one in examples]
         return choose_labels(
             model, tokenizer, choices, task.labels, begin=self.begin, synced=synced
@@ -185,7 +185,7 @@ class TextFamily(Family):
         *,
         synced: bool = False,
     ) -> list[LabelScores]:
-        """Sums over the tokens of a label and EOS."""
+        """Log-likelihoods of each label's tokens and EOS."""
         choices = [self.encode_candidates(tokenizer, one, task) for one in examples]
         pad_id = tokenizer.pad_token_id
         passes = self.label_passes(model, choices, pad_id, task, synced=synced)
@@ -193,17 +193,17 @@ class TextFamily(Family):
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
-    """What makes logits of hidden states; None: the model has no such module."""
+    """The module that turns hidden states into logits; None if the model has none."""
     head: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
     return head
 
 
 @contextmanager
 def _picked(head: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[list[bool]]:
-    """Within it, ``head`` makes logits of some positions only, as one row.
+    """Within this context, ``head`` computes logits at the given positions only, as one row.
 
-    What a model does to logits afterwards (caps, scales) it does to each alone, so it does not
-    notice. Gives a list that is empty as long as the head was not called.
+    Models process logits elementwise afterwards (caps, scales), so the result is unchanged. Yields
+    a list that stays empty until the head is called.
     """
     called: list[bool] = []
 

@@ -1,4 +1,4 @@
-"""Plain arithmetic in a text, as numbers: parsed, bounded and exact, and never run as code."""
+"""Evaluate plain arithmetic in a text: parsed, bounded and exact, never run as code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 LONGEST = 200
-"""Characters; a longer text is no arithmetic that anybody wrote as an answer."""
+"""Most characters; a longer text is not an arithmetic answer."""
 
 LARGEST_POWER = 64
 
@@ -21,7 +21,7 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] 
 
 
 def value_of(text: str) -> Fraction | None:
-    """What ``2*3+1`` comes to; None for anything but numbers, ``+ - * / **`` and brackets."""
+    """The value of ``2*3+1``; None for anything but numbers, ``+ - * / **`` and brackets."""
     if len(text) > LONGEST:
         return None
     try:
@@ -31,10 +31,10 @@ def value_of(text: str) -> Fraction | None:
 
 
 def _value(node: ast.expr) -> Fraction:
-    """Raises ValueError for what is no arithmetic, ArithmeticError for a division by 0."""
+    """Raises ValueError for anything but arithmetic, ArithmeticError for a division by 0."""
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return Fraction(str(number))  # as it is written, and not as a float rounds it
+            return Fraction(str(number))  # the decimal number itself, not its binary rounding
         case ast.UnaryOp(op=ast.USub(), operand=part):
             return -_value(part)
         case ast.UnaryOp(op=ast.UAdd(), operand=part):

@@ -1,4 +1,4 @@
-"""Multiple choice where the model may say more than the letter."""
+"""Multiple choice for answers that may contain more than the letter."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from moram_dist.registry import InputError
 
 
 def choose_label(text: str, labels: tuple[str, ...]) -> str:
-    """The label that ``text`` names, or the stripped text where it names none.
+    """The label that ``text`` names, or the stripped text if it names none.
 
-    A label that stands alone as a word wins; failing that, the first character anywhere that is a
-    label. Case never counts. So the English article in ``This is a hawkish stance`` reads as A and
-    ``neutral`` reads as A by its one letter a: the published rule, kept for comparable numbers.
+    The first label that is a separate word wins; otherwise the first character that is a label.
+    Case is ignored. So ``This is a hawkish stance`` reads as A because of the article, and
+    ``neutral`` because of its letter a: this is the published rule, kept for comparable numbers.
 
     Args:
         text: the model's answer.
         labels: the answer set, one character each.
 
     Raises:
-        InputError: no labels, or one that is not a single character.
+        InputError: no labels, or a label that is not a single character.
 
     Source: choice normalisation of the MoRAM code for TRACE.
     """
@@ -38,7 +38,7 @@ def choose_label(text: str, labels: tuple[str, ...]) -> str:
 
 @METRICS.register("choice")
 def choice(answer: Answer) -> float:
-    """100.0 where the label that the prediction names begins with the reference, else 0.0.
+    """100.0 if the label that the prediction names begins with the reference, else 0.0.
 
     Raises:
         InputError: the task has no single-character labels.

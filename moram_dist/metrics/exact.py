@@ -1,4 +1,4 @@
-"""Right-or-wrong metrics by comparison of strings. Each gives 0.0 or 100.0."""
+"""Metrics that compare strings. Each gives 0.0 or 100.0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def starts_with(prediction: str, target: str) -> float:
-    """100.0 where the stripped prediction begins with ``target``, else 0.0; empty is wrong.
+    """100.0 if the stripped prediction begins with ``target``, else 0.0; an empty target is wrong.
 
     The target is not stripped. A longer answer can match by accident: ``55`` begins with ``5``.
 
@@ -21,13 +21,13 @@ def starts_with(prediction: str, target: str) -> float:
 
 @METRICS.register("accuracy_prefix")
 def accuracy_prefix(answer: Answer) -> float:
-    """100.0 where the stripped prediction begins with the reference, see ``starts_with``."""
+    """100.0 if the stripped prediction begins with the reference, see ``starts_with``."""
     return starts_with(answer.prediction, answer.reference)
 
 
 @METRICS.register("exact_match")
 def exact_match(answer: Answer) -> float:
-    """100.0 where both texts are equal to the last character, white space and case included.
+    """100.0 if both texts are exactly equal, including white space and case.
 
     Source: accuracy of the original TRACE code, arXiv:2310.06762.
     """
@@ -36,9 +36,9 @@ def exact_match(answer: Answer) -> float:
 
 @METRICS.register("first_character")
 def first_character(answer: Answer) -> float:
-    """100.0 where the first characters of prediction and reference, both stripped, are equal.
+    """100.0 if the first characters of prediction and reference, both stripped, are equal.
 
-    For answers that open with an option letter and then give reasons. Case counts. An empty
+    For answers that begin with an option letter and then give reasons. Case counts. An empty
     prediction or reference scores 0.0.
 
     Source: ScienceQA in TRACE, arXiv:2310.06762, with the MoRAM code's guard for empty answers.
@@ -49,7 +49,7 @@ def first_character(answer: Answer) -> float:
 
 @METRICS.register("exact_match_normalised")
 def exact_match_normalised(answer: Answer) -> float:
-    """100.0 where both texts are equal but for case, ASCII punctuation and amount of whitespace.
+    """100.0 if both texts are equal except for case, ASCII punctuation and amount of white space.
 
     Source: exact match of the SAPT and O-LoRA code for the long-sequence benchmarks.
     """

@@ -1,7 +1,7 @@
 r"""Answers that are a number, a short formula or a word.
 
-``math_answer`` finds the answer in what the model wrote, normalises it as the reference is
-normalised, and compares. Everything is done on strings and floats: nothing is evaluated.
+``math_answer`` finds the answer in the model's text, normalises it and the reference in the same
+way, and compares. It works on strings and floats: nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from moram_dist.metrics.metric import METRICS, Answer
 
 _NUMBER = re.compile(r"-?\d+\.?\d*")
 
-# Applied in this order: each rule may rely on what the ones before it have removed. A pattern that
-# may look for an end to the end of the text is none of these, as there may be many of its starts.
+# Applied in this order: each rule may rely on earlier ones. No pattern here searches for its end
+# through the rest of the text: with many possible starts, that would take quadratic time.
 _BEFORE_UNIT = (
     (r"\n", ""),
-    (r"(?<!\.)\.+\Z", ""),  # a run of full stops is looked at once, and not from each of them
+    (r"(?<!\.)\.+\Z", ""),  # a run of full stops is tried once, not from each of them
     (r"\\!", ""),  # LaTeX negative space
     (r"[td]frac", "frac"),
     (r"\\(?:left|right)", ""),
@@ -57,20 +57,20 @@ _LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 
 @METRICS.register("math_answer")
 def math_answer(answer: Answer) -> float:
-    r"""100.0 where the answer found in the prediction equals the reference, else 0.0.
+    r"""100.0 if the answer found in the prediction equals the reference, else 0.0.
 
-    The answer is what the last ``boxed`` holds; failing that the last number written; failing that
-    the whole text. It equals the reference where, after ``normalise_math``,
+    The answer is the content of the last ``boxed``; without one, the last number; without one, the
+    whole text. It equals the reference if, after ``normalise_math``,
 
-    a. the strings are equal but for case; or
+    a. the strings are equal except for case; or
     b. both are numbers, within 1e-4 (relative) of the reference, a hundredth of it or a hundred
-       times it (so that 5 and 5 % agree: the published rule, generous as it is); two numbers
-       that differ are wrong, whatever follows; or
-    c. they are equal once braces and brackets are gone, [1, 2) and (1, 2) excepted; or
+       times it (so that 5 and 5 % agree: the published rule is that generous); two numbers that
+       differ are wrong, and the rules below do not apply; or
+    c. they are equal without braces and brackets, except [1, 2) and (1, 2); or
     d. one side is ``x = v`` with a short left side, and v equals the other side.
 
     The published rule ends with symbolic equality by sympy. It is left out: sympy's parser passes
-    its input to ``eval``, and a model's output must not be run. An answer such as
+    its input to ``eval``, and a model's output must not be executed. An answer such as
     ``\boxed{\frac{1}{2}}`` therefore does not equal 0.5.
 
     Source: NumGLUE in the MoRAM code for TRACE, after the Qwen2.5-Math evaluation.
@@ -81,10 +81,10 @@ def math_answer(answer: Answer) -> float:
 
 @METRICS.register("math_answer_arithmetic")
 def math_answer_arithmetic(answer: Answer) -> float:
-    r"""``math_answer``, and arithmetic such as ``\boxed{2*3+1}`` is right where its value is.
+    r"""``math_answer``, but arithmetic such as ``\boxed{2*3+1}`` is right if its value is right.
 
-    With the published packages (sympy, and no parser of LaTeX) that is what the published rule's
-    last step adds for references that are numbers. It is computed here from a bounded parse.
+    With the published packages (sympy without a LaTeX parser), the last step of the published rule
+    adds this for references that are numbers. Here a bounded parser computes it.
 
     Source: as ``math_answer``.
     """
@@ -102,8 +102,8 @@ def math_answer_arithmetic(answer: Answer) -> float:
 def extract_math(text: str) -> str:
     r"""The answer in a model's text: last ``boxed``, else last number, else the stripped text.
 
-    What ``boxed`` holds is normalised. Its braces are matched; one that is never closed runs to
-    the end, and without braces it runs to the next ``$``.
+    The content of ``boxed`` is normalised. It ends at the matching brace, or at the end of the
+    text if the brace is never closed; without braces it ends at the next ``$``.
     """
     boxed = _boxed(text)
     if boxed:
@@ -127,10 +127,10 @@ def _boxed(text: str) -> str:
 
 
 def normalise_math(text: str) -> str:
-    r"""One spelling for the common ways to write an answer.
+    r"""Convert common ways to write an answer to one spelling.
 
     Removes line breaks, final full stops, spaces, units in ``\text``, degree, dollar and per cent
-    signs, quotes, the word ``and``, ``x=``; spells fractions and roots with braces and ``a/b`` as
+    signs, quotes, the word ``and``, ``x=``; writes fractions and roots with braces and ``a/b`` as
     ``\frac``; drops zero decimals; turns a number in English words into digits.
     """
     text = _without_unit(_rewrite(text.strip(), _BEFORE_UNIT))
@@ -145,20 +145,20 @@ def normalise_math(text: str) -> str:
 
 
 def _split_behind(text: str, mark: str) -> tuple[str, str]:
-    """The text up to the last ``mark``, and what follows it."""
+    """The text up to and including the last ``mark``, and the rest."""
     end = text.rfind(mark) + 1
     return text[:end], text[end:]
 
 
 def _without_unit(text: str) -> str:
-    r"""The text without a final ``\text{...}``, unless that is the whole answer."""
+    r"""The text without a final ``\text{...}``, unless that is the whole text."""
     start = text.find(r"\text{")
     rest = text[: max(start, 0)].strip()
     return rest if rest and text.endswith("}") else text
 
 
 def _slash(text: str) -> str:
-    r"""``a/b`` as ``\frac{a}{b}``, where each is a whole number or holds a root."""
+    r"""``a/b`` as ``\frac{a}{b}`` if each side is a whole number or contains a root."""
     above, slash, below = text.partition("/")
     fits = all("sqrt" in side or re.fullmatch(r"-?\d+", side) for side in (above, below))
     return rf"\frac{{{above}}}{{{below}}}" if slash and fits and "/" not in below else text
@@ -171,7 +171,7 @@ def _rewrite(text: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 def _digits(text: str) -> str:
-    """``twenty-three`` as ``23``; any text that is not one number in words stays as it is."""
+    """``twenty-three`` as ``23``; a text that is not one number in words stays unchanged."""
     words = text.lower().replace("-", " ").split()
     total = group = 0
     for word in words:
@@ -182,7 +182,7 @@ def _digits(text: str) -> str:
             group += unit
         elif word == "hundred":
             if group >= 100:
-                return text  # "hundred hundred" is no number, and a long row of them has no end
+                return text  # "hundred hundred" is no number, and many would grow without bound
             group = 100 * max(group, 1)
         elif word in _LARGE:
             total, group = total + max(group, 1) * _LARGE[word], 0
@@ -199,7 +199,7 @@ def _equal(prediction: str, reference: str) -> bool:
         return any(
             math.isclose(number, value, rel_tol=1e-4)
             for value in (target / 100, target, target * 100)
-            if bool(value) == bool(target)  # what is too small for a float is not 0
+            if bool(value) == bool(target)  # a value that underflows to 0 does not count
         )
     if _without_brackets(prediction, reference):
         return True
@@ -211,7 +211,7 @@ def _equal(prediction: str, reference: str) -> bool:
 
 
 def _without_brackets(prediction: str, reference: str) -> bool:
-    """Whether the texts are equal but for brackets; an open interval is not a closed one."""
+    """Whether the texts are equal except for brackets; open and closed intervals differ."""
     for opening, closing, other in ("[](", "()["):
         outer = prediction.startswith(opening) and prediction.endswith(closing)
         if outer and not reference.startswith(other):
@@ -222,10 +222,9 @@ def _without_brackets(prediction: str, reference: str) -> bool:
 
 
 def _number(text: str) -> float | None:
-    """The value, where ``text`` is a number with optional commas; a final ``%`` divides by 100.
+    """The value if ``text`` is a number with optional commas, else None; ``%`` divides by 100.
 
-    What a float cannot hold is no number: infinities and NaN, which are equal to nothing, and what
-    is so large or so small that it would become infinite or 0.
+    Infinity, NaN, and numbers that a float would round to infinity or 0 also give None.
     """
     text = text.replace(",", "")
     for candidate, scale in ((text, 1), (text.removesuffix("%").removesuffix("\\"), 100)):

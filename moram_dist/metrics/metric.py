@@ -1,4 +1,4 @@
-"""What a metric is: a function of one answered example, from 0 to 100."""
+"""The interface of metrics: functions of one answered example with values from 0 to 100."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from moram_dist.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A prediction beside what was asked and what is accepted."""
+    """A prediction with its prompt and one accepted answer."""
 
     prompt: str
     prediction: str
     reference: str
     labels: tuple[str, ...] = ()
-    """The task's closed answer set, empty where it has none."""
+    """The task's closed answer set, empty if it has none."""
 
 
 METRICS: Registry[Callable[[Answer], float]] = Registry("metric")

@@ -1,4 +1,4 @@
-"""Graded metrics by overlap of words or characters with the reference, 0 to 100."""
+"""Metrics for the overlap of words or characters with the reference, 0 to 100."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from moram_dist.metrics.subsequence import common_subsequence
 _LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", re.DOTALL)
 
 MOST_WORDS = 4_000_000
-"""Words that set-based ROUGE-L looks at, counted anew for each pair of sentences; pairs beyond that
-are left out. Two texts of 64 KiB of ordinary sentences need a quarter of it."""
+"""Most words that set-based ROUGE-L compares, summed over pairs of sentences; further pairs are
+skipped. Two texts of 64 KiB of ordinary sentences need a quarter of it."""
 
 
 @METRICS.register("rouge_l_set")
 def rouge_l_set(answer: Answer) -> float:
     """Summary-level ROUGE-L F over sets of words, 0 to 100.
 
-    The numbers are those of the PyPI package ``rouge`` 1.0.1 (``rouge-l``, ``exclusive=True``),
-    and not those of ``rouge_score``: sentences end at every ``.``, a word counts once however often
-    it occurs, case counts, nothing is stemmed. For each reference sentence the words of its longest
-    common subsequence with each predicted sentence are collected; hits are the words collected.
+    Gives the numbers of the PyPI package ``rouge`` 1.0.1 (``rouge-l``, ``exclusive=True``), not
+    those of ``rouge_score``: sentences end at every ``.``, a repeated word counts once, case
+    counts, nothing is stemmed. Hits are the distinct words in the longest common subsequences of
+    each reference sentence with each predicted sentence.
     P = hits / distinct predicted words, R = hits / distinct reference words and
-    F = 2PR / (P + R + 1e-8), so a perfect answer falls short of 100 by about 5e-7.
+    F = 2PR / (P + R + 1e-8), so a perfect answer is below 100 by about 5e-7.
 
-    The package itself recurses once a word, and raises on a text of nothing but ``.``; here long
-    sentences are no problem and such a text scores 0.0, as an empty one does. MoRAM's scorer avoids
-    that exception by a line break, see ``rouge_l_set_line_break``; here it is left out.
+    The package recurses once per word, and raises on a text that consists of ``.`` only; here long
+    sentences work and such a text scores 0.0 like an empty one. MoRAM's scorer avoids that
+    exception with a line break, see ``rouge_l_set_line_break``; here there is none.
 
     Source: MeetingBank in TRACE, arXiv:2310.06762; rouge 1.0.1.
     """
@@ -39,10 +39,10 @@ def rouge_l_set(answer: Answer) -> float:
 
 @METRICS.register("rouge_l_set_line_break")
 def rouge_l_set_line_break(answer: Answer) -> float:
-    """``rouge_l_set``, with a line break behind a prediction that has none.
+    """``rouge_l_set``, with a line break appended to a prediction that has none.
 
-    Behind a final ``.`` it is one more predicted word, the empty one, so that the reference itself
-    scores under 100. An empty prediction scores 0.0 and gets no line break.
+    After a final ``.`` the line break counts as one more predicted word, the empty one, so that
+    even the reference scores below 100. An empty prediction scores 0.0 and gets no line break.
 
     Source: MeetingBank in the MoRAM and TreeLoRA code for TRACE (``metrics.py``).
     """
@@ -53,9 +53,9 @@ def rouge_l_set_line_break(answer: Answer) -> float:
 
 @METRICS.register("rouge_l_set_swapped")
 def rouge_l_set_swapped(answer: Answer) -> float:
-    """``rouge_l_set`` of the reference, as if it were the prediction, against the prediction.
+    """``rouge_l_set`` with prediction and reference swapped.
 
-    The union over sentences is not symmetric, so the value differs a little.
+    The union over sentences is not symmetric, so the value differs slightly.
 
     Source: MeetingBank in the original TRACE code, which passes the two in this order.
     """
@@ -73,7 +73,7 @@ def _rouge_l_set(hypothesis: str, target: str) -> float:
 
 
 def _sentences(text: str) -> list[tuple[str, ...]]:
-    """Different sentences. One of spaces holds one empty word, as in the package."""
+    """Distinct sentences. As in the package, one of spaces only holds one empty word."""
     pieces = dict.fromkeys(" ".join(piece.split()) for piece in text.split(".") if piece)
     return [tuple(piece.split(" ")) for piece in pieces]
 
@@ -83,7 +83,7 @@ def _common_words(
 ) -> set[str]:
     """The words of the common subsequences of each reference sentence with each predicted one.
 
-    Pairs that can add no word are left out, so ordinary texts stay far below ``MOST_WORDS``.
+    Skips pairs that can add no word, so ordinary texts stay far below ``MOST_WORDS``.
     """
     having: dict[str, list[int]] = {}
     for k, sentence in enumerate(predicted):
@@ -112,19 +112,19 @@ def _common_words(
 def rouge_l_stemmed(answer: Answer) -> float:
     """ROUGE-L F1 over the whole text, stemmed, 0 to 100.
 
-    Lower case; everything but the letters a to z and digits separates words; words of more than
-    three characters are stemmed (Porter); F1 of the longest common subsequence. A text without such
-    words, as an empty one or one in another script, scores 0.0.
+    Text is lower-cased; everything but the letters a to z and digits separates words; words of more
+    than three characters are stemmed (Porter); F1 of the longest common subsequence. A text without
+    such words, such as an empty one or one in another script, scores 0.0.
 
     Source: Lin 2004 (ACL W04-1013), as in the package rouge-score and the SAPT code for SuperNI.
     """
-    from rapidfuzz.distance import LCSseq  # here, as what only asks a memory scores nothing
+    from rapidfuzz.distance import LCSseq  # imported here: optional, and only scoring needs it
 
     words = _stemming_tokenizer().tokenize
     predicted, reference = words(answer.prediction), words(answer.reference)
     if not predicted or not reference:
         return 0.0
-    number: dict[str, int] = {}  # whole numbers, so that no two words are taken for one
+    number: dict[str, int] = {}  # numbered, so that no two words compare equal by their hash
     texts = [[number.setdefault(word, len(number)) for word in t] for t in (predicted, reference)]
     common = LCSseq.similarity(*texts)
     precision, recall = common / len(predicted), common / len(reference)
@@ -142,9 +142,9 @@ def _stemming_tokenizer() -> Any:
 def edit_similarity(answer: Answer) -> float:
     """Similarity of two pieces of code in whole percent, 0 to 100.
 
-    Literal markers are first replaced by what they stand for. The similarity is
-    1 - (insertions + deletions) / (sum of both lengths), in whole percent, a half to the even one.
-    This is ``fuzzywuzzy`` with ``python-Levenshtein`` installed beside it; without that, it gives
+    Literal markers are first replaced by the literals that they stand for. The similarity is
+    1 - (insertions + deletions) / (sum of both lengths), rounded half to even to whole percent.
+    This is ``fuzzywuzzy`` with ``python-Levenshtein`` installed; without that, ``fuzzywuzzy`` gives
     other numbers. A text that is empty after the replacement scores 0.0.
 
     Source: Py150 in TRACE, arXiv:2310.06762.
@@ -159,5 +159,5 @@ def edit_similarity(answer: Answer) -> float:
 
 def _fill_literals(code: str) -> str:
     code = code.replace("<NUM_LIT>", "0").replace("<STR_LIT>", "").replace("<CHAR_LIT>", "")
-    end = code.rfind(">") + 1  # no marker ends behind it, and each would be looked for to the end
+    end = code.rfind(">") + 1  # after it no marker ends, and each would be searched to the end
     return _LITERAL.sub(r"\1", code[:end]) + code[end:]

@@ -1,4 +1,4 @@
-"""SARI: what a simplification kept, deleted and added, against source and reference."""
+"""SARI: the words that a simplification keeps, deletes and adds, given source and reference."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from moram_dist.metrics.metric import METRICS, Answer
 def sari(answer: Answer) -> float:
     """Mean of keep F1, delete precision and add F1 over n-grams of 1 to 4 words, 0 to 100.
 
-    The source is the full prompt, instruction included. Texts are lower-cased and split by
-    sacrebleu's ``13a`` tokeniser. Keep and delete work on counts, add on sets; 0 / 0 is 1. The
-    rule of the Hugging Face metric ``sari`` with one reference. An empty prediction is not special:
-    it keeps and adds nothing, and still earns its delete precision.
+    The source is the full prompt with the instruction. Texts are lower-cased and split by
+    sacrebleu's ``13a`` tokeniser. Keep and delete work on counts, add on sets; 0 / 0 is 1. This is
+    the rule of the Hugging Face metric ``sari`` with one reference. An empty prediction is not
+    special: it keeps and adds nothing, but gets its delete precision.
 
-    The reference itself does not always score 100. An n-gram that the source has s times and
-    the reference r times, s > r > 0, is rightly deleted s - r times, but the rule grants
-    max(s - 2r, 0) of them.
+    The reference itself does not always score 100. If the source contains an n-gram s times and
+    the reference r times, s > r > 0, it is correct to delete it s - r times, but the rule counts
+    only max(s - 2r, 0) of them.
 
     Source: Xu et al. 2016 (TACL Q16-1029); 20Minuten in TRACE, arXiv:2310.06762.
     """
@@ -70,7 +70,7 @@ def _keep_delete_add(
 
 
 def _mean_share(good: Counter[tuple[str, ...]], all_: Counter[tuple[str, ...]]) -> float:
-    """Mean over the n-grams of ``all_`` of the share of each one's count that is good."""
+    """The fraction of each n-gram's count that is good, averaged over the n-grams of ``all_``."""
     return sum(good[gram] / count for gram, count in all_.items()) / len(all_) if all_ else 1.0
 
 

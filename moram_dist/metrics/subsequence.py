@@ -1,8 +1,8 @@
-"""Longest common subsequence of two lists of words, row by row in the bits of integers.
+"""Longest common subsequence of two lists of words, with each row stored as bits of an integer.
 
-The table of lengths grows by 0 or 1 from one column to the next. So a row of it is one integer: bit
-j is set where column j + 1 is longer than column j. A row costs a few operations on such integers
-(Hyyrö 2004), where the plain table costs one for each pair of words.
+The table of lengths grows by 0 or 1 from one column to the next. So one integer can store a row:
+bit j is set if column j + 1 is longer than column j. A row costs a few operations on such integers
+(Hyyrö 2004), while the plain table costs one operation per pair of words.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 BLOCK = 64
-"""Rows between two that are kept; those between them are computed again on the way back. So 30,000
-words against as many take a few megabytes instead of a hundred."""
+"""Every BLOCK-th row is stored; rows between are computed again on the way back. So two texts of
+30,000 words take a few megabytes instead of a hundred."""
 
 
 def common_subsequence(x: Sequence[str], y: Sequence[str]) -> list[str]:
     """The words of a longest common subsequence, last word first.
 
-    Where several are longest, this is the one that the plain table leads to from its last corner:
-    equal words are taken; else up, where that is longer than left; else left. So the package
-    ``rouge`` chooses, and the set of words depends on it.
+    If several are longest, this is the one found by going back from the table's last corner: take
+    equal words; else go up if that is longer than left; else go left. The package ``rouge`` does
+    the same, and the set of words depends on it.
     """
     shared = set(x)
-    y = [word for word in y if word in shared]  # the other columns are as long as those before them
+    y = [word for word in y if word in shared]  # lengths do not grow at the other columns
     if not y:
         return []
     places: dict[str, int] = {}
@@ -57,10 +57,10 @@ def common_subsequence(x: Sequence[str], y: Sequence[str]) -> list[str]:
 
 
 def _next(row: int, places: int) -> int:
-    """The row after ``row``, for a word that stands at ``places`` of the other text.
+    """The row after ``row``, for a word that occurs at the bits ``places`` of the other text.
 
-    Each stretch between two set bits, its upper one with it, keeps the lowest of its old and new
-    bits: a length is reached as early as it can be.
+    Each range between two set bits, including the upper one, keeps the lowest of its old and new
+    bits: each length is reached as early as possible.
     """
     either = row | places
     return either & ~(either - (row << 1 | 1))

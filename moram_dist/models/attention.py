@@ -1,4 +1,4 @@
-"""Which attention kernel a model runs with: what is asked for, or the fastest that it supports."""
+"""Choose a model's attention kernel: the requested one, or the fastest that it supports."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ FLASH, SDPA, EAGER = "flash_attention_2", "sdpa", "eager"
 
 
 def resolve(asked: str, dtype: torch.dtype, build: Callable[[str], object]) -> str:
-    """The kernel's name, as transformers has it.
+    """The kernel's name in transformers.
 
-    ``auto`` takes flash-attn on CUDA in bf16 where it is installed, else torch's own kernel; and of
-    those only what the model's class supports, else ``eager``, which every class has.
+    ``auto`` takes flash-attn on CUDA in bf16 if installed, else torch's own kernel. If the model's
+    class does not support that, it takes the next one, at last ``eager``, which every class has.
 
     Args:
-        asked: one of these names, or ``auto``.
-        dtype: what the model computes in.
-        build: makes the model with a kernel, without weights; raises where a part of it does not
+        asked: a kernel's name, or ``auto``.
+        dtype: the compute type.
+        build: makes the model with a kernel, without weights; raises if a part of it does not
             support the kernel.
 
     Raises:
-        InputError: a kernel was asked for by name that cannot run, or that the class lacks.
+        InputError: the kernel requested by name cannot run, or the class does not support it.
     """
     installed = importlib.util.find_spec("flash_attn") is not None
     flash = torch.cuda.is_available() and installed and dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""sha256 of large files, kept in the user's cache until a file changes."""
+"""sha256 of files; digests of large ones are cached for the user until the file changes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from moram_dist.reading import read_record
 from moram_dist.registry import InputError
 
 LARGE = 64 << 20
-"""Bytes from which on a digest is worth keeping: hashing less takes a fraction of a second."""
+"""Least size in bytes of a file whose digest is cached; smaller ones hash in under a second."""
 
 SETTLED_S = 2.0
-"""A file that changed more recently than this may change again without its times showing it."""
+"""A file that changed more recently than this may change again with the same timestamps."""
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A digest, and the state of the file that it was taken of."""
+    """A digest and the state of the file at that time."""
 
     path: str
     size: int
@@ -39,7 +39,7 @@ def content_digest(path: Path, say: Callable[[str], None]) -> str:
 
     Args:
         path: the file.
-        say: told, in one line, when a large file is read.
+        say: called with one line before a large file is read.
 
     Raises:
         InputError: it cannot be read.
@@ -62,13 +62,13 @@ def content_digest(path: Path, say: Callable[[str], None]) -> str:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if now - max(state.st_mtime, state.st_ctime) > SETTLED_S:
-        with suppress(OSError):  # no home, or none to write in: then it is read again
+        with suppress(OSError):  # without a writable home, the next call reads the file again
             write_atomically(cache, dumps(asdict(key) | {"sha256": digest}))
     return digest
 
 
 def cache_folder() -> Path:
-    """Where digests are kept: ``~/.cache/moram_dist/digests``, or under ``XDG_CACHE_HOME``."""
+    """The folder of digests: ``~/.cache/moram_dist/digests``, or under ``XDG_CACHE_HOME``."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(home) / "moram_dist" / "digests"
 

@@ -1,4 +1,4 @@
-"""The files of a base model's folder: there, whole, of a format that is read, and of no adapter."""
+"""Check a base model's files: all present, intact, in a supported format, and no adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""PEFT's. transformers would load them over the model, or another model in its stead."""
+"""PEFT's files. transformers would load the adapter into the model, or another base model."""
 
 TOKENIZER = (
     "tokenizer.json",
@@ -38,16 +38,17 @@ TOKENIZER = (
 POINTER = b"version https://git-lfs"
 
 COUNTS = re.compile(r"^(?!max_).*(layers?|experts|labels)$")
-"""Settings that count parts of a model, or names of classes, each of which takes time to make."""
+"""Settings that count parts of a model or class labels, each of which takes time to create."""
 
 MOST_WITHOUT_WEIGHTS = 1000
-"""So many parts are made without a look at how many tensors the weights have: some share theirs."""
+"""Most parts that are created without comparing their number with that of the tensors in the
+weights. Some models share tensors between parts."""
 
 NAME_SHOWN = 100
 
 
 class BaseError(InputError):
-    """Something is wrong with the base model. Names it, as it was given, before what it is."""
+    """A problem with the base model. The message begins with the model's name as given."""
 
     def __init__(self, name: str, problem: str) -> None:
         shown = name if len(name) <= NAME_SHOWN else f"{name[:NAME_SHOWN]}..."
@@ -57,15 +58,15 @@ class BaseError(InputError):
 
 
 def because(error: Exception) -> str:
-    """What a library says, as the end of a line."""
+    """A library's message, shortened to end a line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def check_name(name: str) -> Path | None:
-    """The folder that a name stands for; None: a name of the hub.
+    """The folder with this name; None for a hub id.
 
     Raises:
-        InputError: it can be neither, or a folder that is not there.
+        InputError: the name can be neither, or the folder does not exist.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -86,7 +87,7 @@ def check_name(name: str) -> Path | None:
 
 
 def local(source: str) -> Path | None:
-    """The folder with a model's files: its own, or the hub's cache; None: not here yet."""
+    """The folder with a model's files, its own or in the hub's cache; None if not downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     path = Path(source)
@@ -97,10 +98,10 @@ def local(source: str) -> Path | None:
 
 
 def fetch(source: str) -> Path:
-    """The hub's weight files of a model, downloaded where they are not in its cache; their folder.
+    """Download a model's weight files from the hub if they are not cached; returns their folder.
 
     Raises:
-        InputError: they cannot be had.
+        InputError: they cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -108,7 +109,7 @@ def fetch(source: str) -> Path:
     try:
         try:
             return Path(hf_hub_download(source, WHOLE)).parent
-        except EntryNotFoundError:  # also where it is not in the cache and the hub is out of reach
+        except EntryNotFoundError:  # also raised if it is not cached and the hub is unreachable
             folder = Path(hf_hub_download(source, INDEX)).parent
             for file in _named_shards(folder, source):
                 hf_hub_download(source, file)
@@ -122,15 +123,15 @@ def fetch(source: str) -> Path:
 
 
 def check_folder(folder: Path, name: str) -> None:
-    """Everything that needs no library: kinds of files, and how many parts are to be made.
+    """Check all that needs no library: the kinds of files and the number of parts to create.
 
     Raises:
-        InputError: says which file, and what to do.
+        InputError: names the file and says what to do.
     """
     if not folder.is_dir():
         raise BaseError(name, "is a file; give the folder that holds it")
     for path in sorted(folder.iterdir()):
-        # Whatever reads it would wait for a pipe's writer, and never reach a device's end.
+        # Reading would wait for a pipe's writer, and never reach the end of a device.
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise BaseError(name, f"{path.name} is no file but a device, pipe or socket")
     adapter = next((each for each in ADAPTER if (folder / each).exists()), None)
@@ -164,7 +165,7 @@ def _object(path: Path, name: str) -> dict[str, Any]:
 
 
 def _most(settings: dict[str, Any]) -> tuple[str, int]:
-    """The setting that asks for most parts, and how many."""
+    """The setting that requires the most parts, and their number."""
     found = [("", 0)]
     for key, value in settings.items():
         if isinstance(value, dict):
@@ -175,7 +176,7 @@ def _most(settings: dict[str, Any]) -> tuple[str, int]:
 
 
 def refuse_pointer(path: Path, name: str) -> None:
-    """Raises InputError where a file is only git-lfs' pointer to it."""
+    """Raises InputError where a file is only a git-lfs pointer."""
     try:
         with path.open("rb") as file:
             begins = file.read(len(POINTER))
@@ -192,10 +193,10 @@ def refuse_pointer(path: Path, name: str) -> None:
 
 
 def weight_files(folder: Path, name: str) -> tuple[Path, ...]:
-    """The files that transformers loads weights from.
+    """The files from which transformers loads weights.
 
     Raises:
-        InputError: none of a format that is read, or an index that does not go with its shards.
+        InputError: no file has a supported format, or the index does not match its shards.
     """
     if (folder / WHOLE).is_file():
         return (folder / WHOLE,)
@@ -234,7 +235,7 @@ def _shards(folder: Path, name: str) -> tuple[Path, ...]:
 
 
 def _weight_map(folder: Path, name: str) -> dict[str, str]:
-    """What the index says: tensor to file."""
+    """The index's map of tensors to files."""
     path = folder / INDEX
     refuse_pointer(path, name)
     where = _object(path, name).get("weight_map")
@@ -254,7 +255,7 @@ def _named_shards(folder: Path, name: str) -> list[str]:
 
 
 def _compare(folder: Path, named: dict[str, str], name: str) -> None:
-    """Whether shards hold what their index says, and each tensor once."""
+    """Check that shards hold the tensors that the index assigns to them, each tensor once."""
     holder: dict[str, str] = {}
     for file in sorted(set(named.values())):
         for tensor in header(folder / file, name):
@@ -270,10 +271,10 @@ def _compare(folder: Path, named: dict[str, str], name: str) -> None:
 
 
 def header(path: Path, name: str) -> dict[str, Tensor]:
-    """A weight file's tensors without their content, on the meta device, by name.
+    """A weight file's tensors by name, on the meta device without their content.
 
     Raises:
-        InputError: it is empty, cut short, damaged, or holds numbers of an unknown kind.
+        InputError: the file is empty, truncated or damaged, or holds an unknown dtype.
     """
     from transformers.modeling_utils import load_state_dict
 

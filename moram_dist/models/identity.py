@@ -1,11 +1,11 @@
-"""Who a base model is: a fingerprint of its content, whatever its folder is called.
+"""Identify a base model by a fingerprint of its content, independent of its folder's name.
 
     identify(source)           files, digests and fingerprint; reads every weight once
     is_base(saved, source)     whether it is the model that a memory's manifest names
-    origin(model)              the source that a loaded model came from
+    origin(model)              the source of a loaded model
 
-Two folders, or a folder and an id of the hub, are the same base where their configuration, weights
-and own code are. Names of files do not count, so a shard may be renamed.
+Two folders, or a folder and a hub id, are the same base if their configuration, weights and own
+code are equal. File names do not count, so a shard may be renamed.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 NOT_THE_MODEL = ("transformers_version", "dtype", "torch_dtype")
-"""Keys of config.json that change with who saved it. The run chooses its own precision."""
+"""Keys of config.json that depend on the program that saved it. The run chooses its precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseIdentity:
-    """What a base model is made of."""
+    """The content of a base model."""
 
     name: str
-    """For people: a folder's name or an id of the hub. Never compared."""
+    """A folder's name or a hub id, for messages. Never compared."""
 
     fingerprint: str
     """sha256 over the digests of configuration, weights and code."""
 
     files: dict[str, str]
-    """File name -> sha256. That of config.json is of its values, not of its text."""
+    """File name -> sha256. For config.json, the digest is of its values, not of its text."""
 
     commit: str | None = None
-    """Of an id of the hub: the commit that it stood for. For information."""
+    """For a hub id, the commit that was read. For information."""
 
     @property
     def saved(self) -> dict[str, Any]:
-        """What a memory's manifest keeps of it."""
+        """Name and fingerprint, as a memory's manifest stores them."""
         return {"name": self.name, "fingerprint": self.fingerprint}
 
 
@@ -60,17 +60,17 @@ def identify(
 ) -> BaseIdentity:
     """Read a base model's configuration, weights and own code, and digest them.
 
-    Digests of large files are kept in the user's cache and used again until the file changes.
-    Files of a hub id that are not on this machine yet are fetched.
+    Digests of large files are cached for the user and reused until the file changes. Files of a
+    hub id that are not on this machine yet are downloaded.
 
     Args:
-        source: a folder or an id of the hub, as ``from_pretrained`` takes it.
-        revision: commit, branch or tag of an id of the hub.
-        name: what to call it; default: the folder's name, or the id.
-        say: told when a large file is read, in one line.
+        source: a folder or a hub id, as for ``from_pretrained``.
+        revision: commit, branch or tag of a hub id.
+        name: the name for messages; default: the folder's name, or the id.
+        say: called with one line before a large file is read.
 
     Raises:
-        InputError: config.json or a file that belongs to the weights is missing or cannot be read.
+        InputError: config.json or a weight file is missing or cannot be read.
     """
     folder = ModelFolder(source, revision)
     values = read_object(folder.file("config.json"))
@@ -87,7 +87,7 @@ def identify(
 
 
 def fingerprint_of(source: str, revision: str | None = None) -> dict[str, Any]:
-    """Name and fingerprint of a base, as a memory's manifest keeps them: ``Manifest.base``.
+    """Name and fingerprint of a base, as a memory's manifest stores them: ``Manifest.base``.
 
     Raises:
         InputError: as ``identify``.
@@ -105,14 +105,14 @@ def is_base(
 ) -> bool:
     """Whether the base at ``source`` is the one that a manifest's ``base`` names.
 
-    Fingerprints of older versions, of the first megabyte of each file, are recognised too.
+    Also accepts fingerprints of older versions, which digested the first megabyte of each file.
 
     Args:
         saved: ``Manifest.base``.
-        source: a folder or an id of the hub.
+        source: a folder or a hub id.
         revision: as for ``identify``.
         architecture: the loaded model's configuration; default: read from ``source``.
-        known: what ``identify`` said of ``source``, where it has been asked.
+        known: the result of ``identify`` for ``source``, if available.
 
     Raises:
         InputError: as ``identify``.
@@ -124,7 +124,7 @@ def is_base(
         from transformers import AutoConfig
 
         try:
-            # Custom code is no matter here: such a configuration has no older fingerprint.
+            # Custom code does not matter here: such a configuration has no older fingerprint.
             architecture = AutoConfig.from_pretrained(source, revision=revision)
         except (OSError, ValueError, KeyError):
             architecture = None
@@ -134,14 +134,14 @@ def is_base(
 
 
 def origin(model: Any) -> tuple[str, str | None] | None:
-    """The source and revision that a loaded model came from; None for one made in memory."""
+    """Source and revision of a loaded model; None for a model created in memory."""
     config = getattr(model, "config", None)
     source = getattr(config, "_name_or_path", "") or ""
     return (source, getattr(config, "_commit_hash", None)) if source else None
 
 
 def changes(then: BaseIdentity, now: BaseIdentity) -> list[str]:
-    """What differs between two bases, a line each; empty where they are the same."""
+    """The differences between two bases, one line each; empty if they are the same."""
     if then.fingerprint == now.fingerprint:
         return []
     both = then.files.keys() & now.files.keys()
@@ -159,10 +159,10 @@ def changes(then: BaseIdentity, now: BaseIdentity) -> list[str]:
 
 
 def older_fingerprints(source: str, architecture: Any) -> set[str]:
-    """What versions before whole-content fingerprints may have called this base.
+    """The fingerprints that versions before whole-content fingerprints may have given this base.
 
-    They digested the configuration as transformers had it in memory, ``use_cache`` off where
-    gradient checkpointing was on, and the first megabyte of each weight file of a folder.
+    They digested transformers' configuration in memory, with ``use_cache`` off under gradient
+    checkpointing, and the first megabyte of each weight file of a folder.
     """
     plain = {
         key: value
@@ -181,7 +181,7 @@ def older_fingerprints(source: str, architecture: Any) -> set[str]:
 
 
 def _weights(folder: ModelFolder) -> list[str]:
-    """The weight files that transformers reads, by name."""
+    """Names of the weight files that transformers reads."""
     if folder.has(WEIGHTS):
         return [WEIGHTS]
     if folder.has(INDEX):
@@ -200,7 +200,7 @@ def _weights(folder: ModelFolder) -> list[str]:
 
 
 def _of_values(config: Mapping[str, Any]) -> str:
-    """Digest of a configuration's values, without those that say who saved it."""
+    """Digest of a configuration's values without ``NOT_THE_MODEL`` and private keys."""
     text = json.dumps(_plain(config), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -216,5 +216,5 @@ def _plain(value: Any) -> Any:
 
 
 def _unnamed(files: Mapping[str, str]) -> list[str]:
-    """Digests in an order that no name of a file has a part in, but for the configuration's."""
+    """The configuration's digest, then the others sorted, so that file names do not matter."""
     return [files["config.json"], *sorted(d for n, d in files.items() if n != "config.json")]

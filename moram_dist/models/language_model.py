@@ -1,6 +1,6 @@
 """Load the frozen base model and its tokenizer, sharded from the start under ZeRO-3.
 
-Which family it is of, its own configuration says (``moram_dist.families``).
+The model's configuration determines its family (``moram_dist.families``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moram_dist.registry import InputError
 DEMO_BASE = Path(__file__).parent / "demo_base"
 
 SIZES = re.compile(r"must match the|cannot be multiplied|is invalid for input of size")
-"""How torch says that two tensors do not fit."""
+"""Matches torch's messages for tensors whose shapes do not fit."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Base:
     model: nn.Module
     tokenizer: Any
     keep_alive: Any
-    """transformers' handle on the DeepSpeed configuration; it holds it by weak reference only."""
+    """transformers' handle on the DeepSpeed configuration, which it references only weakly."""
 
     family: Family
 
@@ -47,7 +47,7 @@ def resolve_dtype(config: ModelConfig) -> torch.dtype:
 
 
 def resolve_attention(config: ModelConfig, architecture: Any) -> str:
-    """The attention kernel. Not to be called while ZeRO-3 shards what is built.
+    """The attention kernel. Not to be called while ZeRO-3 shards new models.
 
     Raises:
         InputError: as ``attention.resolve``.
@@ -65,7 +65,7 @@ def resolve_attention(config: ModelConfig, architecture: Any) -> str:
 
 
 def source(config: ModelConfig) -> str:
-    """What transformers loads: a folder or a hub id."""
+    """The folder or hub id that transformers loads."""
     return str(DEMO_BASE) if config.model == EMBEDDED else config.model
 
 
@@ -73,8 +73,8 @@ def check(config: ModelConfig) -> Any:
     """The model's configuration, read without its weights.
 
     Raises:
-        InputError: no such folder or id, a folder that lacks a file or holds a broken one, settings
-            that transformers does not know, code of the model's own, or quantised weights.
+        InputError: no such folder or id, a missing or broken file, settings that transformers does
+            not know, custom code without ``trust_remote_code``, or quantised weights.
     """
     from transformers import AutoConfig
 
@@ -86,7 +86,7 @@ def check(config: ModelConfig) -> Any:
         architecture = AutoConfig.from_pretrained(
             source(config), trust_remote_code=config.trust_remote_code
         )
-    except Exception as error:  # settings of whatever type reach whatever a model does with them
+    except Exception as error:  # wrong settings may raise anything in a model's own code
         if "trust_remote_code" in str(error):
             raise BaseError(
                 name,
@@ -107,7 +107,7 @@ def check(config: ModelConfig) -> Any:
 
 
 def _refuse_quantised(architecture: Any, name: str) -> None:
-    """Adapters and ZeRO take weights to be floating-point numbers that stand for themselves."""
+    """Raises InputError for quantised weights: adapters and ZeRO need plain floating-point ones."""
     for part in (architecture, architecture.get_text_config()):
         for field in ("quantization_config", "compression_config"):
             how = getattr(part, field, None)
@@ -124,7 +124,7 @@ def checked_family(config: ModelConfig, architecture: Any) -> Family:
     """The family of a base.
 
     Raises:
-        InputError: a configuration that lacks what the family needs.
+        InputError: the family cannot use the configuration.
     """
     family = family_of(architecture)
     problem = family.config_problem(architecture)
@@ -134,7 +134,7 @@ def checked_family(config: ModelConfig, architecture: Any) -> Family:
 
 
 def skeleton(config: ModelConfig) -> nn.Module:
-    """The model's modules without any weights: to look at names before work starts."""
+    """The model's modules without weights, for checks before work starts."""
     architecture = check(config)
     family = checked_family(config, architecture)
     try:
@@ -147,7 +147,7 @@ def skeleton(config: ModelConfig) -> nn.Module:
             )
     except InputError:
         raise
-    except Exception as error:  # sizes that do not go together raise whatever they lead to
+    except Exception as error:  # inconsistent sizes may raise anything
         raise BaseError(
             config.model, f"is no {family.kind} language model: {because(error)}"
         ) from None
@@ -159,14 +159,14 @@ def skeleton(config: ModelConfig) -> nn.Module:
 
 
 def _refuse_sizes(model: Any, family: Family, name: str) -> None:
-    """Sizes that go together where modules are made, and not where they are used.
+    """Raises InputError for sizes that are inconsistent only in use, not when modules are made.
 
-    Without content, a forward pass of most models is as good as a real one at that.
+    For most models, a forward pass on the meta device finds them as well as a real one.
     """
     try:
         with torch.no_grad():
             model(**family.trial_inputs(model.config, 4))
-    except Exception as error:  # many are of operations that need content, and say nothing
+    except Exception as error:  # many come from operations that need content: ignore those
         if SIZES.search(str(error)):
             raise BaseError(
                 name, f"sizes in config.json do not go together: {because(error)}"
@@ -174,10 +174,10 @@ def _refuse_sizes(model: Any, family: Family, name: str) -> None:
 
 
 def check_weights(config: ModelConfig, model: nn.Module) -> None:
-    """Compare names and shapes of the weights with ``model``'s. A hub's are downloaded first.
+    """Compare names and shapes of the weights with ``model``'s; download them from the hub first.
 
     Raises:
-        InputError: as ``load_report.check_weights`` does, or they cannot be had.
+        InputError: as ``load_report.check_weights`` does, or the download fails.
     """
     folder = local(source(config))
     if folder is None or not Path(source(config)).exists():
@@ -186,9 +186,9 @@ def check_weights(config: ModelConfig, model: nn.Module) -> None:
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The tokenizer, with a pad token: ``unk`` where it has none, else EOS, as published.
+    """Load the tokenizer. Without a pad token, or without a row for it, pad becomes ``unk``.
 
-    So also where the model has no row for its own pad token.
+    If there is no ``unk`` either, pad becomes EOS, as published.
     """
     name = config.model
     architecture = check(config)
@@ -215,13 +215,13 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
     """Load model and tokenizer. Under ZeRO-3 no rank ever holds the whole model.
 
     Args:
-        config: which model, in which precision.
-        ds_config: resolved DeepSpeed configuration; its stage decides about sharding.
+        config: the model and its precision.
+        ds_config: resolved DeepSpeed configuration; its stage determines the sharding.
     """
     from transformers import GenerationConfig
     from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    unset_hf_deepspeed_config()  # of a base that was loaded before: a skeleton is never sharded
+    unset_hf_deepspeed_config()  # left by an earlier base; a skeleton must not be sharded
     check_weights(config, skeleton(config))
     architecture = check(config)
     family = checked_family(config, architecture)
@@ -231,20 +231,20 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
         keep_alive = HfDeepSpeedConfig(ds_config)
     model, report = family.auto_class().from_pretrained(
         source(config),
-        config=architecture,  # as it was checked
+        config=architecture,  # the checked one
         dtype=resolve_dtype(config),
         attn_implementation=kernel,
-        generation_config=GenerationConfig(),  # decoding is the protocol's: the base's is not read
+        generation_config=GenerationConfig(),  # the protocol defines decoding, not the base's file
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
     )
-    # What is left over was judged above; sharded, transformers does not report it.
+    # check_weights has judged unexpected keys; under ZeRO-3 transformers does not report them.
     load_report.refuse({**report, "unexpected_keys": ()}, model, {}, config.model)
     model.requires_grad_(False)
     if config.gradient_checkpointing:
-        # Nothing before the first adapter needs a gradient, so re-entrant checkpointing, which
-        # follows the input's, would cut the graph.
+        # The input needs no gradient, as nothing before the first adapter does. Re-entrant
+        # checkpointing needs one and would cut the graph.
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.config.use_cache = False
     return Base(model, load_tokenizer(config), keep_alive, family)

@@ -1,7 +1,7 @@
-"""Whether a benchmark's texts fit the positions of a model.
+"""Check that a benchmark's texts fit the positions of a model.
 
-Looked at before any work, since a token beyond them is an error in the middle of a run. Texts are
-tokenised only where they might not fit.
+The check comes before any work, because a token beyond them is an error in the middle of a run.
+Texts are tokenised only if they might not fit.
 """
 
 from __future__ import annotations
@@ -18,53 +18,53 @@ from moram_dist.families.text import TextFamily
 from moram_dist.tasks.task import Benchmark, Example, Task
 
 SPECIAL = 8
-"""More tokens than a text's own: BOS, EOS, a decoder's start, and what a tokenizer puts before a
-word."""
+"""Most tokens in addition to a text's own: BOS, EOS, a decoder's start, a tokenizer's word
+prefix."""
 
 LEAST_ANSWER = 34
-"""What ``encode_training`` leaves to answers, however few tokens they may have, and EOS and BOS."""
+"""Tokens that ``encode_training`` always leaves for an answer, EOS and BOS."""
 
 
 @dataclass(frozen=True)
 class LengthRules:
-    """How a benchmark is put to a model."""
+    """Which texts of a benchmark a model reads."""
 
     benchmark: Benchmark
-    """With the prompts that the model gets."""
+    """With the final prompts."""
 
     trained: bool
-    """Whether the training examples are read at all."""
+    """Whether the training examples are read."""
 
     generated: Callable[[Task], bool]
     """Whether answers to a task's test examples are generated freely."""
 
     chosen: bool
-    """Whether labels, where a task has any, stand behind its prompts."""
+    """Whether a task's labels are read after its prompts."""
 
     room: bool = True
-    """Whether generated answers count with the tokens that they may have, or not at all."""
+    """Whether generated answers count with their longest length, or not at all."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """How many tokens of an example a model reads."""
+    """The number of tokens that a model reads for an example."""
 
     prompt: int
     answer: int
     where: str = ""
-    """Which example of which task, for people."""
+    """The example and its task, for messages."""
 
 
 def first_beyond(
     family: TextFamily, tokenizer: Any, asked: LengthRules, there: Positions
 ) -> Need | None:
-    """The first example that takes more positions than there are; None: all fit.
+    """The first example that needs more positions than there are; None if all fit.
 
     Args:
         family: of the model.
-        tokenizer: likewise.
-        asked: what the model reads.
-        there: positions that it has.
+        tokenizer: of the model.
+        asked: the texts that the model reads.
+        there: the model's positions.
     """
 
     def beyond(need: Need) -> bool:
@@ -84,7 +84,7 @@ def first_beyond(
 def _needs(
     family: TextFamily, tokenizer: Any, asked: LengthRules, task: Task, behind: int
 ) -> Iterator[tuple[Need, Callable[[], Need]]]:
-    """For each example what it takes at most, and how to find out what it takes."""
+    """For each example an upper bound of its need, and a function that measures the need."""
     for example in task.train if asked.trained else ():
         answer = _at_most(answer_text(example, task))
         measure = partial(_training, family, tokenizer, task, example)
@@ -100,7 +100,7 @@ def _needs(
 
 
 def _at_most(text: str) -> int:
-    """No text has more tokens than bytes, as it is or as a tokenizer may normalise it."""
+    """Upper bound of a text's tokens: its bytes, raw or after NFKC normalisation."""
     forms = (text, unicodedata.normalize("NFKC", text))
     return SPECIAL + max(len(form.encode(errors="replace")) for form in forms)
 

@@ -1,8 +1,8 @@
-"""Whether the weights of a base fill the model that its config.json describes.
+"""Check that the weights of a base fill the model that its config.json describes.
 
-transformers trains on random numbers where tensors are missing, and says so in a report that is
-easily overlooked. Here the report decides, before any work: a load on the meta device, where
-tensors have names and shapes and no content, renames and converts as a real one does.
+transformers fills missing tensors with random numbers and says so in a report that is easy to miss.
+Here the report is decisive, before any work: a load on the meta device, where tensors have names
+and shapes but no content, renames and converts tensors as a real load does.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ BUFFERS = re.compile(
     r"(^|\.)(inv_freq|rotary_emb\.(cos|sin)_cached|position_ids|token_type_ids|masked_bias"
     r"|embed_positions\.weights|_extra_state)$"
 )
-"""Constants that older versions saved with the weights, and that models now make themselves."""
+"""Constants that older versions saved with the weights and that models now compute."""
 
 MASK = re.compile(r"(^|\.)(attn|attention)\.(bias|causal_mask)$")
-"""A causal mask, likewise, where it has the four dimensions of one."""
+"""Likewise a causal mask, if it has four dimensions."""
 
 ROWS_AT_ONCE = 4096
 
@@ -34,14 +34,14 @@ def check_weights(model: Any, folder: Path, name: str) -> None:
     """Compare names and shapes in a folder's weight files with a model's.
 
     Args:
-        model: with the configuration and the class that are to be loaded; it may be on the meta
-            device. It is not touched.
-        folder: where its files are.
+        model: with the configuration and the class to load; it may be on the meta device. It is
+            not changed.
+        folder: with its files.
         name: of the base, for messages.
 
     Raises:
-        InputError: a file is not whole, or tensors are missing, left over or of another shape, with
-            one of them and how many there are.
+        InputError: a file is damaged, or tensors are missing, unexpected or of another shape; gives
+            one of them and their number.
     """
     holder: dict[str, Path] = {}
     tensors: dict[str, Tensor] = {}
@@ -59,7 +59,7 @@ def check_weights(model: Any, folder: Path, name: str) -> None:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except Exception as error:  # whatever a model's own conversion raises on odd shapes
+    except Exception as error:  # a model's own conversion may raise anything on wrong shapes
         raise BaseError(name, f"its weights do not fit config.json: {because(error)}") from None
     refuse(report, model, tensors, name)
     _refuse_two_where_tied(model, holder, name)
@@ -71,12 +71,12 @@ def refuse(report: Mapping[str, Any], model: Any, tensors: Mapping[str, Tensor],
     Args:
         report: sets of names, and for ``mismatched_keys`` of (name, shape in the file, shape of the
             model).
-        model: what was loaded.
-        tensors: what the files hold, as far as that is known.
+        model: the loaded model.
+        tensors: the tensors in the files, as far as known.
         name: of the base.
 
     Raises:
-        InputError: something is missing, left over or of another shape.
+        InputError: a tensor is missing, unexpected or of another shape.
     """
     kind = type(model).__name__
     mismatched = sorted(report["mismatched_keys"], key=lambda each: each[0])
@@ -107,14 +107,14 @@ def refuse(report: Mapping[str, Any], model: Any, tensors: Mapping[str, Tensor],
 
 
 def _known(tensor: str, content: Tensor | None) -> bool:
-    """Whether a tensor that is left over is one that no model of today needs."""
+    """Whether an unexpected tensor is one that current models do not need."""
     if MASK.search(tensor):
         return content is not None and content.dim() == 4
     return bool(BUFFERS.search(tensor))
 
 
 def _refuse_integers(model: Any, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Transformers would take whole numbers for weights as they are."""
+    """Raises InputError for integer weights, which transformers would load unchanged."""
     counts = {_last(t) for t, own in model.state_dict().items() if not own.is_floating_point()}
     for tensor, content in tensors.items():
         if content.is_floating_point() or _known(tensor, content):
@@ -128,14 +128,14 @@ def _refuse_integers(model: Any, tensors: Mapping[str, Tensor], name: str) -> No
 
 
 def _last(tensor: str) -> str:
-    """What a tensor is called in its own module, whatever that is renamed to."""
+    """A tensor's name within its module, which stays the same if the module is renamed."""
     return tensor.rpartition(".")[2]
 
 
 def _refuse_two_where_tied(model: Any, holder: Mapping[str, Path], name: str) -> None:
-    """Tensors that config.json makes one and the same, and the files do not.
+    """Raises InputError where config.json ties two tensors that differ in the files.
 
-    Sharded, transformers cannot tell, and would drop one of them.
+    Under ZeRO-3 transformers cannot tell, and would drop one of them.
     """
     for one, other in getattr(model, "all_tied_weights_keys", {}).items():
         if one in holder and other in holder and not _same(one, other, holder):

@@ -1,4 +1,4 @@
-"""Whether a model in memory holds the numbers of the files that it names."""
+"""Check that a model in memory holds the numbers of the files that it names."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from torch import nn
 from moram_dist.models.folder import local
 
 ROWS = 2
-"""Of a tensor, that are compared: another model differs everywhere."""
+"""Rows of each tensor that are compared: a different model differs everywhere."""
 
 ROUNDING = 0.02
-"""Relative distance that 16-bit numbers, on the way or at the end, explain."""
+"""Largest relative distance that conversions to and from 16 bits can cause."""
 
 
 def differs(model: nn.Module, source: str) -> str | None:
-    """Name of a tensor of ``model`` whose numbers are not those of the files of ``source``.
+    """The name of a tensor of ``model`` that differs from the files of ``source``.
 
-    A model made from a configuration names the folder of that configuration as though it had been
-    loaded from there. Looked at are the first rows of each tensor that both hold by one name and
-    one shape in floating point, up to rounding; quantised ones are left out.
+    A model created from a configuration names the configuration's folder as if it had been loaded
+    from there. This compares, up to rounding, the first rows of each floating-point tensor with
+    the same name and shape in both; quantised tensors are skipped.
 
     Args:
         model: on any device, in any dtype.
-        source: a folder, or an id of the hub whose files are on this machine.
+        source: a folder, or a hub id whose files are on this machine.
 
     Returns:
-        None where nothing differs, or there is nothing to compare.
+        None if no tensor differs, or there is nothing to compare.
     """
     folder = local(source)
     tensors = dict(model.named_parameters())

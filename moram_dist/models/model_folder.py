@@ -1,4 +1,4 @@
-"""Files of a model: in a folder, or in one commit of an id of the hub."""
+"""The files of a model, in a folder or in one commit of a hub id."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from moram_dist.registry import InputError
 
 
 class ModelFolder:
-    """Where the files of a model are. Those of an id of the hub are fetched as they are asked for.
+    """The files of a model. Those of a hub id are downloaded on first use.
 
-    All come from the commit that config.json comes from.
+    All come from the same commit as config.json.
     """
 
     def __init__(self, source: str, revision: str | None = None) -> None:
@@ -23,7 +23,7 @@ class ModelFolder:
             self.commit = self.path.name  # .../snapshots/COMMIT/config.json
 
     def file(self, name: str) -> Path:
-        """Where a file is. Raises InputError where there is none."""
+        """The path of a file. Raises InputError where there is none."""
         path = self.path / name
         if path.is_file():
             return path
@@ -32,14 +32,14 @@ class ModelFolder:
         return self._fetched(name, self.commit)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
         try:
             return self.file(name).is_file()
         except InputError:
             return False
 
     def code(self) -> list[str]:
-        """Python files of a model that brings its own."""
+        """Names of the model's own Python files."""
         return sorted(path.name for path in self.path.glob("*.py"))
 
     def _fetched(self, name: str, revision: str | None) -> Path:

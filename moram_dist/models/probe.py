@@ -1,4 +1,4 @@
-"""Ask a loaded base what no file says: whether it is causal, and whether its numbers are finite."""
+"""Test whether a loaded base is causal and all its numbers are finite."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from moram_dist.families import TextFamily
 from moram_dist.models.folder import BaseError
 
 LENGTH = 8
-"""Tokens that are read."""
+"""Length of the test rows in tokens."""
 
 MIDDLE = 3
-"""The place in them at which one row differs: what that changes later on is the scale of things."""
+"""Position at which one row differs; its effect on later logits sets the scale for comparison."""
 
 VARIANTS = 3
-"""Last tokens that are tried instead of the first row's."""
+"""Number of other last tokens that are tried."""
 
 SLACK = 16
-"""How often the difference between two equal rows of a batch may be exceeded: both are rounding."""
+"""Allowed multiple of the difference between two equal rows of a batch, which is pure rounding."""
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-"""By which logits may differ in any case, as a part of the largest."""
+"""Difference of logits that is always allowed, relative to the largest one."""
 
 INFLUENCE = 0.1
-"""Of an earlier token's: what less comes from a later one is rounding, as where experts get other
-tokens beside these."""
+"""A later token's effect below this fraction of an earlier token's counts as rounding. Such effects
+occur when experts process these tokens together with others."""
 
 
 def check_finite(model: nn.Module, name: str) -> None:
-    """Look at every number of the weights, of a sharded model at this rank's. All ranks call it.
+    """Check every weight, in a sharded model those of this rank. All ranks call it together.
 
     Raises:
-        InputError: names a tensor with NaN or infinity in it, on every rank.
+        InputError: on all ranks, names a tensor that contains NaN or infinity.
     """
     here = next((n for n, t in model.state_dict(keep_vars=True).items() if not _finite(t)), None)
     found = next((n for n in env.gather_objects(here) if n is not None), None)
@@ -51,12 +51,12 @@ def _finite(tensor: Any) -> bool:
     own = _own(tensor)
     if not own.is_floating_point() or own.device.type == "meta":
         return True
-    # A sum of absolute values would overflow, and isfinite of all at once takes room of its own.
+    # In parts, as isfinite of the whole tensor takes memory; a sum of absolutes could overflow.
     return all(bool(part.isfinite().all()) for part in own.detach().flatten().split(1 << 24))
 
 
 def _own(tensor: Any) -> Any:
-    """What this rank holds of a tensor: the last shard of one is padded with arbitrary bits."""
+    """This rank's part of a tensor, without the arbitrary padding of the last shard."""
     if not hasattr(tensor, "ds_tensor"):
         return tensor
     shard = tensor.ds_tensor.flatten()
@@ -64,16 +64,16 @@ def _own(tensor: Any) -> Any:
 
 
 def check_causal(model: Any, name: str, family: TextFamily, *, vocabulary: int) -> None:
-    """Whether logits stay as they are where only a later token changes. All ranks call it.
+    """Check that logits do not change with a later token. All ranks call it together.
 
     Args:
         model: language model, whole or under an engine's hooks.
         name: of the base, for messages.
         family: of the base.
-        vocabulary: ids of tokens that may be asked about are below.
+        vocabulary: token ids in the test are below this number.
 
     Raises:
-        InputError: they do not, or are not finite.
+        InputError: they change, or are not finite.
     """
     was_training = model.training
     model.eval()
@@ -92,7 +92,10 @@ def check_causal(model: Any, name: str, family: TextFamily, *, vocabulary: int) 
 
 
 def _rows(vocabulary: int) -> Tensor:
-    """Two equal rows, one that differs in the middle, ``VARIANTS`` at the end; (_, LENGTH)."""
+    """Two equal rows, one that differs at ``MIDDLE``, ``VARIANTS`` with another last token.
+
+    Shape (3 + VARIANTS, LENGTH).
+    """
     draw = torch.Generator().manual_seed(0)
     row = torch.randint(vocabulary, (LENGTH,), generator=draw)
     ids = row.repeat(3 + VARIANTS, 1)
@@ -104,7 +107,7 @@ def _rows(vocabulary: int) -> Tensor:
 
 
 def _moved(logits_BTV: Tensor) -> bool:
-    """Whether logits before the last place depend on the last token by more than rounding."""
+    """Whether logits before the last position depend on the last token by more than rounding."""
     logits = logits_BTV[:, :-1].double()
     change = (logits - logits[0]).abs()
     earlier = change[2, MIDDLE + 1 :].max()

@@ -1,7 +1,7 @@
-"""A base's tokenizer: that it is there, whole, and the one that the model was trained with.
+"""Load a base's tokenizer and check that its files are complete and intact.
 
-transformers makes a tokenizer that knows no word, or reads the vocabulary in another way, where a
-file is missing; what it raises on a broken one depends on the kind.
+If a file is missing, transformers makes a tokenizer that knows no word or reads the vocabulary in
+another way. Its exceptions for a broken file depend on the kind of tokenizer.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ VOCABULARY = "vocab.json"
 MERGES = "merges.txt"
 
 END = "</w>"
-"""Of a word, in the vocabularies of XLM and CLIP."""
+"""End of a word in the vocabularies of XLM and CLIP."""
 
 FEW = 100
-"""So many words, and a tenth of the vocabulary, may come from elsewhere: special ones, fillers."""
+"""This number of words plus a tenth of the vocabulary may come without a merge: special tokens,
+fillers."""
 
 SPACE = "▁"
-"""The one token that is no special one in T5's vocabulary where its file is missing."""
+"""The only ordinary token in T5's vocabulary if its file is missing."""
 
 
 def read_tokenizer(source: str, folder: Path | None, name: str, *, trust_remote_code: bool) -> Any:
-    """The tokenizer as it is in the files.
+    """Load the tokenizer unchanged from its files.
 
     Args:
-        source: what transformers loads: a folder or a hub id.
-        folder: where its files are, None where that is not known.
+        source: the folder or hub id that transformers loads.
+        folder: with its files; None if not known.
         name: of the base, for messages.
         trust_remote_code: whether its own code may run.
 
     Raises:
-        InputError: which file is missing or broken.
+        InputError: a file is missing or broken.
     """
     from transformers import AutoTokenizer
 
@@ -48,7 +49,7 @@ def read_tokenizer(source: str, folder: Path | None, name: str, *, trust_remote_
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         ordinary = {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens, SPACE}
-    except Exception as error:  # tokenizers raises bare ones
+    except Exception as error:  # the tokenizers library raises plain Exception
         if "trust_remote_code" in str(error):
             raise BaseError(
                 name,
@@ -75,7 +76,7 @@ def _check_files(folder: Path, name: str) -> None:
             continue
         if not path.stat().st_size:
             raise BaseError(name, f"{path.name} is empty; download it again")
-        if path.suffix == ".json" and path.name != WHOLE:  # large, and read by the library
+        if path.suffix == ".json" and path.name != WHOLE:  # WHOLE is large; the library checks it
             _object(path, name)
     if (folder / WHOLE).exists():
         return
@@ -91,7 +92,7 @@ def _check_files(folder: Path, name: str) -> None:
 
 
 def _check_merges(folder: Path, name: str) -> None:
-    """Whether the merges make the vocabulary's words: a list that ends early is taken as it is."""
+    """Check that the merges make the vocabulary's words: transformers accepts a truncated list."""
     lines = read_text(folder / MERGES).split("\n")
     merged = {"".join(line.split(" ")[:2]) for line in lines}
     vocabulary = _object(folder / VOCABULARY, name)
@@ -105,7 +106,7 @@ def _check_merges(folder: Path, name: str) -> None:
 
 
 def _check_class(path: Path, name: str) -> None:
-    """Whether transformers knows the class; else it takes another one, without a word."""
+    """Check that transformers knows the class; otherwise it silently takes another one."""
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     settings = _object(path, name)

@@ -1,4 +1,4 @@
-"""Whether two tokenizers are the same: by their files, or by what they do."""
+"""Compare two tokenizers by their files and by their behaviour."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from moram_dist.files import sha256
 from moram_dist.models.model_folder import ModelFolder
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""Files of any tokenizer; those of its vocabulary have names of its class."""
+"""Files of any tokenizer; the names of vocabulary files depend on its class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerIdentity:
-    """What a tokenizer is made of."""
+    """The files and the behaviour of a tokenizer."""
 
     files: dict[str, str]
     """File name -> sha256."""
 
     behaviour: str | None
-    """sha256 of its rules, vocabulary and special tokens; None where it cannot write them down."""
+    """sha256 of its rules, vocabulary and special tokens; None if it cannot export them."""
 
 
 def identify_tokenizer(source: str, tokenizer: Any) -> TokenizerIdentity:
-    """Digest a loaded tokenizer, and the files that it came from.
+    """Digest a loaded tokenizer and its files.
 
     Raises:
-        InputError: there is neither such a folder nor such an id of the hub.
+        InputError: there is neither such a folder nor such a hub id.
     """
     folder = ModelFolder(source)
     names = {*SETTINGS, *getattr(tokenizer, "vocab_files_names", {}).values()}
@@ -40,10 +40,11 @@ def identify_tokenizer(source: str, tokenizer: Any) -> TokenizerIdentity:
 
 
 def tokenizer_changes(then: TokenizerIdentity, now: TokenizerIdentity) -> list[str]:
-    """What differs between two tokenizers, a line each; empty where they are the same.
+    """The differences between two tokenizers, one line each; empty if they are the same.
 
-    Same files are the same tokenizer, whatever a newer library makes of them. Other files are,
-    where rules, vocabulary and special tokens are: a chat template is never used here.
+    The same files are the same tokenizer, even if a newer library reads them differently. Other
+    files are the same tokenizer if rules, vocabulary and special tokens are equal. The chat
+    template does not count: the digests of chats include the prompts that it writes.
     """
     if then.files == now.files or (then.behaviour and then.behaviour == now.behaviour):
         return []

@@ -1,4 +1,4 @@
-"""Benchmarks by name, and the plain data that describes one. No torch, no tokenizer."""
+"""Benchmarks by name, and the plain data classes that describe them. No torch, no tokenizer."""
 
 from moram_dist.tasks import demo, jsonl, long_sequence, standard_cl, superni, trace
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Decoding, Example, Source, Task, digest

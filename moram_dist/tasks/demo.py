@@ -1,12 +1,12 @@
-"""The embedded demo: five small tasks on the same kind of sentence, each asking something else.
+"""The built-in demo: five small tasks that ask different questions about the same kind of sentence.
 
 Every prompt is an instruction, a sentence and a cue. The sentences of all tasks come from one
-distribution, so only the instruction and the cue tell the tasks apart, and a model that is trained
-on "which mood?" has every temptation to answer the mood when it is asked for the topic again: the
-forgetting that continual learning is about, in seconds and without a download.
+distribution, so only the instruction and the cue distinguish the tasks. A model trained on "which
+mood?" tends to answer the mood when the question is about the topic again: this is the forgetting
+that continual learning is about, in seconds and without a download.
 
-The texts are generated from ``Source.seed``. Nothing here is meant to compare methods for a
-paper: it shows that the machinery works.
+The texts are generated from ``Source.seed``. The demo shows that the software works; it is not
+meant to compare methods for a paper.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class _Ask:
-    """How a task asks for its slot; the task, its slot and the key below share one name."""
+    """A task's question about its slot; the task, its slot and the key below share one name."""
 
     instruction: str
     cue: str
@@ -54,8 +54,8 @@ def demo(source: Source) -> Benchmark:
     """Generate the demo.
 
     Raises:
-        InputError: files were given, the protocol is another than ``demo``, or the order is neither
-            a named one nor a comma-separated list of different tasks.
+        InputError: files were given, the protocol is not ``demo``, or the order is neither a named
+            one nor a comma-separated list of distinct tasks.
     """
     if source.data_dir is not None:
         raise InputError("demo is generated and takes no --data_dir")
@@ -75,16 +75,16 @@ def demo(source: Source) -> Benchmark:
 
 
 def _task(name: str, source: Source) -> Task:
-    """Draw a task's sentences; its own generator makes it the same in every order."""
+    """Draw a task's sentences from its own generator, so that they are the same in every order."""
     rng = random.Random(f"demo/{source.seed}/{name}")
     labels = tuple(SLOTS[name])
-    texts: dict[str, str] = {}  # text -> label; a text that is drawn again is dropped, so that
-    while len(texts) < TRAIN_EXAMPLES + TEST_EXAMPLES:  # train and test share none
+    texts: dict[str, str] = {}  # text -> label; repeated texts are dropped, so that train and
+    while len(texts) < TRAIN_EXAMPLES + TEST_EXAMPLES:  # test share none
         label = labels[len(texts) % len(labels)]
         texts.setdefault(make_sentence(rng, **{name: label}).text, label)
     pairs = list(texts.items())
     train, test = pairs[:TRAIN_EXAMPLES], pairs[TRAIN_EXAMPLES:]
-    rng.shuffle(train)  # else the labels come in turn, and a batch could be guessed by position
+    rng.shuffle(train)  # otherwise labels alternate, and their position would reveal them
     return Task(
         name=name,
         metric="exact_match_normalised",

@@ -1,8 +1,8 @@
-"""The small English of the embedded demo: words in groups, and sentences made of them.
+"""The vocabulary and the sentences of the built-in demo.
 
 A sentence fills six slots, such as "The nurse gladly moved the tiny hammer near the harbour at
-dawn." Each slot's words fall into four groups, and a group's name is the label that a question
-about the slot asks for: a hammer is a ``tool``. The demo's tasks ask for five of the slots; its
+dawn." The words of each slot form four groups, and a group's name is the label that a question
+about the slot asks for: a hammer is a ``tool``. The demo's tasks ask about five of the slots; its
 base model was trained on the same sentences, but on other questions
 (``tools/train_demo_base.py``).
 """
@@ -50,7 +50,7 @@ SLOTS: dict[str, dict[str, tuple[str, ...]]] = {
         "new": ("fresh", "modern", "shiny", "clean", "recent", "unused"),
     },
 }
-"""Slot -> label -> the words that carry it. A word stands in one group of one slot only."""
+"""Slot -> label -> its words. A word is in one group of one slot only."""
 
 VERBS = ("moved", "found", "drew", "bought", "sold", "kept", "took", "left", "saw", "hid")
 
@@ -79,5 +79,5 @@ def make_sentence(rng: random.Random, **wanted: str) -> Sentence:
 
 
 def question(instruction: str, text: str, cue: str) -> str:
-    """The one layout of all questions: what is asked, the sentence, and a cue to answer after."""
+    """The layout of all questions: the instruction, the sentence, and a cue before the answer."""
     return f"{instruction}\nText: {text}\n{cue}:"

@@ -1,12 +1,12 @@
-"""A person's records to examples, by the keys that they have.
+"""Convert the user's records to examples; a record's keys determine its form.
 
-    {"prompt": ..., "answer": ...}                         or the two fields that a listing names
+    {"prompt": ..., "answer": ...}                         or two fields named in tasks.yaml
     {"instruction": ..., "input": ..., "output": ...}      Alpaca; input may be absent or empty
     {"messages": [{"role": ..., "content": ...}, ...]}     a chat
     {"conversations": [{"from": ..., "value": ...}, ...]}  ShareGPT's chat
 
-The last turn of a chat is the answer and must be the assistant's; the turns before it ask. How they
-are written for a model is its tokenizer's business (``moram_dist.data.chat``).
+The last turn of a chat is the answer and must be the assistant's; the turns before it are the
+prompt, which the tokenizer's chat template writes (``moram_dist.data.chat``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMS = {
     "messages": ("messages",),
     "conversations": ("conversations",),
 }
-"""Name -> the keys by which a form is known."""
+"""Form -> the keys that identify it."""
 
 ROLES = {
     "human": "user",
@@ -50,15 +50,15 @@ def read_examples(
     Args:
         path: a ``.json`` or ``.jsonl`` file in UTF-8.
         split: first part of the examples' ids, ``<split>-<index in the file>``.
-        prompt_field: the key that holds the prompt, a text. Where it or ``answer_field`` is given,
-            no other form is looked for, and the one that is not given is ``prompt`` or ``answer``.
-        answer_field: the key that holds the answer: a text, or a list of accepted texts.
-        limit: take the first so many; later records are then not looked at.
+        prompt_field: the key of the prompt, a text. If it or ``answer_field`` is given, records
+            have no other form, and the default of the other one is ``prompt`` or ``answer``.
+        answer_field: the key of the answer: a text, or a list of accepted texts.
+        limit: read only this number of records; later ones are not checked.
 
     Raises:
         InputError: the file is missing, unreadable, not UTF-8, malformed or empty, a record has
-            none of the forms or two of them, lacks a field or holds something else than text in it,
-            or ``limit`` is under 1.
+            none of the forms or two of them, a field is missing or not text, or ``limit`` is
+            under 1.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit on {split} examples must be at least 1, got {limit}")
@@ -82,7 +82,7 @@ def _form(record: dict[str, Any], where: str) -> str:
             "answer_field in tasks.yaml"
         )
     if "prompt" in record or "answer" in record:
-        return "prompt and answer"  # which of the two is lacking is said where they are read
+        return "prompt and answer"  # reading it names the missing field
     keys = ", ".join(map(repr, record)) or "none"
     raise InputError(
         f"{where}: expected the fields {'; or '.join(FORMS)}; found: {keys} (tasks.yaml can name "

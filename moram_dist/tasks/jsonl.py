@@ -1,6 +1,6 @@
-"""A person's own tasks: a folder of them, or a YAML list.
+"""The user's own tasks, from a folder or a YAML list.
 
-A folder holds one subfolder a task, each with ``train`` and ``test`` as ``.json`` or ``.jsonl``
+A folder holds one subfolder per task, each with ``train`` and ``test`` as ``.json`` or ``.jsonl``
 files of records in one of the forms of ``tasks.examples``, such as ``prompt`` and ``answer``. A
 YAML list gives each task's files and rules::
 
@@ -57,10 +57,10 @@ class _Entry:
 
 @BENCHMARKS.register("jsonl")
 def jsonl(source: Source) -> Benchmark:
-    """Read a person's own tasks, in alphabetical order (folder) or the order listed (YAML).
+    """Read the user's own tasks, in alphabetical order (folder) or in the order listed (YAML).
 
-    ``source.data_dir`` is the folder or the YAML file; a folder with ``tasks.yaml`` in it is read
-    by that list. Decoding is greedy, without repetition rules.
+    ``source.data_dir`` is the folder or the YAML file; a ``tasks.yaml`` in the folder determines
+    what is read. Decoding is greedy, without repetition rules.
 
     Raises:
         InputError: no ``data_dir``, nothing in it, a bad list or file, or an unknown order.
@@ -86,7 +86,7 @@ def jsonl(source: Source) -> Benchmark:
 def _entries(data_dir: Path) -> list[_Entry]:
     if not os.path.exists(
         data_dir
-    ):  # which takes a name that is too long for one that is not there
+    ):  # unlike Path.exists, it returns False for names that are too long
         raise InputError(f"--data_dir: no such file or folder: {data_dir}")
     if not data_dir.is_dir():
         return _listed(data_dir)
@@ -183,7 +183,7 @@ def _labels(item: dict[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _task_name(name: str, where: str) -> str:
-    """``name``, once it is sure to work in file names and in a list with commas."""
+    """``name``, checked to work in file names and in a list with commas."""
     bad = sorted({x for x in name if x in ',/\\:*?"<>|' or not x.isprintable()})
     if bad or name != name.strip(" .") or len(name.encode()) > 100:
         raise InputError(

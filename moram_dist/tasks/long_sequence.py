@@ -1,14 +1,14 @@
-"""Long Sequence: 15 classification tasks, 1000 training examples a class.
+"""Long Sequence: 15 classification tasks, 1000 training examples per class.
 
 Files are ``{train,dev,test}.json`` in ``<data_dir>/<task>`` (SAPT's layout) or
 ``<data_dir>/<group>/<dataset>`` (O-LoRA's), or ``<data_dir>/<dataset>`` (the 500-sample version,
-whose prompts are complete). dev is the same as test, and is not read.
+with complete prompts). dev is the same as test and is not read.
 
 Source: Razdaibiedina et al. 2023 (Progressive Prompts), arXiv:2301.12314, for the tasks. Protocols:
 ``o_lora`` is the code of Wang et al. 2023, arXiv:2310.14152; ``sapt`` that of Zhao et al. 2024,
-arXiv:2401.08295; ``tree_lora`` that of Qian et al. 2025, arXiv:2506.10355; ``default`` is ours, and
-``bare`` is that without a word of what is asked, so that a task has to be told by its texts.
-docs/benchmarks.md has all in a table.
+arXiv:2401.08295; ``tree_lora`` that of Qian et al. 2025, arXiv:2506.10355. ``default`` is ours;
+``bare`` is ``default`` without instructions, so that only the texts identify a task. A table in
+docs/benchmarks.md compares them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ ORDERS = {
     "sapt_3": tuple(_ORDER_4.split()),
     "sapt_4": tuple(_ORDER_6.split()),
 }
-"""O-LoRA's numbers, and SAPT's for two of them."""
+"""By O-LoRA's numbers, and by SAPT's for two of them."""
 
 SAPT_STEPS = {"cb": 100, "copa": 200, "boolq": 500, "imdb": 250, "dbpedia": 200, "multirc": 500}
-"""Tasks that SAPT's LLaMA script trains for so many steps, whatever their size."""
+"""Tasks for which SAPT's LLaMA script fixes the number of training steps."""
 
 _TRUE_FALSE = {"yes": "True", "no": "False"}
 _YES_NO = {"True": "yes", "False": "no"}
@@ -50,14 +50,14 @@ def _labels(task: str, words: Words) -> tuple[str, ...]:
 
 
 def _said(task: str, answer: str, words: Words) -> str:
-    """An answer in a protocol's words: SAPT's files say yes and no for qqp, O-LoRA's do not."""
+    """An answer in a protocol's words: for qqp, SAPT's files say yes and no, O-LoRA's do not."""
     return words.get(answer, answer) if task == "qqp" else answer
 
 
 def _asks(
     template: Callable[[Dataset, Sample], str], words: Words, *shapes: str
 ) -> Callable[[str, Sample], tuple[str, tuple[str, ...]]]:
-    """What a protocol makes of records of these shapes; a complete prompt stays as it is."""
+    """A protocol's ``ask`` for records of these shapes; a complete prompt stays unchanged."""
 
     def ask(task: str, sample: Sample) -> tuple[str, tuple[str, ...]]:
         sample.expect(*shapes)
@@ -82,7 +82,7 @@ def _sapt_prompt(data: Dataset, sample: Sample) -> str:
 
 
 def _options(data: Dataset, sample: Sample) -> str:
-    """The 500-sample version's prompt, and what O-LoRA's has behind its two names."""
+    """The 500-sample version's prompt, and the part of O-LoRA's prompt after its two names."""
     instruction = INSTRUCTIONS.get(data.group)
     if instruction is None:
         return f"{sample.text}\nAnswer:"

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One data set as O-LoRA and SAPT know it."""
+    """One data set in O-LoRA's and SAPT's words."""
 
     group: str
-    """O-LoRA's task, which has the instruction."""
+    """O-LoRA's task, which determines the instruction."""
 
     dataset: str
     """O-LoRA's name."""
 
     definition: str
-    """SAPT's instruction, without white space at the ends."""
+    """SAPT's instruction, stripped."""
 
     labels: tuple[str, ...]
-    """In the order of O-LoRA's option lists, and in its words."""
+    """In the order and the words of O-LoRA's option lists."""
 
     num_train: int
     """Examples of the published training file."""
@@ -42,7 +42,7 @@ INSTRUCTIONS = {
     "WiC": "Given a word and two sentences, whether the word is used with the same sense in both "
     "sentence? Choose one from the option.",
 }
-"""O-LoRA's, by group. COPA has none: its sentences ask by themselves, options included."""
+"""O-LoRA's instructions by group. COPA has none: its sentences contain question and options."""
 
 DATASETS: dict[str, Dataset] = {
     "yelp": Dataset(

@@ -1,4 +1,4 @@
-"""Which tasks are learned, and in which order."""
+"""Choose the tasks to learn and their order."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def choose_order(
     """The order's name and its tasks.
 
     Args:
-        order: a name in ``named``, or task names with commas between them; None is the first of
+        order: a name in ``named``, or task names separated by commas; None is the first of
             ``named``.
-        named: the benchmark's own orders. A second name of the same tasks is an alias: the first
-            one is returned, so that runs of one order are known as such.
+        named: the benchmark's own orders. A second name for the same tasks is an alias: the first
+            one is returned, so that runs of one order have one name.
         tasks: every task of the benchmark.
 
     Raises:
-        InputError: no order or task of that name, or a task twice.
+        InputError: no order or task has that name, or a task is named twice.
     """
     order = next(iter(named)) if order is None else order
     if order in named:

@@ -1,7 +1,7 @@
-"""A benchmark that was published with its tasks, orders and protocols: from files to a Benchmark.
+"""Read a benchmark that was published with its tasks, orders and protocols.
 
-Which file an example comes from, which examples are left out and what the run must say about it is
-decided here, once for all such benchmarks.
+For all such benchmarks, this module decides which file an example comes from, which examples are
+left out, and which notes the run must record about it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class Published:
     """Reads a benchmark's files when called with a ``Source``; registered in ``BENCHMARKS``."""
 
     name: str
-    """Also that of its protocols in ``RULES``."""
+    """Also the name of its protocols in ``RULES``."""
 
     orders: Mapping[str, tuple[str, ...]]
-    """The first is the default."""
+    """Name -> tasks; the first is the default."""
 
     held_out: str
-    """The third split beside train and test, never read unless ``Source.splits`` asks for it."""
+    """The split other than train and test; it is read only if ``Source.splits`` names it."""
 
     spare_train: bool = False
-    """A task without train.json trains on ``held_out``, and a note says so. (The audit counts what
-    of it stands in test.)"""
+    """A task without train.json trains on ``held_out``, with a note. (The data audit counts its
+    examples that are also in test.)"""
 
     folders: Mapping[str, tuple[str, ...]] | None = None
-    """Per task, folders that may hold its files, the first that exists; default: its name."""
+    """Per task, candidate folders, of which the first that exists is used; default: its name."""
 
     def __call__(self, source: Source) -> Benchmark:
         """The benchmark, with the tasks that ``source.order`` names.
@@ -82,7 +82,7 @@ class Published:
     def _examples(
         self, source: Source, protocol: Protocol, task: str, split: str
     ) -> tuple[tuple[Example, ...], list[str]]:
-        """A split's examples and the notes that they deserve."""
+        """A split's examples and the notes about them."""
         limit = {"train": source.limit_train, "test": source.limit_eval}[split]
         if limit is not None and limit < 1:
             raise InputError(f"limit on {split} examples must be at least 1, got {limit}")
@@ -100,7 +100,7 @@ class Published:
         return examples, notes
 
     def _file(self, source: Source, task: str, split: str) -> tuple[Path, str, list[str]]:
-        """The file of a split, the split that it is of, and a note where it is a replacement."""
+        """A split's file, the split that the file belongs to, and a note if it is a replacement."""
         folder = self._folder(source.data_dir or Path(), task)
         path = folder / f"{split}.json"
         replacement = source.splits.get(task, {}).get(split)
@@ -131,7 +131,7 @@ class Published:
 def _taken(
     samples: Iterator[Sample], protocol: Protocol, task: str, split: str, silent: list[str]
 ) -> Iterator[Example]:
-    """The examples that a protocol makes of samples; answers of those left out go to ``silent``."""
+    """A protocol's examples of samples; answers of examples left out are added to ``silent``."""
     for index, sample in enumerate(samples):
         prompt, answers = protocol.ask(task, sample)
         references = answers[:1] if protocol.first_reference else answers

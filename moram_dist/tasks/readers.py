@@ -1,6 +1,6 @@
-"""Records of a data file, and their fields.
+"""Read the records of a data file, and their fields.
 
-Two shapes: ``.json`` holds one list of objects, ``.jsonl`` one object a line. Every complaint is
+A ``.json`` file holds one list of objects, a ``.jsonl`` file one object per line. Every error is
 one line that names the file and the record, counted from 0 as in the examples' ids, or the line.
 """
 
@@ -15,13 +15,13 @@ from moram_dist.registry import InputError
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a ``.json`` list or of ``.jsonl`` lines, each with words for where it stands.
+    """The objects of a ``.json`` list or of ``.jsonl`` lines, each with its position for messages.
 
     Blank lines of a ``.jsonl`` file are skipped.
 
     Raises:
-        InputError: the file is missing, unreadable, not UTF-8, malformed, or holds something else
-            than objects. An empty file is no error.
+        InputError: the file is missing, unreadable, not UTF-8, malformed, or holds anything but
+            objects. An empty file is no error.
     """
     if path.suffix == ".jsonl":
         for where, value in read_json_lines(path):
@@ -33,10 +33,10 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def check_records(path: Path, content: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a list that a ``.json`` file holds, each with words for where it stands.
+    """The objects of the list in a ``.json`` file, each with its position for messages.
 
     Raises:
-        InputError: no list, or something else than an object in it.
+        InputError: not a list, or it contains anything but objects.
     """
     if not isinstance(content, list):
         raise InputError(f"{path}: expected a list of objects, got {kind_of(content)}")
@@ -52,14 +52,14 @@ def _object(record: Any, where: str) -> dict[str, Any]:
 
 
 def text_field(record: dict[str, Any], field: str, where: str, *, empty: bool = False) -> str:
-    """A record's text. Raises InputError: missing, not a text or, unless ``empty``, blank."""
+    """A record's text. Raises InputError if missing, not text or, unless ``empty``, blank."""
     return _checked_text(_field(record, field, where), repr(field), where, empty=empty)
 
 
 def texts_field(
     record: dict[str, Any], field: str, where: str, *, empty: bool = False
 ) -> tuple[str, ...]:
-    """A record's text, or list of at least one. Raises InputError as ``text_field`` does."""
+    """A record's text or nonempty list of texts. Raises InputError as ``text_field`` does."""
     value = _field(record, field, where)
     if not isinstance(value, list):
         return (_checked_text(value, repr(field), where, empty=empty),)
@@ -85,13 +85,13 @@ def _checked_text(value: object, name: str, where: str, *, empty: bool = False) 
         raise InputError(f"{where}: {name} is empty")
     try:
         value.encode()
-    except UnicodeEncodeError:  # JSON can escape half a character, which no file can hold later
+    except UnicodeEncodeError:  # JSON can escape half a character, which UTF-8 cannot store
         raise InputError(f"{where}: {name} holds half of a surrogate pair") from None
     return value
 
 
 def kind_of(value: object) -> str:
-    """A value's kind in JSON's words, for messages."""
+    """The JSON type of a value, for messages."""
     kinds: dict[type, str] = {
         bool: "true or false",
         dict: "an object",

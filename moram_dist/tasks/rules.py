@@ -1,7 +1,7 @@
 """How the tasks of a published benchmark are run and scored, apart from their examples.
 
-A benchmark whose tasks are known beforehand registers its protocols here, so that predictions can
-be scored again where the data are not at hand.
+A benchmark with fixed tasks registers its protocols here, so that predictions can be scored again
+without the data.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ class Protocol:
     """By task name."""
 
     ask: Callable[[str, Sample], tuple[str, tuple[str, ...]]]
-    """From a task's name and a record of its files to the prompt and the accepted answers. Raises
-    InputError for a record of a shape that this protocol has no template for."""
+    """Takes a task's name and a record of its files; returns the prompt and the accepted answers.
+    Raises InputError if the protocol has no template for the record's shape."""
 
     first_reference: bool = False
-    """Of several accepted answers only the first counts, not the best."""
+    """Only the first of several accepted answers counts, not the best."""
 
     drop_silent: bool = False
     """Answers without a letter or a digit, such as ``-`` for unlabelled, do not count. An example
-    that has no other is left out, and a note says so."""
+    with no other answers is left out, with a note."""
 
     decoding: Decoding = field(default_factory=Decoding)
     learning_rate: float = 5e-4
-    """Default and that of the batch size: MoRAM's on TRACE (runner script)."""
+    """The defaults of learning rate and batch size are MoRAM's on TRACE (runner script)."""
 
     batch_size: int = 32
     notes: tuple[str, ...] = ()
-    """What differs from the published code."""
+    """Differences from the published code."""
 
 
 RULES: Registry[Mapping[str, Protocol]] = Registry("benchmark with fixed rules")

@@ -1,12 +1,12 @@
-"""The records of published benchmarks, in the three shapes that their files have.
+"""Read the records of published benchmarks, whose files have three shapes.
 
     {"Definition": [text], "Instances": [{"input": text, "output": text or list}]}    instance
     [{"sentence": text, "label": text}]                                               sentence
     [{"prompt": text, "answer": text or list}]                                        prompt
 
-The shape is seen from the content. ``.jsonl`` files hold a list's records, one a line. Records are
-checked as they are taken, so a limit also stops the checks; but a ``.json`` file is one document
-and is parsed whole, which the published sizes of a few megabytes allow.
+The content determines the shape. ``.jsonl`` files hold the records of a list, one per line. Records
+are checked as they are read, so a limit also limits the checks. A ``.json`` file is one document
+and is parsed whole; the published ones have a few megabytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from moram_dist.tasks.readers import check_records, kind_of, read_records, text_
 
 @dataclass(frozen=True)
 class Sample:
-    """A record as its file has it, before a protocol makes a prompt of it."""
+    """A record from a file, before a protocol makes a prompt of it."""
 
     where: str
     """File and record, for messages."""
@@ -36,10 +36,10 @@ class Sample:
     """At least one; those of an instance may be blank."""
 
     definition: str = ""
-    """The task's instruction, stripped, where the file has one."""
+    """The task's instruction, stripped, if the file has one."""
 
     def expect(self, *shapes: str) -> None:
-        """Raises InputError where the shape is none of these."""
+        """Raises InputError where the shape is not one of these."""
         if self.shape not in shapes:
             raise InputError(
                 f"{self.where}: the protocol has no template for a {_SHAPES[self.shape]}, it needs "
@@ -64,7 +64,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
 
     Raises:
         InputError: the file is missing, unreadable, not UTF-8 or malformed, or a record has none of
-            the shapes. One line that names the file and the record, counted from 0.
+            the shapes; names the file and the record, counted from 0.
     """
     content = read_json(path) if path.suffix == ".json" else None
     if isinstance(content, dict):

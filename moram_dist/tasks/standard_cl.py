@@ -1,7 +1,7 @@
 """Standard CL: four text classification tasks of Long Sequence, in three orders.
 
-Files, prompts and rules are those of ``long_sequence``. Yelp belongs to the five data sets that the
-benchmark was made from, but is in no published order; ``--order`` may name it.
+Files, prompts and rules are those of ``long_sequence``. Yelp is one of the five data sets from
+which the benchmark was made, but is in no published order; ``--order`` may name it.
 
 Source: Zhang et al. 2015, arXiv:1509.01626, in the orders of Wang et al. 2023 (O-LoRA),
 arXiv:2310.14152.
@@ -27,7 +27,7 @@ ORDERS = {
 PROTOCOLS = {
     name: replace(protocol, tasks={task: protocol.tasks[task] for task in TASKS})
     for name, protocol in LONG_SEQUENCE.items()
-    if name != "sapt"  # which has no settings for these orders
+    if name != "sapt"  # SAPT has no settings for these orders
 }
 
 RULES.register("standard_cl")(PROTOCOLS)

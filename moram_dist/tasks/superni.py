@@ -1,11 +1,11 @@
 """SuperNI: 15 tasks of Super-NaturalInstructions, three of each of five kinds.
 
 Files are ``<data_dir>/<task>/{train,dev,test}.json`` with ``Definition`` and ``Instances``. dev is
-the same as test, and is not read.
+the same as test and is not read.
 
 Source: Wang et al. 2022, arXiv:2204.07705, in the selection of Zhao et al. 2024 (SAPT),
-arXiv:2401.08295, whose code is protocol ``sapt``; protocol ``default`` is ours. docs/benchmarks.md
-has both in a table.
+arXiv:2401.08295, whose code is protocol ``sapt``; protocol ``default`` is ours. A table in
+docs/benchmarks.md compares both.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "task875_emotion_classification": ("joy", "love", "anger", "fear", "surprise", "sadness"),
     "task1687_sentiment140_classification": ("positive", "negative"),
 }
-"""Every task with its closed answer set, empty where answers are free."""
+"""Every task with its closed answer set, empty if answers are free text."""
 
 ORDERS: dict[str, tuple[str, ...]] = {
     "1": (
@@ -81,7 +81,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
 }
 
 _RULES = TaskRules(
-    metric="rouge_l_stemmed",  # of classification too, as all published numbers are
+    metric="rouge_l_stemmed",  # also for classification, as in all published numbers
     max_answer_tokens=50,
     truncate_prompt="right",
     shared_limit=False,
@@ -98,7 +98,8 @@ def _ask(task: str, sample: Sample) -> tuple[str, tuple[str, ...]]:
 
 def _ask_sapt(task: str, sample: Sample) -> tuple[str, tuple[str, ...]]:
     prompt, answers = _ask(task, sample)
-    return f"{prompt} ", answers  # tokenised alone, the answer has a space of its own behind this
+    # The answer is tokenised alone, which gives it another leading space.
+    return f"{prompt} ", answers
 
 
 PROTOCOLS = {

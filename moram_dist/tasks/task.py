@@ -1,7 +1,7 @@
-"""What a benchmark is: tasks in an order, each with its examples and the rules it is run by.
+"""The data classes of a benchmark: tasks in an order, each with its examples and rules.
 
-Plain data, no torch and no tokenizer. Readers make these objects, ``data`` turns examples into
-tokens, ``eval`` scores what the model answered.
+Plain data, no torch and no tokenizer. Readers create these objects, ``data`` turns examples into
+tokens, ``eval`` scores the model's answers.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Example:
     id: str
     prompt: str
     references: tuple[str, ...]
-    """Accepted answers, at least one. Training uses the first; a score is the best over all."""
+    """Accepted answers, at least one. Training uses the first; the best match is scored."""
 
     turns: tuple[tuple[str, str], ...] = ()
-    """Of a chat: (role, text) of each turn before the answer. ``data.chat`` makes the prompt of
-    them, by the tokenizer's template."""
+    """In a chat, (role, text) of each turn before the answer. ``data.chat`` writes the prompt from
+    them with the tokenizer's template."""
 
 
 def digest(examples: Iterable[Example]) -> str:
-    """sha256 of examples, hex: equal for equal data, whatever file it came from."""
+    """Hex sha256 of examples, independent of the file that they came from."""
     content = [[e.prompt, *e.references] for e in examples]
     text = json.dumps(content, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -38,16 +38,16 @@ def digest(examples: Iterable[Example]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRules:
-    """How a task is asked, trained and scored: all of a task but its name and examples.
+    """How a task is prompted, trained and scored: all of a task but its name and examples.
 
-    Lengths are in tokens. How the fields become tokens: ``moram_dist.data.encode``.
+    Lengths are in tokens; ``moram_dist.data.encode`` applies them.
     """
 
     metric: str
     """A name in ``moram_dist.metrics.METRICS``."""
 
     labels: tuple[str, ...] = ()
-    """The closed answer set, where there is one."""
+    """The closed answer set, if there is one."""
 
     epochs: float = 1
     max_prompt_tokens: int = 1024
@@ -55,29 +55,29 @@ class TaskRules:
     """Also the most new tokens that evaluation generates."""
 
     separator: str = ""
-    """Stands between prompt and answer in training, where the prompt does not end in white space.
-    Evaluation leaves it to the model to generate."""
+    """Inserted between prompt and answer in training, unless the prompt ends in white space. In
+    evaluation the model has to generate it."""
 
     truncate_prompt: str = "left"
-    """Which end of a prompt that is too long is cut away: ``left`` keeps its tail."""
+    """The end at which a long prompt is cut: ``left`` keeps its tail."""
 
     cue: str = ""
-    """How every prompt ends, where truncation must leave that end in place."""
+    """The common end of all prompts, if truncation must keep it."""
 
     joined: bool = True
-    """Training tokenises prompt and answer as one text; else each alone, and the prompt's tokens
-    are those of evaluation."""
+    """Whether training tokenises prompt and answer as one text. Otherwise it tokenises each alone,
+    and the prompt's tokens are the same as in evaluation."""
 
     shared_limit: bool = True
-    """Training cuts prompt and answer to the sum of both lengths, and BOS and EOS are there only
-    where that leaves room; else each is cut to its own length, with BOS and EOS within."""
+    """Whether training cuts prompt and answer together to the sum of both lengths, and adds BOS and
+    EOS only if there is room. Otherwise each is cut to its own length, BOS and EOS included."""
 
     num_bos: int = 1
-    """BOS tokens before a prompt, where the tokenizer has one."""
+    """BOS tokens before a prompt, if the tokenizer has BOS."""
 
     answer_after: str = ""
-    """A prediction is what follows the last of this in prompt and generated text together,
-    stripped, and empty where truncation has cut it from the prompt. Default: all that is new."""
+    """The prediction is the text after the last occurrence of this in prompt and generated text
+    together, stripped; empty if truncation removed it. Default: all generated text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Task(TaskRules):
     name: str
     train: tuple[Example, ...]
     test: tuple[Example, ...]
-    """The examples that the score matrix is measured on."""
+    """The examples that are scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +108,18 @@ class Benchmark:
     tasks: tuple[Task, ...]
     decoding: Decoding = field(default_factory=Decoding)
     learning_rate: float = 5e-4
-    """Where the user names none. Published for MoRAM on TRACE (runner script)."""
+    """Default of ``--learning_rate``. Published for MoRAM on TRACE (runner script)."""
 
     batch_size: int = 32
-    """Examples in an optimizer step where the user names none. Source: as above."""
+    """Default of ``--batch_size``: examples per optimizer step. Source: as above."""
 
     notes: tuple[str, ...] = ()
-    """What differs from the published protocol, for the run record (a split that was replaced)."""
+    """Differences from the published protocol for the run's record, such as a replaced split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a benchmark's files are, and which part of them to take. Same fields as DataConfig."""
+    """A benchmark's files, and which part of them to use. Same fields as DataConfig."""
 
     data_dir: Path | None = None
     order: str | None = None
@@ -127,7 +127,7 @@ class Source:
     limit_train: int | None = None
     limit_eval: int | None = None
     splits: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Per task, a split's replacement: ``{"MeetingBank": {"train": "eval"}}``; the value is another
+    """Replaced splits per task: ``{"MeetingBank": {"train": "eval"}}``; the value is another
     split's name or a file path."""
 
     seed: int = 0

@@ -1,12 +1,12 @@
 """TRACE: eight tasks from stance detection to code, 500 training examples each.
 
 Files are ``<data_dir>/<task>/{train,eval,test}.json``, each one list of ``prompt`` and ``answer``.
-The prompt is complete; nothing is added to it. eval and test share no example but in FOMC, where
-16 of the 100 of eval stand in test (docs/data_audit.md).
+The prompt is complete; nothing is added to it. eval and test share no example except in FOMC, where
+16 of the 100 eval examples are also in test (docs/data_audit.md).
 
 Source: Wang et al. 2023, arXiv:2310.06762, whose code is protocol ``original``; protocol ``moram``
-is the code of Lu et al. 2026, arXiv:2506.21035, and ``moram_published`` that code to the letter
-where scores are concerned. docs/benchmarks.md has both in a table.
+is the code of Lu et al. 2026, arXiv:2506.21035, and ``moram_published`` also scores exactly as that
+code does. A table in docs/benchmarks.md compares them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ABC = ("A", "B", "C")
 TASKS: dict[str, TaskRules] = {
     "C-STANCE": TaskRules(metric="choice", labels=_ABC, epochs=2),
     "FOMC": TaskRules(metric="choice", labels=_ABC, epochs=1),
-    # Meetings are long, and the protocol keeps their beginning, which may cost the final cue.
+    # Meetings are long, and the protocol keeps their beginning, so the final cue may be cut.
     "MeetingBank": TaskRules(
         metric="rouge_l_set",
         epochs=3,
@@ -37,7 +37,7 @@ TASKS: dict[str, TaskRules] = {
     "NumGLUE-ds": TaskRules(metric="math_answer", epochs=2),
     "20Minuten": TaskRules(metric="sari", epochs=3),
 }
-"""Every task's rules by protocol ``moram``, in the one published order."""
+"""Rules of protocol ``moram`` by task, in the one published order."""
 
 _PUBLISHED = TASKS | {
     name: replace(TASKS[name], metric=metric)
@@ -47,7 +47,7 @@ _PUBLISHED = TASKS | {
         "NumGLUE-ds": "math_answer_arithmetic",
     }.items()
 }
-"""As the published MoRAM script scores, to compare with the paper's table."""
+"""Scored as in the published MoRAM script, to compare with the paper's table."""
 
 _ORIGINAL: dict[str, TaskRules] = {
     "C-STANCE": TaskRules(metric="exact_match", labels=_ABC, epochs=5),

@@ -1,6 +1,6 @@
-"""Experiment tracking: curves, scores and files of a run, for people to compare.
+"""Experiment tracking: curves, scores and files of runs for comparison.
 
-The only home of mlflow, which takes seconds to import and is imported when a run uses it.
+Only this package uses mlflow, which takes seconds to import and is imported when a run needs it.
 """
 
 from moram_dist.registry import unknown
@@ -46,20 +46,20 @@ def open_tracker(
     local_size: int = 1,
     world_size: int = 1,
 ) -> Tracker:
-    """A rank's tracker, not yet opened. The main rank's has the metrics file in it, whatever else.
+    """A rank's tracker, not yet opened. The main rank's always includes the metrics file.
 
-    The first rank of each node measures the node, all others record nothing.
+    With MLflow, the first rank of each node measures the node. All other ranks record nothing.
 
     Args:
         kind: "mlflow" or "none".
-        uri: MLflow's store; None is explained at ``MlflowTracker``.
+        uri: MLflow's store; for None see ``MlflowTracker``.
         register: whether the memory after each task becomes a version of a registered model.
         rank: this process, from 0.
         local_size: processes on a node.
         world_size: processes on all nodes.
 
     Raises:
-        InputError: no such kind, or a store that MLflow cannot use.
+        InputError: no such kind, or MLflow cannot use the store.
     """
     if kind not in ("mlflow", "none"):
         raise unknown("tracking", kind, ("mlflow", "none"))
@@ -68,7 +68,7 @@ def open_tracker(
         trackers.append(MetricsFile())
     if kind == "mlflow":
         if rank % local_size == 0 and wanted():
-            # Before MlflowTracker, which at the end sends what the others have spooled.
+            # Before MlflowTracker, which sends the other trackers' spools when it closes.
             trackers.append(NodeMetrics(rank // local_size if world_size > local_size else None))
         if rank == 0:
             trackers.append(MlflowTracker(uri, register=register))

@@ -1,10 +1,10 @@
-"""Send what a tracking server has not got of runs that have ended.
+"""Send the missing records of finished runs to a tracking server.
 
     moram tracking send RUN... [--tracking_uri URI]
 
-python -m moram_dist.tracking is the same, where the command is not installed. The store is
---tracking_uri, else MLFLOW_TRACKING_URI, else mlflow.db beside the run. To a store that has nothing
-of a run all of it is sent, so this also copies runs from one store to another.
+Without the installed command, run python -m moram_dist.tracking. The store is --tracking_uri, else
+MLFLOW_TRACKING_URI, else mlflow.db next to the run. A store without the run gets all of it, so this
+also copies runs from one store to another.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from moram_dist.tracking.spool import spools
 
 
 def main(words: Sequence[str]) -> int:
-    """Send each run; the exit code: 0 sent, 2 wrong input, 4 the store does not take it."""
+    """Send each run. Exit codes: 0 sent, 2 wrong input, 4 the store does not accept it."""
     return run_command(_send, words)
 
 
@@ -55,7 +55,7 @@ def _send(words: Sequence[str]) -> None:
 
 
 def _check(run_dir: Path) -> None:
-    """Raises InputError where there is nothing that can be sent."""
+    """Raises InputError where there is nothing to send."""
     try:
         paths = spools(run_dir)
         if not paths:

@@ -1,4 +1,4 @@
-"""Addresses of MLflow stores: which one a run uses, and whether it can be one. No network."""
+"""Choose and check the address of an MLflow store, without network access."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FLAG = "--tracking_uri"
 
 SQLITE = "sqlite:///"
 SQLITE_ENCODED = "sqlite+pysqlite:///"
-"""For files whose name has to be encoded: MLflow would make a folder of the encoded name too, but
-looks for ``sqlite:///`` when it does."""
+"""For files whose name has to be encoded. With ``sqlite:///``, MLflow would also create a folder
+with the encoded name."""
 
 SQLITE_OPTIONS = frozenset(
     {"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements"}
@@ -28,9 +28,9 @@ SERVERS = ("postgresql", "mysql", "mssql")
 
 
 def store_of(run_dir: Path, uri: str | None = None) -> str:
-    """``uri``, else MLFLOW_TRACKING_URI, else the embedded store that neighbouring runs share.
+    """``uri``, else MLFLOW_TRACKING_URI, else the embedded store that runs in one folder share.
 
-    A ``uri`` whose password was taken out when it was kept is looked up in MLFLOW_TRACKING_URI.
+    If ``uri`` was saved without its password, it is completed from MLFLOW_TRACKING_URI.
     """
     given = os.environ.get(VARIABLE)
     if uri and given and clean_address(given) == uri:
@@ -39,7 +39,7 @@ def store_of(run_dir: Path, uri: str | None = None) -> str:
 
 
 def sqlite_address(database: Path) -> str:
-    """The address of an sqlite file, whatever characters its path has."""
+    """The address of an sqlite file whose path may contain any characters."""
     path = str(database)
     if not re.search(r"[?%]", path):
         return f"{SQLITE}{path}"
@@ -47,7 +47,7 @@ def sqlite_address(database: Path) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an sqlite store, None for any other store. Raises InputError as ``check``."""
+    """The file of an sqlite store; None for other stores. Raises InputError as ``check`` does."""
     if urlsplit(uri).scheme not in ("sqlite", "sqlite+pysqlite"):
         return None
     if not uri.startswith((SQLITE, SQLITE_ENCODED)):
@@ -56,7 +56,7 @@ def sqlite_file(uri: str) -> Path | None:
         )
     path = uri.partition(":///")[2].partition("?")[0]
     if "%" in path:
-        from sqlalchemy.engine import make_url  # whose reading of it counts
+        from sqlalchemy.engine import make_url  # MLflow uses the same decoding
 
         path = make_url(uri).database or ""
     if not path or path == ":memory:" or path.startswith("file:"):
@@ -65,10 +65,10 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def check(uri: str | None) -> None:
-    """Whether a store can be at ``uri``, or where that is None at MLFLOW_TRACKING_URI.
+    """Check that a store can be at ``uri``, or if None, at MLFLOW_TRACKING_URI.
 
     Raises:
-        InputError: MLflow keeps no runs at such an address, or nothing can be there.
+        InputError: MLflow stores no runs at such an address, or it is invalid.
     """
     name, uri = (FLAG, uri) if uri else (VARIABLE, os.environ.get(VARIABLE))
     if not uri:

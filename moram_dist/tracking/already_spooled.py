@@ -1,4 +1,4 @@
-"""What MLflow has been told, or will be, of a run: as its spool says at a restart."""
+"""Find out from a run's spool, at a restart, which records MLflow has or will get."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from moram_dist.tracking.spool import operations
 
 @dataclass
 class AlreadySpooled:
-    """What need not be spooled again."""
+    """The records in a spool, which need not be spooled again."""
 
     sequence: str | None = None
-    """The number of the run directory's runs; None before the first start."""
+    """The id of the run directory's sequence; None before the first start."""
 
     steps: defaultdict[tuple[int | None, str], set[int]] = field(
         default_factory=lambda: defaultdict(set)
     )
-    """The points of a curve: (task, name) to steps."""
+    """Points of curves: (task, name) -> steps."""
 
     results: dict[tuple[int, str], float | str] = field(default_factory=dict)
-    """Results of the sequence: (tasks learned, name) to the newest value."""
+    """Results of the sequence: (tasks learned, name) -> newest value."""
 
     begun: set[int] = field(default_factory=set)
     """Tasks with a child run."""
@@ -31,14 +31,14 @@ class AlreadySpooled:
     """Tasks whose memory is a version of a registered model."""
 
     time: int = 0
-    """When the last word was spooled, in milliseconds since 1970."""
+    """Latest time of an operation, in milliseconds since 1970."""
 
     ended: bool = False
-    """Whether the last word is that the whole run is finished."""
+    """Whether the last operation says that the whole run is finished."""
 
 
 def recall(path: Path) -> AlreadySpooled:
-    """Read a spool. What stands before its opening, or a task's beginning, reaches no store."""
+    """Read a spool. Operations before the opening, or before their task begins, do not count."""
     told = AlreadySpooled()
     for operation, _ in operations(path):
         do = operation["do"]
@@ -62,5 +62,5 @@ def recall(path: Path) -> AlreadySpooled:
 
 
 def modified(path: Path) -> int:
-    """When a file was written, in milliseconds since 1970; 0 where it is missing."""
+    """Modification time of a file in milliseconds since 1970; 0 if it is missing."""
     return int(path.stat().st_mtime * 1000) if path.exists() else 0

@@ -1,4 +1,4 @@
-"""A connection to an MLflow store, and how long it may take to fail."""
+"""Connect to an MLflow store, with short timeouts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from moram_dist.tracking.names import experiment_name
 
 logger = logging.getLogger(__name__)
 
-# Defaults of ours, where the user set none. With MLflow's own (7 retries, 120 s) a request to a
-# server that is away takes minutes to fail. Requests are repeated by the sender, which looks first
-# what became of them. The client would also report usage to its makers, and print addresses.
+# Our defaults for variables that the user has not set. With MLflow's own (7 retries, 120 s), a
+# request to an unreachable server takes minutes to fail. The sender repeats requests, after
+# checking their outcome. The client would also send telemetry, and print addresses.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -27,7 +27,7 @@ ENVIRONMENT = {
 
 
 def require_mlflow() -> None:
-    """Ask for MLflow before any work is done. Raises InputError where it is not installed."""
+    """Check for MLflow before any work. Raises InputError where it is not installed."""
     if find_spec("mlflow") is None:
         raise InputError(
             "mlflow is not installed: pip install 'moram-dist[track]', or give --tracking none"
@@ -38,7 +38,7 @@ def prepare(uri: str | None) -> None:
     """Set the environment of MLflow's client. To be called before mlflow is imported.
 
     Raises:
-        InputError: no store can be at ``uri``, or where that is None at MLFLOW_TRACKING_URI.
+        InputError: no store can be at ``uri``, or if None, at MLFLOW_TRACKING_URI.
     """
     check(uri)
     for name, value in ENVIRONMENT.items():
@@ -46,11 +46,11 @@ def prepare(uri: str | None) -> None:
 
 
 def connect(uri: str, experiment: str) -> tuple[Any, str]:
-    """Open the store and find or create the experiment. Returns MLflow's client, and its id.
+    """Open the store and find or create the experiment. Returns MLflow's client and its id.
 
-    An sqlite file gets its tables on first use, which ruins the file if two processes do it at
-    once, or one is killed on the way: each holds a lock beside the file meanwhile, and makes it
-    under another name. Servers take care of that themselves.
+    The tables of an sqlite file are created on first use. If two processes do that together, or
+    one is killed meanwhile, the file is damaged. So it is created under a lock and with a temporary
+    name. Servers handle this themselves.
     """
     from mlflow.tracking import MlflowClient  # takes seconds, so only where a run is tracked
 
@@ -67,13 +67,13 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
         if not database.exists():
             _create(database)
         client = MlflowClient(uri)
-        # Without this, artifacts would land wherever the command was started.
+        # Without this, artifacts would go to the current folder.
         artifacts = database.with_name("mlartifacts").as_uri()
         return client, _find_or_create(client, experiment, artifacts)
 
 
 def _create(database: Path) -> None:
-    """Make the tables in a file that gets its name when it is whole."""
+    """Create the tables in a temporary file, which is renamed when it is complete."""
     from mlflow.tracking import MlflowClient
 
     partial = database.with_name(f".{database.name}.partial")
@@ -86,10 +86,10 @@ def _create(database: Path) -> None:
 def _find_or_create(client: Any, experiment: str, artifacts: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    for _ in range(2):  # on a server, another run may create it between our look and our try
+    for _ in range(2):  # on a server, another run may create it between our two requests
         known = client.get_experiment_by_name(experiment)
         if known is not None:
-            if known.lifecycle_stage == "deleted":  # which keeps its name from a new one
+            if known.lifecycle_stage == "deleted":  # its name is still taken
                 client.restore_experiment(known.experiment_id)
                 logger.warning("MLflow's experiment %r was deleted, and is restored", experiment)
             return known.experiment_id

@@ -1,4 +1,4 @@
-"""Our records as MLflow's entities. mlflow is imported inside, as that takes seconds."""
+"""Convert our records to MLflow's entities. mlflow is imported late because that takes seconds."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from moram_dist.tracking.names import allowed_name, text
 from moram_dist.tracking.spool import Operation
 
-MAX_DIGEST = 36  # characters; MLflow refuses longer ones of all of these
+MAX_DIGEST = 36  # characters; MLflow refuses longer texts, also for the next three
 MAX_DATASET_NAME, MAX_SOURCE, MAX_INPUT_TAG = 500, 60_000, 500
 
 
 def points(operation: Operation) -> list[Any]:
-    """Metrics of a logged step, stamped with when it was logged.
+    """Metrics of a logged step, with the time of logging.
 
-    The stamp makes a point that is sent again the same point: a store keeps one of each key, step,
-    time and value.
+    The time makes a point that is sent twice the same point: a store keeps one per key, step, time
+    and value.
     """
     from mlflow.entities import Metric
 
@@ -27,7 +27,7 @@ def points(operation: Operation) -> list[Any]:
 
 
 def dataset_input(record: dict[str, Any]) -> Any:
-    """A DatasetRecord's fields as the UI shows them; the whole sha256 is a tag, being too long."""
+    """A DatasetRecord for MLflow's UI; the whole sha256, too long for the digest, is a tag."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(

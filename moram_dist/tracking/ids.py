@@ -1,4 +1,4 @@
-"""``RUN/tracking.json``: the ids of a run in MLflow, and how far its store has got."""
+"""``RUN/tracking.json``: the ids of a run in MLflow, and how much its store has received."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ IDS_FILE = "tracking.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Ids:
-    """What the file holds."""
+    """Content of the file."""
 
     store: str
     """Address of the store, without its password."""
 
     parent: str | None
     tasks: dict[str, str]
-    """A task's index to the id of its run."""
+    """Task index -> id of its run."""
 
     sent: dict[str, int]
-    """A spool's name to the bytes of it that the store has."""
+    """Spool name -> number of its bytes that the store has received."""
 
     tags: dict[str, str] = field(default_factory=dict)
 
 
 def read_ids(run_dir: Path) -> dict[str, Any] | None:
-    """What a run directory's file holds; None where there is none.
+    """Read a run directory's file; None if there is none.
 
-    None too, said in one line, where it is not whole: the store is asked for its content.
+    Also None, with a warning, if it is damaged: the store is then searched for the ids.
     """
     path = run_dir / IDS_FILE
     if not path.exists():

@@ -1,9 +1,9 @@
 """A run in MLflow: the sequence is a parent run, each task a child run.
 
 The child holds the task's training curves over global steps; the parent holds parameters, data
-digests, files, and the scores over the number of tasks learned. What is logged goes to a file in
-the run directory (``spool``), a thread sends it from there (``sender``), and the same command after
-a stop continues the same runs (``replay``). So tracking never decides whether training continues.
+digests, files, and the scores over the number of tasks learned. All records go to a file in the run
+directory (``spool``), from which a thread sends them (``sender``). After a stop, the same command
+continues the same MLflow runs (``replay``). So tracking problems never stop training.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from moram_dist.tracking.tracker import (
 logger = logging.getLogger(__name__)
 
 LAST_WAIT_S = {"finished": 120.0, "failed": 10.0, "stopped": 5.0}
-"""Longest wait at the end for a store that answers. A run that is stopped has 30 s to leave."""
+"""Longest wait for the store at the end of a run. A run that is stopped has 30 s to exit."""
 
 LOOK_S = 10.0
-"""Longest look, at a start of a run that is done, whether the store still has what it took."""
+"""Longest check, when a finished run is started again, whether the store still has its records."""
 
 
 class MlflowTracker(Tracker):
-    """Records to an MLflow store. Make one on the main rank only: a second would double each run.
+    """Records to an MLflow store. Create it on the main rank only: others would duplicate each run.
 
-    ``uri`` None means MLFLOW_TRACKING_URI where that is set, and otherwise an embedded store beside
-    the run directory, which the runs next to it share: ``mlflow.db`` (sqlite), ``mlartifacts/``.
+    ``uri`` None means MLFLOW_TRACKING_URI if set, otherwise an embedded store next to the run
+    directory, shared by the runs there: ``mlflow.db`` (sqlite), ``mlartifacts/``.
 
-    With ``register`` the memory after each task becomes a version of a registered model.
+    With ``register``, the memory after each task becomes a version of a registered model.
 
-    Raises InputError for a store that MLflow does not have: a plain folder, or no URI at all.
+    Raises InputError for a store that MLflow does not support: a plain folder, or an invalid URI.
     """
 
     def __init__(self, uri: str | None = None, *, register: bool = False) -> None:
@@ -63,16 +63,16 @@ class MlflowTracker(Tracker):
         """After ``close``: whether the store has everything."""
 
     def open(self, run: RunDescription, from_step: int | None = None) -> None:
-        """Start to record and to send, or go on where the run directory has been recorded."""
+        """Start recording and sending; resume if the run directory was recorded before."""
         self._begin(run)
         self._open(run)
         self._sender = Sender(MlflowReplay(self._store, self._run_dir))
 
     def catch_up(self, run: RunDescription, files: Files, say: Callable[[str], None]) -> None:
-        """Send what the store has not got of a run that is done: of all starts, to any store.
+        """Send the missing records of a finished run, from all its starts, to any store.
 
-        What was never spooled is taken from the run's files: all of it where an earlier start did
-        not track, the end and the report where a process was killed before it could.
+        Records that were never spooled are read from the run's files: all records of a start
+        without tracking, or the end and the report if a process was killed before it wrote them.
         """
         self._begin(run)
         self._backfill(run, files)
@@ -113,12 +113,12 @@ class MlflowTracker(Tracker):
         )
 
     def begin_task(self, index: int, name: str) -> None:
-        """Curves from here on are of the task's child run."""
+        """Log the following curves to the task's child run."""
         self._task = index
         self._write("begin_task", task=index, name=name)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Add a point to each curve. What was logged before a restart is not logged again."""
+        """Add a point to each curve, unless it was logged before a restart."""
         told = self._told.steps
         new = {k: v for k, v in metrics.items() if step not in told[self._task, k]}
         for name in new:
@@ -127,7 +127,7 @@ class MlflowTracker(Tracker):
             self._write("log", task=self._task, step=step, metrics=as_json(new))
 
     def log_sequence(self, metrics: dict[str, float], step: int) -> None:
-        """Add results to the parent, at ``step`` tasks learned, where they are not there yet."""
+        """Add results to the parent, at ``step`` tasks learned, unless they are there already."""
         values = as_json(metrics)
         new = {k: v for k, v in values.items() if self._told.results.get((step, k)) != v}
         self._told.results |= {(step, name): value for name, value in new.items()}
@@ -135,14 +135,14 @@ class MlflowTracker(Tracker):
             self._write("log", task=None, step=step, metrics=new)
 
     def end_task(self) -> None:
-        """Mark the task's child run finished; its memory has been published."""
+        """Mark the task's child run as finished; its memory has been published."""
         self._write("end", task=self._task, status="finished", whole=False)
         if self._register and self._task is not None:
             self._publish(self._task)
         self._task = None
 
     def attach(self, paths: Sequence[Path], folder: str) -> None:
-        """Keep files, or what is in folders, with the parent run, as they are when it is sent."""
+        """Upload files or folders' contents to the parent run, as they are when they are sent."""
         names = [path.resolve() for path in paths]
         inside = [
             p.relative_to(self._run_dir) if p.is_relative_to(self._run_dir) else p for p in names
@@ -150,8 +150,8 @@ class MlflowTracker(Tracker):
         self._write("attach", paths=[str(path) for path in inside], folder=folder)
 
     def close(self, status: Status) -> None:
-        """Mark the parent, and a child still open, with how the run ended; wait for the sender."""
-        with suppress(WriteError):  # it must not hide why the run failed
+        """Set the final status of the parent and an open child; wait for the sender."""
+        with suppress(WriteError):  # it must not hide the run's own error
             self._write("end", task=self._task, status=status, whole=True)
         self._finish(LAST_WAIT_S[status], warn=True)
 
@@ -173,12 +173,12 @@ class MlflowTracker(Tracker):
         self._write("publish", task=task, name=self._name)
 
     def _backfill(self, run: RunDescription, files: Files) -> None:
-        """Spool what a run that is done lacks there; nothing where it lacks nothing."""
+        """Spool the missing records of a finished run, if any."""
         self._time = modified(self._run_dir / "run.yaml")
         if self._told.sequence is None:
             self._open(run)
         metrics = self._run_dir / METRICS_FILE
-        self._time = max(modified(metrics), self._told.time)  # its lines hold no times
+        self._time = max(modified(metrics), self._told.time)  # the file's lines have no times
         tasks = {name: i for i, name in enumerate(dict.fromkeys(r.name for r in run.datasets))}
         for entry in read_metrics(metrics) if metrics.exists() else ():
             task, step, learned = (entry.pop(k, None) for k in ("task", "step", "tasks_learned"))
@@ -201,7 +201,7 @@ class MlflowTracker(Tracker):
             self._write("end", task=None, status="finished", whole=True)
 
     def _write(self, do: str, **rest: Any) -> None:
-        """Spool an operation. Only of curves may a machine that loses its power lose the end."""
+        """Spool an operation. A power loss may lose only the last points of curves."""
         self._added = True
         operation = {"do": do, "time": self._time or int(time.time() * 1000), **rest}
         self._spool.append(operation, sync=do != "log" or rest["task"] is None)

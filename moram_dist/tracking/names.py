@@ -1,4 +1,4 @@
-"""Names and texts as MLflow accepts them: different ones stay different."""
+"""Convert names and texts to ones that MLflow accepts; different ones stay different."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import re
 import unicodedata
 
 MAX_NAME = 250
-"""Characters of a metric, parameter, tag, run or registered model; databases hold no more."""
+"""Most characters in the name of a metric, parameter, tag, run or registered model, a limit of
+databases."""
 
 MAX_EXPERIMENT = 500
 
 DIGITS = 8
-"""Of the hash that stands for what a name has lost."""
+"""Digits of the hash that is appended to a changed name."""
 
 
 def allowed_name(name: str) -> str:
     """``name`` as MLflow accepts it for a metric, parameter or tag: letters, digits, ``_ - . /``.
 
-    Any other character becomes ``_``. Where anything is lost, a hash of the whole name follows, so
-    that tasks named ``news 1`` and ``news#1``, or in Chinese, stay two curves.
+    Any other character becomes ``_``. If the name changes, a hash of the whole name is appended, so
+    that tasks named ``news 1`` and ``news#1``, or in Chinese, have separate curves.
     """
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     clean = re.sub(r"[^A-Za-z0-9_.\-/]|^\.\.", "_", "/".join(parts))
@@ -43,9 +44,9 @@ def model_name(name: str) -> str:
 
 
 def text(value: object, limit: int) -> str:
-    """``value`` as text that any store takes, of at most ``limit`` characters.
+    """``value`` as text that any store accepts, at most ``limit`` characters long.
 
-    A cut text says how long it was and what it hashed to, so that two of them stay different.
+    A shortened text ends with its length and hash, so that different ones stay different.
     """
     whole = str(value)
     mark = f"... [cut, {len(whole)} characters, sha256 {_hash(whole, 16)}]"
@@ -56,12 +57,12 @@ def text(value: object, limit: int) -> str:
 
 
 def _printable(name: str) -> str:
-    """No blanks around, which some databases ignore; ``_`` for control characters and the like."""
+    """Strip blanks, which some databases ignore; replace control characters etc. by ``_``."""
     return "".join("_" if unicodedata.category(c)[0] == "C" else c for c in name.strip())
 
 
 def _unique(name: str, clean: str, limit: int) -> str:
-    """``clean``, or where it is not ``name`` any more, as much as is allowed and a hash."""
+    """``clean``; if it differs from ``name`` or is too long, shortened and with a hash."""
     if clean == name and 0 < len(name) <= limit:
         return name
     return f"{(clean or '_')[: limit - DIGITS - 1]}-{_hash(name, DIGITS)}"

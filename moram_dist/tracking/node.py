@@ -1,7 +1,7 @@
-"""How busy each node is: what MLflow's system metrics measure, by one rank of a node.
+"""Measure each node's load with MLflow's system metrics, on one rank per node.
 
-MLflow's own thread needs the run's id on every node and ends at a server's first failure. This one
-writes to a file in the run directory, and the main rank sends it with everything else.
+MLflow's own thread needs the run's id on every node and ends at the first failure of the server.
+This one writes to a file in the run directory, which the main rank sends with all other records.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from moram_dist.tracking.tracker import RunDescription, Status, Tracker, as_json
 logger = logging.getLogger(__name__)
 
 EVERY_S = 10.0
-"""Seconds between two samples, where MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says nothing."""
+"""Seconds between two samples, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is set."""
 
 
 def wanted() -> bool:
-    """Whether to measure: yes, unless MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING says no."""
+    """Whether to measure: yes, unless MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is false."""
     said = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     return said.lower() not in ("false", "0")
 
@@ -30,7 +30,7 @@ def wanted() -> bool:
 class NodeMetrics(Tracker):
     """Samples CPU, memory, disk, network and, with nvidia-ml-py, GPUs while the run is open.
 
-    ``node`` counts from 0; None leaves it out of the metrics' names, as where there is but one.
+    ``node`` counts from 0; None, for a single node, leaves it out of the metrics' names.
     """
 
     def __init__(self, node: int | None = None) -> None:
@@ -38,7 +38,7 @@ class NodeMetrics(Tracker):
         self._prefix = "system" if node is None else f"system/node_{node}"
 
     def open(self, run: RunDescription, from_step: int | None = None) -> None:
-        """Start to sample. Samples go on counting where those of an earlier process ended."""
+        """Start sampling. Steps continue from those of an earlier process."""
         import mlflow.system_metrics  # noqa: F401  # here: two threads that import it would collide
 
         path = run.run_dir / FOLDER / f"node_{self._node or 0:03d}.jsonl"
@@ -58,7 +58,7 @@ class NodeMetrics(Tracker):
             said = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or EVERY_S)
             every = said if 0 < said < threading.TIMEOUT_MAX else EVERY_S
             monitors = _monitors()
-            self._sample(monitors, 0)  # load is measured since the last look, so one comes first
+            self._sample(monitors, 0)  # load is measured since the last sample, so discard one
             step = self._first
             while True:
                 last = self._done.wait(every)
@@ -66,7 +66,7 @@ class NodeMetrics(Tracker):
                 step += 1
                 if last:
                     break
-        except Exception as error:  # none is worth the training run
+        except Exception as error:  # measuring must not stop training
             logger.warning("this node is not measured any more: %s", error)
         self._spool.close()
 

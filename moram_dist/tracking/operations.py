@@ -1,4 +1,4 @@
-"""The operations of a spool, as its lines are read: a line that is none of them is damaged."""
+"""The operations of a spool, one per line; any other line is damaged."""
 
 from __future__ import annotations
 
@@ -65,4 +65,4 @@ KINDS: dict[str, type] = {
     "publish": _Publish,
     "end": _End,
 }
-"""By the name that stands as ``do``."""
+"""The classes by the value of ``do``."""

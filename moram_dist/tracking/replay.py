@@ -1,10 +1,10 @@
-"""Spooled operations, carried out in an MLflow store: in order, and each once.
+"""Carry out spooled operations in an MLflow store, in order and once each.
 
-The sequence is a parent run, each task a child run. How far the store has got is in the run
-directory (``tracking.json``), beside the ids of the runs. That file is written after the store has
-answered, so what was under way when a process or a server died is carried out a second time, and
-every operation is such that this changes nothing: a run is looked for by a tag before it is made, a
-point has its time with it, a status or a file replaces itself.
+The sequence is a parent run, each task a child run. ``tracking.json`` in the run directory holds
+the ids of the runs, and how much of each spool is done. It is written after the store has answered,
+so an operation may be repeated if a process or a server dies. Every operation is idempotent: a run
+is searched by a tag before it is created, a point includes its time, a status or a file replaces
+itself.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from moram_dist.tracking.versions import publish
 logger = logging.getLogger(__name__)
 
 RUN_DIRECTORY = "run_directory"
-"""The parent's tag that says where the run is recorded."""
+"""The parent's tag with the path of the run directory."""
 
 SEQUENCE = "sequence"
-"""The tag by which the runs of one sequence are found: a random number of this run directory."""
+"""The tag that all runs of one sequence share: a random id of the run directory."""
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
-# MLflow refuses longer ones. The limits on a batch (100 parameters, 1000 metrics) are its client's.
+# MLflow refuses longer values. Its client applies the limits of a batch (100 parameters, 1000
+# metrics).
 MAX_PARAMETER, MAX_TAG = 6000, 8000
 
 LOGS_IN_A_BATCH = 200
 
 
 class MlflowReplay:
-    """One run directory and one store. Used by one thread; a lock keeps other processes off."""
+    """One run directory and one store. Used by one thread; a lock excludes other processes."""
 
     def __init__(self, uri: str, run_dir: Path) -> None:
         self.uri = uri
@@ -52,11 +53,11 @@ class MlflowReplay:
         self._state: dict[str, Any] = {}
 
     def send(self) -> None:
-        """Carry out everything that is on disk and not carried out yet.
+        """Carry out all operations on disk that are not carried out yet.
 
         Raises:
             BlockingIOError: another process is sending the same run directory.
-            Exception: whatever MLflow's client raises; what is acknowledged until then stays so.
+            Exception: any exception of MLflow's client; operations acknowledged before it count.
         """
         with exclusive_lock(self.run_dir / FOLDER / ".lock", wait=False):
             for path in spools(self.run_dir):
@@ -69,17 +70,17 @@ class MlflowReplay:
                     self._save()
 
     def _sent(self, path: Path) -> int:
-        """Bytes of a spool that the store has: none of one that is shorter, so is another one."""
+        """Bytes of a spool that the store has; 0 if the spool is shorter, and thus a new one."""
         sent = self._state["sent"].get(path.name, 0)
         return sent if sent <= path.stat().st_size else 0
 
     def complete(self) -> bool:
-        """Whether the store has all that the main rank wrote; other nodes may measure longer."""
+        """Whether the store has all of the main rank's spool; other nodes may still measure."""
         main = spools(self.run_dir)[0]
         return main.stat().st_size == self._state.get("sent", {}).get(main.name, 0)
 
     def pending(self) -> bool:
-        """Whether there is anything that this store has not acknowledged; it is not asked."""
+        """Whether this store has yet to acknowledge anything, without a request to it."""
         ids = read_ids(self.run_dir)
         if ids is None or ids["store"] != clean_address(self.uri):
             return bool(spools(self.run_dir))
@@ -95,9 +96,9 @@ class MlflowReplay:
         self._client = client
 
     def _restored(self, client: Any) -> dict[str, Any]:
-        """What an earlier process wrote, where it is of this store and its runs still exist.
+        """The state of an earlier process, if it is for this store and its runs still exist.
 
-        Otherwise all is sent from the beginning, to those runs that do.
+        Otherwise everything is sent from the beginning, to the runs that still exist.
         """
         from mlflow.exceptions import MlflowException
 
@@ -142,7 +143,7 @@ class MlflowReplay:
                 self._end(operation)
 
     def _known(self, operation: Operation) -> bool:
-        """Whether the run that it speaks of has been opened, as far as the spool is whole."""
+        """Whether the operation's run is open; it may not be if the spool is damaged."""
         if operation["do"] == "open":
             return True
         tasks = [None, *self._state["tasks"]]
@@ -156,8 +157,8 @@ class MlflowReplay:
     def _open_parent(self, operation: Operation) -> None:
         """Create the parent run or continue it, and send parameters and data digests.
 
-        MLflow never lets a parameter change; one that a restart does change (the batch of logging,
-        say) is kept as a tag ``restarted_with/<name>``, beside its first value.
+        MLflow does not let parameters change. If a restart changes one (such as ``log_every``), a
+        tag ``restarted_with/<name>`` holds the new value.
         """
         from mlflow.entities import Param, RunTag
 
@@ -180,7 +181,7 @@ class MlflowReplay:
         self._client.log_batch(parent, params=params, tags=run_tags)
         if operation["datasets"]:
             inputs = [dataset_input(record) for record in operation["datasets"]]
-            self._client.log_inputs(parent, inputs)  # the store keeps one of each
+            self._client.log_inputs(parent, inputs)  # the store removes duplicates
             digests = {"datasets": operation["datasets"]}
             self._upload(lambda: self._client.log_dict(parent, digests, "config/datasets.json"))
 
@@ -199,19 +200,19 @@ class MlflowReplay:
             )
             self._state["tasks"][str(index)] = known
         self._client.update_run(known, status="RUNNING")
-        # Of a run that outlived its parent, because that was deleted, this is another one now.
+        # If the old parent was deleted and this run was not, its parent is a new run now.
         self._client.set_tag(known, "mlflow.parentRunId", self._state["parent"])
 
     def _find_or_create(
         self, name: str, tags: dict[str, str], time: int, *, task: str | None
     ) -> str:
-        """The sequence's oldest run of a task (None: its parent), made where there is none."""
+        """The sequence's oldest run of a task (None: the parent); created if there is none."""
         from mlflow.tracking.context.registry import resolve_tags  # user, source, as the UI shows
 
         for run in self._all_runs(tags[SEQUENCE]):
             if run.data.tags.get("task_index") == task:
                 return run.info.run_id
-        # Of the repository's address, too, which may hold a password.
+        # Cleaned again, because the repository's address may hold a password.
         found = clean_tree(resolve_tags(tags))
         clean = {allowed_name(key): text(value, MAX_TAG) for key, value in found.items()}
         created = self._client.create_run(
@@ -235,7 +236,7 @@ class MlflowReplay:
             self._upload(functools.partial(upload, *target))
 
     def _upload(self, upload: Callable[[], None]) -> None:
-        """Put something into the store of artifacts. What that refuses holds up nothing."""
+        """Upload to the artifact store. A permanent refusal is logged and does not stop sending."""
         try:
             upload()
         except Exception as error:
@@ -245,7 +246,7 @@ class MlflowReplay:
             logger.warning("MLflow keeps no copy of a file of %s: %s", self.run_dir, reason)
 
     def _end(self, operation: Operation) -> None:
-        """Set how a task, or with it the whole run, ended."""
+        """Set the final status of a task, of the whole run, or of both."""
         status, time = STATUS[operation["status"]], operation["time"]
         if operation["task"] is not None:
             self._client.set_terminated(self._run_of(operation["task"]), status, time)
@@ -254,7 +255,7 @@ class MlflowReplay:
             self._tidy(status, time)
 
     def _tidy(self, status: str, time: int) -> None:
-        """Delete what a slow server made a second time, and end what a killed process left open."""
+        """Delete duplicate runs made by a slow server; end runs left open by a killed process."""
         ours = {self._state["parent"], *self._state["tasks"].values()}
         for run in self._all_runs(self._state["tags"][SEQUENCE]):
             if run.info.run_id not in ours and not run.data.params and not run.data.metrics:
@@ -264,7 +265,7 @@ class MlflowReplay:
 
 
 def _batches(path: Path, offset: int) -> Iterator[tuple[list[Operation], int]]:
-    """Operations from ``offset`` on, and where they end; logged steps of one run go together."""
+    """Operations from ``offset`` on with their end; logged steps of one run form batches."""
     batch: list[Operation] = []
     end = offset
     for operation, behind in operations(path, offset):
@@ -284,13 +285,13 @@ def _batches(path: Path, offset: int) -> Iterator[tuple[list[Operation], int]]:
 
 
 def _refused(error: Exception) -> bool:
-    """Whether an upload would fail again: a file that is gone, a store nobody here can write to."""
+    """Whether an upload would fail again: a missing file, or a store without write access."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
         code = error.get_http_status_code()
     else:
         code = getattr(getattr(error, "response", None), "status_code", 500)
-    # 401: the password is to be mended; 408, 429: busy
+    # 401: the user can correct the password; 408, 429: busy
     client_error = 400 <= code < 500 and code not in (401, 408, 429)
     return client_error or isinstance(error, FileNotFoundError | PermissionError | ImportError)

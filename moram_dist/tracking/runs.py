@@ -1,4 +1,4 @@
-"""Read an MLflow store: where the runs of an experiment are."""
+"""Find the run directories of an experiment in an MLflow store."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def run_directories(experiment: str, uri: str | None = None) -> list[Path]:
     """Directories of an experiment's finished sequences, oldest first.
 
     Args:
-        experiment: its name: the benchmark's.
-        uri: the store; None means MLFLOW_TRACKING_URI where that is set, and otherwise the one
-            beside run directories in ``runs``.
+        experiment: its name, which is the benchmark's.
+        uri: the store; None means MLFLOW_TRACKING_URI if set, otherwise the store of the run
+            directories in ``runs``.
 
     Raises:
-        InputError: no such store or experiment, no finished run in it, or a run that does not say
-            where its directory is, or whose directory is not there any more.
+        InputError: no such store or experiment, no finished run in it, or the directory of a run
+            is not recorded or no longer exists.
     """
     prepare(uri)
     uri = uri or os.environ.get(VARIABLE) or DEFAULT_STORE
@@ -45,7 +45,7 @@ def run_directories(experiment: str, uri: str | None = None) -> list[Path]:
             [found.experiment_id],
             filter_string="attributes.status = 'FINISHED'",
             order_by=["attributes.start_time ASC"],
-            max_results=50_000,  # the most that MLflow gives at once
+            max_results=50_000,  # the most that MLflow returns at once
         )
     except MlflowException as error:
         reason = str(error).splitlines()[0]

@@ -1,4 +1,4 @@
-"""The thread that sends, so that training never waits for a tracking server."""
+"""A thread that sends records, so that training never waits for a tracking server."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from moram_dist.tracking.replay import MlflowReplay
 logger = logging.getLogger(__name__)
 
 SEND_EVERY_S = 2.0
-"""Seconds for which points of curves are gathered into one request."""
+"""Seconds during which points of curves are collected into one request."""
 
 LONGEST_PAUSE_S = 60.0
-"""Seconds between two tries while a server is away; they grow up to here."""
+"""Upper limit of the growing pause between two attempts while a server is unreachable."""
 
 
 class Sender:
     """Sends a run's spools again and again until ``close``.
 
-    Every exception counts as an outage: a server can fail in many ways, none is worth the training
-    run, and what it refuses today it may take once it is mended. A warning says when one begins,
-    and when it is over.
+    Every exception counts as an outage: a server can fail in many ways, none of which may stop
+    training, and it may accept the same request after a repair. Warnings report the beginning and
+    the end of an outage.
     """
 
     def __init__(self, replay: MlflowReplay) -> None:
@@ -31,12 +31,12 @@ class Sender:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._failed = False
-        # A daemon: a request that hangs must not keep the process from leaving.
+        # A daemon: a request that hangs must not keep the process from exiting.
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
     def close(self, timeout_s: float) -> bool:
-        """Send what is left, for at most ``timeout_s``. Whether the store now has everything."""
+        """Send the rest within ``timeout_s``. Returns whether the store now has everything."""
         self._closing.set()
         self._wake.set()
         self._thread.join(timeout_s)
@@ -45,7 +45,7 @@ class Sender:
     def _run(self) -> None:
         pause = SEND_EVERY_S
         while True:
-            last = self._closing.is_set()  # looked at first: what was spooled before it is sent
+            last = self._closing.is_set()  # read before sending, so that no record is missed
             try:
                 self._replay.send()
             except Exception as error:

@@ -1,8 +1,8 @@
-"""What is to be told to MLflow, on disk before it is sent: a line an operation, never rewritten.
+"""Operations for MLflow, written to disk before they are sent: one per line, never rewritten.
 
-A run directory has ``tracking/run.jsonl``, of the main rank, and ``tracking/node_000.jsonl`` and
-so on, of one rank of each node. Each has one writer; the main rank reads all of them to send them.
-They stay when all is sent, so that another store can be told everything too.
+A run directory has ``tracking/run.jsonl`` from the main rank, and ``tracking/node_000.jsonl`` and
+so on from one rank per node. Each file has one writer; the main rank reads and sends all of them.
+They are kept after sending, so that everything can also be sent to another store.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ FOLDER = "tracking"
 MAIN = "run.jsonl"
 
 Operation = dict[str, Any]
-"""``do`` names it, ``time`` says when, in milliseconds since 1970; the rest is its own."""
+"""``do`` is its name, ``time`` is in milliseconds since 1970; other fields depend on ``do``."""
 
 
 class Spool:
-    """A file to which operations are added. Raises WriteError where the disk does not take them."""
+    """A file to which operations are appended. Raises WriteError if the disk fails or is full."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -40,9 +40,9 @@ class Spool:
             self._drop_half_a_line()
 
     def append(self, operation: Operation, *, sync: bool = False) -> None:
-        """Add an operation; with ``sync`` it is on the disk itself when this returns."""
+        """Append an operation; with ``sync``, it survives a power loss when this returns."""
         text = json.dumps(operation, ensure_ascii=False, allow_nan=False) + "\n"
-        # A path may hold what UTF-8 cannot: its number stands for it, as text.
+        # A path may contain surrogates, which UTF-8 cannot encode: write them as JSON escapes.
         text = re.sub("[\ud800-\udfff]", lambda one: rf"\\u{ord(one[0]):x}", text)
         with writing(self._path):
             append(self._file, text.encode("utf-8"))
@@ -50,11 +50,11 @@ class Spool:
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Nothing may be added afterwards."""
+        """Close the file; nothing may be appended afterwards."""
         self._file.close()
 
     def _drop_half_a_line(self) -> None:
-        """Cut off what a full disk, or a machine that died, left behind the last whole line."""
+        """Cut off an incomplete last line, left by a full disk or a crash."""
         size = end = self._file.seek(0, os.SEEK_END)
         while end:
             start = max(0, end - 4096)
@@ -69,39 +69,39 @@ class Spool:
 
 
 def on_disk(path: Path) -> None:
-    """Sync a spool: nothing may be acknowledged of it that a machine without power would lose."""
+    """Sync a spool: a power loss must not lose operations that are marked as sent."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def spools(run_dir: Path) -> list[Path]:
-    """The files that there are, the main rank's first: the others need the run that it opens."""
+    """The existing spools, the main rank's first: the others need the run that it opens."""
     folder = run_dir / FOLDER
     main = folder / MAIN
     return [main, *sorted(folder.glob("node_*.jsonl"))] if main.exists() else []
 
 
 def operations(path: Path, offset: int = 0) -> Iterator[tuple[Operation, int]]:
-    """Whole lines from byte ``offset`` on, each with the byte at which the next one starts."""
+    """Operations from byte ``offset`` on, each with the byte at which the next line starts."""
     with path.open("rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
-                return  # it is being written
+                return  # still being written
             offset += len(line)
             operation = _operation(line, str(path))
             if operation is not None:
                 yield operation, offset
-            else:  # of a disk that lost power
+            else:  # left by a power loss
                 logger.warning("%s: the line before byte %d is damaged, left out", path, offset)
 
 
 def _operation(line: bytes, place: str) -> Operation | None:
-    """What ``Spool`` wrote as this line; None where it did not."""
+    """The operation in a line; None if ``Spool`` did not write the line."""
     try:
         found = parse_json(line.decode("utf-8"), Path(place))
         kind = KINDS[found["do"]]
-        known = {item.name for item in fields(kind)}  # a newer version may say more
+        known = {item.name for item in fields(kind)}  # a newer version may write more
         record(kind, {name: value for name, value in found.items() if name in known}, place)
     except (InputError, KeyError, TypeError, UnicodeDecodeError):
         return None

@@ -1,8 +1,8 @@
-"""What a run tells the outside world while it goes: curves, scores, files.
+"""The interface by which a run records curves, scores and files.
 
-The training loop talks to one ``Tracker`` on the main rank and knows no other. The base class does
-nothing, so other ranks can hold one too; ``MetricsFile`` writes lines beside the run, whatever else
-is chosen; ``Together`` forwards to several.
+The training loop calls one ``Tracker``. The base class does nothing, for ranks that record nothing;
+``MetricsFile`` always writes lines to a file in the run directory; ``Together`` calls several
+trackers.
 
 Two axes, never mixed: training curves are over the global optimizer step, scores of the sequence
 are over the number of tasks learned.
@@ -36,7 +36,7 @@ class DatasetRecord:
     """The task's name."""
 
     context: Literal["train", "eval"]
-    """What the split is used for."""
+    """The use of the split."""
 
     digest: str
     """sha256 of the examples, 64 hex digits."""
@@ -45,27 +45,27 @@ class DatasetRecord:
     """Number of examples."""
 
     source: str
-    """Where it came from: a path, a hub id, or the name of a generator."""
+    """The origin: a path, a hub id, or the name of a generator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """What is known of a run before its first step."""
+    """The description of a run before its first step."""
 
     name: str
     """Short name, shown in lists."""
 
     experiment: str
-    """Runs to be compared share an experiment, e.g. the benchmark's name."""
+    """The experiment, e.g. the benchmark's name; runs to be compared share it."""
 
     run_dir: Path
-    """Where the run is recorded; a tracker keeps what it needs to continue there."""
+    """The run directory; a tracker stores there what it needs to resume."""
 
     parameters: dict[str, str | int | float | bool | None] = field(default_factory=dict)
-    """The resolved configuration, flat: dotted name to value."""
+    """The resolved configuration: dotted name -> value."""
 
     tags: dict[str, str] = field(default_factory=dict)
-    """What to filter by: method, benchmark, order, commit."""
+    """Tags to filter by: method, benchmark, order, commit."""
 
     datasets: list[DatasetRecord] = field(default_factory=list)
     """Every split that the run reads."""
@@ -75,49 +75,49 @@ class Tracker:
     """Does nothing: tracking switched off. Call open, then begin and end per task, then close."""
 
     def open(self, run: RunDescription, from_step: int | None = None) -> None:
-        """Start recording ``run``, or continue it where its directory was recorded before.
+        """Start recording ``run``; resume if its directory was recorded before.
 
         Args:
-            run: what is recorded.
+            run: the run's description.
             from_step: on a restart, the first global step that will be logged (again); None keeps
-                everything that was logged.
+                all earlier records.
         """
 
     def begin_task(self, index: int, name: str) -> None:
-        """Training curves from here on belong to task ``index`` (from 0) of the sequence."""
+        """Assign the following training curves to task ``index`` (from 0) of the sequence."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Training curves at global optimizer step ``step``, e.g. ``train/loss``."""
+        """Log points of training curves at global optimizer step ``step``, e.g. ``train/loss``."""
 
     def log_sequence(self, metrics: dict[str, float], step: int) -> None:
-        """Results of the whole sequence after ``step`` tasks, e.g. ``score/<task>`` or ``ap``."""
+        """Log results of the sequence after ``step`` tasks, e.g. ``score/<task>`` or ``ap``."""
 
     def end_task(self) -> None:
-        """The current task's curves are complete."""
+        """End the current task; its curves are complete."""
 
     def attach(self, paths: Sequence[Path], folder: str) -> None:
-        """Keep copies of files, or of folders' contents, with the run, under ``folder``."""
+        """Store copies of files, or of folders' contents, with the run under ``folder``."""
 
     def close(self, status: Status) -> None:
         """Stop recording. Nothing may be logged afterwards; ``open`` may be called again."""
 
     def catch_up(self, run: RunDescription, files: Files, say: Callable[[str], None]) -> None:
-        """Instead of open and close, for a run that is done: tell what has not been told of it.
+        """Send the missing records of a finished run; called instead of open and close.
 
         Args:
-            run: its description; its data sets name the tasks in their order.
-            files: what a whole run attaches: folder to paths.
-            say: takes a line for people.
+            run: its description; its data sets name the tasks in order.
+            files: the files that a finished run attaches: folder -> paths.
+            say: prints a line.
         """
 
 
 class MetricsFile(Tracker):
-    """``metrics.jsonl`` in the run directory: one JSON object a line, on disk as it is logged.
+    """``metrics.jsonl`` in the run directory: one JSON object per line, written immediately.
 
         {"step": 40, "task": "FOMC", "train/loss": 0.71}
         {"tasks_learned": 2, "score/FOMC": 61.5, "ap": 58.2}
 
-    Numbers that JSON does not have are the strings "nan", "inf" and "-inf", which ``float`` reads.
+    NaN and infinity are written as the strings "nan", "inf" and "-inf", which ``float`` reads.
     """
 
     def __init__(self) -> None:
@@ -125,17 +125,17 @@ class MetricsFile(Tracker):
         self._task: str | None = None
 
     def open(self, run: RunDescription, from_step: int | None = None) -> None:
-        """Append to the run's file, dropping first what a restart is about to repeat.
+        """Open the run's file to append; first drop lines that a restart will repeat.
 
         Raises InputError or WriteError where it cannot be written.
         """
         self._path = run.run_dir / METRICS_FILE
-        open_to_append(self._path).close()  # whether it can be, before it is read
+        open_to_append(self._path).close()  # check that it can be written before reading it
         _drop_repeated(self._path, from_step)
         self._file = open_to_append(self._path)
 
     def begin_task(self, index: int, name: str) -> None:
-        """Name the task in the lines that follow."""
+        """Write the task's name in the following lines."""
         self._task = name
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -143,17 +143,17 @@ class MetricsFile(Tracker):
         self._write({"step": step, "task": self._task}, metrics)
 
     def log_sequence(self, metrics: dict[str, float], step: int) -> None:
-        """Write one line for a row of results; a later line of the same row supersedes it."""
+        """Write one line for a row of results; a later line for the same row replaces it."""
         self._write({"tasks_learned": step}, metrics)
 
     def end_task(self) -> None:
-        """Lines that follow belong to no task."""
+        """Write no task in the following lines."""
         self._task = None
 
     def close(self, status: Status) -> None:
         """Close the file."""
         if self._file is not None:
-            with suppress(OSError):  # of a line that has failed already
+            with suppress(OSError):  # a write has already failed
                 self._file.close()
         self._file = self._task = None
 
@@ -166,7 +166,7 @@ class MetricsFile(Tracker):
 
 
 class Together(Tracker):
-    """Several trackers as one, called in the order given."""
+    """Calls several trackers in the given order."""
 
     def __init__(self, *trackers: Tracker) -> None:
         self.trackers = trackers
@@ -177,7 +177,7 @@ class Together(Tracker):
             tracker.open(run, from_step)
 
     def begin_task(self, index: int, name: str) -> None:
-        """Tell each."""
+        """Begin the task in each."""
         for tracker in self.trackers:
             tracker.begin_task(index, name)
 
@@ -192,7 +192,7 @@ class Together(Tracker):
             tracker.log_sequence(metrics, step)
 
     def end_task(self) -> None:
-        """Tell each."""
+        """End the task in each."""
         for tracker in self.trackers:
             tracker.end_task()
 
@@ -207,13 +207,13 @@ class Together(Tracker):
             tracker.close(status)
 
     def catch_up(self, run: RunDescription, files: Files, say: Callable[[str], None]) -> None:
-        """Tell each."""
+        """Catch up in each."""
         for tracker in self.trackers:
             tracker.catch_up(run, files, say)
 
 
 def as_json(metrics: dict[str, float]) -> dict[str, float | str]:
-    """Numbers that JSON lacks as the strings "nan", "inf" and "-inf", which ``float`` reads."""
+    """Metrics with NaN and infinity as the strings "nan", "inf" and "-inf", which JSON can hold."""
     return {
         name: float(value) if math.isfinite(value) else str(float(value))
         for name, value in metrics.items()
@@ -223,7 +223,7 @@ def as_json(metrics: dict[str, float]) -> dict[str, float | str]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The entries of a metrics file, oldest first.
 
-    What a crash or a disk left there that is no entry is left out, in one line to the log.
+    Damaged lines, left by a crash or a disk, are skipped with a warning.
     """
     *lines, rest = path.read_bytes().split(b"\n")  # a whole line ends in a newline
     entries = [entry for line in lines if (entry := _entry(line)) is not None]
@@ -234,7 +234,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """What ``MetricsFile`` wrote as this line; None where it did not."""
+    """The entry in a line; None if ``MetricsFile`` did not write the line."""
     try:
         entry = json.loads(line)
         place = entry.get("step", entry.get("tasks_learned"))
@@ -249,10 +249,10 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 
 def _drop_repeated(path: Path, from_step: int | None) -> None:
-    """Cut the file before the first line at or past ``from_step``, and take out what is damaged.
+    """Cut the file before the first line at or after ``from_step``, and remove damaged lines.
 
-    One writer logs in the order of the run, so every line behind the cut, scores included, belongs
-    to work that the restart does again.
+    One writer logs in the order of the run, so the restart repeats the work of all later lines,
+    including scores.
     """
     kept = []
     for entry in read_metrics(path):

@@ -1,4 +1,4 @@
-"""A registered model of MLflow for a sequence: a version for each finished task, by its alias."""
+"""Register a sequence as a model in MLflow, with a version and an alias for each finished task."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from moram_dist.tracking.names import model_name
 
 
 def publish(client: Any, name: str, parent: str, task: int) -> None:
-    """Make the memory after task ``task`` a version, with alias ``after_<task>``; again: nothing.
+    """Register the memory after task ``task`` as a version with alias ``after_<task>``. Idempotent.
 
-    All versions of a sequence are one folder of the parent's artifacts, ``memory``, as a memory
-    after fewer tasks is the first files of one after more: ``load_memory`` is given ``upto``, which
-    a tag holds.
+    All versions of a sequence share the folder ``memory`` of the parent's artifacts: a memory after
+    fewer tasks is the first files of one after more. The tag ``upto`` is ``load_memory``'s argument
+    of that name.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,11 +1,11 @@
 """Checkpoints within a task, in ``RUN/progress/``: rerunning the command resumes from them.
 
     progress/002_000400.safetensors   task 2 after 400 steps: masters, moments, the method's state
-    progress/002_000400.json          what it belongs to and its sha256; written last
+    progress/002_000400.json          the point in the run and the file's sha256; written last
 
-Tensors are whole, so they are read at any number of ranks. The two newest are kept, since a machine
-may go down while one is written; once a task is published its memory file is the truth, and what
-is here of it is removed.
+Tensors are whole, so any number of ranks can read them. The two newest checkpoints are kept,
+because a machine may go down while one is written. Once a task is published, its memory file
+replaces its checkpoints, which are removed.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ class Checkpoint:
 
     task: int
     step: int
-    """Optimizer steps of the task that are done: also the position in its data and schedule."""
+    """Finished optimizer steps of the task; also the position in its data and schedule."""
 
     optimizer_steps: int
     seed: int
     learned: list[str]
-    """sha256 of the memory files of the tasks before: what the state was trained on top of."""
+    """sha256 of the memory files of earlier tasks, on which the state builds."""
 
     tracking: Any
-    """What ``tracking.json`` held: ids of the runs that curves go to."""
+    """Content of ``tracking.json``: ids of the runs that receive the curves."""
 
     world_size: int
-    """Ranks that wrote it; for information, any number can go on."""
+    """Number of ranks that wrote it; for information, any number can resume."""
 
     sha256: str = ""
     version: int = field(default=VERSION)
 
     @property
     def name(self) -> str:
-        """Of both files, without suffix. Numbers may outgrow their zeros: not in order as text."""
+        """Name of both files without suffix. Large numbers make names sort out of order."""
         return f"{self.task:03d}_{self.step:06d}"
 
 
@@ -67,7 +67,7 @@ class ProgressFiles:
         self.folder = folder
 
     def write(self, place: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
-        """Save the state at ``place``, then drop all but the newest. Raises OSError."""
+        """Save the state at ``place``, then delete all but the newest ones. Raises OSError."""
         content = save({name: t.contiguous().cpu() for name, t in sorted(tensors.items())})
         write_atomically(self.folder / f"{place.name}.safetensors", content)
         whole = asdict(place) | {"sha256": hashlib.sha256(content).hexdigest()}
@@ -78,12 +78,12 @@ class ProgressFiles:
     def newest(
         self, *, task: int, learned: list[str], say: Callable[[str], None]
     ) -> Checkpoint | None:
-        """Where ``task`` can go on, None where only at its beginning; removes what is of no use.
+        """The newest checkpoint from which ``task`` can resume, else None; deletes useless files.
 
         Args:
             task: the first that is not published.
             learned: sha256 of the memory files of the tasks before it.
-            say: told of each broken file, in one line.
+            say: called with one line for each damaged file.
         """
         useful: list[Checkpoint] = []
         for path in self._newest_first():
@@ -98,7 +98,7 @@ class ProgressFiles:
         return useful[0] if useful else None
 
     def read(self, place: Checkpoint) -> dict[str, Tensor]:
-        """The tensors of a place that ``newest`` found."""
+        """The tensors of a checkpoint from ``newest``."""
         return load_file(self.folder / f"{place.name}.safetensors")
 
     def clear(self) -> None:
@@ -106,12 +106,12 @@ class ProgressFiles:
         self._keep([])
 
     def _newest_first(self) -> list[Path]:
-        """Records by task and step, as numbers; what is named otherwise is none."""
+        """Records sorted by task and step as numbers; files with other names are ignored."""
         records = [path for path in self.folder.glob("*.json") if _numbers(path)]
         return sorted(records, key=_numbers, reverse=True)
 
     def _check(self, path: Path) -> Checkpoint:
-        """Raises InputError where one of the two files is not what was written."""
+        """Raises InputError where one of the two files is damaged."""
         place = read_record(path, Checkpoint)
         if place.version != VERSION or place.name != path.stem:
             raise InputError(f"{path} is no record of progress of version {VERSION}")
@@ -125,7 +125,7 @@ class ProgressFiles:
         return place
 
     def _keep(self, names: list[str]) -> None:
-        """Remove all others; records before what they speak of."""
+        """Remove all other files; records before their tensors."""
         if not self.folder.exists():
             return
         for path in sorted(self.folder.iterdir(), key=lambda path: path.suffix != ".json"):
@@ -136,13 +136,13 @@ class ProgressFiles:
 
 
 def _numbers(path: Path) -> tuple[int, ...]:
-    """Task and step, which a record's name says; empty for another file."""
+    """Task and step in a record's name; empty for other files."""
     name = re.fullmatch(r"(\d{3,})_(\d{6,})", path.stem, re.ASCII)
     return tuple(map(int, name.groups())) if name else ()
 
 
 class SaveTimer:
-    """When to save within a task: every so many steps, or minutes by the main rank's clock."""
+    """When to save within a task: by a number of steps, or by the main rank's clock."""
 
     def __init__(self, record: RecordConfig, control: Any) -> None:
         """``control``: an ``env.control_group``."""
@@ -152,7 +152,7 @@ class SaveTimer:
         self.saved_at = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether to save after ``step`` steps. The same on all ranks, which all call it."""
+        """Whether to save after ``step`` steps. All ranks call it together and agree."""
         if self.steps is not None:
             return step % self.steps == 0
         assert self.seconds is not None
@@ -160,5 +160,5 @@ class SaveTimer:
         return env.any_true(due, self.control)
 
     def saved(self) -> None:
-        """Count from now."""
+        """Restart the clock."""
         self.saved_at = time.monotonic()

@@ -1,7 +1,7 @@
-"""Check a DeepSpeed file whole, against DeepSpeed's own models, before any work.
+"""Check a whole DeepSpeed file against DeepSpeed's own models, before any work.
 
-DeepSpeed itself passes over top-level keys that it does not know, takes "true" for a number here
-and for a text there, and meets most wrong values only once ranks have met and a model is loaded.
+DeepSpeed itself ignores unknown top-level keys, reads "true" as a number in some fields and as text
+in others, and finds most wrong values only after ranks have connected and a model is loaded.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ if typing.TYPE_CHECKING:
 
 
 def check(file: Mapping[str, Any], *, path: Path) -> None:
-    """Whether DeepSpeed and this trainer take every key and value of a DeepSpeed file.
+    """Check that DeepSpeed and this trainer accept every key and value of a DeepSpeed file.
 
-    Imports DeepSpeed, which takes seconds. What has to agree with the run, ``resolve`` judges.
+    Imports DeepSpeed, which takes seconds. ``resolve`` checks values that must agree with the run.
 
     Args:
-        file: what ``ds_config.read`` gave; "auto" in a section is DeepSpeed's default.
-        path: where it came from, for messages.
+        file: from ``ds_config.read``; "auto" in a section is DeepSpeed's default.
+        path: of the file, for messages.
 
     Raises:
-        InputError: the first key or value that is wrong, and why.
+        InputError: names the first wrong key or value, and says why.
     """
     env.choose_accelerator()
     from deepspeed.runtime import config as library
@@ -76,7 +76,7 @@ def _is_off(value: Any) -> bool:
 
 
 def _can_be_meant(value: Any, where: str) -> None:
-    """No number that nothing can hold, and no text that no name can be."""
+    """Raises InputError for numbers that are too large and texts with control characters."""
     if isinstance(value, dict):
         for key, item in value.items():
             _can_be_meant(item, f"{where}.{key}")
@@ -109,7 +109,7 @@ def _scalars(file: Mapping[str, Any], path: Path) -> None:
 
 
 def _models() -> dict[str, type[BaseModel]]:
-    """DeepSpeed's model of each section that it has one for."""
+    """DeepSpeed's models, for the sections that have one."""
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.monitor.config import DeepSpeedMonitorConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config
@@ -125,7 +125,7 @@ def _models() -> dict[str, type[BaseModel]]:
 
 
 def _section(kind: type[BaseModel], values: Any, where: str) -> None:
-    """A section by DeepSpeed's model of it, and what that would take for something else."""
+    """Check a section with DeepSpeed's model, and for values that the model would convert."""
     from pydantic import ValidationError
 
     _keys(kind, values, where)
@@ -139,7 +139,7 @@ def _section(kind: type[BaseModel], values: Any, where: str) -> None:
 
 
 def _fields(kind: type[BaseModel]) -> dict[str, Any]:
-    """Fields by both of their names."""
+    """Fields by name and by alias."""
     fields = kind.model_fields
     return fields | {field.alias: field for field in fields.values() if field.alias}
 
@@ -171,7 +171,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _kinds(given: Mapping[str, Any], made: BaseModel, where: str) -> None:
-    """Whether values are of the kind that was written: "true" is no switch, true no number."""
+    """Check that values kept their types: "true" is not a switch, true is not a number."""
     fields = _fields(type(made))
     names = {id(field): name for name, field in type(made).model_fields.items()}
     for key, value in given.items():
@@ -188,7 +188,7 @@ def _kinds(given: Mapping[str, Any], made: BaseModel, where: str) -> None:
 
 
 def _plain_sections(file: Mapping[str, Any], path: Path) -> None:
-    """Sections that DeepSpeed reads by hand: each value is of its default's type."""
+    """Check sections without a DeepSpeed model: each value must have its default's type."""
     from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
 
     tables: dict[str, dict[str, Any]] = {
@@ -246,14 +246,14 @@ def _monitors(file: Mapping[str, Any], path: Path) -> None:
 
 
 def _folder(folder: Path, where: str) -> None:
-    """Whether a folder is there or can be made."""
+    """Check that a folder exists or can be created."""
     there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
     if not there.is_dir():
         raise InputError(f"{where}: {quoted(str(folder))}: {quoted(str(there))} is no folder")
 
 
 def _zero(file: Mapping[str, Any], path: Path) -> None:
-    """What ZeRO refuses once an engine is made, and what is not made for resets between tasks."""
+    """Refuse settings that only an engine would reject, or that resets do not support."""
     zero = file.get("zero_optimization", {})
     where = f"{path}: zero_optimization"
     stage = zero.get("stage", 0)
@@ -290,13 +290,13 @@ def _zero(file: Mapping[str, Any], path: Path) -> None:
 
 
 def _library_takes(file: Mapping[str, Any], path: Path) -> None:
-    """Everything else that DeepSpeed's own reader of such files refuses."""
+    """Refuse everything else that DeepSpeed's own reader of these files rejects."""
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
     plain = {key: value for key, value in file.items() if key not in RUN_FILLS}
     try:
         DeepSpeedConfig(_without_auto(plain) | {"train_batch_size": 1})
-    # A reader that indexes, calls and compares whatever it finds raises whatever Python has.
+    # The reader indexes, calls and compares unchecked values, so it may raise nearly anything.
     except (DeepSpeedConfigError, ArithmeticError, AssertionError, AttributeError) as error:
         raise _refused(path, error) from None
     except (ImportError, LookupError, TypeError, ValueError) as error:
@@ -311,7 +311,7 @@ def _refused(path: Path, error: Exception) -> InputError:
 
 
 def _first(error: ValidationError, separator: str) -> str:
-    """The first thing that pydantic found, behind the name of what it was found in."""
+    """The first error that pydantic found, after the name of its field."""
     first = error.errors(include_url=False)[0]
     field = ".".join(map(str, first["loc"]))
     return f"{separator}{field}: {first['msg'].lower()}" if field else f": {first['msg'].lower()}"

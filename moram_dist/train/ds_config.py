@@ -1,7 +1,7 @@
-"""The DeepSpeed file: ZeRO and communication are its business, everything else is the run's.
+"""The DeepSpeed file configures ZeRO and communication; the run configures everything else.
 
-Batch sizes, clipping and precision come from the run configuration through "auto". A number that
-stands in both places must be the same number.
+Batch sizes, clipping and precision come from the run configuration through "auto". A number that is
+in both must be the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RUN_DECIDES = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A DeepSpeed configuration. Raises InputError that names the file."""
+    """Read a DeepSpeed configuration. Raises InputError that names the file."""
     return read_object(path, unique=True)
 
 
@@ -39,23 +39,23 @@ def resolve(
     """The configuration with every "auto" filled in.
 
     Args:
-        file: what ``read`` gave.
-        path: where it came from, for messages.
-        batch_size: examples in a step.
-        world_size: ranks.
+        file: from ``read``.
+        path: of the file, for messages.
+        batch_size: examples per step.
+        world_size: number of ranks.
         clip: largest gradient norm, 0 for none.
         bf16: whether the model is in bfloat16.
 
     Raises:
-        InputError: a value in the file that disagrees with the run, or one that the run decides.
+        InputError: a value in the file differs from the run's, or only the run may set it.
     """
     out = copy.deepcopy(file)
     for key, flag in RUN_DECIDES.items():
         section = out.get(key)
         if section and (not isinstance(section, dict) or section.get("enabled", True)):
             raise InputError(f"{path}: remove {key!r}; it is set by {flag}")
-    # How many examples a forward pass takes depends on their lengths, and the trainer says which
-    # is a step's last. DeepSpeed is told the most that there could be: one for each example.
+    # The number of examples in a forward pass depends on their lengths, and the trainer marks the
+    # last pass of a step. DeepSpeed gets the largest possible number of passes: one per example.
     passes = math.ceil(batch_size / world_size)
     wanted: dict[str, float] = {
         "train_batch_size": passes * world_size,
@@ -89,7 +89,7 @@ def resolve(
         )
     if stage == 0:
         out.pop("data_types", None)  # without ZeRO, DeepSpeed accumulates in the model's own dtype
-    # torch's AdamW is not on DeepSpeed's list for every stage; resets are tested with it on all.
+    # DeepSpeed does not list torch's AdamW for every stage; we test resets with it at all stages.
     out["zero_allow_untested_optimizer"] = True
     out.setdefault("steps_per_print", 1_000_000_000)
     return out

@@ -1,4 +1,4 @@
-"""Which keys of a DeepSpeed file this trainer takes, which not, and why."""
+"""The keys of a DeepSpeed file that this trainer accepts or refuses, and why."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOT_HERE = {
     "vocabulary_size": "the model's own is taken",
     "weight_quantization": NO_PART,
 }
-"""Keys that DeepSpeed knows and that would change nothing here, or something that is the run's."""
+"""Keys of DeepSpeed that have no effect here or would change a setting of the run, and why."""
 
 RUN_FILLS = (
     "train_batch_size",
@@ -41,7 +41,7 @@ RUN_FILLS = (
     "scheduler",
     "fp16",
 )
-"""Keys whose values ``ds_config.resolve`` judges."""
+"""Keys whose values ``ds_config.resolve`` checks."""
 
 SWITCHES = (
     "disable_allgather",
@@ -58,7 +58,7 @@ CHOICES: dict[str, tuple[str | bool | None, ...]] = {
     "communication_data_type": ("fp32", "fp16", "bf16", None),
     "gradient_allreduce_op": ("mean",),
     "log_level": ("debug", "info", "warning", "error", "critical", None),
-    "managed_gradient_accumulation": (True,),  # the trainer says where a step ends
+    "managed_gradient_accumulation": (True,),  # the trainer marks the end of a step
 }
 NUMBERS = ("steps_per_print", "gradient_predivide_factor")
 MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": ""}
@@ -73,7 +73,7 @@ KNOWN = frozenset(
 DTYPES = ("fp32", "bf16", "fp16")
 LARGEST = sys.maxsize
 LARGEST_BUCKET = 2**36
-"""Elements. DeepSpeed allocates buckets whole, so more is a mistake and not a setting."""
+"""In elements. DeepSpeed allocates whole buckets, so a larger number must be a mistake."""
 
 OFF = {
     "bf16_master_weights_and_grads": "masters are in fp32 here",

@@ -1,4 +1,4 @@
-"""One DeepSpeed engine for the whole sequence, and its complete reset between tasks."""
+"""One DeepSpeed engine for the whole sequence, with a complete reset between tasks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from moram_dist.comm.zero3 import whole
 from moram_dist.registry import InputError
 
 BETAS = (0.9, 0.95)
-"""Of the published MoRAM and TRACE scripts."""
+"""From the published MoRAM and TRACE scripts."""
 
 
 _REFUSALS = (ArithmeticError, AssertionError, ImportError, NotImplementedError, ValueError)
-"""How DeepSpeed refuses a setting, beside exceptions of its own; a machine raises others."""
+"""Builtin exceptions with which DeepSpeed refuses a setting; machine failures raise others."""
 
 
 def make_engine(model: nn.Module, ds_config: dict[str, Any], *, weight_decay: float) -> Any:
@@ -25,7 +25,7 @@ def make_engine(model: nn.Module, ds_config: dict[str, Any], *, weight_decay: fl
     A model without any (zero-shot) gets an engine without an optimizer.
 
     Raises:
-        InputError: DeepSpeed refuses a value of the configuration that it meets only here.
+        InputError: DeepSpeed refuses a value of the configuration that it reads only here.
     """
     import deepspeed
     from deepspeed.runtime.config import DeepSpeedConfigError
@@ -37,7 +37,7 @@ def make_engine(model: nn.Module, ds_config: dict[str, Any], *, weight_decay: fl
     if trainable:
         optimizer = torch.optim.AdamW(trainable, lr=0.0, betas=BETAS, weight_decay=weight_decay)
     elif config["zero_optimization"]["stage"] < 3:
-        # Stages 1 and 2 shard nothing but an optimizer's state, and refuse to run without one.
+        # Stages 1 and 2 refuse to run without an optimizer, and would have nothing to shard.
         config["zero_optimization"] = {"stage": 0}
         config.pop("data_types", None)
     try:
@@ -46,12 +46,12 @@ def make_engine(model: nn.Module, ds_config: dict[str, Any], *, weight_decay: fl
         raise InputError(
             f"--ds_config: DeepSpeed refuses it: {error or type(error).__name__}"
         ) from error
-    engine.set_gradient_accumulation_boundary(True)  # from here on whoever trains says where it is
+    engine.set_gradient_accumulation_boundary(True)  # from here on the trainer sets it
     return engine
 
 
 def trainable_parameters(engine: Any) -> dict[str, nn.Parameter]:
-    """By full name, in the model's order; sharded under ZeRO-3."""
+    """Trainable parameters by full name, in the model's order; sharded under ZeRO-3."""
     return {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
 
 
@@ -61,25 +61,25 @@ def inner_optimizer(engine: Any) -> Any:
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:
-    """For the next step."""
+    """Set the learning rate of the next step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
 
 
 def start_fresh(engine: Any, values: Mapping[str, Tensor]) -> None:
-    """Begin a task: given values into parameters, and an optimizer as though it were new.
+    """Begin a task: set parameters to the given values and reset the optimizer.
 
-    ZeRO keeps fp32 masters beside the weights and writes them back at each step, so a reset that
-    changes weights alone is undone by the next one. Here the weights are written, the masters are
-    taken from them, and moments, step counts and gradients are cleared.
+    ZeRO keeps fp32 masters of the weights and overwrites the weights with them at each step, which
+    would undo a reset of the weights alone. So this sets the weights, copies them to the masters,
+    and clears moments, step counts and gradients.
 
     Args:
         engine: DeepSpeed engine at any stage, at a step's end.
         values: full parameter name to whole tensor, the same on all ranks; other parameters keep
-            their weights, and the masters of trainable ones restart from those.
+            their weights, from which the masters of trainable ones restart.
 
     Raises:
-        KeyError: a name that is no parameter.
+        KeyError: a name is not a parameter.
         RuntimeError: called in the middle of gradient accumulation.
     """
     if not trainable_parameters(engine):

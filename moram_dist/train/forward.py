@@ -1,4 +1,4 @@
-"""One forward pass in training: logits where there are answers, and the loss over them."""
+"""One forward pass in training: logits at the answers, and the loss over them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from moram_dist.families import family_of_model
 from moram_dist.methods.method import ForwardOutput
 
 ROWS_TIMES_WORDS = 2**24
-"""Logits that the loss looks at together: 64 MiB in float32."""
+"""Number of logits that the loss processes at once: 64 MiB in float32."""
 
 
 class Forward:
-    """Callable on a micro-batch; the engine runs the model."""
+    """Runs the engine's model on a micro-batch."""
 
     def __init__(self, engine: Any, model: nn.Module, device: torch.device | None = None) -> None:
-        """``device``: where the model is; default: where this rank computes."""
+        """``device``: the model's; default: this rank's."""
         self.engine = engine
         self.model = model
         self.device = device or env.device()
@@ -66,13 +66,13 @@ def answer_loss(seen: ForwardOutput) -> Tensor:
 class SummedCrossEntropy(torch.autograd.Function):
     """``F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")``.
 
-    Some rows at a time, whose gradient is worked out beside the loss: of a vocabulary of 262,144
-    words, one float32 copy of the logits of 4,096 tokens alone would take 4 GiB.
+    Processes some rows at a time, and computes their gradient together with the loss: with a
+    vocabulary of 262,144 tokens, one float32 copy of the logits of 4,096 positions takes 4 GiB.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        """Logits of N places, and the words that they should be."""
+        """Logits of N positions, and their target tokens."""
         total = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
         wanted = ctx.needs_input_grad[0]
         gradient_NV = torch.empty_like(logits_NV) if wanted else None
@@ -93,6 +93,6 @@ class SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        """Probabilities less the words that were right."""
+        """Probabilities minus the one-hot targets."""
         (gradient_NV,) = ctx.saved_tensors
-        return gradient_NV.mul_(upstream), None  # a second backward pass is refused by autograd
+        return gradient_NV.mul_(upstream), None  # in place: autograd refuses a second backward

@@ -1,8 +1,8 @@
-"""Digests of all that defines a run's result, written before its first step.
+"""Digests of everything that determines a run's result, written before its first step.
 
     inputs.json    per task: rules, and digests of its splits; base, tokenizer, decoding, precision
 
-Every later start compares them. Names of folders and files do not count, content does.
+Every later start compares them, by content and not by names of folders and files.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ RESULTS_OF_DEEPSPEED = (
     "zero_optimization.zero_quantized_weights",
     "zero_optimization.zeropp_loco_param",
 )
-"""Keys of a DeepSpeed file that change results by more than the order of a sum does. All others
-change where and when."""
+"""Keys of a DeepSpeed file that change results by more than the order of sums. All others change
+only where and when something is computed."""
 
 MOST_SHOWN = 6
-"""Differences that a message names; further ones are counted."""
+"""Most differences that a message names; further ones are counted."""
 
 LONGEST_VALUE = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitDigest:
-    """The examples of a task's split, in their order."""
+    """Number and digest of the examples in a task's split; their order counts."""
 
     examples: int
     digest: str
@@ -59,20 +59,20 @@ class SplitDigest:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInputs:
-    """A task as it is learned and measured."""
+    """The rules and data of a task in this run."""
 
     name: str
     rules: dict[str, Any]
-    """Fields of ``TaskRules``, but those that this run does not use."""
+    """Fields of ``TaskRules`` that this run uses."""
 
     test: SplitDigest
     train: SplitDigest | None
-    """None for a method that looks at no training example."""
+    """None for a method that reads no training examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInputs:
-    """All that a result depends on, beside the settings in run.yaml."""
+    """Everything that determines a result, in addition to the settings in run.yaml."""
 
     tasks: tuple[TaskInputs, ...]
     """In the order of learning."""
@@ -81,10 +81,10 @@ class RunInputs:
     base: BaseIdentity
     tokenizer: TokenizerIdentity
     precision: str
-    """float32 or bfloat16: what --dtype auto came to."""
+    """float32 or bfloat16, after resolving --dtype auto."""
 
     deepspeed: dict[str, Any]
-    """``RESULTS_OF_DEEPSPEED`` as the run's file has them."""
+    """The values of ``RESULTS_OF_DEEPSPEED`` in the run's file."""
 
     version: int = VERSION
 
@@ -96,14 +96,14 @@ def gather(
     tokenizer: Any,
     say: Callable[[str], None],
 ) -> RunInputs:
-    """Digest what is about to be run. Reads every weight of the base once.
+    """Digest the inputs of a run. Reads every weight of the base once.
 
     Args:
         config: resolved.
         benchmark: with the lengths that the configuration sets.
         ds_config: resolved.
-        tokenizer: as it was loaded.
-        say: told of what takes long, in one line.
+        tokenizer: as loaded.
+        say: called with one line before long work.
 
     Raises:
         InputError: a file of the base is missing or cannot be read.
@@ -121,7 +121,7 @@ def gather(
 
 
 def read_inputs(path: Path) -> RunInputs:
-    """The record of a run. Raises InputError where it is damaged or of another version."""
+    """Read a run's record. Raises InputError where it is damaged or of another version."""
     saved = read_record(path, RunInputs)
     if saved.version != VERSION:
         raise InputError(f"{path} has version {saved.version}; this program reads {VERSION}")
@@ -129,7 +129,7 @@ def read_inputs(path: Path) -> RunInputs:
 
 
 def differences(then: RunInputs, now: RunInputs) -> list[str]:
-    """What changed between two starts, a line each, each with what it is about first."""
+    """The changes between two starts, one line each, which begins with the subject."""
     lines = task_order([task.name for task in then.tasks], [task.name for task in now.tasks])
     before = {task.name: task for task in then.tasks}
     for task in now.tasks:
@@ -146,20 +146,20 @@ def differences(then: RunInputs, now: RunInputs) -> list[str]:
 
 
 def in_one_line(lines: list[str]) -> str:
-    """The first differences, and how many more there are."""
+    """The first differences, and the number of further ones."""
     more = len(lines) - MOST_SHOWN
     return "; ".join(lines[:MOST_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def task_order(then: list[str], now: list[str]) -> list[str]:
-    """A line where the tasks are not the same ones in the same order."""
+    """One line if the tasks or their order differ."""
     if then == now:
         return []
     return [f"tasks were {_short(', '.join(then))}; now {_short(', '.join(now))}"]
 
 
 def precision(then: str, now: str) -> list[str]:
-    """A line where the base is computed in another precision."""
+    """One line if the base has another precision."""
     if then == now:
         return []
     flag = {"float32": "fp32", "bfloat16": "bf16"}.get(then, then)
@@ -167,7 +167,7 @@ def precision(then: str, now: str) -> list[str]:
 
 
 def counts(what: str, then: int, now: int, *, same: bool) -> list[str]:
-    """A line where a split has other examples."""
+    """One line if a split has other examples."""
     if then == now and same:
         return []
     other = ", other content or order" if then == now else ""
@@ -186,7 +186,7 @@ def _task_differences(then: TaskInputs, now: TaskInputs) -> Iterator[str]:
 def settings(
     then: Mapping[str, Any], now: Mapping[str, Any], where: str, defaults: Mapping[str, Any]
 ) -> Iterator[str]:
-    """A line for each value that differs; what a record is too old to have was the default."""
+    """One line per value that differs; values missing in an old record count as defaults."""
     for name in sorted(then.keys() | now.keys()):
         if name in then and name not in defaults:
             yield f"{where}: {name} is a setting of another version of this program"
@@ -226,12 +226,12 @@ def _of_deepspeed(ds_config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def defaults_of(kind: Any) -> dict[str, Any]:
-    """Field -> its default, as JSON has it, of a dataclass of plain values; None for none."""
+    """Field -> default as a JSON value, for a dataclass of plain values; None without a default."""
     return {f.name: None if f.default is MISSING else _plain(f.default) for f in fields(kind)}
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """The value after a round trip through JSON."""
     return json.loads(json.dumps(value))
 
 

@@ -1,4 +1,4 @@
-"""Runs that were begun before inputs.json was written: what can still be compared of them."""
+"""Compare with runs of older versions, which wrote no inputs.json."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class _Task:
 
 
 def differences_from_older(folder: Path, now: RunInputs) -> list[str]:
-    """What changed since an older version began the run, a line each, as far as it was recorded.
+    """The changes since an older version started the run, one line each.
 
-    Names and order of tasks, numbers of examples, metrics, decoding and precision were.
+    Older versions recorded names and order of tasks, numbers of examples, metrics, decoding and
+    precision.
     """
     return [*_of_benchmark(folder / "benchmark.json", now), *_of_precision(folder, now)]
 
@@ -36,7 +37,7 @@ def _of_benchmark(path: Path, now: RunInputs) -> Iterator[str]:
         saved = read_object(path)
         tasks = [record(_Task, task, path) for task in saved["tasks"]]
         decoding = dict(saved["decoding"])
-    except (InputError, KeyError, TypeError, ValueError):  # another form yet: nothing to compare
+    except (InputError, KeyError, TypeError, ValueError):  # yet another format: cannot compare
         return
     yield from task_order([task.name for task in tasks], [task.name for task in now.tasks])
     before = {task.name: task for task in tasks}

@@ -1,4 +1,4 @@
-"""One line that says where a run is: task, step, loss, tokens a second, time left."""
+"""One line with a run's progress: task, step, loss, tokens per second, time left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from moram_dist.terminal import shown
 
 QUIET_S = 10.0
-"""Longest time without a line while steps are done."""
+"""Longest time without a line while steps are running."""
 
 
 class Progress:
@@ -19,7 +19,7 @@ class Progress:
         self.overwrite = enabled and sys.stdout.isatty()
 
     def begin(self, title: str, total: int, done: int = 0) -> None:
-        """Start a task of ``total`` steps, or go on after the ``done`` first ones."""
+        """Start a task of ``total`` steps, or resume it after the first ``done`` steps."""
         self.title, self.total = title, total
         self.started = self.shown = time.monotonic()
         self.done = self.before = done
@@ -27,9 +27,9 @@ class Progress:
         self.loss: float | None = None
 
     def step(self, tokens: int, *, logged: bool = False) -> None:
-        """One more step, of so many tokens; ``logged`` where ``log`` follows.
+        """Count one step with its tokens; ``logged`` if a call of ``log`` follows.
 
-        Otherwise it is shown where steps are long, which needs no other rank.
+        If not, the line is shown here when the last one is old, without the other ranks.
         """
         self.done += 1
         self.tokens += tokens
@@ -37,7 +37,7 @@ class Progress:
             self._show()
 
     def log(self, loss: float) -> float:
-        """Show the newest loss. Returns tokens per second since the task's beginning."""
+        """Show the newest loss. Returns tokens per second since the task began or resumed."""
         self.loss = loss
         self._show()
         return self.tokens / max(time.monotonic() - self.started, 1e-9)

@@ -1,4 +1,4 @@
-"""From tasks and examples to what recognisers see: all ranks work together, each on its share."""
+"""Compute recognisers' inputs from tasks and examples; each rank processes its shard."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from moram_dist.recognise import PromptFeatures, TaskStatistics
 from moram_dist.tasks.task import Example, Task
 
 MOST_PROMPTS = 4096
-"""Of a task, whose statistics are taken: spread evenly over its training examples. The features of
-so many take 128 MiB at an embedding size of 4,096."""
+"""Most prompts per task in its statistics, spread evenly over the training examples. Their features
+take 128 MiB at an embedding size of 4,096."""
 
 
 def statistics_of(base: Base, task: Task) -> TaskStatistics:
-    """Of a task's training prompts, equal to the last bit on any number of ranks."""
+    """Statistics of a task's training prompts, bitwise equal on any number of ranks."""
     prompts = task.train[:: 1 + (len(task.train) - 1) // MOST_PROMPTS]
     world = env.world_size()
     parts = env.gather_objects(features_of(base, task, prompts[env.rank() :: world]))

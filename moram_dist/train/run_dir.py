@@ -1,4 +1,4 @@
-"""The run directory: what the run is, written before its first step, and what it has finished."""
+"""The run directory: a run's identity, written before its first step, and its finished tasks."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ from moram_dist.train.older_runs import differences_from_older
 INPUTS = "inputs.json"
 
 ALWAYS_RECORDED = ("model", "data", "method", "train", "eval")
-"""Sections that every version has written into run.yaml."""
+"""Sections that every version wrote to run.yaml."""
 
 PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "mlflow", "numpy")
 
 LOCK = ".lock"
 FOLDERS = ("memory", "predictions", "progress", "report", "tracking")
 SUFFIXES = (".json", ".jsonl", ".yaml", ".safetensors")
-"""Of files, none of folders."""
+"""Names with these endings must be files, not folders."""
 
 
 class RunDir:
     """Paths of a run, and its identity.
 
-    run.yaml holds the resolved configuration, inputs.json digests of data, base and tokenizer: a
-    second command on the same folder must be the same run, but for what does not define its results
-    (``config_io.MAY_CHANGE``, and settings of other methods).
+    run.yaml holds the resolved configuration, inputs.json digests of data, base and tokenizer. A
+    second command on the same folder must be the same run, except for settings that do not define
+    its results (``config_io.MAY_CHANGE``, and settings of other methods).
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,18 +66,18 @@ class RunDir:
         self.progress = ProgressFiles(path / "progress")
 
     def check(self, config: RunConfig) -> None:
-        """Whether this run may use the folder. Nothing is written.
+        """Check that this run may use the folder. Writes nothing.
 
         Raises:
-            InputError: it cannot be written, holds another configuration or a memory that was
-                learned with one, or holds something that is no run, or a link.
+            InputError: the folder cannot be written, holds another configuration or a memory
+                learned with one, or holds files that are not a run's, or a link.
             WriteError: the disk fails.
         """
         self._check_entries()
         self._check_writable()
         record = self.path / "run.yaml"
         if not record.exists():
-            # Hidden files do not count: a lock, or what a stop cut short.
+            # Hidden files do not count: they are a lock, or left by a stop during a write.
             if self.path.exists() and any(p.name[0] != "." for p in self.path.iterdir()):
                 raise InputError(f"--output_dir {self.path} is not empty and holds no run")
             return
@@ -114,10 +114,10 @@ class RunDir:
                 )
 
     def check_inputs(self, now: RunInputs, model: ModelConfig) -> None:
-        """Whether what is here was begun with the same data, base and tokenizer.
+        """Check that the folder's run was started with the same data, base and tokenizer.
 
         Raises:
-            InputError: names what changed since, or what the memory was learned on instead.
+            InputError: names the changes, or the other base or tasks of the memory.
         """
         if self.has_inputs:
             changed = differences(read_inputs(self.path / INPUTS), now)
@@ -142,7 +142,7 @@ class RunDir:
             raise InputError(f"{self.memory.path} holds other tasks than this run: {changed[0]}")
 
     def record_inputs(self, inputs: RunInputs, say: Callable[[str], None]) -> None:
-        """Write down what defines the result, where that has not been done. Main rank only."""
+        """Write inputs.json if it does not exist. Main rank only."""
         if self.has_inputs:
             return
         if self.memory.path.exists() or self.progress.folder.exists():
@@ -154,15 +154,15 @@ class RunDir:
 
     @property
     def has_inputs(self) -> bool:
-        """Whether what defines the result is written down; an older version did not."""
+        """Whether inputs.json exists; older versions did not write it."""
         return (self.path / INPUTS).exists()
 
     def _check_writable(self) -> None:
-        """Whether files can be made in the folder, or where it is to be made."""
+        """Check that files can be created in the folder, or the folder itself can be."""
         if "\0" in str(self.path):
             raise InputError(f"--output_dir {str(self.path)!r} cannot be a folder's name")
         try:
-            # A name as long as any that is to come there.
+            # A name as long as the longest one that the run will create.
             deepest = self.path / "predictions" / "after_000" / ("x" * (LONGEST_NAME + 50))
             with suppress(FileNotFoundError):
                 deepest.lstat()
@@ -180,9 +180,9 @@ class RunDir:
             raise WriteError(problem) from None
 
     def _check_entries(self) -> None:
-        """Whether folders are folders, files are files, and nothing is a link to elsewhere.
+        """Check that folders are folders, files are files, and nothing is a link.
 
-        The folder itself may be reached by a link; what this program writes is not to leave it.
+        The run directory itself may be a link, but nothing may be written outside of it.
         """
         try:
             if not self.path.is_dir():
@@ -206,7 +206,7 @@ class RunDir:
             ) from None
 
     def _entries(self) -> Iterator[os.DirEntry[str]]:
-        """What is in the folder, and in its folders."""
+        """The entries of the folder and of its subfolders."""
         with os.scandir(self.path) as entries:
             for entry in entries:
                 yield entry
@@ -216,11 +216,11 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder, and keep a second run off it until this process ends. Main rank only.
+        """Create the folder and lock it against a second run. Main rank only.
 
         Raises:
-            InputError: another run holds it, or what is at the lock's name is no file.
-            WriteError: it cannot be made, or the disk is full.
+            InputError: another run holds the lock, or the lock's name is not a file.
+            WriteError: the folder cannot be created, or the disk is full.
         """
         path = self.path / LOCK
         with ExitStack() as stack:
@@ -238,9 +238,9 @@ class RunDir:
             yield
 
     def _sync_folders(self) -> None:
-        """Put on disk every name that is there: a process may have died before it had done so.
+        """Sync all names in the folder to disk: an earlier process may have died before it did.
 
-        What is built on them from here on is synced, and must not outlive them.
+        Later files depend on them and are synced, so these must not be lost first.
         """
         sync_folder(self.path.resolve().parent)
         for folder, _, _ in os.walk(self.path):
@@ -253,10 +253,10 @@ class RunDir:
         ds_config: dict[str, Any],
         world_size: int,
     ) -> None:
-        """Write down what is about to run. Main rank only."""
+        """Write the files that describe the run. Main rank only."""
         record = self.path / "run.yaml"
         kept = config_io.to_dict(config)
-        if record.exists():  # what ran first stays; an older version kept passwords, too
+        if record.exists():  # the first start's settings stay; older versions stored passwords
             kept = config_io.read_mapping(record)
         now = config_io.with_recalls(kept, config.eval)
         if not record.exists() or clean_tree(now) != kept:
@@ -288,7 +288,7 @@ class RunDir:
         self._json("environment.json", environment(world_size))
 
     def finished_tasks(self) -> int:
-        """Tasks whose memory is published. Raises InputError where a file of them is not whole."""
+        """Number of published tasks. Raises InputError where one of their files is damaged."""
         manifest = self.memory.manifest()
         tasks = manifest.tasks if manifest else ()
         for task in tasks:
@@ -323,7 +323,7 @@ def environment(world_size: int) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    """None where it is not installed, as MLflow need not be."""
+    """A package's version; None if not installed, for example MLflow."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -331,9 +331,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of this checkout; None where there is none, as for an installed package."""
+    """Commit of this checkout; None if there is none, as for an installed package."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / "pyproject.toml").is_file():  # site-packages may lie in a repository of the user
+    if not (root / "pyproject.toml").is_file():  # site-packages may be in a repository of the user
         return None
     try:
         found = subprocess.run(

@@ -8,9 +8,9 @@ import math
 def learning_rate(
     step: int, total: int, *, peak: float, schedule: str, warmup_ratio: float
 ) -> float:
-    """Rate of optimizer step ``step`` of ``total``, from 0.
+    """Learning rate of optimizer step ``step``, counted from 0, of ``total``.
 
-    Linear warm-up over ``warmup_ratio`` of the steps, then constant, or linear or cosine towards 0.
+    Linear warm-up over ``warmup_ratio`` of the steps, then constant, or linear or cosine to 0.
     """
     warmup = round(total * warmup_ratio)
     if step < warmup:

@@ -1,9 +1,9 @@
 """The trainable state of a DeepSpeed engine as whole tensors, at any stage and number of ranks.
 
-What is trained lives in the optimizer: fp32 masters, both moments of Adam, its step count. Each
-rank keeps its part of them, cut in a way of its stage; here are the cuts of all stages. DeepSpeed's
-own functions for this (``safe_set_full_*``) fail where a parameter's size is no multiple of the
-number of ranks, and know nothing of stage 0.
+The optimizer holds the trainable state: fp32 masters, both moments of Adam, its step count. Each
+rank has a part of them; this module knows how each stage divides them. DeepSpeed's own functions
+for this (``safe_set_full_*``) fail if a parameter's size is not a multiple of the number of ranks,
+and do not support stage 0.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class _Part:
-    """What this rank's optimizer keeps of one parameter: elements [start, start + length)."""
+    """The part of one parameter in this rank's optimizer: elements [start, start + length)."""
 
     start: int
     length: int
     owner: Tensor
-    """The optimizer's tensor that holds the masters, flat or not; its state is under this key."""
+    """The optimizer's tensor with the masters, flat or not; also the key of its state."""
 
     offset: int
-    """Of the part in ``owner``."""
+    """Offset of the part in ``owner``."""
 
     def of(self, tensor: Tensor) -> Tensor:
-        """A view of the part in a tensor that is laid out as ``owner``."""
+        """A view of the part in a tensor with the same layout as ``owner``."""
         return tensor.detach().view(-1).narrow(0, self.offset, self.length)
 
 
 def read_state(engine: Any) -> tuple[dict[str, Tensor], int]:
-    """Masters and moments, and Adam's step count. All ranks call it together.
+    """Read masters, moments and Adam's step count. All ranks call it together.
 
-    The task has at least one step behind it; gradients that are being accumulated do not matter.
+    At least one step of the task must be done; accumulated gradients do not matter.
 
     Returns:
         ``<parameter>/master``, ``/exp_avg`` and ``/exp_avg_sq`` to whole float32 tensors on the
-        CPU, on every rank; and the number of steps behind the moments.
+        CPU, on every rank; and Adam's number of steps.
     """
     states = inner_optimizer(engine).state
     whole: dict[str, Tensor] = {}
@@ -64,12 +64,13 @@ def read_state(engine: Any) -> tuple[dict[str, Tensor], int]:
 
 
 def write_state(engine: Any, whole: Mapping[str, Tensor], steps: int) -> None:
-    """Put what ``read_state`` gave into an engine, weights of the forward pass included.
+    """Restore the state from ``read_state`` in an engine, including the model's weights.
 
-    The engine is at a step's end; gradients are cleared. Raises KeyError where a tensor is missing.
+    The engine must be at a step's end; gradients are cleared. Raises KeyError where a tensor is
+    missing.
     """
     parameters = trainable_parameters(engine)
-    # Weights first: these are the masters, rounded, as after every step.
+    # Weights first: as after every step, they are the rounded masters.
     start_fresh(engine, {name: whole[f"{name}/{MASTER}"] for name in parameters})
     states = inner_optimizer(engine).state
     for name, parameter in parameters.items():
@@ -77,7 +78,7 @@ def write_state(engine: Any, whole: Mapping[str, Tensor], steps: int) -> None:
         if part is None:
             continue
         state = states[part.owner]
-        if not state:  # as torch's AdamW makes it at its first step
+        if not state:  # create it as torch's AdamW does at its first step
             state["step"] = torch.tensor(0.0)
             state.update({kind: torch.zeros_like(part.owner) for kind in MOMENTS})
         state["step"].fill_(steps)
@@ -87,9 +88,9 @@ def write_state(engine: Any, whole: Mapping[str, Tensor], steps: int) -> None:
 
 
 def _assemble(parameter: nn.Parameter, part: _Part | None, tensor: Tensor | None) -> Tensor:
-    """The whole of what ranks hold in parts: a sum in which all but one add zero.
+    """The whole tensor from the ranks' parts: a sum to which all but one rank add zero.
 
-    It is a sum of bit patterns, since -0.0 + 0.0 would not be the same bits.
+    It sums bit patterns, because -0.0 + 0.0 would change the bits.
     """
     shape = getattr(parameter, "ds_shape", parameter.shape)
     bits = torch.zeros(shape.numel(), dtype=torch.int32, device=env.device())
@@ -101,7 +102,7 @@ def _assemble(parameter: nn.Parameter, part: _Part | None, tensor: Tensor | None
 
 
 def _part(engine: Any, parameter: Any) -> _Part | None:
-    """This rank's part of a parameter, None where it has none."""
+    """This rank's part of a parameter; None if it has none."""
     optimizer = engine.optimizer
     if hasattr(parameter, "ds_id"):  # stage 3: equal parts of each parameter, the last one padded
         size = parameter.partition_numel()
@@ -110,14 +111,14 @@ def _part(engine: Any, parameter: Any) -> _Part | None:
         group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
         owner = optimizer.fp32_partitioned_groups_flat[group]
         return _Part(start, length, owner, offset) if length > 0 else None
-    if hasattr(parameter, "_hp_mapping"):  # stages 1, 2: equal parts of all parameters end to end
+    if hasattr(parameter, "_hp_mapping"):  # stages 1, 2: equal parts of all parameters concatenated
         mapping = parameter._hp_mapping
         if mapping is None:
             return None
         low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
         (owner,) = inner_optimizer(engine).param_groups[mapping.param_group_index]["params"]
         return _Part(low.start, low.numel, owner, high.start)
-    owner = parameter  # stage 0: all of it, in fp32 the parameter itself
+    owner = parameter  # stage 0: the whole parameter; in fp32 it is its own master
     for low_group, high_group in zip(
         getattr(optimizer, "fp16_groups", ()), getattr(optimizer, "fp32_groups", ()), strict=True
     ):

@@ -1,8 +1,8 @@
-"""Signals that ask a run to stop: it saves its state and leaves with an exit code of its own.
+"""Stop a run on a signal: it saves its state and exits with a special exit code.
 
-A launcher may signal one rank only, or one after the other. So while steps are done a signal only
-raises a flag, and all ranks look at all flags before each micro-batch. Outside of that (loading,
-evaluation) nothing is half done that is not on disk, and the rank leaves at once.
+A launcher may signal one rank only, or one after the other. So during training steps a signal only
+sets a flag, and all ranks check all flags before each micro-batch. At other times (loading,
+evaluation) there is no unsaved state, and the rank exits at once.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: stopped by a signal; rerun the same command to resume."""
 
 LEAVE_AFTER_S = 25.0
-"""From the first signal; a rank that still waits for something by then is ended."""
+"""Time after the first signal at which a rank that still waits is ended."""
 
 AGAIN_AFTER_S = 0.05
-"""A stop that was lost in a finalizer is asked for again: by then the finalizer has ended."""
+"""Delay before a stop that was lost in a finalizer is signalled again; the finalizer has ended."""
 
 REPEATED_AFTER_S = 3.0
-"""A second signal within this time is the first one again, passed on by a launcher."""
+"""A second signal within this time counts as the first one, repeated by a launcher."""
 
 
 class Stopped(BaseException):
-    """The run was asked to stop. No Exception, as trackers outlive all of those."""
+    """The run was asked to stop. Not an Exception, because trackers catch those."""
 
     def __init__(self, *, together: bool) -> None:
-        """``together``: whether all ranks stop here, or this one by itself."""
+        """``together``: whether all ranks stop here, or only this one."""
         super().__init__()
         self.together = together
         self.where = ""
 
 
 class StopSignals:
-    """A context in which some signals stop the run. Main thread only; made by all ranks."""
+    """A context in which some signals stop the run. Main thread only; created by all ranks."""
 
     def __init__(self, names: str) -> None:
         """``names``: as in ``RecordConfig.stop_signals``."""
@@ -66,9 +66,9 @@ class StopSignals:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Put back the handlers that were there. Once a signal came, the process must end in time.
+        """Restore the old handlers. After a signal, the watching thread still limits the time.
 
-        Ranks that stop together leave together: a launcher ends the others once one has left.
+        Ranks that stop together exit together: a launcher ends the others once one has exited.
         """
         if isinstance(error, Stopped) and error.together:
             env.barrier()
@@ -83,13 +83,13 @@ class StopSignals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Steps are being done: a signal waits for ``check``."""
+        """During training steps: a signal waits for ``check``."""
         self._held = True
         try:
             yield
         finally:
             self._held = False
-        if self.asked:  # too late for the last check
+        if self.asked:  # it came after the last check
             raise Stopped(together=False)
 
     def check(self) -> None:
@@ -104,7 +104,7 @@ class StopSignals:
                 raise Stopped(together=False)
 
     def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:
-        """A generator that is closed, or a ``__del__``, lets no exception out: signal once more."""
+        """Closing generators and ``__del__`` swallow exceptions: signal once more."""
         if lost.exc_type is not Stopped:
             return self._hook(lost)
         self.asked = False
@@ -113,10 +113,10 @@ class StopSignals:
         again.start()
 
     def _watch(self) -> None:
-        """End the process in time, even where the main thread waits in a collective for ever.
+        """End the process in time, even if the main thread waits in a collective forever.
 
-        Python's handlers run in the main thread, between two of its own instructions; the wake-up
-        file is written at once.
+        Python runs handlers in the main thread, between two of its instructions, but writes to the
+        wake-up socket at once.
         """
         first: float | None = None
         with selectors.DefaultSelector() as ready:  # ``select`` ends at descriptor 1024
@@ -129,7 +129,7 @@ class StopSignals:
                     os._exit(EXIT_CODE)
                 arrived = self._reader.recv(64)
                 if not arrived:
-                    return  # the context was left without a signal
+                    return  # the context ended without a signal
                 if not any(number in self.signals for number in arrived):
                     continue
                 now = time.monotonic()

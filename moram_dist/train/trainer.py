@@ -1,4 +1,4 @@
-"""The training loop: tasks in their order, each trained, frozen, published, evaluated."""
+"""The training loop: train, freeze, publish and evaluate one task after the other."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from moram_dist.train.state import read_state, write_state
 from moram_dist.train.stop import Stopped, StopSignals
 
 OF_METHOD = "method."
-"""Begins the names of the method's own tensors in a file of progress."""
+"""Prefix of the names of the method's own tensors in a checkpoint."""
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; says at which step and on which examples."""
+    """The loss or a trained tensor is NaN or infinite; the message says where."""
 
 
 class Trainer:
-    """Trains a method on a benchmark. One instance a rank; the main rank writes and talks."""
+    """Trains a method on a benchmark. One instance per rank; the main rank writes and prints."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Trainer:
     ) -> None:
         """``evaluate(i)`` fills row i of the score matrix; row -1 is the untouched base.
 
-        ``saved`` is where the first unpublished task goes on, None for its beginning.
+        ``saved`` is the checkpoint from which the first unpublished task resumes, if any.
         """
         self.config = config
         self.benchmark = benchmark
@@ -83,15 +83,15 @@ class Trainer:
         self.batch_size = config.train.batch_size or benchmark.batch_size
         self.forward = Forward(engine, base.model)
         self._encoded: tuple[int, Sequence[EncodedExample]] = (-1, ())
-        """A task, and its examples."""
+        """A task and its examples."""
         self._num_steps: list[int] = []
-        """Of the first tasks, as far as they were asked for."""
+        """Steps of the first tasks, as far as computed."""
         self.peak = config.train.learning_rate or benchmark.learning_rate
 
     def run(self) -> None:
         """Train on the tasks in order, from the first that is not published yet.
 
-        What earlier rows lack, as where other rows are asked for now, is measured on the way.
+        Also evaluates missing cells of earlier rows, for example after a change of ``eval_rows``.
         """
         finished = len(self.manifest.tasks)
         self.evaluate(-1)
@@ -100,7 +100,7 @@ class Trainer:
             memory.check(published, self.method.shapes(i, self.method.layers))
             self.method.load_task(i, memory.read(published))
             if published.recogniser is None and "prefix" in self.config.eval.recalls:
-                self._add_recogniser(i)  # an older version took no statistics
+                self._add_recogniser(i)  # older versions computed no statistics
             self.evaluate(i)
         for i in range(finished, len(self.benchmark.tasks)):
             with self.stop.held():
@@ -150,7 +150,7 @@ class Trainer:
             raise
 
     def _begin(self, i: int) -> int:
-        """Put engine and method where task i goes on. Returns how many of its steps are done."""
+        """Set engine and method to where task i starts or resumes. Returns its finished steps."""
         saved, self.saved = self.saved, None
         if saved is None:
             self.method.prepare_task(i, lambda limit: self._look(i, limit))
@@ -167,7 +167,7 @@ class Trainer:
         return saved.step
 
     def _save(self, i: int, done: int) -> None:
-        """Put the state after ``done`` steps of task i on disk. Without room there, go on."""
+        """Save the state after ``done`` steps of task i; on a full disk, training continues."""
         tensors, optimizer_steps = read_state(self.engine)
         tensors |= {f"{OF_METHOD}{n}": t for n, t in self.method.state_dict().items()}
         if not env.is_main():
@@ -187,7 +187,7 @@ class Trainer:
             self.progress.say(f"step {done} could not be saved: {error}; training continues")
 
     def _step(self, i: int, step: Step, total: int) -> Tensor:
-        """One optimizer step. Returns this rank's share of its loss, on the device."""
+        """One optimizer step. Returns this rank's part of its loss, on the device."""
         train = self.config.train
         share = torch.zeros((), device=env.device())
         for m, batch in enumerate(step.micro_batches):
@@ -199,7 +199,7 @@ class Trainer:
             seen = self.forward(batch, weight)
             loss = answer_loss(seen) / step.num_answer_tokens
             share += loss.detach()
-            # DeepSpeed averages gradients over ranks; what we want is their sum.
+            # DeepSpeed averages gradients over ranks; we need their sum.
             penalty = self.method.penalty(seen) / len(step.micro_batches)
             self.engine.backward(loss * env.world_size() + penalty, scale_wrt_gas=False)
             if last:
@@ -216,7 +216,7 @@ class Trainer:
         return share
 
     def _seed_dropout(self, i: int, step: Step, m: int) -> None:
-        """Tie the micro-batch's dropout to its examples, whichever rank has them."""
+        """Seed the micro-batch's dropout by its examples, independent of the rank."""
         place = (self.config.train.seed, i, step.index)
         batch = step.micro_batches[m]
         seeds = [_seed(*place, row) & 0xFFFFFFFF for row in batch.rows]
@@ -225,10 +225,10 @@ class Trainer:
         torch.manual_seed(_seed(*place, m, env.rank()))
 
     def _log(self, i: int, losses: list[Tensor], seen: list[Step]) -> None:
-        """Agree on the losses since the last log, and stop all ranks if one is not a number.
+        """Sum the losses since the last log over ranks, and stop all ranks if one is not finite.
 
-        Steps between logs are checked here too, so that none of them waits for the device. Nothing
-        of a task is published before its last step has been through this.
+        Checking all steps only here keeps each step from waiting for the device. The last step of
+        a task is checked before anything of the task is published.
         """
         summed = env.all_sum(torch.stack(losses).tolist())
         first = self.first_step(i)
@@ -248,11 +248,11 @@ class Trainer:
         self.tracker.log(measured | self.method.metrics(), first + seen[-1].index)
 
     def _publish(self, i: int) -> None:
-        """Freeze what task i learned and put it on disk, whole or not at all."""
+        """Freeze task i's tensors and write them to disk atomically."""
         task = self.benchmark.tasks[i]
         self.watchdog.at(f"the end of task {task.name}")
         tensors = self.method.end_task(i, lambda limit: self._look(i, limit))
-        # What a method adds to the loss is not in the losses that are looked at.
+        # The logged losses do not include the method's penalty, so check its effect here.
         broken = next((n for n, t in tensors.items() if not t.isfinite().all()), None)
         if broken:
             raise NonFiniteLossError(
@@ -273,7 +273,7 @@ class Trainer:
         self.tracker.end_task()
 
     def _statistics(self, i: int) -> dict[str, Tensor]:
-        """What tells task i's prompts from those of others. All ranks call it together."""
+        """Statistics that distinguish task i's prompts. All ranks call it together."""
         task = self.benchmark.tasks[i]
         self.watchdog.at(f"the statistics of task {task.name}'s prompts")
         return statistics_of(self.base, task).tensors()
@@ -285,13 +285,13 @@ class Trainer:
         self.manifest = env.from_main(self.manifest)
 
     def _look(self, i: int, limit: int) -> tuple[int, Iterator[Tensor]]:
-        """``methods.method.ExampleLosses``: of the first examples in the first epoch's order."""
+        """``methods.method.ExampleLosses`` of the first examples in the first epoch's order."""
         examples = self._examples(i)
         first = order(len(examples), seed=self.config.train.seed, task=i, epoch=0)[:limit]
         chosen = [examples[k] for k in first]
 
         def losses() -> Iterator[Tensor]:
-            # The engine's own forward pass expects its own backward pass.
+            # The engine's forward pass expects its own backward pass, so call the module.
             forward = Forward(self.engine.module, self.base.model)
             family, pad_id = self.base.family, self.base.tokenizer.pad_token_id
             for start in range(0, len(chosen), env.world_size()):
@@ -308,7 +308,7 @@ class Trainer:
         return self.run_dir.path / "tokens"
 
     def _examples(self, i: int) -> Sequence[EncodedExample]:
-        """Task i's, kept until it is published. All ranks call it together."""
+        """Task i's encoded examples, kept until it is published. All ranks call it together."""
         if self._encoded[0] != i:
             pairs = self.method.training_data(self.benchmark, i)
             what = f"tokenising task {self.benchmark.tasks[i].name}"
@@ -347,12 +347,12 @@ class Trainer:
 
 
 def _seed(*parts: int) -> int:
-    """A seed from several numbers, well mixed."""
+    """One well-mixed seed from several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
 
 
 def peak_memory_bytes() -> int:
-    """Of this rank: on the GPU where there is one, else of the process."""
+    """Peak memory of this rank: on the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
