@@ -1,1 +1,1 @@
-"""Evaluation: scores and files of a run here; measuring, reports, comparisons, audits in rooms."""
+"""Scores and files of a run; subpackages measure, report and compare runs, and audit benchmarks."""

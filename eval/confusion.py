@@ -1,4 +1,4 @@
-"""Which task a recogniser took each prompt for, as read from a run's predictions."""
+"""Count which task a recogniser assigned each prompt to, from a run's predictions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Confusion:
 def read_confusion(
     run_dir: Path, tasks: Sequence[str], row: int, suffix: str | None
 ) -> Confusion | None:
-    """What was recognised after task ``row``; None if no recogniser ran.
+    """The counts after task ``row``; None if no recogniser ran.
 
     Args:
         run_dir: the run.

@@ -41,18 +41,18 @@ def sequence_metrics(
     ``bwt_gem``               sum over i < T-1 of a[T-1][i] - a[i][i], divided by T-1; the usual one
     ``bwt_sapt``              the same sum divided by T. Also the TRACE paper's
     ``bwt_clipped``           bwt_sapt, gains counted as 0. MoRAM and TreeLoRA print it positive
-    ``forgetting_max``        mean over i < T-1 of max over i <= t <= T-2 of a[t][i], less
+    ``forgetting_max``        mean over i < T-1 of max over i <= t <= T-2 of a[t][i], minus
                               a[T-1][i]. Also SAPT's forgetting rate, F.Ra
     ``fwt_gem``               mean over i >= 1 of a[i-1][i] - base[i]: the zero-shot form
-    ``fwt_single``            mean_diagonal less the mean of ``single_task``. SAPT's
-    ``intransigence_single``  mean of ``single_task``, less mean_diagonal: -fwt_single
-    ``intransigence_joint``   mean of ``multitask``, less mean_diagonal
+    ``fwt_single``            mean_diagonal minus the mean of ``single_task``. SAPT's
+    ``intransigence_single``  mean of ``single_task`` minus mean_diagonal: -fwt_single
+    ``intransigence_joint``   mean of ``multitask`` minus mean_diagonal
     ``transfer``              mean over i >= 1 of the mean over t < i of a[t][i]
     ``average``               mean of the whole matrix
-    ``last``                  mean of the last row, named so beside the two above
+    ``last``                  mean of the last row, under the name used with the two above
     ========================  ====================================================================
 
-    Intransigence is, for each task, a reference model's score less a[i][i]; here it is the mean
+    Intransigence of a task is a reference model's score minus a[i][i]; here it is the mean
     over tasks. The paper's reference for task i learns the tasks up to i jointly; ``multitask``
     uses one model instead, which learned all T jointly.
 
@@ -119,9 +119,9 @@ def average_so_far(scores: Sequence[Row]) -> list[MatrixEntry]:
 
 
 def forgetting_per_task(scores: Sequence[Row]) -> list[MatrixEntry]:
-    """Per task: best score since it was learned and before the last row, less the last, in points.
+    """Per task, in points: best score from its training on, before the last row, minus the last.
 
-    Positive is forgotten, negative is gained. None where either is unknown, as for the newest task.
+    Positive is forgotten, negative is gained. None if either is unknown, as for the newest task.
     The mean over the tasks of a complete matrix is ``forgetting_max``.
     """
     if not scores:
@@ -231,7 +231,7 @@ class Scores:
         )
 
     def _reference(self, kind: str, run: Scores | None, *, diagonal: bool) -> list[MatrixEntry]:
-        """The other run's scores on this run's tasks, by name: it may have another order."""
+        """The other run's scores on this run's tasks, by name: its order may differ."""
         if run is None:
             return [None] * len(self.tasks)
         for task in self.tasks:
@@ -253,7 +253,7 @@ def _tasks(value: Any, path: Path) -> tuple[str, ...]:
     for name in value:
         try:
             name.encode()
-        except UnicodeEncodeError:  # JSON can say half a character, and no file has it in its name
+        except UnicodeEncodeError:  # JSON can hold a lone surrogate, a file name cannot
             raise InputError(f"{path}: tasks holds {name!r}, which is no text") from None
         if name in seen:
             raise InputError(f"{path}: tasks holds {name!r} twice")

@@ -1,8 +1,8 @@
-"""How all figures look: colours, style, and a figure as SVG text.
+"""The common style of all figures, and a figure as SVG text.
 
-One colour stands for amounts, one accent for losses. Figures are drawn at the size at which the
-report shows them (72 points per inch), so all their text has one size on the page. They are made
-without pyplot: nothing is global, and nothing needs closing.
+One colour shows amounts, one accent losses. Figures are drawn at the size at which the report shows
+them (72 points per inch), so all text has the same size on the page. They do without pyplot, so
+there is no global state and nothing to close.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ HALF_WIDTH, FULL_WIDTH = 5.0, 10.4
 
 @contextmanager
 def canvas(width: float, height: float) -> Iterator[Figure]:
-    """A figure of this size in inches, in our style while it is drawn."""
+    """A figure of this size in inches; our style applies while it is drawn."""
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
         yield Figure(figsize=(width, height), layout=layout)
 
 
 def svg_text(figure: Figure) -> str:
-    """The figure as one ``<svg>`` element, without the XML header: fit for a file or for a page."""
+    """The figure as one ``<svg>`` element without the XML header, for a file or a page."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no metadata, so no addresses
     with matplotlib.rc_context(STYLE):

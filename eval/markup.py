@@ -1,7 +1,7 @@
-"""Texts from a run's files, made safe for pages, Markdown, LaTeX, figures and terminals.
+"""Make texts from a run's files safe for pages, Markdown, LaTeX, figures and terminals.
 
-A task may have any name and a model may say anything: tags, pipes, line breaks, control characters
-that a terminal obeys, lone surrogates that no file can hold. Pages escape tags in their templates.
+Names of tasks and answers may contain anything: tags, pipes, line breaks, control characters that a
+terminal obeys, lone surrogates that no file can hold. Pages escape tags in their templates.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 MINUS = "\N{MINUS SIGN}"
 LONGEST_NAME = 44
-"""Characters of a name in a figure; what is longer is cut."""
+"""Characters of a name in a figure; longer names are cut."""
 
 # All except tab, line feed and carriage return. Right-to-left marks also reverse their neighbours.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -27,12 +27,12 @@ _LATEX = {c: f"\\{c}" for c in "_%&#${}"} | {
 
 
 def visible(text: str) -> str:
-    """The text, with a mark instead of each character that a reader cannot see."""
+    """The text with a mark in place of each invisible character."""
     return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def one_line(text: str) -> str:
-    """The same on one line, without runs of white space: fit for a terminal."""
+    """The visible text on one line, without runs of white space, for a terminal."""
     return " ".join(visible(text).split())
 
 
@@ -43,7 +43,7 @@ def figure_text(name: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Part of a line or table cell. ``learning_rate`` stays as it is: Markdown shows it so."""
+    """Part of a line or table cell. ``learning_rate`` stays unchanged: Markdown shows it so."""
     return re.sub(r"[\\`*|<]|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line(text))
 
 

@@ -92,7 +92,7 @@ def audit(argv: Sequence[str]) -> int:
         raise InputError(f"--out {out}: expected a name that ends in .md or .json")
     if out is not None and os.path.isdir(out):
         raise InputError(f"--out {out}: is a folder")
-    # These import torch, which most other commands do without.
+    # These import torch, which most other commands do not need.
     from eval.audit.benchmark import audit_benchmark
     from eval.audit.table import markdown
     from moram_dist.data.chat import write_chats

@@ -103,7 +103,7 @@ def read_stored_tasks(run_dir: Path) -> dict[str, StoredTask]:
 def read_base(run_dir: Path) -> StoredBase:
     """A run's base. Raises InputError if no file states it.
 
-    A run that an older version began states it in today's form once it has been resumed.
+    A run that an older version began states it in the current form once it has been resumed.
     """
     inputs = run_dir / "inputs.json"
     path = inputs if os.path.exists(inputs) else run_dir / "memory" / "memory.json"
@@ -116,7 +116,7 @@ def read_base(run_dir: Path) -> StoredBase:
 def read_curve(path: Path) -> list[CurvePoint]:
     """The training losses of a metrics file, oldest first; empty if there is no file.
 
-    An incomplete last line is ignored: the run is still going, or was killed while it wrote.
+    An incomplete last line is ignored: the run is active, or was killed while it wrote.
 
     Raises:
         InputError: the file cannot be read, or a line is not one that the trainer writes.

@@ -1,7 +1,7 @@
 """scores.json: the score on each task after each task.
 
-The main scoring mode has ``scores.json``; each other, such as ``labels``, has a file of the same
-form, ``scores.labels.json``.
+The main scoring mode has ``scores.json``; each other mode, such as ``labels``, has a file of the
+same form, ``scores.labels.json``.
 """
 
 from __future__ import annotations

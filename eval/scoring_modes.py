@@ -47,7 +47,7 @@ class ScoringMode:
         return ".".join(parts)
 
     def label(self, modes: Sequence[ScoringMode]) -> str:
-        """What distinguishes it among ``modes``, for people; always names ``oracle``."""
+        """A name that distinguishes it among ``modes``, for people; always names ``oracle``."""
         parts = [self.answers] if len({mode.answers for mode in modes}) > 1 else []
         if len({mode.recall for mode in modes}) > 1 or self.recall == "oracle":
             parts.append(recall_label(self.recall))
@@ -68,8 +68,8 @@ def saved_scoring_modes(settings: Mapping[str, Any], path: Path) -> tuple[Scorin
     """The scoring modes of a saved run, the main one first.
 
     Args:
-        settings: by dotted name. Runs of older versions lack some, which had the default's effect.
-        path: the file that the settings are from, for the error.
+        settings: by dotted name. Settings missing in runs of older versions have their defaults.
+        path: the file of the settings, for the error.
 
     Raises:
         InputError: a setting names no such mode.

@@ -1,4 +1,4 @@
-"""What a run asks of its base model, looked at before the ranks meet."""
+"""Checks of a run's base model, made before the ranks meet."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def check_base(config: RunConfig, benchmark: Benchmark, model: nn.Module) -> Ben
 
     Args:
         config: resolved.
-        benchmark: that will be run.
+        benchmark: the run's.
         model: the base's skeleton.
 
     Returns:
-        The benchmark, with a note where it goes beyond what the base was made for.
+        The benchmark, with a note if its texts are longer than the base was made for.
 
     Raises:
-        InputError: weights that do not fill the model, tokens that it has no row for, or texts that
-            it has no positions for.
+        InputError: weights do not fill the model, or it has no row for some token, or no positions
+            for some text.
     """
     language_model.check_weights(config.model, model)
     tokenizer = language_model.load_tokenizer(config.model)
@@ -62,7 +62,7 @@ def targets_of(config: MethodConfig, model: nn.Module) -> Targets | None:
 
 
 def check_loaded(base: language_model.Base, engine: Any, name: str) -> None:
-    """Look at what only loaded weights show. All ranks call it, before anything is trained.
+    """Check the loaded weights. All ranks call it, before anything is trained.
 
     Raises:
         InputError: NaN or infinity in weights or logits, or a model that is not causal.
@@ -82,7 +82,7 @@ def _check_lengths(
         return benchmark
     asked = _asked(config, benchmark, tokenizer, min(limits))
     if not there.has_table:
-        # Rotary positions go on, so only what is sure to be read beyond them is worth a note.
+        # Rotary positions have no end, so a note needs texts that are sure to exceed the limit.
         asked = dataclasses.replace(asked, room=False)
     need = first_beyond(family, tokenizer, asked, there)
     if need is None:

@@ -1,6 +1,6 @@
-"""What training needs of a machine, one function a need. Nothing is changed or left behind.
+"""Check what training needs from a machine, one function per requirement; nothing is changed.
 
-Only the standard library is imported before a check runs, so that a missing package is a finding.
+Only the standard library is imported before a check runs, so that a missing package is reported.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ NETWORK = "afs beegfs ceph cifs fuse.ceph fuse.glusterfs fuse.sshfs gpfs lustre 
 """File systems, as Linux names them, on which sqlite cannot rely on locks."""
 
 LEAST_FREE = 2**30
-"""Bytes; a folder with less is worth a warning."""
+"""Bytes; a folder with less free space gets a warning."""
 
 MEET = """from moram_dist.comm import env
 env.join({timeout}); assert env.all_sum([1.0]) == [env.world_size()], "a wrong sum"; env.leave()"""
-"""What each trial rank does: the same first call as in training, then a sum over all."""
+"""Program of each trial rank: the same first call as in training, then a sum over all ranks."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found, and what to do about it where it is not ok."""
+    """The finding of a check, and a remedy if it is not ok."""
 
     found: str
     state: Literal["ok", "warning", "fault"] = "ok"
@@ -46,7 +46,7 @@ class CheckResult:
 
 
 def python(pyproject: Path = ROOT / "pyproject.toml") -> CheckResult:
-    """The interpreter, against ``requires-python``."""
+    """Compare the interpreter with ``requires-python``."""
     least = versions.least_python(pyproject)
     found = f"{sys.version.split()[0]} at {sys.executable}"
     if sys.version_info >= tuple(int(part) for part in least.split(".")):
@@ -55,9 +55,9 @@ def python(pyproject: Path = ROOT / "pyproject.toml") -> CheckResult:
 
 
 def packages(requirements: Path = ROOT / "requirements.txt", tracked: bool = True) -> CheckResult:
-    """What is installed, against the pins of a checkout, or else against the package's ranges.
+    """Compare installed packages with the pins of a checkout, or else with the package's ranges.
 
-    ``tracked`` says whether MLflow is needed, which the pins always name.
+    ``tracked``: whether the ranges include MLflow; the pins always do.
     """
     if requirements.is_file():
         asked, fits = versions.pins(requirements), versions.is_pinned
@@ -73,7 +73,7 @@ def packages(requirements: Path = ROOT / "requirements.txt", tracked: bool = Tru
 
 
 def compiler() -> CheckResult:
-    """What DeepSpeed's CPU extension is built with."""
+    """The tools that build DeepSpeed's CPU extension."""
     from moram_dist.comm import env, extension
 
     if env.device().type == "cuda":
@@ -91,19 +91,19 @@ def compiler() -> CheckResult:
 
 
 def extensions() -> Path:
-    """The folder of all extensions that torch builds."""
+    """The folder in which torch builds all extensions."""
     from torch.utils.cpp_extension import get_default_build_root
 
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
 def _built(name: str) -> list[Path]:
-    """Files of this name in extensions' folders; the default root has one more for each Python."""
+    """Files of this name in the extensions' folders; the default root has one level more."""
     return sorted([*extensions().glob(f"*/{name}"), *extensions().glob(f"*/*/{name}")])
 
 
 def extension_lock() -> CheckResult:
-    """Locks of builds: torch waits for one for ever, without a word."""
+    """Find locks of builds: torch waits for a lock forever, without a message."""
     from moram_dist.comm import extension
 
     held = {path: extension.held_by(path.parent) for path in _built("lock")}
@@ -117,7 +117,10 @@ def extension_lock() -> CheckResult:
 
 
 def folder(path: Path, *, choose: str, needed: bool = True) -> CheckResult:
-    """Whether files can be made and locked where ``path`` is or will be; ``choose`` moves it."""
+    """Whether files can be created and locked in ``path``, which need not exist yet.
+
+    ``choose`` names the flag or variable that selects another folder.
+    """
     path = path.absolute()
     there = next(p for p in (path, *path.parents) if os.path.exists(p))
     bad: Literal["fault", "warning"] = "fault" if needed else "warning"
@@ -141,11 +144,11 @@ def folder(path: Path, *, choose: str, needed: bool = True) -> CheckResult:
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """The type of file system that ``path`` is or will be on; '' where that cannot be known."""
+    """The type of the file system of ``path``, which need not exist yet; '' if unknown."""
     best, kind = -1, ""
     for line in mounts.read_text(encoding="utf-8").splitlines() if mounts.exists() else ():
         where = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), line.split()[1])
-        # Of mounts on one place, the last is on top.
+        # If several file systems are mounted on one folder, the last one counts.
         if path.resolve().is_relative_to(where) and len(Path(where).parts) >= best:
             best, kind = len(Path(where).parts), line.split()[2]
     return kind
@@ -167,7 +170,7 @@ def tracking(uri: str, mounts: Path = Path("/proc/self/mounts")) -> CheckResult:
     if parts.scheme not in ("http", "https"):
         return CheckResult(f"a store of kind {parts.scheme or 'unknown'}: not looked at")
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    where = f"{parts.hostname}:{port}"  # without a password that the address may hold
+    where = f"{parts.hostname}:{port}"  # without a password that the address may contain
     try:
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except OSError as error:
@@ -191,7 +194,7 @@ def port(number: int) -> CheckResult:
 
 
 def gpu() -> CheckResult:
-    """GPUs as the driver and torch see them; each must compute."""
+    """Compare the GPUs that the driver and torch find; each must compute."""
     import torch
 
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -225,7 +228,7 @@ def gpu() -> CheckResult:
 
 
 def flash_attn(requirements: Path = ROOT / "requirements-gpu.txt") -> CheckResult:
-    """The attention kernel that is taken by itself on CUDA in bf16."""
+    """Check flash attention, the default kernel on CUDA in bf16."""
     import torch
 
     pinned = versions.pins(requirements)["flash-attn"] if requirements.is_file() else None
@@ -235,7 +238,7 @@ def flash_attn(requirements: Path = ROOT / "requirements-gpu.txt") -> CheckResul
         if not torch.cuda.is_available():
             return CheckResult("not installed, and not needed on a CPU")
         return CheckResult("not installed: torch's own attention is used", "warning", install)
-    # In a process of its own: a build for another torch may do worse than raise.
+    # In a separate process: a build for another torch may crash instead of raising.
     tried = [sys.executable, "-c", "import flash_attn; print(flash_attn.__version__)"]
     done = subprocess.run(tried, capture_output=True, text=True, timeout=120)
     if done.returncode:
@@ -249,7 +252,7 @@ def flash_attn(requirements: Path = ROOT / "requirements-gpu.txt") -> CheckResul
 
 
 def ranks(timeout_s: float = 300.0) -> CheckResult:
-    """Start a rank on each GPU, or two on the CPU, let them meet and sum."""
+    """Start a rank on each GPU, or two on the CPU; they meet and compute a sum."""
     import torch
 
     from moram_dist.comm import env, extension
@@ -293,7 +296,7 @@ def ranks(timeout_s: float = 300.0) -> CheckResult:
 
 
 def _last_line(text: str) -> str:
-    """The line that says most of a traceback."""
+    """The most informative line of a traceback."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return ["no word of why", *lines[-1:], *errors[-1:]][-1][:300]

@@ -1,4 +1,4 @@
-"""What a tracker is told of a run, and which of its files it keeps."""
+"""The description of a run that a tracker gets, and the files of the run that it keeps."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ DESCRIPTION = (
     "benchmark.json",
     "scores.json",
 )
-"""Files of a run directory that a tracker keeps beside the report."""
+"""Files of a run directory that a tracker keeps in addition to the report."""
 
 
 def files(run_dir: Path) -> dict[str, list[Path]]:
-    """What a tracker keeps of a whole run: its folder there, and the files."""
+    """Folder in the tracker -> the files of a complete run that it keeps there."""
     return {"report": [run_dir / "report"], "config": [run_dir / name for name in DESCRIPTION]}
 
 
 def description(config: RunConfig, benchmark: Benchmark, run_dir: Path) -> RunDescription:
-    """What a tracker is told of a run before its first step."""
+    """The description that a tracker gets before the first step of a run."""
     source = str(config.data.data_dir or benchmark.name)
     return RunDescription(
         name=config.name,
         experiment=benchmark.name,
         run_dir=run_dir,
-        # Where it is recorded is a tag: as a parameter it would differ between all runs.
+        # The run directory is a tag: as a parameter it would differ between all runs.
         parameters={
             name: value
             for name, value in config_io.flat(config).items()

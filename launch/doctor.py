@@ -34,7 +34,7 @@ from moram_dist.tracking import open_tracker, store_of
 
 
 def planned(argv: Sequence[str]) -> dict[str, Callable[[], CheckResult]]:
-    """The checks by name, in their order. Raises InputError on flags that cannot be meant."""
+    """The checks by name, in their order. Raises InputError for invalid flags."""
     parser = Parser("moram doctor", __doc__)
     parser.add_argument("--output_dir", type=Path)
     parser.add_argument("--tracking", default="mlflow")
@@ -73,7 +73,7 @@ def _extension_folder() -> CheckResult:
 
 
 def examine(checks_by_name: dict[str, Callable[[], CheckResult]]) -> int:
-    """Run and print all checks; the exit code."""
+    """Run all checks and print their results. Returns the exit code."""
     width, states = max(map(len, checks_by_name)), []
     for name, check in checks_by_name.items():
         try:
@@ -82,7 +82,7 @@ def examine(checks_by_name: dict[str, Callable[[], CheckResult]]) -> int:
             result = CheckResult(
                 f"not checked: {error}", "fault", "see packages, then run this again"
             )
-        # What nobody thought of is a finding too, and the rest goes on.
+        # An unexpected error is a finding too, and the other checks still run.
         except Exception as error:
             what = " ".join(f"{type(error).__name__}: {error}".split())
             result = CheckResult(f"not checked: {what}", "fault", "mend what the line names")
@@ -96,7 +96,7 @@ def examine(checks_by_name: dict[str, Callable[[], CheckResult]]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Examine this machine; the exit code. Raises InputError."""
+    """Examine this machine. Returns the exit code. Raises InputError."""
     return examine(planned(argv))
 
 

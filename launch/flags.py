@@ -1,4 +1,4 @@
-"""Command-line flags to a run configuration, for every command that takes those of training."""
+"""Turn command-line flags into a run configuration, for all commands that take training flags."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ OWN = {
     "recommended for the demo.",
 }
 LAUNCHERS = ("local_rank",)
-"""Flags that a launcher adds by itself; the environment says the same."""
+"""Flags that a launcher adds; the environment holds the same values."""
 
 MOST_NODES, MOST_RANKS = 100_000, 1_024
-"""Of a job, and of a node."""
+"""Limits on the nodes of a job and on the ranks of a node."""
 
 ROOT = Path(__file__).resolve().parents[1]
-"""Of the checkout, or the folder that the project is installed in."""
+"""Root of the checkout, or the folder in which the project is installed."""
 
 DS_CONFIGS, RECIPES = ROOT / "ds_configs", ROOT / "launch" / "recipes"
 DEFAULT_DS_CONFIG = DS_CONFIGS / "zero3.json"
 
 
 def train_flags(words: Sequence[str]) -> dict[str, str]:
-    """Flags of launch/train.py by name, their values as they stand; a bare one is "True".
+    """Name -> unparsed value of the flags of launch/train.py; a flag without a value is "True".
 
     Raises:
-        InputError: a word that is no flag and no flag's value.
+        InputError: a word is neither a flag nor the value of a flag.
     """
     flags: dict[str, str] = {}
     left = list(words)
@@ -53,22 +53,22 @@ def train_flags(words: Sequence[str]) -> dict[str, str]:
         if not given:
             value = left.pop(0) if left and not left[0].startswith("--") else "True"
         name = name.removeprefix("--")
-        flags.pop(name, None)  # the last one counts, and stands where it was given
+        flags.pop(name, None)  # the last one counts, and keeps its position
         flags[name] = value
     return flags
 
 
 def as_words(flags: Mapping[str, str]) -> list[str]:
-    """The words that ``train_flags`` reads as these flags."""
+    """Words that ``train_flags`` turns back into these flags."""
     words = []
     for name, value in flags.items():
-        # A value that looks like a flag is one, unless it is tied to its own.
+        # After a space, a value that begins with -- would be read as a flag.
         words += [f"--{name}={value}"] if value.startswith("--") else [f"--{name}", value]
     return words
 
 
 def train_script() -> list[str]:
-    """What a DeepSpeed launcher starts: the script of a checkout, or else the installed module."""
+    """Arguments of a DeepSpeed launcher: the script of a checkout, or else the installed module."""
     if (ROOT / "pyproject.toml").is_file():
         return [str(ROOT / "launch" / "train.py")]
     return ["--module", "launch.train"]
@@ -79,7 +79,7 @@ def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunC
 
     Raises:
         InputError: an unknown flag, a stray argument, a value of the wrong type, or a run
-            directory whose name no record could hold.
+            directory whose name cannot be written to a record.
     """
     if arguments:
         raise InputError(
@@ -105,7 +105,7 @@ def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunC
 
 
 def _shipped(path: Path, folder: Path) -> Path:
-    """A bare name that no file here has is of the project's own folder, wherever that is."""
+    """``path``, or the project's file of that name if ``path`` is a bare name and no file here."""
     own = folder / path.name
     bare = path == Path(path.name)
     return own if bare and not os.path.lexists(path) and os.path.isfile(own) else path

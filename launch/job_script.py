@@ -1,4 +1,4 @@
-"""The text of a SLURM job script: sbatch's options, what to run, and the body from slurm/job.sh."""
+"""Write a SLURM job script: sbatch's options, the commands, and the body from slurm/job.sh."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BODY = Path(__file__).resolve().parent / "slurm" / "job.sh"
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """What is special about a cluster; slurm/site.yaml says what each field is."""
+    """Settings of a cluster; slurm/site.yaml explains each field."""
 
     sbatch: dict[str, Any] = field(default_factory=dict)
     gpus: str = "gpus-per-node={n}"
@@ -31,33 +31,33 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmJob:
-    """What a script asks of SLURM, for each of its tasks."""
+    """Resources that a script requests from SLURM, for each of its tasks."""
 
     name: str
     folder: Path
-    """Where the job starts; relative paths in its commands are of this folder."""
+    """The job starts here; relative paths in its commands refer to this folder."""
 
     log: Path
     """Folder of the job's own log."""
 
     nodes: int
     gpus_per_node: int
-    """0: one rank a node, on its CPU."""
+    """0: one rank per node, on the CPU."""
 
     time: str
     stop_before: int
     """Seconds before the time limit at which the run is asked to stop."""
 
     parallel: int | None
-    """Most tasks at a time, None for any number."""
+    """At most this many tasks run at the same time; None: no limit."""
 
     attempts: int
-    """Most starts of one submission, the first included."""
+    """At most this many starts per submission, including the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayTask:
-    """One task of the array, or all of a job that is no array."""
+    """One task of an array, or the only task of a job without an array."""
 
     command: Sequence[str]
     logs: Path
@@ -65,7 +65,7 @@ class ArrayTask:
 
 
 def read_site(path: Path) -> Site:
-    """A site's settings. Raises InputError that names the file and the field."""
+    """A site's settings. Raises InputError, which names the file and the field."""
     given, known = read_mapping(path), {item.name: item for item in fields(Site)}
     for name in given:
         if name not in known:
@@ -102,10 +102,10 @@ def read_site(path: Path) -> Site:
 
 
 def one_line_each(values: Mapping[str, Any]) -> None:
-    """Raises InputError on the first value that would not stay within its line of a script.
+    """Raise InputError for the first value that would break its line of the script.
 
     Args:
-        values: what they are called in a message -> the values.
+        values: name for messages -> value.
     """
     for name, value in values.items():
         bad = [x for x in str(value) if x != "\t" and unicodedata.category(x) in _CONTROLS]
@@ -119,10 +119,10 @@ _CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 
 
 def seconds(time: str) -> int:
-    """A time limit as sbatch takes it: minutes, or [days-]hours:minutes:seconds and its like.
+    """Parse a time limit of sbatch: minutes, or [days-]hours:minutes:seconds and its short forms.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a time limit.
     """
     number = r"([0-9]{1,9})"
     match = re.fullmatch(rf"(?:{number}-)?{number}(?::{number})?(?::{number})?", time)
@@ -140,10 +140,10 @@ def seconds(time: str) -> int:
 def render(
     job: SlurmJob, tasks: Sequence[ArrayTask], site: Site, *, python: str, made_by: str
 ) -> str:
-    """The whole script, which needs no other file of ours but what its commands name.
+    """The whole script; of our files, it needs only those that its commands name.
 
     Raises:
-        InputError: a value with a line feed or another control character.
+        InputError: a value contains a line feed or another control character.
     """
     one_line_each({"the current folder's path": job.folder, "the interpreter's path": python})
     one_line_each({f"the path of {task.logs.name!r}": task.logs for task in tasks})
@@ -160,7 +160,7 @@ def render(
         "open-mode": "append",
         "requeue": None,
         "signal": f"B:USR1@{job.stop_before}",
-        # Of jobs of one name, which stands for run directories, one is at work at a time.
+        # A name stands for run directories; only one job of a name runs at a time.
         "dependency": "singleton",
     }
     if job.gpus_per_node:

@@ -1,4 +1,4 @@
-"""Passwords that a job needs. A script keeps none: SLURM passes them on from the environment."""
+"""Keep passwords out of a job script: SLURM passes them to the job in the environment."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ ADDRESS_FLAGS = ("tracking_uri", "record.tracking_uri")
 def split(
     site: Site, flags: Sequence[MutableMapping[str, str]], path: Path
 ) -> tuple[Site, dict[str, str]]:
-    """Take what is secret out of a site's settings and of each run's flags.
+    """Remove secrets from a site's settings and from the flags of each run.
 
     Args:
-        site: its ``environment`` loses what holds a secret.
-        flags: of each run. A ``tracking_uri`` that holds a password is taken out of them: the run
-            finds it in MLFLOW_TRACKING_URI.
+        site: variables that hold a secret are removed from its ``environment``.
+        flags: of each run. A ``tracking_uri`` that holds a password is removed from them: the run
+            reads it from MLFLOW_TRACKING_URI.
         path: the site's file, for messages.
 
     Returns:
-        The site without secrets, and the variables that sbatch is to be started with.
+        The site without secrets, and the environment variables to start sbatch with.
 
     Raises:
-        InputError: a secret where it cannot be passed on.
+        InputError: a secret is somewhere from where it cannot be passed to the job.
     """
     environment = {str(name): str(value) for name, value in site.environment.items()}
     hidden = {name: value for name, value in environment.items() if names_secret(name, value)}
@@ -54,7 +54,7 @@ def split(
 
 
 def note(hidden: Mapping[str, str]) -> str:
-    """What a person should know of the variables that are not in the script."""
+    """A note about the variables that are not in the script, for the user."""
     return (
         f"note: {', '.join(sorted(hidden))} held a password, so the script leaves it out: sbatch "
         "passes it on; who submits the script by hand must export it"

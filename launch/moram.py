@@ -38,14 +38,14 @@ MODULES = {
     "memory": "moram_dist.memory",
     "tracking": "moram_dist.tracking.__main__",
 }
-"""Command -> the module whose ``main`` it is. Imported when asked for, as some need torch."""
+"""Command -> the module whose ``main`` runs it. Imported when needed, as some need torch."""
 
 SCORING = ("report", "compare", "audit", "rescore", "metrics")
 """Commands of ``eval.run``."""
 
 
 def train(words: Sequence[str]) -> None:
-    """In this process, or with ``--ranks`` in those that DeepSpeed's launcher starts."""
+    """Train in this process, or with ``--ranks`` in processes that DeepSpeed's launcher starts."""
     from launch.flags import MOST_RANKS, as_words, read_flags, train_flags
     from launch.train import run as train_here
     from moram_dist.config_io import coerce
@@ -58,7 +58,7 @@ def train(words: Sequence[str]) -> None:
     if ranks is not None and not 1 <= ranks <= MOST_RANKS:
         raise InputError(f"--ranks must be from 1 to {MOST_RANKS:,}, got {ranks}")
     if "help" not in flags:
-        read_flags((), flags)  # so that wrong ones are found before anything is started
+        read_flags((), flags)  # reports wrong flags before anything is started
         if find_spec("deepspeed") is None:
             raise InputError("training needs more packages: pip install 'moram-dist[train,track]'")
         if ranks is not None:
@@ -69,18 +69,18 @@ def train(words: Sequence[str]) -> None:
 
 
 def start_ranks(count: int, words: Sequence[str]) -> NoReturn:
-    """Become DeepSpeed's launcher, at a port that is free."""
+    """Replace this process by DeepSpeed's launcher, on a free port."""
     from launch.flags import train_script
     from moram_dist.comm import env
 
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(count)]
     launcher += ["--master_port", str(env.free_port()), *train_script(), *words]
-    # Or the folder that it is started in would be on the path, and perhaps has an eval/ of its own.
+    # Otherwise Python would import from the current folder, which may contain another eval/.
     os.execve(sys.executable, launcher, os.environ | {"PYTHONSAFEPATH": "1"})
 
 
 def main(words: Sequence[str]) -> int | None:
-    """Run one command; its exit code. Raises InputError for one that does not exist."""
+    """Run one command and return its exit code. Raises InputError if it does not exist."""
     name, *rest = words or [""]
     if name in ("", "-h", "--help"):
         say((__doc__ or "").strip())

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 GPU_GIB = 80.0
 
 ROOM_TO_CALIBRATE = 8
-"""A calibration is made where memory has room for so many times the base model."""
+"""Calibrate only if memory has room for this many copies of the base model."""
 
 
 def parser() -> Parser:
@@ -120,14 +120,14 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
 
 
 def available_ranks(device: str) -> int:
-    """Of this machine."""
+    """How many ranks this machine can run."""
     import torch
 
     return torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
 
 
 def say(line: str) -> None:
-    """What goes on, beside the plan."""
+    """Print progress to stderr, so that stdout holds only the plan."""
     terminal.say(line, error=True)
 
 

@@ -1,4 +1,4 @@
-"""From flags to a finished run: all checks first, then the ranks meet, then the work."""
+"""A run from flags to the report: first all checks, then the ranks meet, then the work."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class Session:
     targets: Targets | None
     """The linears to adapt; None for a method that adapts none."""
     inputs: RunInputs | None
-    """What defines the result, as the main rank found it; None on the others."""
+    """Everything that defines the result, read by the main rank; None on the others."""
 
     def run(self) -> None:
-        """Train what is not trained, evaluate what is not evaluated, write the report."""
+        """Train and evaluate whatever is missing, then write the report."""
         progress = Progress(enabled=env.is_main())
         complete = self._complete()
         if complete:
@@ -87,7 +87,7 @@ class Session:
 
     def _work(self, progress: Progress) -> None:
         progress.say(f"run directory: {self.run_dir.path}")
-        # The watchdog speaks first: what a backend says of a time limit is no line for people.
+        # The watchdog must report first: a backend's message about a timeout is unreadable.
         env.join(self.config.parallel.wait_limit + WATCHDOG_FIRST_S, self.watchdog.still)
         self.watchdog.at("the model to load")
         self.watchdog.start()
@@ -167,7 +167,7 @@ class Session:
             tracker.close(status)  # type: ignore[arg-type]
 
     def _catch_up(self, progress: Progress) -> None:
-        """Send to the tracking store what earlier starts of a run that is done could not."""
+        """Send what earlier starts of a complete run could not send to the tracking store."""
         try:
             with self.run_dir.locked():
                 self.tracker.catch_up(
@@ -175,7 +175,7 @@ class Session:
                     described.files(self.run_dir.path),
                     progress.say,
                 )
-        except InputError as error:  # another start is at it
+        except InputError as error:  # another start holds the lock
             progress.say(f"nothing is sent to MLflow: {error}")
 
     def _placer(self) -> Placer:
@@ -218,7 +218,7 @@ class Session:
         return saved
 
     def _saved(self, manifest: Manifest, progress: Progress) -> Checkpoint | None:
-        """Where the next task goes on; its MLflow ids are put back if their file is lost."""
+        """The state from which the next task resumes; restores a lost file of MLflow ids."""
         saved = None
         if env.is_main():
             learned = [task.sha256 for task in manifest.tasks]

@@ -1,4 +1,4 @@
-"""What flags and files come to: settings with every default filled in, and the benchmark."""
+"""Resolve flags and files into settings with every default filled in, and a benchmark."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from moram_dist.train import ds_config as ds
 
 
 def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's settings for a configuration that is resolved.
+    """DeepSpeed's settings for a resolved configuration.
 
     Raises:
-        InputError: the file holds what DeepSpeed or this trainer does not take, or it and the
-            flags disagree.
+        InputError: DeepSpeed or this trainer does not accept the file, or the file and the flags
+            disagree.
     """
     assert config.train.batch_size is not None  # resolved
     file = ds.read(ds_path)
@@ -41,10 +41,10 @@ def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[
 
 
 def resolve(config: RunConfig) -> tuple[RunConfig, Benchmark]:
-    """The configuration with what benchmark and method decide written into it, and the benchmark.
+    """The configuration, completed by the defaults of benchmark and method, and the benchmark.
 
     Raises:
-        InputError: there is no such method, or as the benchmark says.
+        InputError: the method does not exist, or the benchmark refuses its settings or data.
     """
     METHODS[config.method.method]
     benchmark = _benchmark(config)
@@ -106,7 +106,7 @@ def _resolved(config: RunConfig, benchmark: Benchmark) -> RunConfig:
 
 
 def quiet() -> None:
-    """Leave the terminal to the run's own lines, and to warnings."""
+    """Print only the run's own lines and warnings to the terminal."""
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

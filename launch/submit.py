@@ -55,10 +55,10 @@ from moram_dist.tracking import open_tracker, store_of
 SITE = Path(__file__).resolve().parent / "slurm" / "site.yaml"
 
 MOST = 1_000_000
-"""Of what is counted here: more is a slip."""
+"""Largest number that a flag accepts; a larger one is a typing error."""
 
 LEAST_WORK_S = 60
-"""Of each attempt, between its start and the signal before its time limit."""
+"""Seconds that each attempt must have between its start and the signal before its time limit."""
 
 
 def parser() -> Parser:
@@ -81,7 +81,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Check everything, then write, print, submit. Raises InputError."""
+    """Check everything, then print the script and submit it. Raises InputError."""
     own, rest = parser().parse_known_args(argv)
     for name in ("nodes", "attempts", "stop_before", "parallel"):
         if getattr(own, name) is not None and not 1 <= getattr(own, name) <= MOST:
@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def sequences(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str, str]]:
-    """Flags of each run to train. Raises InputError where a swept flag is given too."""
+    """Flags of each run to train. Raises InputError if a swept flag is also given singly."""
     swept = {"order": own.orders, "method": own.methods, "seed": own.seeds}
     swept = {name: values for name, values in swept.items() if values}
     for name in swept:
@@ -148,10 +148,10 @@ def sequences(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str, 
 
 
 def evaluations(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str, str]]:
-    """Flags of each run to evaluate: what it was trained with, and further ones on top.
+    """Flags of each run to evaluate: its own settings, overridden by the given flags.
 
     Raises:
-        InputError: it is no run, or not all of its tasks are trained.
+        InputError: there is no run, or not all of its tasks are trained.
     """
     for name in ("orders", "methods", "seeds"):
         if getattr(own, name):
@@ -173,7 +173,7 @@ def evaluations(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str
 
 
 def _tasks_in(path: Path) -> int:
-    """How many tasks a run's record lists. Raises InputError where it is no such record."""
+    """How many tasks a file of a run lists. Raises InputError if the file has no such list."""
     tasks = read_object(path).get("tasks")
     if not isinstance(tasks, list):
         raise InputError(f"{path}: tasks must be a list, got {quoted(tasks)}")
@@ -181,7 +181,7 @@ def _tasks_in(path: Path) -> int:
 
 
 def checked(flags: dict[str, str]) -> RunConfig:
-    """The run that flags are for. Raises InputError, as the run itself would."""
+    """The run that the flags describe. Raises InputError, as the run itself would."""
     config, ds_config = read_flags((), flags)
     from launch.settings import resolve  # needs torch, so only once the flags are right
     from moram_dist.train import ds_check
@@ -205,7 +205,7 @@ def command(flags: dict[str, str], run_dir: Path) -> list[str]:
 
 
 def job_name(run_dirs: Sequence[Path]) -> str:
-    """Readable, and the same for the same run directories only."""
+    """A readable name; two jobs have the same one only if they have the same run directories."""
     paths = "\n".join(sorted(os.path.realpath(path) for path in run_dirs))
     short = run_dirs[0].name if len(run_dirs) == 1 else f"{len(run_dirs)}-runs"
     digest = hashlib.sha256(paths.encode()).hexdigest()[:8]
@@ -213,7 +213,7 @@ def job_name(run_dirs: Sequence[Path]) -> str:
 
 
 def warn_of_sqlite(runs: Sequence[RunConfig], site: Site) -> None:
-    """One line where runs on several machines would write to one sqlite file over a network."""
+    """Print a warning if runs on several machines would write to one sqlite file over a network."""
     record = runs[0].record
     if record.tracking == "none" or len(runs) == 1:
         return
@@ -224,7 +224,7 @@ def warn_of_sqlite(runs: Sequence[RunConfig], site: Site) -> None:
 
 
 def submit(script: str, path: Path, hidden: Mapping[str, str]) -> None:
-    """Keep the script and hand it to sbatch, and ``hidden`` in the environment that goes with it.
+    """Save the script and pass it to sbatch, with ``hidden`` in sbatch's environment.
 
     Raises:
         InputError: sbatch refuses it.

@@ -1,4 +1,4 @@
-"""What a finished run prints: the score matrix, the headline numbers, where everything lies."""
+"""The summary that a finished run prints: score matrix, headline metrics, where to find files."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from moram_dist.redaction import clean_address
 from moram_dist.tracking import store_of
 
 WIDEST = 160
-"""Characters of columns; where names need more, columns are numbered."""
+"""Characters of all columns; if names need more, columns are numbered."""
 
 MANY_TASKS = 24
-"""More columns than these are wider than any terminal: of the matrix, two columns are printed."""
+"""More columns than this are wider than any terminal, so only two columns are printed."""
 
 MOST_ROWS = 40
-"""Tasks that are printed, the last ones."""
+"""At most this many tasks are printed, the last ones."""
 
 
 def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
-    """Several lines of text."""
+    """The summary, several lines of text."""
     saved = Scores.load(run_dir / "scores.json")
     many = len(saved.tasks) > MANY_TASKS
     lines = ["", *(_last_scores(saved) if many else _matrix(saved))]
     lines += ["", *_headlines(run_dir, saved, config), f"report:  {report}"]
     if config.record.tracking == "mlflow":
         store = clean_address(store_of(run_dir, config.record.tracking_uri))
-        server = store.startswith("http")  # which has its own pages
+        server = store.startswith("http")  # a server shows its own pages
         lines.append(f"compare: {store if server else f'mlflow ui --backend-store-uri {store}'}")
     return "\n".join(lines)
 
 
 def _headlines(run_dir: Path, saved: Scores, config: RunConfig) -> list[str]:
-    """AP and the like, of each recall where there are several, and how the recogniser did."""
+    """Headline metrics, per recall if there are several, and the recogniser's accuracy."""
     main, *others = scoring_modes(config.eval)
     modes = [main, *(mode for mode in others if mode.answers == main.answers)]
     if len(modes) == 1:
@@ -64,7 +64,7 @@ def _headlines(run_dir: Path, saved: Scores, config: RunConfig) -> list[str]:
 
 
 def _by_recall(found: Mapping[str, Scores]) -> list[str]:
-    """A row a recall; what none of them measured is left out."""
+    """One row per recall; metrics that no recall has are left out."""
     metrics = {recall_label(recall): scores.sequence_metrics() for recall, scores in found.items()}
     names = {
         k: n for k, n in HEADLINE.items() if any(row[k] is not None for row in metrics.values())
@@ -78,7 +78,7 @@ def _by_recall(found: Mapping[str, Scores]) -> list[str]:
 
 
 def _last_scores(saved: Scores) -> list[str]:
-    """Of the last tasks, the score when each was learned and after the last one."""
+    """For the last tasks, the score right after learning and the score after the last task."""
     names = list(saved.tasks)[-MOST_ROWS:]
     first = len(saved.tasks) - len(names)
     left_out = f", the last {len(names)} of {len(saved.tasks)} tasks" if first else ""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 OWN_ERROR_AFTER_S = 5.0
 
 OTHERS_LEAVE_S = 1.0
-"""Where all were signalled, a lower rank speaks first, and its leaving ends the others."""
+"""If all ranks got a signal, rank 0 reports first, and the others end when it exits."""
 
 
 def main(*arguments: str, **flags: str) -> None:
@@ -83,10 +83,10 @@ def main(*arguments: str, **flags: str) -> None:
 
 
 def refuse(error: Exception | str, code: int = 2, watchdog: PeerWatchdog | None = None) -> NoReturn:
-    """One line, from the main rank where it has it too, and an exit code from all."""
+    """Print one line, by the main rank if it has the same error, and exit with a code."""
     if _rank():
-        # What is wrong for all, the main rank says, and the launcher ends the others at once. One
-        # that is still here has met something of its own, such as a folder its node does not see.
+        # The main rank reports an error that all ranks have, and the launcher then ends the others.
+        # A rank that is still alive then has its own error, such as a folder missing on its node.
         time.sleep(OWN_ERROR_AFTER_S)
     say_error(error, _who())
     end(code, watchdog)
@@ -95,15 +95,14 @@ def refuse(error: Exception | str, code: int = 2, watchdog: PeerWatchdog | None 
 def crash(
     error: Exception, folder: Path | None = None, watchdog: PeerWatchdog | None = None
 ) -> NoReturn:
-    """One line for what nobody thought of, with the trace-back in a file of the run."""
+    """Report an unexpected error in one line, and write the trace-back to a file of the run."""
     end(say_crash(error, folder, _who()), watchdog)
 
 
 def end(code: int, watchdog: PeerWatchdog | None) -> NoReturn:
-    """No exception and no clean-up: nothing should add to the line that was said.
+    """Exit without an exception or clean-up, so that nothing is printed after the error line.
 
-    Ranks that wait for this one in a collective are ended by the watchdog, before it is up by the
-    launcher.
+    The watchdog ends the ranks that wait for this one in a collective, before the launcher does.
     """
     if watchdog is not None:
         watchdog.leave(code)
@@ -120,7 +119,7 @@ def _who() -> str:
 
 
 def leave(stopped: Stopped, watchdog: PeerWatchdog) -> NoReturn:
-    """After a signal: say what is saved. The same exit code from all ranks, and no clean-up."""
+    """After a signal: print what is saved, and exit without clean-up, all with the same code."""
     from moram_dist.train.stop import EXIT_CODE
 
     if _rank() and not stopped.together:
@@ -133,7 +132,7 @@ def leave(stopped: Stopped, watchdog: PeerWatchdog) -> NoReturn:
 
 
 def run(words: Sequence[str]) -> None:
-    """The command, from its words."""
+    """Run the command, given its words."""
     make_output_last()
     try:
         check_words(words)

@@ -1,4 +1,4 @@
-"""Which Python and packages are asked for: by a checkout's files, else by the installed package."""
+"""Required versions of Python and packages: from a checkout's files, or the installed package."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def least_python(pyproject: Path) -> str:
 
 
 def pins(requirements: Path) -> dict[str, str]:
-    """Package -> version, of the file's own lines."""
+    """Package -> pinned version, from the file's own lines."""
     text = requirements.read_text(encoding="utf-8")
     return dict(re.findall(r"^([\w.-]+)(?:\[[\w,.-]+\])?==([\w.+]+)", text, re.MULTILINE))
 
 
 def is_pinned(installed: str, asked: str) -> bool:
-    """Whether it is that version. A build's own label, such as +cpu, is no other one."""
+    """Whether both versions are the same; a build label such as +cpu is ignored."""
     return asked in (installed, installed.partition("+")[0])
 
 
 def ranges(extras: Collection[str]) -> dict[str, str]:
-    """Package -> range, of the installed distribution with these extras."""
+    """Package -> version range that the installed distribution requires with these extras."""
     from packaging.requirements import Requirement
 
     asked = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or ()]

@@ -24,10 +24,10 @@ from moram_dist.metrics import score
 from moram_dist.tasks.task import Benchmark, Example, Task
 
 END_CHARACTERS = 8
-"""A prompt whose last characters change has lost its cue to answer; ``Summary:`` has as many."""
+"""A prompt has lost its cue to answer if these last characters change; ``Summary:`` has 8."""
 
 FULL = 99.99
-"""From here a score counts as 100: ROUGE's F is slightly less, being guarded against 0 / 0."""
+"""Scores from here on count as 100: ROUGE's F is slightly less, since it guards against 0 / 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitAudit:
-    """What was measured of one split of one task."""
+    """Measurements of one split of one task."""
 
     task: str
     split: str
@@ -78,7 +78,7 @@ class Audit:
 
     @property
     def has_errors(self) -> bool:
-        """Whether any finding is an error: scores do not mean what they say."""
+        """Whether any finding is an error: the scores are not valid."""
         return any(finding.severity == ERROR for finding in self.findings)
 
 
@@ -95,7 +95,7 @@ def audit_benchmark(
         benchmark: with the rules of the protocol to audit.
         tokenizer: lengths are in its tokens.
         data_dir: the folder of the benchmark's files; None if it has none.
-        say: is called with a line of progress after each task.
+        say: prints a line of progress after each task.
     """
     tokenizer.model_max_length = sys.maxsize  # no warnings about long texts: the audit counts them
     splits: list[SplitAudit] = []
@@ -252,7 +252,7 @@ def _score(task: Task, example: Example, prediction: str) -> float:
 
 
 def _text(tokenizer: Any, tokens: list[int]) -> list[int]:
-    """The tokens of a prompt's text: what follows BOS."""
+    """The tokens of a prompt's text, without BOS."""
     return list(itertools.dropwhile(lambda token: token == tokenizer.bos_token_id, tokens))
 
 

@@ -1,6 +1,6 @@
 """Findings in a benchmark's files that its examples do not show: spare splits, label lists, keys.
 
-A benchmark reads ``train`` and ``test``. People use the files beside them to select checkpoints
+A benchmark reads ``train`` and ``test``. Other files in the folder are used to select checkpoints
 (``dev``, ``eval``) or as the set of answers (``labels.json``).
 """
 
@@ -56,7 +56,7 @@ def _finding(folder: Path, kind: str, text: str) -> Finding:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
-    """A file's keys beside its records, and the records; None if it has none, like a label list."""
+    """A file's keys other than its records, and the records; None if it has none (a label list)."""
     if path.suffix == ".jsonl":
         return {}, [record for _, record in read_records(path)]
     content = read_json(path)
@@ -120,7 +120,7 @@ def _texts(record: dict[str, Any]) -> list[str]:
 
 
 def _odd_keys(headers: dict[str, dict[str, Any]]) -> Iterable[Finding]:
-    """Keys beside the records that only some files have."""
+    """Keys, other than the records, that only some files have."""
     for key in dict.fromkeys(key for header in headers.values() for key in header):
         having = [name for name, header in headers.items() if key in header]
         lacking = [name for name in headers if name not in having]

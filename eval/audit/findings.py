@@ -6,19 +6,19 @@ from collections import Counter
 from dataclasses import dataclass
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
-"""Error: scores do not mean what they say. Warning: they are blurred, or something is wasted.
-Note: good to know."""
+"""Error: scores are not valid. Warning: scores are less precise, or something is wasted. Note:
+useful to know."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that a reader of scores on this benchmark should know."""
+    """One fact that a reader of scores on this benchmark should know."""
 
     severity: str
     """``ERROR``, ``WARNING`` or ``NOTE``."""
 
     where: str
-    """Task and split, as in ``mnli test``, or what else it is about."""
+    """Task and split, as in ``mnli test``, or another part of the benchmark."""
 
     kind: str
     """A name for scripts, such as ``outside_labels``."""

@@ -22,7 +22,7 @@ from eval.continual import MatrixEntry, mean_change
 from moram_dist.registry import InputError
 
 METRICS = {"AP": "ap", "BWT": "bwt_gem", "learned": "mean_diagonal"}
-"""What is compared: the name in tables, and the name in ``sequence_metrics``."""
+"""The compared metrics: name in tables -> name in ``sequence_metrics``."""
 
 PAIRED = ("AP", "BWT")
 """Metrics whose differences are tested."""
@@ -91,7 +91,7 @@ class Comparison:
 
     @property
     def any_run(self) -> Run:
-        """One of the runs, for what all have in common."""
+        """One of the runs, for settings that all have in common."""
         return next(iter(self.groups[0].runs.values()))
 
     @property
@@ -149,7 +149,7 @@ def compare(runs: Sequence[Run], *, resamples: int | None = None) -> Comparison:
 
 
 def contributions(run: Run, metric: str) -> dict[str, Array] | None:
-    """What each item contributes to a metric, by task: the metric is the sum of the tasks' means.
+    """The contribution of each item to a metric, by task: the metric is the sum of tasks' means.
 
     Returns:
         Task to array (N,), N items; None if the run did not measure the metric.
@@ -175,7 +175,7 @@ def contributions(run: Run, metric: str) -> dict[str, Array] | None:
 def forgetting_curve(group: Group) -> list[MatrixEntry]:
     """Points lost on earlier tasks after each task, mean over runs: minus BWT of the tasks so far.
 
-    None where a run lacks a cell for it; the first is 0.
+    None if a cell is missing in a run; the first is 0.
     """
     curve: list[MatrixEntry] = [0.0]
     tasks = len(next(iter(group.runs.values())).tasks)

@@ -30,8 +30,8 @@ class Group:
 def check_comparable(runs: Sequence[Run]) -> None:
     """Raise InputError if runs are not comparable.
 
-    Runs of one seed must have the same test items. Another seed may have its own, as in a generated
-    benchmark, but equally many.
+    Runs of one seed must have the same test items. Those of another seed may differ, as in a
+    generated benchmark, but not in number.
     """
     if not runs:
         raise InputError("there is no run to compare")

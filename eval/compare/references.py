@@ -1,4 +1,4 @@
-"""Published scores to print beside ours: source, model, and whether they are comparable."""
+"""Published scores to print next to ours: source, model, and whether they are comparable."""
 
 from __future__ import annotations
 

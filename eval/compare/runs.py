@@ -1,7 +1,7 @@
-"""What a comparison needs of a run: its identity, its score matrix and its item scores.
+"""Read what a comparison needs from a run: its identity, its score matrix and its item scores.
 
-Read from a run directory, or from a ``.jsonl`` file with one line per run (``Run.to_json``), which
-is small enough to be kept with the code and suffices to remake every table.
+They come from a run directory, or from a ``.jsonl`` file with one line per run (``Run.to_json``),
+which is small enough to be kept with the code and suffices to make every table again.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Run:
     """The base model's name and fingerprint."""
 
     settings: dict[str, Any]
-    """Dotted name to value: what defines the result, except order and seed."""
+    """Dotted name -> value of the settings that define the result, except order and seed."""
 
     tasks: tuple[str, ...]
     """In the order of learning."""
@@ -225,11 +225,11 @@ def _defining_settings(run: Run) -> dict[str, Any]:
 
     known = run.method in set(METHODS)
     unused = METHODS[run.method].unused_settings() if known else frozenset()
-    # Training settings stay, also for methods that do not train: a table shows them for all.
+    # Training settings are kept even for methods that do not train: a table shows them for all.
     left_out = OF_THE_RUN | config_io.MAY_CHANGE | {n for n in unused if n.startswith("method.")}
     if run.recall != "prefix":
         left_out |= OF_THE_RECOGNISER
-    # A setting newer than the run had its default's effect.
+    # A setting that is newer than the run has its default.
     settings = config_io.flat(RunConfig()) | run.settings
     return {name: value for name, value in settings.items() if name not in left_out}
 

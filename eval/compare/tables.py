@@ -39,7 +39,7 @@ def tables(comparison: Comparison) -> list[Table]:
 
 
 def markdown(comparison: Comparison, references: Sequence[Reference] = ()) -> str:
-    """What was compared, notes, the tables, and published numbers beside them."""
+    """A title, notes, the tables, and published numbers to compare with."""
     run = comparison.any_run
     lines = [
         markdown_text(
@@ -60,7 +60,7 @@ def markdown(comparison: Comparison, references: Sequence[Reference] = ()) -> st
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader of the tables must know, one Markdown list item each."""
+    """Facts that a reader of the tables must know, one Markdown list item each."""
     run = comparison.any_run
     items = [len(x or y or "") for x, y in zip(run.last, run.learned, strict=True)]
     sizes = ", ".join(

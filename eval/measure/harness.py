@@ -124,7 +124,7 @@ class Evaluator:
     def _repeat(self, row: int) -> None:
         """Copy cells from earlier rows, as long as no task in between was trained. Main rank only.
 
-        The model is the same there, and greedy decoding gives the same answers.
+        The model did not change, and greedy decoding gives the same answers.
         """
         source = row
         while source >= 0 and not self.method.training_data(self.benchmark, source):

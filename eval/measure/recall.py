@@ -47,10 +47,10 @@ class PrefixAssignment:
     def portions(
         self, row: int, column: int, recall: str
     ) -> tuple[list[Portion], Mapping[int, Recognised]]:
-        """The portions of a cell, and for ``prefix`` what was recognised, by example.
+        """The portions of a cell, and for ``prefix`` the recognised task of each example.
 
-        No prefix is chosen if nothing was learned yet or all learned tasks answer: that is the
-        model as it is.
+        No prefix is set if nothing was learned yet or all learned tasks answer: the unchanged model
+        does that.
         """
         every = tuple(range(len(self.benchmark.tasks[column].test)))
         if recall == "all" or row < 0:
@@ -63,7 +63,7 @@ class PrefixAssignment:
         for i in every:
             tasks = found[i].answered_by(row + 1, self.config.unknown)
             by_tasks.setdefault(tasks, []).append(i)
-        # None, which stands for all tasks, first; then the longest prefix.
+        # None, which means all tasks, comes first, then the longest prefix.
         order = sorted(by_tasks, key=lambda tasks: -(row + 1 if tasks is None else tasks))
         return [Portion(column, recall, tasks, tuple(by_tasks[tasks])) for tasks in order], found
 

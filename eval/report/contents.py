@@ -1,4 +1,4 @@
-"""What a report shows: one frozen record, which its page, figures and tables are made from."""
+"""The contents of a report: one frozen record, from which page, figures and tables are made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ReportContents:
 
     title: str
     facts: dict[str, Any]
-    """What the run is, by name: its order, seed, base model and the like."""
+    """Facts about the run by name: order, seed, base model and others."""
 
     modes: tuple[ModeScores, ...]
     """The scores in each scoring mode, the main one first."""
@@ -65,7 +65,7 @@ class ModeScores:
 
     mode: ScoringMode
     label: str
-    """What distinguishes the mode from the run's others; may be empty."""
+    """A name that distinguishes the mode from the run's others; may be empty."""
 
     matrix: Scores
     metrics: dict[str, MatrixEntry]
@@ -89,7 +89,7 @@ class ModeScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """Which tasks a recogniser took the prompts of the last row for."""
+    """The tasks that a recogniser assigned the prompts of the last row to."""
 
     recogniser: Any
     """Its name, as run.yaml has it."""
@@ -102,7 +102,7 @@ class Recognition:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts:
-    """A task; None for what is not known of it."""
+    """A task; unknown fields are None."""
 
     name: str
     metric: str

@@ -1,7 +1,7 @@
-"""The report's page: ``page.html`` filled with a ``ReportContents``. It loads nothing.
+"""The report's page: ``page.html`` filled with a ``ReportContents``. It loads no other files.
 
-A model may well answer with a script tag, so the templates escape every value. Only the figures
-are inserted as they are: our own code drew them.
+A model may answer with a script tag, so the templates escape every value. Only the figures are
+inserted unescaped: our own code drew them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from eval.run_files import ScoredExample
 from eval.scoring_modes import ORACLE_NOTE
 
 DASH = "\N{EN DASH}"
-"""Stands for what is not known."""
+"""Shown for unknown values."""
 
 SHOWN_CHARACTERS = 220
-"""Longer texts are cut, and open to the whole text on a click."""
+"""Longer texts are cut; a click shows the whole text."""
 
 LONGEST_TEXT = 50_000
-"""Characters of a whole text; what is longer is cut."""
+"""Characters of a whole text; longer texts are cut."""
 
 MOST_EXAMPLES = 2**21
 """Characters of all examples together: a browser must still open the page at once."""
@@ -61,7 +61,7 @@ def page(contents: ReportContents, figures: Mapping[str, str]) -> str:
 
 
 def _that_fit(predictions: Mapping[str, Sequence[ScoredExample]]) -> dict[str, Any]:
-    """Tasks and their examples, from the first, while ``MOST_EXAMPLES`` has room for them."""
+    """Tasks and their examples in order, as many as fit into ``MOST_EXAMPLES``."""
     fitting = {}
     room = MOST_EXAMPLES
     for task, examples in predictions.items():
@@ -83,7 +83,7 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list | dict):
         try:
             value = json.dumps(value, ensure_ascii=False)
-        except (RecursionError, TypeError, ValueError):  # what YAML can hold and JSON cannot
+        except (RecursionError, TypeError, ValueError):  # values that YAML can hold and JSON cannot
             value = f"a {type(value).__name__}"
     text = str(value)
     return visible(text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …")

@@ -20,8 +20,8 @@ Matrix = Sequence[Sequence[float | None]]
 """Row i, column j: score on task j after training on task i, 0 to 100; None where not measured."""
 
 MANY_TASKS = 50
-"""Beyond this a cell is too small for a number: the matrix is one picture, names are thinned, and
-bars show the tasks that lost most, so that figures of any run are drawn in a second."""
+"""With more tasks a cell is too small for a number: the matrix is one picture, only some names are
+shown, and bars show only the tasks that lost most, so the figures of any run take a second."""
 
 MOST_NAMES = 40
 
@@ -70,12 +70,12 @@ def heat_map(
 
 
 def confusion_map(tasks: Sequence[str], percents: Matrix) -> Figure:
-    """What prompts were recognised as: one row per task of the prompts, drawn as ``heat_map``.
+    """The recogniser's confusion matrix: one row per task of the prompts, drawn as ``heat_map``.
 
     Args:
         tasks: names in the order of learning.
-        percents: a row for each task, a column for each task and a last one for prompts like
-            no task's. What is 0 stays blank.
+        percents: a row for each task, a column for each task and a last one for prompts
+            recognised as no task's. Cells of 0 stay blank.
     """
     labels = [f"prompts of {name}" for name in tasks]
     shown = [[None if value == 0 else value for value in row] for row in percents]
@@ -143,7 +143,7 @@ def average_curve(averages: Sequence[float | None]) -> Figure:
 def forgetting_bars(tasks: Sequence[str], drops: Sequence[float | None]) -> Figure:
     """Points that each task lost since its best row; unknown ones are left out.
 
-    Of many tasks, those that lost most.
+    If there are many tasks, only those that lost most are shown.
     """
     known = [(name, drop) for name, drop in zip(tasks, drops, strict=False) if drop is not None]
     measured = len(known)
@@ -176,7 +176,7 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], tasks: Sequence[st
 
     Args:
         steps: global optimizer steps, rising.
-        losses: one per step; those that no axis can show, NaN among them, leave a gap.
+        losses: one per step; values that an axis cannot show, such as NaN, leave a gap.
         tasks: the name of the task of each step.
     """
     with canvas(FULL_WIDTH, 2.3) as figure:

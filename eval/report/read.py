@@ -31,7 +31,7 @@ from moram_dist.tasks.readers import read_records
 
 PREDICTIONS_PER_TASK = 5
 PREDICTIONS = 250
-"""Over all tasks: with many tasks there are fewer of each; with very many, some tasks have none."""
+"""Number over all tasks: with many tasks there are fewer of each, and some tasks may have none."""
 
 CURVE_POINTS = 1500
 """A longer curve is thinned: more points than pixels only make the page heavy."""
@@ -91,7 +91,7 @@ def _without_passwords(value: Any) -> Any:
 
 
 def _setting(config: dict[str, Any], name: str) -> Any:
-    """A setting by its last name, in whatever section; None if there is none."""
+    """A setting by its last name, in any section; None if there is none."""
     wanted = (name, f"{name}.name")
     return next((v for k, v in config.items() if k in wanted or k.endswith(f".{name}")), None)
 
@@ -188,7 +188,7 @@ def _tasks(
 
 
 def _read_predictions(run_dir: Path, matrix: Scores) -> dict[str, list[ScoredExample]]:
-    """Examples of the last row, evenly spaced in each file so that nobody picks them."""
+    """Examples of the last row, evenly spaced in each file to avoid selection."""
     chosen = {}
     tasks = list(enumerate(matrix.tasks))
     each = max(1, min(PREDICTIONS_PER_TASK, PREDICTIONS // len(tasks)))

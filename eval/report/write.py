@@ -1,6 +1,6 @@
-"""Write a run's report: its page, and figures and tables as files beside it.
+"""Write a run's report: its page, and figures and tables as files in the same folder.
 
-Everything comes from the run directory. No model, no network; an unfinished run has a report too.
+It reads only the run directory and needs no model and no network. The run may be unfinished.
 """
 
 from __future__ import annotations

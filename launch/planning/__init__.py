@@ -1,1 +1,1 @@
-"""What a run will take, worked out without the machines that it is for."""
+"""Estimate the memory, traffic, disk and time of a run without its machines."""

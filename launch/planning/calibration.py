@@ -1,7 +1,7 @@
-"""A few real passes on the device at hand, in processes of their own: seconds, and memory.
+"""Measure seconds and memory of a few real micro-batches on this machine, in separate processes.
 
-Where the run's ranks are all on one machine, there are as many here; else one stands for each. They
-make the largest passes of each task, with as many frozen atoms as there will be.
+If all ranks of the run are on one machine, as many processes run here, else one represents them.
+They run the largest micro-batches of each task, with as many frozen atoms as the task will have.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from moram_dist.train.forward import Forward, answer_loss
 from moram_dist.train.trainer import peak_memory_bytes
 
 TIMEOUT_S = 300.0
-"""That ranks wait for each other."""
+"""How long ranks wait for each other."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured."""
+    """Measured memory and times."""
 
     peak: int
     """Bytes: of the process on a CPU, of tensors on CUDA."""
 
     passes: tuple[tuple[int, float], ...]
-    """Tokens and seconds of passes, forward, backward and step."""
+    """Tokens and seconds of each micro-batch: forward, backward and optimizer step."""
 
     def seconds(self, num_tokens: int) -> float:
-        """Of a pass: on the straight line that is nearest to those that were measured."""
+        """Of a micro-batch, by a straight line fitted to the measured ones."""
         tokens, seconds = zip(*self.passes, strict=True)
         slope, intercept = linear_regression(tokens, seconds)
         return max(0.0, intercept + slope * num_tokens)
@@ -58,9 +58,9 @@ def calibrate(
     ranks: int,
     placement: str,
 ) -> Calibration:
-    """Make the passes of each task in turn, the same on each rank.
+    """Run the micro-batches of each task in turn, the same on each rank.
 
-    Raises whatever made a rank fail.
+    Raises the exception that made a rank fail.
     """
     context, port = multiprocessing.get_context("spawn"), env.free_port()
     with ProcessPoolExecutor(ranks, mp_context=context) as apart:
@@ -98,7 +98,7 @@ def _rank(
     for i, batches in enumerate(tasks):
         start_fresh(engine, method.begin_task(i))
         engine.train()
-        # The longer ones come last, as in a run: an allocator's memory depends on what came before.
+        # The longest come last, since an allocator's memory depends on earlier requests.
         for batch in (_front(batches[0], 16), _front(batches[0], 2), *batches):
             started = time.perf_counter()
             method.token_keys.set([0] * len(batch.rows), batch.lengths, env.device())
@@ -108,12 +108,12 @@ def _rank(
         method.end_task(i, lambda limit: (0, iter(())))
     peak = peak_memory_bytes()
     env.leave()
-    # The first passes of a process are slow.
+    # The first micro-batch of a process is slow.
     return Calibration(peak, tuple(found[1:]))
 
 
 def _front(batch: MicroBatch, part: int) -> MicroBatch:
-    """The last tokens of all rows: a pass that is shorter by so much."""
+    """A shorter micro-batch: the last 1/``part`` of each row's tokens."""
     ids_BT = batch.inputs["input_ids"]
     length = max(2, ids_BT.shape[1] // part)
     return one_row_each(ids_BT[:, -length:], batch.labels[:, -length:], batch.rows)

@@ -1,4 +1,4 @@
-"""A run's plan: its passes, what a rank holds, what moves, what is written, how long it takes."""
+"""Plan a run: micro-batches, memory of a rank, traffic, files and time."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ AUTO, RESIDENT, GATHERED, STATIONARY = PLACEMENTS
 RUN = "run"
 
 COPIES = 2
-"""While rows of prompts join and leave, keys and values are copied (``decode.cache``)."""
+"""Keys and values exist twice while rows join or leave the batch (``decode.cache``)."""
 
 PYTHON_INT = 36
-"""Bytes of a token among a task's examples, which are tuples of Python's integers."""
+"""Bytes per token of a task's examples, which are tuples of Python integers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskPlan:
-    """One task; sizes in bytes, of the rank that has most."""
+    """One task; sizes are in bytes, of the rank with the most."""
 
     name: str
     num_frozen: int
@@ -44,22 +44,22 @@ class TaskPlan:
     num_steps: int
     num_passes: int
     tokens: int
-    """That a rank reads, padding counted."""
+    """Tokens that a rank reads, including padding."""
 
     largest: tuple[int, int]
-    """The largest pass: rows, and tokens of a row."""
+    """The largest micro-batch: rows, and tokens per row."""
 
     atoms: int
-    """Frozen ones: the rank's shard, and its copy of all where it keeps one."""
+    """Frozen atoms: the rank's shard, and the copy of all atoms if the rank keeps one."""
 
     training: int
-    """The most that tensors of a pass take."""
+    """The peak of a micro-batch's tensors."""
 
     received: dict[str, tuple[int, ...]]
-    """Placement, and ``run`` for what the run takes -> bytes in each step."""
+    """Placement, or ``run`` for the run's own choice -> bytes received in each step."""
 
     takes: dict[str, int]
-    """Placement -> passes for which the run takes it."""
+    """Placement -> number of micro-batches for which the run chooses it."""
 
     grown: int
     """Bytes received when the task's atoms are frozen."""
@@ -68,12 +68,12 @@ class TaskPlan:
     """Bytes of the task's memory file."""
 
     seconds: float | None = None
-    """Of its steps."""
+    """Time of its steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All tasks, and what they have in common; sizes in bytes, of the rank that has most."""
+    """All tasks and what they share; sizes are in bytes, of the rank with the most."""
 
     model: str
     num_parameters: int
@@ -89,13 +89,13 @@ class Plan:
     """Frozen ones after the last task."""
 
     answering: int
-    """The most that tensors of evaluation take beside weights and atoms."""
+    """The peak of evaluation's tensors, without weights and atoms."""
 
     examples: int
-    """Of a task as Python keeps them, in the host's memory."""
+    """The examples of the largest task as Python objects, in the host's memory."""
 
     progress: int
-    """A file of progress within a task."""
+    """The file that holds the state within a task."""
 
     tasks: tuple[TaskPlan, ...]
     process: int | None = None
@@ -103,24 +103,24 @@ class Plan:
 
     @property
     def training(self) -> int:
-        """Tensors at the peak of training."""
+        """Peak of training, in tensors."""
         return self.standing.total + max(task.atoms + task.training for task in self.tasks)
 
     @property
     def evaluation(self) -> int:
-        """Tensors at the peak of evaluation, which takes whole weights."""
+        """Peak of evaluation, in tensors; it uses whole weights."""
         kept = self.standing
         whole = self.base if kept.gathered or kept.base < self.base else 0
         return kept.base + whole + kept.trained + kept.bucket + self.atoms + self.answering
 
     @property
     def peak(self) -> int:
-        """Of a rank: of its process on a CPU, where that was measured, else of tensors."""
+        """Peak of a rank: of its process on a CPU if that was measured, else of its tensors."""
         return self.process or max(self.training, self.evaluation)
 
 
 class Planner:
-    """Makes a plan; nothing of the run is touched."""
+    """Makes a plan; starts and writes nothing of the run."""
 
     def __init__(
         self,
@@ -130,14 +130,14 @@ class Planner:
         ranks: Ranks,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Nothing is looked at yet but the model's configuration.
+        """Reads only the model's configuration so far.
 
         Args:
-            config: resolved, its dtype that of the planned device.
-            benchmark: what it names.
+            config: resolved, with the dtype of the planned device.
+            benchmark: of ``config``.
             ds_config: resolved for the planned ranks.
             ranks: planned.
-            say: told what goes on.
+            say: prints lines about progress.
         """
         self.config, self.benchmark, self.ranks, self.say = config, benchmark, ranks, say
         self.ds_config = ds_config
@@ -153,7 +153,7 @@ class Planner:
         return Rehearsal(self.config, ranks or self.ranks, placement, num_tasks, stage=stage)
 
     def plan(self) -> Plan:
-        """All but seconds and what a process takes."""
+        """The plan without seconds and without the memory of a process."""
         run = self.run
         tokenizer = language_model.load_tokenizer(self.config.model)
         family = family_of_model(run.model)
@@ -183,7 +183,7 @@ class Planner:
         )
 
     def calibrated(self, plan: Plan, ds_path: Path, *, ranks: int) -> Plan:
-        """With seconds, and on a CPU what a process takes, from real passes on so many ranks."""
+        """Add seconds, and on a CPU the memory of a process, measured on ``ranks`` real ranks."""
         self.say(f"calibration: a few passes on {ranks} rank{'s' * (ranks > 1)} of this machine")
         largest = [task.largest for task in self.found]
         found = calibrate(self.config, ds_path, largest, ranks=ranks, placement=plan.placement)
@@ -193,7 +193,7 @@ class Planner:
         )
         process = None
         if self.ranks.device == "cpu":
-            # What more ranks than these divide among them, and what no training pass has.
+            # Add what differs between the planned ranks and these, and what only evaluation needs.
             beside = plan.standing.total - self._standing(ranks).total
             further = max(0, plan.evaluation - plan.training)
             process = found.peak + beside + plan.examples + further
@@ -210,7 +210,7 @@ class Planner:
                 for placement, other in self.others.items()
             },
         }
-        # Where the run chooses by the pass, all ranks say first how many tokens they have.
+        # To choose for each micro-batch, all ranks first announce their numbers of tokens.
         asked = run.placer.choice == AUTO
         moved[RUN] = {
             t: moved[taken][t]
@@ -247,7 +247,7 @@ class Planner:
         )
 
     def _answering(self) -> int:
-        """Keys and values of the prompts and answers that go on together, and one pass."""
+        """Keys and values of all prompts and answers of a batch, and one forward pass."""
         rows = [
             (found.longest_prompt + task.max_answer_tokens, len(task.test))
             for found, task in zip(self.found, self.benchmark.tasks, strict=True)

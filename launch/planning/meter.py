@@ -1,8 +1,8 @@
-"""Passes of a model without its numbers: on torch's meta device tensors have sizes, no contents.
+"""Run a model on torch's meta device, where tensors have sizes but no contents.
 
-The model, its memory and their backward pass run as they are; what is counted is bytes of tensors
-that are alive, and what collectives would bring. The tensors are those of a CPU, where attention
-keeps no scores; flash attention on a GPU saves as much.
+The model, its memory and the backward pass run unchanged; the bytes of live tensors are counted,
+and the bytes that collectives would receive. The tensors are those of a CPU, where attention keeps
+no scores; flash attention on a GPU saves the same tensors.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class PretendGroup(AtomGroup):
-    """Rank 0 of ranks that are not there. What they would send has its size, and is counted."""
+    """Rank 0 of ranks that do not exist; the bytes that they would send are counted."""
 
     def __init__(self, size: int) -> None:
         super().__init__(0, size)
 
     def start_all_gather(self, mine: Tensor, name: str) -> Pending:
-        """Others have what this rank has: numbers of tokens are those of the busiest."""
+        """Every rank has this rank's tensor: this is the rank with the most tokens."""
         out = mine.expand(self.size, *mine.shape).contiguous()
         if self.size > 1:
             self._count(out, name)
         return Pending(out, None)
 
     def exchange(self, blocks: Tensor, name: str) -> Tensor:
-        """As many bytes as in a real one."""
+        """Counts as many bytes as a real exchange."""
         out = torch.empty_like(blocks, memory_format=torch.contiguous_format)
         if self.size > 1:
             self._count(out, name)
@@ -47,7 +47,7 @@ class PretendGroup(AtomGroup):
 
 
 class Meter(TorchDispatchMode):
-    """Bytes of tensors that operations made and that are alive, each storage once."""
+    """Counts the bytes of live tensors that operations created, each storage once."""
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         """``known``: tensors that do not count, such as parameters."""
@@ -64,9 +64,9 @@ class Meter(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count its outputs."""
         if func is ASKED and args[0].is_meta:
-            # transformers asks whether no row is padded and all positions are in order: so it is.
+            # transformers checks that no row is padded and all positions are in order: both hold.
             return True
         out = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._count, out)
@@ -84,15 +84,15 @@ class Meter(TorchDispatchMode):
         self.now += size
 
     def _gone(self, key: int, size: int) -> None:
-        del self._seen[key]  # its address may be another's soon
+        del self._seen[key]  # another storage may soon have this address
         self.now -= size
 
 
 class AsOnDevice(TorchFunctionMode):
-    """What a device has and the meta device has not."""
+    """Operations of a real device that the meta device does not have."""
 
     def __init__(self, linear: Any = None) -> None:
-        """``linear``: what takes the place of torch's own, if anything (``zero3.linear``)."""
+        """``linear``: replaces torch's own if given (``zero3.linear``)."""
         super().__init__()
         self.linear = linear
 
@@ -103,7 +103,7 @@ class AsOnDevice(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Attention that keeps no scores, where torch would take one that does."""
+        """Use attention that keeps no scores where torch would choose one that does."""
         kwargs = dict(kwargs or {})
         if func is LINEAR and self.linear is not None:
             return self.linear(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Steps and passes of a run, from its own data: exactly those that the trainer will make."""
+"""The steps and micro-batches of a run, from its data: exactly those that the trainer will run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from moram_dist.methods import Method
 from moram_dist.tasks import Benchmark
 
 BLANK = 2
-"""Tokens of the row that a rank without examples gets; see ``Causal.blank``."""
+"""Tokens in the row that a rank without examples gets; see ``Causal.blank``."""
 
 
 @dataclass(frozen=True)
 class TaskPasses:
-    """What training on a task is made of."""
+    """The steps of training on a task."""
 
     name: str
     num_examples: int
@@ -30,10 +30,10 @@ class TaskPasses:
     """In evaluation, in tokens."""
 
     steps: tuple[tuple[int, ...], ...]
-    """For each step its passes: tokens of the rank that has most in it, padding counted."""
+    """For each step and micro-batch, the tokens of the rank with the most, including padding."""
 
     largest: tuple[MicroBatch, ...]
-    """The passes with most tokens, and with most places of answers."""
+    """The micro-batch with the most tokens, and the one with the most answer positions."""
 
 
 def passes(
@@ -45,7 +45,7 @@ def passes(
     i: int,
     world_size: int,
 ) -> TaskPasses:
-    """Those of task ``i``; of a configuration that is resolved (``launch.settings.resolve``)."""
+    """The steps of task ``i``; ``config`` must be resolved (``launch.settings.resolve``)."""
     train, task = config.train, benchmark.tasks[i]
     examples = [
         family.encode_training(tokenizer, example, of_task)

@@ -1,4 +1,4 @@
-"""A run's model with its memory, on the meta device: what its passes keep and move."""
+"""Run a model with its memory on the meta device to count the bytes that it keeps and receives."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Ranks:
-    """What a plan is for."""
+    """The ranks for which a plan is made."""
 
     count: int
     in_group: int
-    """That hold a memory together."""
+    """How many hold one memory together."""
 
     device: str
     """cpu or cuda."""
 
     memory: float
-    """Bytes that a rank has."""
+    """Bytes of memory of a rank."""
 
 
 @dataclass(frozen=True)
 class MemoryCall:
-    """The memory, asked in a forward pass."""
+    """One query of a memory in a forward pass."""
 
     names: tuple[str, ...]
-    """Of the linears that are asked together."""
+    """Full names of the linears that share the memory."""
 
     members: tuple[int, ...]
-    """Which of them are asked in this call."""
+    """Which of them this query serves."""
 
     wanted: bool
-    """Whether their input wants a gradient."""
+    """Whether their input needs a gradient."""
 
 
 class Rehearsal:
-    """One placement of the atoms in one model. Its memory grows as the run's will."""
+    """A model with one placement of the atoms. Its memory grows like that of the run."""
 
     def __init__(
         self, config: RunConfig, ranks: Ranks, placement: str, num_tasks: int, *, stage: int
     ) -> None:
-        """``stage``: of ZeRO."""
+        """``stage``: the ZeRO stage."""
         self.linear = zero3.linear() if stage == 3 else None
         self._moved_by_like: dict[Any, dict[str, int]] = {}
         self.group = PretendGroup(ranks.in_group)
@@ -93,17 +93,17 @@ class Rehearsal:
 
     @property
     def num_atoms(self) -> int:
-        """Frozen, of each linear."""
+        """Frozen atoms of each linear."""
         return next(iter(self.method.memories.values())).bank.num_atoms
 
     @property
     def stored_bytes(self) -> int:
-        """Frozen atoms on a rank: its shard, and a copy of all where it keeps one."""
+        """Frozen atoms on a rank: its shard, and the copy of all atoms if it keeps one."""
         banks = [memory.bank for memory in self.method.memories.values()]
         return sum(bank.shard_F.nbytes + bank.copy_PF.nbytes for bank in banks)
 
     def task_file(self, device: torch.device = META) -> dict[str, Tensor]:
-        """Tensors as a task's file will hold them."""
+        """The tensors of a task's memory file."""
         out = {}
         for names, memory in self.method.memories.items():
             for one, name in enumerate(names):
@@ -112,14 +112,14 @@ class Rehearsal:
         return out
 
     def grow(self) -> dict[str, int]:
-        """The end of a task. Bytes received, by the name of the collective."""
+        """End a task. Returns the bytes received, by name of the collective."""
         self.group.traffic.clear()
         self.method.load_task(0, self.task_file())
         self._moved_by_like.clear()
         return self._traffic()
 
     def train(self, batch: MicroBatch) -> int:
-        """A training pass. The most bytes that its tensors take at one time."""
+        """Run a micro-batch of training. Returns the peak of its tensors in bytes."""
         self.model.train()
         self.method.token_keys.set([0] * len(batch.rows), batch.lengths, META)
         for memory in self.method.memories.values():
@@ -135,10 +135,10 @@ class Rehearsal:
         return meter.peak
 
     def read(self, num_tokens: int) -> tuple[int, int]:
-        """A prompt, read in evaluation.
+        """Read a prompt as in evaluation.
 
         Returns:
-            Bytes that are kept of its tokens, and the most that the pass takes beside them.
+            Bytes that the cache keeps of its tokens, and the peak of all other tensors.
         """
         kept = RoomyCache.of(self.model)
         self.model.eval()
@@ -150,7 +150,7 @@ class Rehearsal:
         return meter.now, meter.peak - meter.now
 
     def calls(self) -> list[MemoryCall]:
-        """How a training pass asks the memory."""
+        """The queries of the memory in a forward pass of training."""
         found: list[MemoryCall] = []
 
         def record(names: tuple[str, ...], _: nn.Module, given: tuple[Any, ...]) -> None:
@@ -167,10 +167,10 @@ class Rehearsal:
         return found
 
     def received(self, num_tokens: int, calls: Sequence[MemoryCall]) -> dict[str, int]:
-        """Bytes that a rank receives in a training pass, where no rank has more tokens.
+        """Bytes that a rank receives in a micro-batch, if no rank has more than ``num_tokens``.
 
-        Every collective's are a constant and a multiple of the number of tokens, so two short
-        passes say all.
+        The bytes of every collective are a linear function of the number of tokens, so two short
+        micro-batches determine them.
         """
         two, three = (self._moved(count, calls) for count in (2, 3))
         return {name: two[name] + (num_tokens - 2) * (three[name] - two[name]) for name in two}
@@ -182,10 +182,10 @@ class Rehearsal:
         return dict(total)
 
     def _moved_by(self, num_tokens: int, call: MemoryCall) -> dict[str, int]:
-        """Of one call, forward and backward; calls of like linears move as much.
+        """Of one query, forward and backward; queries of equally shaped linears move the same.
 
-        So few tokens are asked for that real ones, on a CPU, take less time than those of the meta
-        device, whose operations are made in Python.
+        With so few tokens, real tensors on a CPU take less time than tensors on the meta device,
+        whose operations run in Python.
         """
         memory = self.method.memories[call.names]
         key = (num_tokens, memory.bank.shapes, call.members, call.wanted)
@@ -206,7 +206,7 @@ class Rehearsal:
         return self._moved_by_like[key]
 
     def announced(self, num_tokens: int) -> dict[str, int]:
-        """Bytes that a rank receives at the start of a pass, to choose its placement."""
+        """Bytes that a rank receives at the start of a forward pass, to choose its placement."""
         self.group.traffic.clear()
         self.placer.begin(num_tokens)
         return self._traffic()
@@ -215,7 +215,7 @@ class Rehearsal:
         return {name: moved.bytes for name, moved in self.group.traffic.items()}
 
     def takes(self, num_tokens: int) -> str:
-        """The placement of a pass, where no rank has more tokens."""
+        """The placement of a forward pass in which no rank has more than ``num_tokens``."""
         self.placer.begin(num_tokens)
         now = self.placer.now
         if isinstance(now, Resident):

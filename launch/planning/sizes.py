@@ -1,4 +1,4 @@
-"""What DeepSpeed keeps on a rank, in bytes, by the stage of ZeRO and the settings in its file."""
+"""Bytes that DeepSpeed keeps on a rank, by the ZeRO stage and the settings in its file."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ MOMENTS = 2
 
 @dataclass(frozen=True)
 class Standing:
-    """Bytes on the device between two steps, but for frozen atoms; and what a pass adds."""
+    """Bytes on the device between two steps, without frozen atoms, and what a step adds."""
 
     base: int
     """This rank's part of the base model, or all of it."""
 
     gathered: int
-    """Of the base, whole layers that are there in a pass."""
+    """Whole layers of the base that are gathered during a forward or backward pass."""
 
     trained: int
     """Active atoms, their fp32 masters, moments and gradients."""
 
     bucket: int
-    """In which gradients travel. A CPU gives it no memory before it is used."""
+    """Buffer in which gradients are sent. On a CPU it takes no memory before it is used."""
 
     @property
     def total(self) -> int:
-        """In a pass."""
+        """During a forward or backward pass."""
         return self.base + self.gathered + self.trained + self.bucket
 
 
@@ -42,14 +42,14 @@ def standing(
     number_bytes: int,
     device: str,
 ) -> Standing:
-    """What a rank holds.
+    """Bytes that a rank holds.
 
     Args:
-        base: numbers in each frozen parameter.
-        trained: numbers in each active one.
-        ds_config: as ``ds_config.resolve`` gave it.
-        ranks: over which ZeRO shards.
-        number_bytes: of a number in the model's dtype.
+        base: number of elements of each frozen parameter.
+        trained: number of elements of each trained parameter.
+        ds_config: from ``ds_config.resolve``.
+        ranks: number of ranks over which ZeRO shards.
+        number_bytes: bytes of an element in the model's dtype.
         device: cpu or cuda.
     """
     zero = ds_config["zero_optimization"]
@@ -75,6 +75,6 @@ def standing(
 
 
 def _offloads(zero: Mapping[str, Any], name: str, device: str) -> bool:
-    """Whether something is kept in the memory of a GPU's host."""
+    """Whether ``name`` is kept outside the GPU's memory."""
     where = (zero.get(f"offload_{name}") or {}).get("device", "none")
     return device == "cuda" and where in ("cpu", "nvme")

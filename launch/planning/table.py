@@ -1,4 +1,4 @@
-"""A plan as text for people."""
+"""Print a plan as tables of text."""
 
 from __future__ import annotations
 

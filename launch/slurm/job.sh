@@ -4,29 +4,29 @@ set -uo pipefail
 
 say() { echo "$(date '+%F %T') $*"; }
 
-# A task of an array must go by this name: its plain number may stand for the whole array.
+# A task of an array needs this form: its plain number may mean the whole array.
 job=$SLURM_JOB_ID
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
-# An attempt is one start, by whichever job. Each has a log of its own.
+# An attempt is one start by any job, and has its own log.
 mkdir -p "$logs"
 attempt=$(($(find "$logs" -name 'attempt_*.log' | wc -l) + 1))
 log=$logs/$(printf 'attempt_%03d.log' "$attempt")
 
-# Ranks meet on the first node, at the address by which SLURM itself knows it.
+# Ranks meet on the first node, at the address that SLURM uses for it.
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=$(scontrol --oneliner show node "$(head -n 1 <<<"$nodes")")
 master=$(sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p' <<<"$first")
-port=$((20000 + SLURM_JOB_ID % 12000)) # below the ports that systems give away by themselves
+port=$((20000 + SLURM_JOB_ID % 12000)) # below the ports that systems assign automatically
 
 threads=$((${SLURM_CPUS_PER_TASK:-1} / ranks_per_node))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 PATH=$(dirname "$python"):$PATH
-export PYTHONSAFEPATH=1 # the folder that a job starts in may have an eval/ or launch/ of its own
+export PYTHONSAFEPATH=1 # the current folder may contain another eval/ or launch/
 
-# What runs on each node: DeepSpeed's node launcher, which ends with the exit code of its ranks.
+# Runs on each node: DeepSpeed's node launcher, which exits with the code of its ranks.
 node() {
-  trap '' USR1 # for the ranks, which take it up again; the launcher would die of it
+  trap '' USR1 # the signal would kill the launcher; the ranks install their own handlers
   local ids world="" name
   ids=${CUDA_VISIBLE_DEVICES:-$(seq -s , 0 $((ranks_per_node - 1)))}
   for name in $nodes; do world+=",\"$name\": [\"${ids//,/\",\"}\"]"; done
@@ -40,8 +40,8 @@ asked="" step=""
 trap 'asked=yes; say "asked to stop"; [ -z "$step" ] || kill -USR1 "$step"' USR1
 
 say "attempt $attempt: job $job on $SLURM_JOB_NODELIST, log $log"
-# A launcher that fails alone would keep the others waiting: they get ten minutes. Not by
-# --kill-on-bad-exit, since nodes that save their state leave one after the other.
+# If one launcher fails, the others are ended after ten minutes. --kill-on-bad-exit would end nodes
+# that are still saving their state.
 srun --ntasks-per-node 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" --input none --output "${log//%/%%}" \
   --kill-on-bad-exit=0 --wait 600 \
   bash -c "$(declare -p python command ranks_per_node nodes master port; declare -f node); node" &
@@ -49,7 +49,7 @@ step=$!
 wait "$step"
 code=$?
 if [ -n "$asked" ]; then
-  # Ranks leave within 30 seconds, but for one that was still loading.
+  # Ranks exit within 30 seconds, except one that is still loading.
   for _ in $(seq 45); do kill -0 "$step" 2>/dev/null && sleep 1; done
   kill -TERM "$step" 2>/dev/null
   wait "$step"
@@ -58,7 +58,7 @@ fi
 say "attempt $attempt ended with exit code $code"
 
 case $code in
-0 | 2 | 3) exit "$code" ;; # done, wrong input, not a number: the same again ends the same
+0 | 2 | 3) exit "$code" ;; # complete, wrong input, non-finite loss: a restart would not help
 75 | 4) ;;                 # stopped with the state saved; the machine failed
 *) [ -n "$asked" ] || [ "$code" -gt 128 ] || exit "$code" ;; # or a rank was killed
 esac
