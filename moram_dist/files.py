@@ -59,8 +59,7 @@ def write_atomically(path: Path, content: str | bytes, *, private: bool = False)
     """Replace the whole content of ``path`` by ``content`` (text as UTF-8), or change nothing.
 
     Writes a temporary file in the same folder, syncs it and renames it; one writer per path.
-    Follows no link at either name. After it returns, a power loss destroys neither content nor
-    name.
+    Follows no link at either name. After it returns, the file survives a power loss.
 
     Args:
         path: the file; parent folders are created.
@@ -141,8 +140,7 @@ def open_to_append(path: Path, *, private: bool = False) -> BinaryIO:
             raise InputError(f"{path} cannot be opened to be written: it is not a file")
         file = os.fdopen(descriptor, "a+b", buffering=0)
         if private:
-            # An older version may have created it; some file systems have no modes.
-            with suppress(OSError):
+            with suppress(OSError):  # an older version's file, on a file system without modes
                 os.fchmod(descriptor, 0o600)
         if new:
             sync_folder(path.parent)

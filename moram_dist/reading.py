@@ -173,8 +173,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:
 
     Raises:
         InputError: malformed, nested too deeply, a number too long to read, a key given twice, a
-            value that contains itself, or more than ``MOST_YAML_VALUES`` values with aliases
-            expanded.
+            value that contains itself, or over ``MOST_YAML_VALUES`` values, aliases expanded.
     """
     try:
         loader = _Loader(text)

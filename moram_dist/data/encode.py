@@ -90,11 +90,10 @@ def answer_text(example: Example, task: Task) -> str:
 def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     """Prompt, answer and EOS, cut to the task's lengths, with the answer marked.
 
-    With ``task.joined``, prompt and answer are tokenised as one text, and the answer begins at the
-    first token that differs from the prompt tokenised alone. (The published collator tokenises the
-    answer alone to count it. With SentencePiece this may count one token too few, so the answer's
-    beginning is not learned, or one too many; docs/log.md says how often.) Otherwise each is
-    tokenised alone.
+    Without ``task.joined``, prompt and answer are tokenised separately. With it, they are tokenised
+    as one text, and the answer begins at the first token that differs from the prompt alone. (The
+    published collator counts the tokens of the answer alone. With SentencePiece this may be one too
+    few, so that its beginning is not learned, or one too many; docs/log.md says how often.)
 
     With ``task.shared_limit`` and truncation on the left, prompt, answer and EOS together lose
     their head; EOS and BOS are added if there is room. With truncation on the right, the prompt

@@ -48,9 +48,7 @@ def generate_stream(
     decoding: Decoding,
     room: Room,
 ) -> Iterator[tuple[int, str]]:
-    """Yield (key, answer) of a causal model as each answer is complete.
-
-    Up to rounding, an answer equals that to its prompt alone.
+    """Yield (key, answer) as each is complete; up to rounding, the same as for each prompt alone.
 
     Args:
         model: one that ``can_batch_continuously``, with whole weights.

@@ -41,8 +41,7 @@ COUNTS = re.compile(r"^(?!max_).*(layers?|experts|labels)$")
 """Settings that count parts of a model or class labels, each of which takes time to create."""
 
 MOST_WITHOUT_WEIGHTS = 1000
-"""Most parts that are created without comparing their number with that of the tensors in the
-weights. Some models share tensors between parts."""
+"""Up to this number, parts may outnumber the tensors in the weights: some models share tensors."""
 
 NAME_SHOWN = 100
 

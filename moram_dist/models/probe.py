@@ -92,10 +92,7 @@ def check_causal(model: Any, name: str, family: TextFamily, *, vocabulary: int) 
 
 
 def _rows(vocabulary: int) -> Tensor:
-    """Two equal rows, one that differs at ``MIDDLE``, ``VARIANTS`` with another last token.
-
-    Shape (3 + VARIANTS, LENGTH).
-    """
+    """(3 + VARIANTS, LENGTH): two equal rows, one that differs at MIDDLE, the others at the end."""
     draw = torch.Generator().manual_seed(0)
     row = torch.randint(vocabulary, (LENGTH,), generator=draw)
     ids = row.repeat(3 + VARIANTS, 1)

@@ -23,8 +23,7 @@ END = "</w>"
 """End of a word in the vocabularies of XLM and CLIP."""
 
 FEW = 100
-"""This number of words plus a tenth of the vocabulary may come without a merge: special tokens,
-fillers."""
+"""Words allowed without a merge, plus a tenth of the vocabulary: special tokens, fillers."""
 
 SPACE = "▁"
 """The only ordinary token in T5's vocabulary if its file is missing."""

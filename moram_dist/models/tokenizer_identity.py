@@ -42,9 +42,8 @@ def identify_tokenizer(source: str, tokenizer: Any) -> TokenizerIdentity:
 def tokenizer_changes(then: TokenizerIdentity, now: TokenizerIdentity) -> list[str]:
     """The differences between two tokenizers, one line each; empty if they are the same.
 
-    The same files are the same tokenizer, even if a newer library reads them differently. Other
-    files are the same tokenizer if rules, vocabulary and special tokens are equal. The chat
-    template does not count: the digests of chats include the prompts that it writes.
+    Equal files are the same tokenizer, even if a newer library reads them differently; so are equal
+    rules, vocabulary and special tokens. Chat templates count in the digests of prompts instead.
     """
     if then.files == now.files or (then.behaviour and then.behaviour == now.behaviour):
         return []

@@ -98,8 +98,7 @@ def _ask(task: str, sample: Sample) -> tuple[str, tuple[str, ...]]:
 
 def _ask_sapt(task: str, sample: Sample) -> tuple[str, tuple[str, ...]]:
     prompt, answers = _ask(task, sample)
-    # The answer is tokenised alone, which gives it another leading space.
-    return f"{prompt} ", answers
+    return f"{prompt} ", answers  # tokenised alone, the answer gets another leading space
 
 
 PROTOCOLS = {

@@ -7,8 +7,7 @@ import re
 import unicodedata
 
 MAX_NAME = 250
-"""Most characters in the name of a metric, parameter, tag, run or registered model, a limit of
-databases."""
+"""Most characters in names of metrics, parameters, tags, runs and registered models."""
 
 MAX_EXPERIMENT = 500
 

@@ -35,8 +35,7 @@ SEQUENCE = "sequence"
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
-# MLflow refuses longer values. Its client applies the limits of a batch (100 parameters, 1000
-# metrics).
+# MLflow refuses longer values. Its client splits batches (100 parameters, 1000 metrics).
 MAX_PARAMETER, MAX_TAG = 6000, 8000
 
 LOGS_IN_A_BATCH = 200

@@ -26,8 +26,7 @@ class _Task:
 def differences_from_older(folder: Path, now: RunInputs) -> list[str]:
     """The changes since an older version started the run, one line each.
 
-    Older versions recorded names and order of tasks, numbers of examples, metrics, decoding and
-    precision.
+    It recorded names and order of tasks, numbers of examples, metrics, decoding and precision.
     """
     return [*_of_benchmark(folder / "benchmark.json", now), *_of_precision(folder, now)]
 

@@ -66,8 +66,7 @@ def read_state(engine: Any) -> tuple[dict[str, Tensor], int]:
 def write_state(engine: Any, whole: Mapping[str, Tensor], steps: int) -> None:
     """Restore the state from ``read_state`` in an engine, including the model's weights.
 
-    The engine must be at a step's end; gradients are cleared. Raises KeyError where a tensor is
-    missing.
+    The engine must be at a step's end. Clears gradients. Raises KeyError if a tensor is missing.
     """
     parameters = trainable_parameters(engine)
     # Weights first: as after every step, they are the rounded masters.
