@@ -114,7 +114,7 @@ def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     limit = task.max_prompt_tokens + task.max_answer_tokens
     if task.truncate_prompt == "right":
         learned = [*learned, end][: max(task.max_answer_tokens + 2, 32)]
-        asked = cut(asked, limit - len(learned) - 1, "right")
+        asked = cut(asked, max(0, limit - len(learned) - 1), "right")
         tokens = _with_bos(tokenizer, [*asked, *learned], task, limit)
         return Encoded(example.id, tuple(tokens), len(learned))
     tokens, num_answer = cut([*asked, *learned], limit, "left"), len(learned)

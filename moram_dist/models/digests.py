@@ -52,8 +52,9 @@ def content_digest(path: Path, say: Callable[[str], None]) -> str:
         key = _Kept(
             str(real), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, ""
         )
-        cache = cache_folder() / f"{hashlib.sha256(str(real).encode()).hexdigest()}.json"
-        kept = _read(cache)
+        folder = cache_folder()
+        name = f"{hashlib.sha256(str(real).encode()).hexdigest()}.json"
+        kept = _read(folder / name) if folder else None
         if kept is not None and asdict(kept) | {"sha256": ""} == asdict(key):
             return kept.sha256
         say(f"reading {path} ({state.st_size / 1e9:.1f} GB) to know the base model by its content")
@@ -61,16 +62,19 @@ def content_digest(path: Path, say: Callable[[str], None]) -> str:
         digest = sha256(real)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if now - max(state.st_mtime, state.st_ctime) > SETTLED_S:
+    if folder and now - max(state.st_mtime, state.st_ctime) > SETTLED_S:
         with suppress(OSError):  # without a writable home, the next call reads the file again
-            write_atomically(cache, dumps(asdict(key) | {"sha256": digest}))
+            write_atomically(folder / name, dumps(asdict(key) | {"sha256": digest}))
     return digest
 
 
-def cache_folder() -> Path:
-    """The folder of digests: ``~/.cache/moram_dist/digests``, or under ``XDG_CACHE_HOME``."""
+def cache_folder() -> Path | None:
+    """The folder of digests: ``~/.cache/moram_dist/digests``, or under ``XDG_CACHE_HOME``.
+
+    None for a user without a home, as in some containers.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "moram_dist" / "digests"
+    return Path(home) / "moram_dist" / "digests" if os.path.isabs(home) else None
 
 
 def _read(path: Path) -> _Kept | None:

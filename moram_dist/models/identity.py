@@ -124,8 +124,11 @@ def is_base(
         from transformers import AutoConfig
 
         try:
-            # Custom code does not matter here: such a configuration has no older fingerprint.
-            architecture = AutoConfig.from_pretrained(source, revision=revision)
+            # A configuration with custom code has no older fingerprint. Without False,
+            # transformers would ask at the terminal whether to run the code.
+            architecture = AutoConfig.from_pretrained(
+                source, revision=revision, trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError):
             architecture = None
     if architecture is not None and found in older_fingerprints(source, architecture):

@@ -22,7 +22,7 @@ from moram_dist.tracking.connect import connect
 from moram_dist.tracking.entities import dataset_input, points
 from moram_dist.tracking.ids import IDS_FILE, read_ids, write_ids
 from moram_dist.tracking.names import allowed_name, run_name, text
-from moram_dist.tracking.spool import FOLDER, Operation, on_disk, operations, spools
+from moram_dist.tracking.spool import FOLDER, Operation, entries, on_disk, operations, spools
 from moram_dist.tracking.versions import publish
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ class MlflowReplay:
         write_ids(self.run_dir, self._state)
 
     def _carry_out(self, batch: list[Operation]) -> None:
+        if not batch:
+            return
         operation = batch[0]
         if not self._known(operation):
             logger.warning("an operation of a run whose beginning is damaged is left out")
@@ -264,10 +266,16 @@ class MlflowReplay:
 
 
 def _batches(path: Path, offset: int) -> Iterator[tuple[list[Operation], int]]:
-    """Operations from ``offset`` on with their end; logged steps of one run form batches."""
+    """Operations from ``offset`` on with their end; logged steps of one run form batches.
+
+    The last batch may be empty: it ends behind damaged lines, so that they are not read again.
+    """
     batch: list[Operation] = []
     end = offset
-    for operation, behind in operations(path, offset):
+    for operation, behind in entries(path, offset):
+        if operation is None:
+            end = behind
+            continue
         joins = (
             batch
             and batch[0]["do"] == operation["do"] == "log"
@@ -279,7 +287,7 @@ def _batches(path: Path, offset: int) -> Iterator[tuple[list[Operation], int]]:
             batch = []
         batch.append(operation)
         end = behind
-    if batch:
+    if end > offset:
         yield batch, end
 
 

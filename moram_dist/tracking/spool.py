@@ -83,6 +83,13 @@ def spools(run_dir: Path) -> list[Path]:
 
 def operations(path: Path, offset: int = 0) -> Iterator[tuple[Operation, int]]:
     """Operations from byte ``offset`` on, each with the byte at which the next line starts."""
+    for operation, behind in entries(path, offset):
+        if operation is not None:
+            yield operation, behind
+
+
+def entries(path: Path, offset: int = 0) -> Iterator[tuple[Operation | None, int]]:
+    """As ``operations``, with None for each damaged line: it, too, has been dealt with."""
     with path.open("rb") as file:
         file.seek(offset)
         for line in file:
@@ -90,9 +97,8 @@ def operations(path: Path, offset: int = 0) -> Iterator[tuple[Operation, int]]:
                 return  # still being written
             offset += len(line)
             operation = _operation(line, str(path))
-            if operation is not None:
-                yield operation, offset
-            else:  # left by a power loss
+            yield operation, offset
+            if operation is None:  # left by a power loss
                 logger.warning("%s: the line before byte %d is damaged, left out", path, offset)
 
 

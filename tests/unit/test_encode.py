@@ -248,3 +248,10 @@ def test_the_embedded_tokenizer():
 
     assert encode_prompt(tokenizer, prompt, task(100))[0] == tokenizer.bos_token_id
     assert encode_prompt(tokenizer, prompt, task(3)) == plain(tokenizer, prompt)[-3:]
+
+
+def test_an_answer_that_fills_the_shared_limit_leaves_no_prompt():
+    """An answer may keep 32 tokens whatever the limit is; nothing of a long prompt comes before."""
+    example = Example(id="0", prompt="p" * 100, references=("a" * 40,))
+    found = encode_training(Letters(), example, task(max_prompt=6, max_answer=4, side="right"))
+    assert found.tokens == ids("a" * 32) and found.num_answer == 32

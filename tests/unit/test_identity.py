@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -166,3 +167,14 @@ def test_a_file_that_has_just_changed_is_not_remembered(kept, monkeypatch):
     monkeypatch.setattr(digests, "SETTLED_S", 1e9)
     digests.content_digest(kept, print)
     assert not digests.cache_folder().exists()
+
+
+def test_without_a_home_nothing_is_cached(tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(digests.os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(digests, "LARGE", 1)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").write_bytes(b"12")
+    before = digests.content_digest(tmp_path / "weights", print)
+    assert before == hashlib.sha256(b"12").hexdigest()
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]

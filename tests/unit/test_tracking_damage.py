@@ -10,7 +10,7 @@ import pytest
 from moram_dist.registry import InputError
 from moram_dist.tracking import MetricsFile, read_ids, write_ids
 from moram_dist.tracking.__main__ import main
-from moram_dist.tracking.replay import MlflowReplay
+from moram_dist.tracking.replay import MlflowReplay, _batches
 from moram_dist.tracking.spool import Spool, operations
 from moram_dist.tracking.tracker import RunDescription, read_metrics
 
@@ -115,6 +115,18 @@ def test_a_damaged_line_of_a_spool_is_left_out(tmp_path, line, caplog):
     spooled(path, ENDED)
     assert [found for found, _ in operations(path)] == [LOGGED, ENDED]
     assert len(caplog.messages) == 1 and caplog.messages[0].endswith("is damaged, left out")
+
+
+def test_a_damaged_last_line_is_dealt_with_once(tmp_path):
+    path = tmp_path / "run.jsonl"
+    spooled(path, LOGGED)
+    whole = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b"null\n")
+    size = path.stat().st_size
+    assert [*_batches(path, 0)] == [([LOGGED], size)]
+    assert [*_batches(path, whole)] == [([], size)]
+    assert [*_batches(path, size)] == []
 
 
 def test_texts_that_are_no_utf8_and_what_a_newer_version_says(tmp_path):
