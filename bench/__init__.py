@@ -1,1 +1,1 @@
-"""Benchmarks: what a memory costs beside the published formulation, a LoRA and a bare linear."""
+"""Compare the cost of a memory with the published formulation, a LoRA and a bare linear."""

@@ -1,14 +1,14 @@
-"""Measure what a memory costs beside the published formulation, PEFT's LoRA and a bare linear.
+"""Compare the cost of a memory with the published formulation, PEFT's LoRA and a bare linear.
 
     python -m bench                                  every level: minutes
     python -m bench --quick                          small sizes
     python -m bench --levels layer,decode
     python -m bench --out docs/results/bench         also JSON, tables and figures
 
-Levels that the folder has from before and that are not asked for stay in it.
-Everything is checked against float64 before it is timed. Exit code 1 where a check failed, 2 for
-wrong input. Times are this process' CPU time on one thread and no more than printed: what must not
-change, tests/unit/test_bench.py holds.
+Levels in the folder that are not measured again stay there.
+Everything is checked against float64 before it is timed. Exit code 1: a check failed; 2: wrong
+input. Times are CPU time of this process on one thread. They are only printed;
+tests/unit/test_bench.py checks everything that must not change.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from moram_dist.registry import InputError, unknown
 LEVELS = ("layer", "many", "stack", "decode", "matrix", "run")
 
 COMPILING = {"layer", "many", "decode"}
-"""Levels in which the published formulation is also compiled; the first alone for --quick."""
+"""Levels in which the published formulation is also compiled; with --quick only the first."""
 
 RESULTS = "results.json"
 
 
 def main(words: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command. Returns the exit code."""
     parser = Parser("python -m bench", __doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--levels", default=",".join(LEVELS), help="of %(default)s")
@@ -71,7 +71,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> BenchResults:
-    """All rows of some levels; what is done is on disk, if it is asked for."""
+    """Measure some levels; with ``out``, results are written after each case."""
     torch.set_num_threads(1)
     compiling = {*levels} & ({"layer"} if settings.quick else COMPILING)
     missing = "not asked for"
@@ -103,7 +103,7 @@ def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> Benc
 
 
 def runner(level: str) -> Callable[[Settings], Iterator[list[Measurement]]]:
-    """What measures a level case by case; imported when asked for, since some imports are slow."""
+    """The function that measures a level case by case; imported when needed, as some are slow."""
     if level == "layer":
         from bench.layer import run
     elif level == "many":
@@ -120,7 +120,7 @@ def runner(level: str) -> Callable[[Settings], Iterator[list[Measurement]]]:
 
 
 def write(results: BenchResults, folder: Path) -> None:
-    """Everything that a page links."""
+    """Write all files that the documentation links to."""
     write_atomically(folder / RESULTS, results.to_json())
     write_atomically(folder / "table.md", markdown(results))
     if any(row.level == "layer" for row in results.rows):

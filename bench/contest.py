@@ -1,4 +1,4 @@
-"""Ways side by side: each is checked against float64 first, and only what agrees is timed."""
+"""Compare implementations: check each against float64, and time those that agree."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ LINEAR = "bare linear"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How much is measured."""
+    """How much to measure."""
 
     quick: bool = False
     compiler: bool = True
     """Whether torch.compile works here."""
 
     seconds: float = 5.0
-    """CPU time that the repetitions of a case may take, but for the least number of them."""
+    """CPU time for the repetitions of a case; the minimum number of repetitions may take longer."""
 
     least_repeats: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A way, and the answers that it must give."""
+    """An implementation, and the answers that it must give."""
 
     make: Callable[[], Contender]
     reference: Answers
@@ -60,7 +60,7 @@ def contest(
     found: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():
         way = entry.make()
-        kept_bytes = way.kept_bytes()  # makes what is made once a task, so a pass does not count it
+        kept_bytes = way.kept_bytes()  # also makes the tensors made once per task, before counting
         seen = look(way, upstream, top_k=top_k, counted=name != COMPILED)
         check = compare(seen.answers, entry.reference, seen.chosen_TK)
         passed = check.worst <= tolerance and check.sets_equal is not False
@@ -92,7 +92,7 @@ def _pass_of(way: Contender, upstream: Tensor) -> Callable[[], object]:
 
 
 def compiler_missing() -> str:
-    """Why torch.compile cannot be used here, in a line; empty where it can."""
+    """Why torch.compile cannot be used here, in one line; empty if it can."""
     try:
         torch.compile(torch.sin)(torch.zeros(2))
     except RuntimeError as error:

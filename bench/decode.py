@@ -1,7 +1,7 @@
-"""Level ``decode``: one linear, forward only, for as few tokens as generation has at a time.
+"""Level ``decode``: one linear, forward only, with the few tokens that generation has at a time.
 
-Ours has all atoms frozen, as when a learned memory answers. PEFT's adapters are not merged into the
-linear: once they are, it is the bare linear again.
+In ours all atoms are frozen, as when a learned memory answers. PEFT's adapters are not merged into
+the linear; merged, they are the bare linear.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ QUICK = [Case(num_tokens=num_tokens, width=512, num_atoms=240) for num_tokens in
 
 
 def run(settings: Settings) -> Iterator[list[Measurement]]:
-    """All cases, one after the other."""
+    """Measure all cases in turn."""
     for case in QUICK if settings.quick else GRID:
         yield one_case(case, settings)
 
 
 @torch.no_grad()
 def one_case(case: Case, settings: Settings) -> list[Measurement]:
-    """Layers, each checked, counted, and timed if it passes."""
+    """Check and count each layer, and time those that pass."""
     inputs = variants.draw(case)
     with torch.enable_grad():
         memory, lora, base = exact.memory(inputs), exact.lora(inputs), exact.linear(inputs)

@@ -1,4 +1,4 @@
-"""What each way must answer, in float64, and how far from it an answer may be.
+"""The correct answers in float64, and how far an implementation may deviate from them.
 
 Shape letters: T tokens, N atoms, D inputs and outputs, K atoms kept per token.
 """
@@ -17,7 +17,7 @@ TOLERANCE = 1e-5
 """Largest difference in float32 over the largest number of the reference, tensor by tensor."""
 
 BLOCK = 4096
-"""Atoms that are in float64 at a time."""
+"""Number of atoms that are converted to float64 at a time."""
 
 Answers = Mapping[str, Tensor]
 """``y``, and the gradient of each leaf by its name."""
@@ -25,13 +25,13 @@ Answers = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """How a way compares with its reference."""
+    """The comparison of an implementation with its reference."""
 
     errors: Mapping[str, float]
     """Largest difference of each tensor, relative to the tensor's largest number."""
 
     sets_equal: bool | None = field(default=None)
-    """Whether each token chose the reference's atoms; None where there is nothing to choose."""
+    """Whether each token chose the reference's atoms; None if there is no choice."""
 
     @property
     def worst(self) -> float:
@@ -40,14 +40,14 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the way may be timed; NaN does not pass."""
+        """Whether the implementation may be timed; NaN does not pass."""
         return self.worst <= TOLERANCE and self.sets_equal is not False
 
 
 def memory(inputs: CaseInputs) -> dict[str, Tensor]:
     """The formula in float64, and the ``chosen`` atoms (T, K).
 
-    Autograd serves from scores to mixing weights; the products before and after are by hand.
+    Autograd differentiates from scores to mixing weights; the other gradients are written out.
     """
     case, x_TD = inputs.case, inputs.x_TD.detach().double()
     g_TD = inputs.upstream_TD.double()
@@ -111,12 +111,12 @@ def linear(inputs: CaseInputs) -> dict[str, Tensor]:
 
 
 def layer(added: Answers, base: Answers) -> dict[str, Tensor]:
-    """The linear's answers and what is added to them."""
+    """The linear's answers plus the update's."""
     return {**added, "y": added["y"] + base["y"], "x": added["x"] + base["x"]}
 
 
 def compare(found: Answers, expected: Answers, chosen_TK: Tensor | None = None) -> Check:
-    """Every tensor of ``found`` against the one of its name."""
+    """Compare every tensor of ``found`` with the expected tensor of the same name."""
     errors = {name: relative(tensor, expected[name]) for name, tensor in found.items()}
     sets_equal = None
     if "chosen" in expected and chosen_TK is not None:
@@ -125,7 +125,7 @@ def compare(found: Answers, expected: Answers, chosen_TK: Tensor | None = None) 
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest number that is expected."""
+    """Largest difference, divided by the largest expected number."""
     expected = expected.detach()
     difference = (found.detach().double() - expected).abs().max()
     return float(difference / expected.abs().max())

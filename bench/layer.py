@@ -1,6 +1,6 @@
 """Levels ``layer`` and ``many``: one linear, forward and backward, over tokens, widths and atoms.
 
-``update`` is what a memory or a LoRA adds, by itself; ``layer`` is the frozen linear and that.
+``update`` is the output of a memory or a LoRA alone; ``layer`` adds the frozen linear's.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ QUICK = [Case(num_tokens=512, width=512, num_atoms=num_atoms) for num_atoms in (
 
 
 LARGEST_LORA = 4096
-"""Rows. A LoRA of more, whose float64 takes gigabytes, is not compared."""
+"""Rows. A larger LoRA is not compared, because it takes gigabytes in float64."""
 
 
 def run(settings: Settings) -> Iterator[list[Measurement]]:
-    """All cases, one after the other."""
+    """Measure all cases in turn."""
     for case in QUICK if settings.quick else GRID:
         yield one_case(variants.draw(case), settings)
 

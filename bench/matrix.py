@@ -1,8 +1,8 @@
-"""Level ``matrix``: answers for all cells of a score matrix, the model as it was after each task.
+"""Level ``matrix``: generate the answers for all cells of a score matrix.
 
-The embedded demo with its base and drawn atoms, which answer nonsense at the length of answers that
-were not learned to end. Published scripts generate one example at a time. Times are of one pass
-over all cells.
+It uses the embedded demo and its base with random atoms. Their answers are nonsense and have full
+length, since the model has not learned to end them. Published scripts generate one example at a
+time. Times are those of answering all cells once.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """A way to fill the matrix."""
+    """An implementation that fills the matrix."""
 
     models: Sequence[nn.Module]
-    """After each task."""
+    """The model after each task."""
 
     batch: int = BATCH
     mode: str = GENERATE
 
 
 def run(settings: Settings) -> Iterator[list[Measurement]]:
-    """One matrix."""
+    """Measure one matrix."""
     num_tasks, num_examples = (2, 4) if settings.quick else (5, 16)
     benchmark = BENCHMARKS["demo"](Source(limit_train=1, limit_eval=num_examples))
     yield one_matrix(replace(benchmark, tasks=benchmark.tasks[:num_tasks]))
 
 
 def one_matrix(benchmark: Benchmark) -> list[Measurement]:
-    """Every way's answers, and its time if they are those of the formulation in float64."""
+    """Compare each implementation's answers with the formula in float64, and time equal ones."""
     base = language_model.load(ModelConfig(dtype="fp32"), {"zero_optimization": {"stage": 0}})
     num_tasks = len(benchmark.tasks)
     atoms = draw_atoms(base.model, METHOD, METHOD.atoms_per_task * num_tasks, 0)
@@ -100,7 +100,7 @@ def after_each(
     num_tasks: int,
     put: Callable[[nn.Module, Atoms], Any],
 ) -> list[nn.Module]:
-    """The model after each task: each has the atoms of the tasks so far."""
+    """The models after each task, each with the atoms of the tasks so far."""
     models = []
     for task in range(num_tasks):
         learned = (task + 1) * METHOD.atoms_per_task
@@ -120,7 +120,7 @@ def put_published_atoms(model: nn.Module, atoms: Atoms) -> None:
 
 
 def put_our_atoms(model: nn.Module, atoms: Atoms) -> None:
-    """A learned memory: nothing is active."""
+    """A learned memory without active atoms."""
     room = {
         name: (frozen, tuple(part.new_zeros(METHOD.atoms_per_task, part.shape[1]) for part in new))
         for name, (frozen, new) in atoms.items()
@@ -132,7 +132,7 @@ def put_our_atoms(model: nn.Module, atoms: Atoms) -> None:
 
 @torch.no_grad()
 def answers(how: How, benchmark: Benchmark, tokenizer: Any) -> tuple[list[str], float]:
-    """All answers, row after row, and the CPU seconds that they took."""
+    """All answers, row by row, and the CPU seconds that they took."""
     begun = time.process_time()
     out: list[str] = []
     for row, model in enumerate(how.models):

@@ -1,10 +1,10 @@
-"""What a call costs: operations counted exactly, and process CPU time, which others disturb least.
+"""Measure the cost of a call: exact counts of operations, and CPU time of the process.
 
-FLOPs are torch's own count and, for embedding_bag, which it does not know, two for each number of
-each chosen row. A dispatched operation is one call of a kernel: what only looks at a tensor in
-another way, or allocates without writing, is none. Saved bytes are storages that autograd holds
-for the backward pass, each once, without the input, parameters and frozen atoms: those are there
-anyway, in every way of computing the same.
+CPU time depends least on other processes. FLOPs are torch's count; embedding_bag, which torch does
+not count, adds two for each number of each chosen row. A dispatched operation is one kernel call;
+views and allocations without writing do not count. Saved bytes are the storages that autograd holds
+for the backward pass, each once, without the input, parameters and frozen atoms, which every
+implementation needs.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ WITHOUT_KERNEL = {
     aten.is_same_size,
     aten.promote_types,
 }
-"""Operations that start no kernel though their schema returns a new tensor, or none."""
+"""Operations that start no kernel although their schema returns a new tensor, or none."""
 
 BAG_ROWS = {
     aten._embedding_bag: 0,
     aten._embedding_bag_forward_only: 0,
     aten._embedding_bag_per_sample_weights_backward: 1,
 }
-"""Operations on chosen rows to the place of the rows among their arguments; indices come next."""
+"""Operation on chosen rows -> position of the rows among its arguments; indices come next."""
 
 LEAST_S = 0.02
-"""Calls that take less are timed several at once."""
+"""Shorter calls are timed several at once."""
 
 MOST_AT_ONCE = 2000
 
@@ -65,18 +65,18 @@ class CpuTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What does not depend on the machine; None where torch.compile hides it."""
+    """Counts that do not depend on the machine; None if torch.compile hides them."""
 
     flops: int | None
     dispatched: int | None
     saved_bytes: int
     operations: Mapping[str, int] = field(default_factory=dict)
-    """Name to calls of what ``dispatched`` adds up."""
+    """Name -> number of calls; ``dispatched`` is their sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassRecord:
-    """One pass: what it answered, and what it cost."""
+    """Answers and costs of one forward and backward pass."""
 
     answers: Mapping[str, Tensor]
     """``y``, and the gradient of each leaf."""
@@ -94,9 +94,9 @@ def one_pass(way: Contender, upstream_TD: Tensor) -> tuple[Tensor, ...]:
 
 
 def look(way: Contender, upstream_TD: Tensor, *, top_k: int, counted: bool = True) -> PassRecord:
-    """One pass under all counters; without ``counted`` only saved bytes, which compiled code has.
+    """One pass with all counters; without ``counted`` only saved bytes, as for compiled code.
 
-    The set of chosen atoms is what the pass itself saves: the one integer tensor of (T, K).
+    The chosen atoms are read from the tensors that the pass saves: the only integer one of (T, K).
     """
     saved = Saved([*way.held, *way.wanted.values()])
     work = Work()
@@ -121,7 +121,7 @@ def look(way: Contender, upstream_TD: Tensor, *, top_k: int, counted: bool = Tru
 
 
 class Saved:
-    """Storages that autograd saves, but for those of some tensors."""
+    """The storages that autograd saves, except those of given tensors."""
 
     def __init__(self, without: Iterable[Tensor]) -> None:
         self._without = {tensor.untyped_storage().data_ptr() for tensor in without}
@@ -129,7 +129,7 @@ class Saved:
         self.tensors: list[Tensor] = []
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """The hook: looks, and saves as torch would."""
+        """The hook of autograd: records the tensor, and saves it as torch would."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._without:
             self._storages[storage.data_ptr()] = storage.nbytes()
@@ -138,7 +138,7 @@ class Saved:
 
     @property
     def bytes(self) -> int:
-        """Of all storages, each once."""
+        """Bytes of all storages, each counted once."""
         return sum(self._storages.values())
 
 
@@ -157,7 +157,7 @@ class Work(TorchDispatchMode):
         return self.operations.total()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See the operation, and let it happen."""
+        """Count the operation and run it."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         packet = func.overloadpacket
@@ -178,10 +178,10 @@ def interleaved(
     most_repeats: int = 15,
     seed: int = 0,
 ) -> dict[str, CpuTimes]:
-    """CPU time of each call; all take a turn in each repetition, in an order drawn anew.
+    """CPU time of each call; each repetition runs all calls in a new random order.
 
-    A first turn is not counted; it says how often each call is made within one measurement, and how
-    many repetitions ``seconds`` allow.
+    A first round is not counted; it determines how many calls make one measurement, and how many
+    repetitions ``seconds`` allow.
     """
     numbers, spent = {}, 0.0
     for name, call in calls.items():
@@ -210,5 +210,5 @@ def _seconds(call: Callable[[], object], number: int) -> float:
 
 
 def load_average() -> float:
-    """Processes that wanted a core, over the last minute."""
+    """Mean number of processes that needed a core during the last minute."""
     return os.getloadavg()[0]

@@ -1,10 +1,10 @@
 """Level ``run``: three tasks on two gloo ranks through the real launcher, from start to report.
 
-The demo and its base under ZeRO-3. Bytes are those that a rank receives in the last step of the
-last task, from the run's own metrics.jsonl: the difference of two steps that follow each other. For
-``gathered`` they must be the formula of ``moram_dist.atoms.placement``; those of ``stationary``
-depend on how long texts are, and tests/distributed/test_traffic.py holds them. CPU seconds are of
-all processes from the launcher on, imports too.
+It trains the demo and its base with ZeRO-3. Bytes are those that a rank receives in the last step
+of the last task, from the run's metrics.jsonl: the difference between two consecutive steps. For
+``gathered`` they must equal the formula of ``moram_dist.atoms.placement``; for ``stationary`` they
+depend on the lengths of texts, and tests/distributed/test_traffic.py checks them. CPU seconds
+include all processes from the launcher on, and imports.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ RUNS = {
 }
 QUICK = "ours, gathered"
 LINEARS, WIDTH = 12, 128
-"""Of the demo's base that are adapted, and their inputs and outputs."""
+"""Adapted linears of the demo's base, and their number of inputs and of outputs."""
 
 TIMEOUT_S = 900
 
 
 def run(settings: Settings) -> Iterator[list[Measurement]]:
-    """All runs, one after the other."""
+    """Measure all runs in turn."""
     names = (QUICK,) if settings.quick else tuple(RUNS)
     for name in names:
         yield [one_run(name)]
 
 
 def gathered_bytes() -> int:
-    """What a step's one micro-batch receives: others' atoms of two tasks, forward and backward."""
+    """Bytes received in a step of one micro-batch: other ranks' atoms of two tasks, both passes."""
     others = (RANKS - 1) * len(TASKS[:-1]) * ATOMS // RANKS
     return 2 * others * LINEARS * 2 * WIDTH * 4
 
 
 def one_run(name: str) -> Measurement:
-    """Start it, wait, and read what it wrote."""
+    """Start a run, wait for it, and read its files."""
     with tempfile.TemporaryDirectory() as folder:
         before = _children_seconds()
         with subprocess.Popen(
@@ -79,7 +79,7 @@ def one_run(name: str) -> Measurement:
                 said, _ = process.communicate(timeout=TIMEOUT_S)
             finally:
                 with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # ranks too, where time was up
+                    os.killpg(process.pid, signal.SIGKILL)  # after a timeout, ranks too
         seconds = _children_seconds() - before
         if process.returncode:
             raise RuntimeError(f"{name}: exit code {process.returncode}\n{said}")
@@ -106,7 +106,7 @@ def one_run(name: str) -> Measurement:
 
 
 def step_difference(logged: list[dict[str, Any]], suffix: str) -> int:
-    """What the memory's counters rose by in the last step."""
+    """The increase of the memory's counters in the last step."""
     before, last = [line for line in logged if "train/tokens_per_second" in line][-2:]
     names = [name for name in last if name.startswith("atoms/") and name.endswith(suffix)]
     return round(sum(last[name] - before.get(name, 0) for name in names))

@@ -1,4 +1,4 @@
-"""A whole model whose linears have a memory, in each of the ways that are compared.
+"""A whole model whose linears have a memory, in each of the compared implementations.
 
 Shape letters: N atoms, D inputs, E outputs.
 """
@@ -21,13 +21,13 @@ from moram_dist.families.targets import find_linears
 from moram_dist.methods import METHODS
 
 Atoms = Mapping[str, tuple[Rows, Rows]]
-"""Full name of a linear to its frozen and its active keys and values."""
+"""Full name of a linear -> its frozen and its active keys and values."""
 
 
 def draw_atoms(
     model: nn.Module, config: MethodConfig, num_frozen: int, num_active: int, seed: int = 0
 ) -> dict[str, tuple[Rows, Rows]]:
-    """Atoms for the linears that a method adapts, of the size of what is learned."""
+    """Random atoms for the linears that a method adapts, as large as learned ones."""
     generator = torch.Generator().manual_seed(seed)
 
     def rows(count: int, linear: Any) -> Rows:
@@ -67,7 +67,7 @@ class PublishedLinear(AdaptedLinear):
 
 
 class PlainLora(AdaptedLinear):
-    """What PEFT's LoRA is checked against: y = B A x with all rows trained."""
+    """The reference for PEFT's LoRA: y = B A x with all rows trained."""
 
     def __init__(self, base: nn.Module, frozen: Rows, active: Rows) -> None:
         super().__init__(base)
@@ -82,7 +82,7 @@ class PlainLora(AdaptedLinear):
 
 
 def put_published(model: nn.Module, atoms: Atoms, config: MethodConfig) -> dict[str, Tensor]:
-    """Adapt in place; what is trained, by name."""
+    """Adapt in place. Returns the trained tensors by name."""
     layers: Any = adapt(
         model, atoms, lambda name, base: PublishedLinear(base, *atoms[name], config)
     )
@@ -93,7 +93,7 @@ def put_published(model: nn.Module, atoms: Atoms, config: MethodConfig) -> dict[
 
 
 def put_plain_lora(model: nn.Module, atoms: Atoms) -> dict[str, PlainLora]:
-    """Adapt in place; the new layers, by name."""
+    """Adapt in place. Returns the new layers by name."""
     layers: Any = adapt(model, atoms, lambda name, base: PlainLora(base, *atoms[name]))
     return layers
 
@@ -101,7 +101,7 @@ def put_plain_lora(model: nn.Module, atoms: Atoms) -> dict[str, PlainLora]:
 def put_ours(
     model: nn.Module, atoms: Atoms, config: MethodConfig
 ) -> tuple[dict[tuple[str, ...], Memory], dict[str, Tensor]]:
-    """Adapt in place, as the method does it; its memories, and what is trained, by name."""
+    """Adapt in place, as the method does. Returns memories and trained tensors, each by name."""
     method: Any = METHODS["moram"](config, seed=0)
     method.build(model)
     leaves: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
-"""PEFT's own LoRA with given rows, as far as it offers what a memory is.
+"""PEFT's LoRA with given rows, the closest that PEFT offers to a memory.
 
-PEFT has no rows of one adapter that are frozen while others are trained. Two adapters that are
-active together, one of them frozen, compute the same: a pass over each. Dropout is 0, and the scale
+PEFT cannot freeze some rows of an adapter and train others. Two adapters that are active together,
+one of them frozen, compute the same, with one pass over each. Dropout is 0, and the scale
 lora_alpha / r is 1.
 
 Shape letters: N rows, D inputs, E outputs.
@@ -25,13 +25,13 @@ ALL, FROZEN, ACTIVE = "all", "frozen", "active"
 def peft_lora(
     model: nn.Module, rows: Mapping[str, tuple[Rows, Rows]], *, apart: bool
 ) -> dict[str, nn.Module]:
-    """Give linears of a model their frozen and active rows; full name to PEFT's layer.
+    """Give linears of a model their frozen and active rows. Returns full name -> PEFT's layer.
 
     Args:
-        model: changed in place; nothing of it is trained afterwards but rows.
-        rows: full name of a linear to its frozen rows and its active ones.
-        apart: whether frozen rows are an adapter of their own that is not trained; else all are
-            one that is.
+        model: changed in place; afterwards only rows are trained.
+        rows: full name of a linear -> its frozen rows and its active ones.
+        apart: whether frozen rows are a separate adapter that is not trained; otherwise all rows
+            are one trained adapter.
     """
     frozen, active = next(iter(rows.values()))
     sizes = {FROZEN: len(frozen[0]), ACTIVE: len(active[0])}
@@ -61,7 +61,7 @@ def peft_lora(
 
 
 def peft_leaves(layer: Any, prefix: str = "") -> dict[str, Tensor]:
-    """What is trained of a layer, by the names of references."""
+    """The trained tensors of a layer, by the names that references use."""
     adapter = ALL if ALL in layer.lora_A else ACTIVE
     return {
         f"{prefix}{adapter} keys": layer.lora_A[adapter].weight,

@@ -1,7 +1,7 @@
-"""The update of one layer as it is usually written: what ours is measured against.
+"""The update of one layer in its usual formulation, with which ours is compared.
 
-Old and new atoms are put end to end, scored, normalised, cut to the top k, spread out again, and
-multiplied with all values. Autograd then makes gradients for every atom, frozen ones too.
+Old and new atoms are concatenated, scored, normalised, cut to the top k, scattered back, and
+multiplied with all values. Autograd then computes gradients for every atom, including frozen ones.
 
 Source: equations of Lu et al. 2026, arXiv:2506.21035; order of operations as in its public code.
 """

@@ -1,4 +1,4 @@
-"""Tables in Markdown and figures, from results alone."""
+"""Make tables in Markdown and figures from results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TITLES = {
 }
 
 BUSY = 0.5
-"""Load average from which a machine counts as busy, before this process adds to it."""
+"""A machine counts as busy from this load average on, without this process."""
 
 Column = Callable[[Measurement], str]
 
@@ -47,7 +47,7 @@ def markdown(results: BenchResults) -> str:
 
 
 def environment_line(results: BenchResults) -> str:
-    """Where it was measured."""
+    """One line about the machine and versions."""
     env = results.environment
     packages = ", ".join(f"{name} {env[name]}" for name in ("torch", "transformers", "peft"))
     return (
@@ -58,7 +58,7 @@ def environment_line(results: BenchResults) -> str:
 
 
 def level_line(level: Level) -> str:
-    """Under which conditions, and what was left out."""
+    """One line about the conditions of a level, and about what was left out."""
     line = (
         f"Load average {level.load_before:.1f} before, {level.load_after:.1f} after; "
         f"{level.seconds:.0f} s of CPU time."
@@ -71,7 +71,7 @@ def level_line(level: Level) -> str:
 
 
 def level_table(rows: Sequence[Measurement]) -> str:
-    """A line for each way of each case, with the columns that the level has."""
+    """One line per implementation and case, with the level's columns."""
     columns: dict[str, Column] = {name: _of_case(name) for name in rows[0].case}
     columns["way"] = lambda row: row.way
     columns["least, ms"] = lambda row: _milliseconds(row.least) if row.passed else "not timed"
@@ -100,20 +100,20 @@ def _also(name: str) -> Column:
 
 
 def _over(first: str, rows: Sequence[Measurement]) -> Column:
-    """A way's time over that of another in the same case."""
+    """The time of an implementation, divided by that of another one in the same case."""
     whole = {_key(row): row.least for row in rows if row.way == first}
     return lambda row: _ratio(row.least, whole.get(_key(row)))
 
 
 def table(header: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
-    """In Markdown."""
+    """A table in Markdown."""
     names = list(header)
     out = [names, ["---"] * len(names), *lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in out)
 
 
 def targets(rows: Sequence[Measurement]) -> str:
-    """What was aimed at beside what was found, for the sizes that were measured."""
+    """Targets and results, for the measured sizes."""
     lines = [
         [
             target.title,
@@ -142,7 +142,7 @@ COLOURS = {
 
 
 def time_figure(rows: Sequence[Measurement]) -> Figure:
-    """CPU time of the update over the number of atoms, a panel for each width."""
+    """CPU time of the update over the number of atoms, one panel per width."""
     return _figure(rows, "CPU time, ms", lambda row: row.least and 1e3 * row.least)
 
 

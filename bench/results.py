@@ -1,4 +1,4 @@
-"""What a benchmark found: a row for each way of each case, and where it was measured."""
+"""Results of a benchmark: one row per implementation and case, and the environment."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One way of one case of a level. None: not counted here."""
+    """One implementation in one case of a level. None: not counted here."""
 
     level: str
     case: Mapping[str, Any]
-    """Sizes and what else tells cases apart, by column."""
+    """Sizes and other properties that distinguish cases, by column."""
 
     way: str
     error: float | None = None
-    """Of the worst tensor against float64, relative to the tensor's largest number."""
+    """Error of the worst tensor compared with float64, relative to the tensor's largest number."""
 
     passed: bool = True
     """Whether it agrees with float64; if not, it is not timed."""
@@ -40,12 +40,12 @@ class Measurement:
     median: float | None = None
     repeats: int | None = None
     also: Mapping[str, Any] = field(default_factory=dict)
-    """What only this level has."""
+    """Columns that only this level has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """How a level was measured."""
+    """The conditions under which a level was measured."""
 
     load_before: float
     """Load average of the machine over a minute."""
@@ -60,24 +60,24 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResults:
-    """What the command has found, on one machine."""
+    """All results of the command, on one machine."""
 
     environment: Mapping[str, Any]
     levels: Mapping[str, Level]
     rows: Sequence[Measurement]
 
     def with_level(self, name: str, level: Level, rows: Sequence[Measurement]) -> BenchResults:
-        """The same with a level that was measured, anew if it was there."""
+        """A copy with this level added or replaced."""
         others = [row for row in self.rows if row.level != name]
         return replace(self, levels={**self.levels, name: level}, rows=[*others, *rows])
 
     def to_json(self) -> str:
-        """As a file holds it."""
+        """The text of a results file."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @staticmethod
     def from_json(text: str) -> BenchResults:
-        """What ``to_json`` wrote."""
+        """Read the text that ``to_json`` made."""
         content = json.loads(text)
         return BenchResults(
             environment=content["environment"],
@@ -87,7 +87,7 @@ class BenchResults:
 
 
 def environment() -> dict[str, Any]:
-    """What times depend on, without the machine's name."""
+    """Properties of the machine that affect times, without its name."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -1,7 +1,7 @@
 """Level ``stack``: four LLaMA decoder blocks with adapted q, k, v and o, on packed tokens.
 
-Several texts are one row, and attention keeps them apart, as when a step's micro-batches are
-packed. The bare stack, frozen and unadapted, is the limit. The input wants a gradient, as though
+Several texts form one row, and attention keeps them apart, as when a step's micro-batches are
+packed. The bare stack, frozen and unadapted, is the lower limit. The input needs a gradient, as if
 there were more blocks below.
 
 Shape letters: T tokens, D features.
@@ -41,18 +41,18 @@ METHOD = MethodConfig(
 )
 
 TOLERANCE = 1e-3
-"""Relative to float64. Tokens that cannot tell the k-th atom from the next are not drawn again
-here, since each block makes its own, and a swap of the two is an error that rounding is not."""
+"""Relative to float64. Each block computes the next block's tokens, so tokens whose k-th and next
+atom are too close cannot be drawn again here; swapping the two is a larger error than rounding."""
 
 
 def run(settings: Settings) -> Iterator[list[Measurement]]:
-    """One size."""
+    """Measure one size."""
     width, text, texts = (256, 64, 4) if settings.quick else (512, 256, 8)
     yield one_case(width, text, texts, settings)
 
 
 def one_case(width: int, text: int, texts: int, settings: Settings) -> list[Measurement]:
-    """All ways on ``texts`` texts of ``text`` tokens."""
+    """All implementations on ``texts`` texts of ``text`` tokens."""
     base = decoder(width)
     atoms = draw_atoms(base, METHOD, ATOMS - ACTIVE, ACTIVE)
     generator = torch.Generator().manual_seed(0)
@@ -83,7 +83,7 @@ def one_case(width: int, text: int, texts: int, settings: Settings) -> list[Meas
 
 
 def decoder(width: int) -> nn.Module:
-    """The blocks, of random weights."""
+    """The blocks, with random weights."""
     config = LlamaConfig(
         vocab_size=8,
         hidden_size=width,
@@ -99,7 +99,7 @@ def decoder(width: int) -> nn.Module:
 
 
 def forward_of(model: nn.Module, x_1TD: Tensor, text: int) -> Callable[[], Tensor]:
-    """The pass of packed texts: each token sees its own text up to itself."""
+    """The forward pass of packed texts: each token attends to its own text up to itself."""
     places_T = torch.arange(x_1TD.shape[1])
     sees_TT = (places_T[:, None] >= places_T) & (places_T[:, None] // text == places_T // text)
 
@@ -139,7 +139,7 @@ def published(
 
 
 def ours(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int) -> Contender:
-    """The method's own layers: q, k and v are asked together."""
+    """The method's layers: q, k and v share one query of the memory."""
     memories, leaves = put_ours(model, atoms, METHOD)
 
     def kept_bytes() -> int:
@@ -170,7 +170,7 @@ def plain_lora(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int) -> Cont
 
 
 def of_peft(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A reference's gradients as PEFT's layers have them: B is transposed, or of active rows."""
+    """A reference's gradients in the form of PEFT's layers: B transposed, or active rows only."""
     out: dict[str, Tensor] = {}
     for name, gradient in found.items():
         linear, _, what = name.rpartition(" all ")

@@ -1,8 +1,8 @@
-"""What the layer is meant to reach, and by which of it is measured.
+"""Targets of the layer's speed and memory.
 
 Targets are ratios within one run. The published formulation does six products of all tokens and all
-atoms; ours needs two, or one and K^T K where there are more atoms than inputs. Selection and memory
-traffic take their part of that on a CPU.
+atoms; ours needs two, or one and K^T K if there are more atoms than inputs. On a CPU, selection and
+memory traffic reduce the gain.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.results import Measurement
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A ratio of two ways in one case."""
+    """A ratio of two implementations in one case."""
 
     title: str
     width: int
@@ -81,7 +81,7 @@ TARGETS = (
 
 
 def found(rows: Sequence[Measurement]) -> Iterator[tuple[Target, float]]:
-    """Each target whose two ways were measured, and their ratio."""
+    """Each target whose two implementations were measured, and their ratio."""
     of = {
         (row.case["what"], row.case["width"], row.case["atoms"], row.way): row
         for row in rows

@@ -1,8 +1,8 @@
-"""One linear with a memory, in each of the ways that are compared.
+"""One linear with a memory, in each of the compared implementations.
 
-Every way gets the same tokens, the same frozen and active atoms and the same gradient of its
-output. A LoRA has no routing and answers something else with the same rows, so each way names the
-reference that it is checked against.
+Every implementation gets the same tokens, the same frozen and active atoms and the same gradient of
+its output. A LoRA has no routing, so its output differs for the same rows; each implementation
+names the reference that it is checked against.
 
 Shape letters: T tokens, N atoms, D inputs and outputs (square linears), K atoms kept per token.
 """
@@ -25,8 +25,8 @@ from moram_dist.atoms.routing import Routing
 from moram_dist.comm.collectives import AtomGroup
 
 CLEAR = 1e-6
-"""Tokens are drawn again until their k-th relevance leads the next one by more: closer than that,
-float32 cannot tell which atom is chosen."""
+"""Tokens are drawn again until their k-th relevance exceeds the next one by more than this: float32
+cannot separate closer ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseInputs:
-    """What all ways are given."""
+    """The inputs of all implementations."""
 
     case: Case
     x_TD: Tensor
@@ -60,17 +60,18 @@ class CaseInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One way to compute the case, ready to be called again and again."""
+    """One implementation of the case, which can be called repeatedly."""
 
     forward: Callable[[], Tensor]
     wanted: Mapping[str, Tensor]
-    """What gets a gradient, by the name that references know it by."""
+    """Tensors that get a gradient, by the names that references use."""
 
     held: tuple[Tensor, ...] = ()
-    """What is there whether or not a pass goes on: the bank, frozen weights. Not saved by it."""
+    """Tensors that exist independently of a pass, so they do not count as saved by it: the bank,
+    frozen weights."""
 
     kept_bytes: Callable[[], int] = lambda: 0
-    """Of what a way keeps from pass to pass beyond weights and atoms."""
+    """Bytes that an implementation keeps between passes, beyond weights and atoms."""
 
 
 def draw(case: Case, seed: int = 0) -> CaseInputs:
@@ -106,7 +107,7 @@ def draw(case: Case, seed: int = 0) -> CaseInputs:
 
 
 def _unclear(score_TN: Tensor, top_k: int) -> Tensor:
-    """Whether the k-th place is, (T,)."""
+    """Whether the k-th relevance is too close to the next one, (T,)."""
     if top_k >= score_TN.shape[1]:
         return torch.zeros(len(score_TN), dtype=torch.bool)
     best_TK = score_TN.topk(top_k + 1).values
@@ -114,12 +115,12 @@ def _unclear(score_TN: Tensor, top_k: int) -> Tensor:
 
 
 def published_eager(inputs: CaseInputs) -> Contender:
-    """The published formulation as it stands."""
+    """The published formulation, not compiled."""
     return _published(inputs, published.recall)
 
 
 def published_compiled(inputs: CaseInputs) -> Contender:
-    """The same through torch.compile, for this size alone."""
+    """The published formulation through torch.compile, for this size only."""
     torch.compiler.reset()  # it refuses to compile one function for more than a few sizes
     return _published(inputs, torch.compile(published.recall, dynamic=False, fullgraph=True))
 
@@ -142,7 +143,7 @@ def _published(inputs: CaseInputs, recall: Callable[..., Tensor]) -> Contender:
 
 
 def ours(inputs: CaseInputs) -> Contender:
-    """Frozen atoms in a bank on one rank, active ones beside it, as in training."""
+    """Frozen atoms in a bank on one rank, active ones outside it, as in training."""
     return _ours(inputs, inputs.frozen, inputs.active)
 
 
@@ -177,14 +178,14 @@ def _ours(
 
 
 def kept_of(placement: Placement, bank: Bank, linears: Sequence[int]) -> int:
-    """Bytes of what is made of frozen atoms once a task, after making it."""
+    """Make the tensors that are made of frozen atoms once per task. Returns their bytes."""
     images = placement.images(bank, linears) or []
     made = [*(placement.grams(bank, linears) or []), *(image.key_NF for image in images)]
     return sum(tensor.nbytes for tensor in made)
 
 
 def bare_linear(inputs: CaseInputs) -> Contender:
-    """The frozen linear alone: what no adapted one can be faster than."""
+    """The frozen linear alone; no adapted linear can be faster."""
     return Contender(
         forward=lambda: F.linear(inputs.x_TD, inputs.weight_DD),
         wanted={"x": inputs.x_TD},
@@ -193,7 +194,7 @@ def bare_linear(inputs: CaseInputs) -> Contender:
 
 
 def peft_all(inputs: CaseInputs) -> Contender:
-    """PEFT's LoRA of all N rows, every row trained, on a base that costs nothing."""
+    """PEFT's LoRA of all N rows, every row trained, on a base without cost."""
     return _peft(inputs, _Nothing(inputs.case.width), apart=False)
 
 
@@ -208,7 +209,7 @@ def peft_active_layer(inputs: CaseInputs) -> Contender:
 
 
 class _Nothing(nn.Linear):
-    """A linear whose output is 0 for free, so that what PEFT adds to it can be timed alone."""
+    """A linear whose output is 0 at no cost, so that PEFT's addition can be timed alone."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, bias=False, device="meta")
@@ -237,7 +238,7 @@ def _peft(inputs: CaseInputs, base: nn.Linear, *, apart: bool) -> Contender:
 
 
 def on_linear(make: Callable[[CaseInputs], Contender]) -> Callable[[CaseInputs], Contender]:
-    """The layer: the frozen linear's output and what a way adds to it."""
+    """The layer: the frozen linear's output plus an implementation's update."""
 
     def layer(inputs: CaseInputs) -> Contender:
         way = make(inputs)
