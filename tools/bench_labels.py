@@ -1,13 +1,13 @@
-"""Label scoring beside generation: time of an example, and agreement with one label at a time.
+"""Compare label scoring with generation: time per example, and agreement with one label at a time.
 
     python tools/bench_labels.py       a table in Markdown, about four minutes on one core
 
 AG News of ``../shared/data`` in SAPT's form (prompts of at most 512 tokens), on
-``../shared/models/t0-llama-5m`` in fp32: as it is, and with a MoRAM memory of 15 tasks. All ways
-take each batch in turn, within one run, on one thread; milliseconds are of this process alone, so
-others on the machine count for little. The base was not taught to stop, so free generation runs to
-its limit: 50 tokens are SAPT's, 512 those of the MoRAM scripts. Constrained generation ends with a
-label, and so shows what generation costs once a model has learned to answer.
+``../shared/models/t0-llama-5m`` in fp32: unchanged, and with a MoRAM memory of 15 tasks. All modes
+process each batch in turn, within one run, on one thread; milliseconds are CPU time of this
+process, so other processes have little effect. The base has not learned to stop, so free generation
+runs to its limit: 50 tokens in SAPT, 512 in the MoRAM scripts. Constrained generation ends with a
+label, so it shows the cost of generation by a model that has learned to answer.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def agnews(max_answer_tokens: int = 50) -> Task:
-    """Its test examples, those of like length side by side."""
+    """AG News with its test examples, sorted by length."""
     content = json.loads((DATA / "test.json").read_text(encoding="utf-8"))
     definition = content["Definition"][0]
     examples = [
@@ -89,7 +89,7 @@ def agnews(max_answer_tokens: int = 50) -> Task:
 
 
 def load(num_tasks: int) -> tuple[nn.Module, Any]:
-    """The base, with a memory of so many tasks whose atoms are drawn at random."""
+    """The base, with a memory of ``num_tasks`` tasks whose atoms are random."""
     base = language_model.load(
         ModelConfig(model=str(MODEL), dtype="fp32"), {"zero_optimization": {"stage": 0}}
     )
@@ -108,7 +108,7 @@ def load(num_tasks: int) -> tuple[nn.Module, Any]:
 def timed(
     model: nn.Module, tokenizer: Any, task: Task, size: int, num_batches: int
 ) -> dict[str, float]:
-    """Mode to mean seconds an example, over batches spread from short prompts to long ones."""
+    """Mode -> mean seconds per example, over batches spread from short prompts to long ones."""
     starts = [i * (len(task.test) - size) // (num_batches - 1) for i in range(num_batches)]
     took = dict.fromkeys(MODES, 0.0)
     short = dataclasses.replace(task, max_answer_tokens=2)
@@ -125,7 +125,7 @@ def timed(
 
 @torch.no_grad()
 def disagreement(model: nn.Module, tokenizer: Any, task: Task) -> tuple[float, float]:
-    """Largest difference to full passes, one label of one example each, and relative to them."""
+    """Largest difference to full passes over one label of one example, absolute and relative."""
     worst = relative = 0.0
     examples = task.test[:: len(task.test) // CHECKED][:CHECKED]
     found = answer_batch(["labels"], model, tokenizer, examples, task, Decoding())["labels"]

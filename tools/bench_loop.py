@@ -1,10 +1,10 @@
-"""Training and evaluation of a sequence by two states of this project, in turn.
+"""Compare training and evaluation times of a sequence between two commits of this project.
 
     git worktree add ../before COMMIT
     python tools/bench_loop.py --before ../before --limit_train 128 --data_dir /DIR --model /FOLDER
 
-Both run the same command with the same flags, each in its own checkout: paths are absolute. Where
-time went is read off the files of a run: a task's training ends with its memory file, its
+Both run the same command with the same flags in turn, each in its own checkout, so paths must be
+absolute. Times are read from the files of a run: a task's training ends with its memory file, its
 evaluation with the last predictions of its row.
 """
 
@@ -31,7 +31,7 @@ PORT = 29650
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one run, a number a task."""
+    """Seconds of one run, one number per task."""
 
     training: list[float]
     evaluation: list[float]
@@ -39,7 +39,7 @@ class Times:
 
 
 def run(state: Path, folder: Path, ranks: int, flags: Sequence[str]) -> Times:
-    """One sequence from its beginning, by a state of the project."""
+    """Run one sequence from its beginning, with the checkout ``state``."""
     shutil.rmtree(folder, ignore_errors=True)
     command = ["deepspeed", "--master_port", str(PORT), "--num_gpus", str(ranks)]
     command += [str(state / "launch" / "train.py"), "--ds_config"]
@@ -59,7 +59,7 @@ def run(state: Path, folder: Path, ranks: int, flags: Sequence[str]) -> Times:
 
 
 def read(folder: Path) -> Times:
-    """Where the time of a run went."""
+    """Read the times of a run from its files."""
     begun = (folder / "ds_config.json").stat().st_mtime
     training, evaluation = [], []
     for i, entry in enumerate(read_json(folder / "memory" / "memory.json")["tasks"]):
@@ -74,7 +74,7 @@ def read(folder: Path) -> Times:
 
 
 def table(tasks: Sequence[str], found: Mapping[str, list[Times]]) -> str:
-    """Seconds of each state, the least of its runs, and how many times as long the first took."""
+    """Seconds of each checkout, the minimum over its runs, and the ratio of the two."""
     names = list(found)
     head = ["task"] + [f"{kind}, {name}" for kind in ("training", "evaluation") for name in names]
     lines = [[*head, "ratio of training", "of evaluation"]]
@@ -97,7 +97,7 @@ def table(tasks: Sequence[str], found: Mapping[str, list[Times]]) -> str:
 
 
 def main() -> None:
-    """Run both states in turn, and print."""
+    """Run both checkouts in turn, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--before", type=Path, required=True, help="a checkout of another state")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_loop"))

@@ -1,11 +1,11 @@
-"""What each placement of a memory stores, moves and takes, on gloo ranks of this machine.
+"""Measure bytes stored, bytes sent and seconds of each placement, on gloo ranks of this machine.
 
     python tools/bench_placement.py            tables in Markdown, about four minutes on two cores
 
-First what ranks store and receive at 1, 2 and 4 ranks, measured beside the formulas of
-``atoms.placement``; then seconds of one linear's forward and backward pass on 2 ranks over a grid
-of tokens and atoms, placements in turn within one run, and what ``auto`` chooses where a copy of
-all atoms has no room.
+The first table shows the bytes that 1, 2 and 4 ranks store and receive, next to the formulas of
+``atoms.placement``. The second shows seconds of one linear's forward and backward pass on 2 ranks
+over a grid of tokens and atoms, with placements in turn within one run, and the choice of ``auto``
+if a copy of all atoms does not fit.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ WIDTH = 1024
 ROUTING = Routing(top_k=16, temperature=0.03)
 TOKENS, ATOMS = (4, 32, 128, 512), (64, 256, 1024, 4096)
 TABLE = (240, 256)
-"""Atoms and tokens of the table of bytes."""
+"""Atoms and tokens in the table of bytes."""
 REPEATS = 15
 
 
 def main() -> None:
-    """Start the ranks of each table, and print what they found."""
+    """Start the ranks of each table, and print their results."""
     if "RANK" in os.environ:
         return worker()
     n, t = TABLE
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def ranks_say(ranks: int, what: str) -> list[list[Any]]:
-    """Run this file on so many ranks; what rank 0 answers."""
+    """Run this file on ``ranks`` ranks. Returns the answer of rank 0."""
     common = {"WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(env.free_port())}
     processes = [
@@ -81,7 +81,7 @@ def ranks_say(ranks: int, what: str) -> list[list[Any]]:
 
 
 def worker() -> None:
-    """One rank."""
+    """The program of one rank."""
     env.join()
     torch.set_num_threads(1)
     group = make_atom_group("world")

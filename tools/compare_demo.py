@@ -2,9 +2,10 @@
 
     python tools/compare_demo.py [--out runs/compare_demo] [--jobs 2]
 
-Rates, and the temperature of the recommended preset, are those of the best mean AP over CHOOSING,
-seeds that the table does not have; a seed makes its own data. They are chosen by recall ``all``:
-by ``prefix`` little is forgotten with any of them. Then the seeds of the table, by both.
+It first chooses rates, and the temperature of the recommended preset, by the best mean AP over the
+seeds CHOOSING, which are not in the table; each seed has its own data. The choice uses recall
+``all``, since with ``prefix`` little is forgotten at any rate. Then it runs the seeds of the table,
+with both recalls.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Variant:
     flags: Mapping[str, str]
     recall: str
     choices: Mapping[str, Mapping[str, str]]
-    """Flags that are chosen among, each under a name."""
+    """Name -> flags of each choice."""
 
 
 VARIANTS = {
@@ -63,7 +64,7 @@ VARIANTS = {
 
 
 def job(name: str, choice: str, seed: int) -> Job:
-    """A variant's run."""
+    """One run of a variant."""
     variant = VARIANTS[name]
     return Job(
         name=f"{name}-{choice}-seed{seed}",
@@ -81,7 +82,7 @@ def job(name: str, choice: str, seed: int) -> Job:
 
 
 def main() -> None:
-    """Do what is missing, and print the table."""
+    """Make the missing runs, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/compare_demo"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")

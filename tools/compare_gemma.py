@@ -2,13 +2,12 @@
 
     python tools/compare_gemma.py --model FOLDER --data_dir FOLDER [--seeds 0,1] [--jobs 2]
 
-Standard CL in its three orders; Long Sequence, whose 15 tasks show how forgetting grows; and the
-first once more under protocol ``bare``, where a task has to be told by its texts. Each method's
-learning rate is the one of its three that has the best AP on an order of its own, on examples
-behind those that training sees.
+It runs Standard CL in its three orders; Long Sequence, whose 15 tasks show how forgetting grows;
+and Standard CL under protocol ``bare``, where only the texts show the task. Each method's learning
+rate is the one of three with the best AP on a separate order, on examples that training never sees.
 
-Files in --results get a line a run, and tables are made from them alone. A machine with a GPU can
-take sizes nearer to the published ones, into a folder of its own:
+Files in --results get one line per run, and tables are made from these files only. A machine with a
+GPU can run sizes closer to the published ones, with results in a separate folder:
 
     --train 200 --batch_size 8 --max_prompt_tokens 96 --results FOLDER
 """
@@ -30,29 +29,29 @@ from tools.study import Job, Study, held_out_splits, launch, write_table  # noqa
 
 LORA_RATES = ("3e-4", "1e-3", "3e-3")
 ATOM_RATES = ("1e-3", "3e-3", "1e-2")
-"""An atom that answers alone moves the output less in a step than a LoRA's eight directions."""
+"""A single atom changes the output less per step than the eight directions of a LoRA."""
 
 HELD_OUT_ORDER = "agnews,yahoo,dbpedia"
-"""Three tasks of Standard CL, in an order of their own. Amazon is left out: with so few
-examples it is near chance for every method, which chooses nothing."""
+"""Three tasks of Standard CL, in an order that no table has. Amazon is left out: with so few
+examples it is near chance for every method, so it does not help to choose."""
 
 GRID_TRAIN, HELD_OUT = 64, 60
-"""Examples of a task that choose the rate: learned, and tested. Few, since a grid is three runs for
-each one that a table gets."""
+"""Training and test examples per task to choose the rate. They are few, since a grid has three runs
+for each run of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of every run. With these a run of Standard CL takes about 10 minutes of one core."""
+    """Sizes of every run. With the defaults, a run of Standard CL takes about 10 core minutes."""
 
     train: int = 100
     test: int = 100
     epochs: int = 2
     batch_size: int = 4
-    """50 steps a task: as many as 200 examples in steps of 8."""
+    """50 steps per task, as many as 200 examples in steps of 8."""
 
     max_prompt_tokens: int = 64
-    """Half of Standard CL's prompts are whole."""
+    """Half of Standard CL's prompts fit."""
 
     dtype: str = "bf16"
 
@@ -68,11 +67,11 @@ class Variant:
 
 
 BOTH = "all,prefix"
-"""From one training; the rate is chosen by the first."""
+"""Both come from one training; the first one chooses the rate."""
 
 
 def variants(sizes: Sizes) -> dict[str, Variant]:
-    """By name, those that are wanted most first."""
+    """The variants by name, the most important ones first."""
     learned = 4 * sizes.train
     replay = {f"replay_{n}_percent": {"replay_budget": learned * n // 100} for n in (1, 2)}
     moram = {
@@ -100,7 +99,7 @@ def variants(sizes: Sizes) -> dict[str, Variant]:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Runs that stand in one table."""
+    """The runs of one table."""
 
     benchmark: str
     orders: tuple[str, ...]
@@ -123,11 +122,12 @@ SAME = {
     "data.limit_train": "train",
     "eval.max_prompt_tokens": "max_prompt_tokens",
 }
-"""Of all runs in a file of results: a run's setting, and its size. Test sets tell themselves."""
+"""Setting -> field of ``Sizes``; all runs in a file of results must agree in them. Different test
+sets are recognised by their digests."""
 
 
 class Gemma:
-    """The plan: what is run, and with which flags."""
+    """The plan: runs and their flags."""
 
     def __init__(
         self, *, model: str, data_dir: Path, results: Path, sizes: Sizes, study: Study
@@ -139,8 +139,8 @@ class Gemma:
             "data_dir": data_dir,
             "target_modules": "all-linear",
             "answers": "labels",
-            "eval_rows": "last",  # diagonal and last row: AP, BWT and forgetting need no more
-            "dropout": 0,  # with so few passes nothing is learned by heart
+            "eval_rows": "last",  # diagonal and last row are enough for AP, BWT and forgetting
+            "dropout": 0,  # with so few epochs, nothing is memorised
             "dtype": sizes.dtype,
             "epochs": sizes.epochs,
             "batch_size": sizes.batch_size,
@@ -148,11 +148,11 @@ class Gemma:
             "schedule": "linear",
             "max_prompt_tokens": sizes.max_prompt_tokens,
             "tracking": "none",
-            "ds_config": ROOT / "ds_configs" / "zero2.json",  # one process holds the base anyway
+            "ds_config": ROOT / "ds_configs" / "zero2.json",  # one process has nothing to shard
         }
 
     def choose_rates(self, names: Sequence[str]) -> dict[str, str]:
-        """Each variant's learning rate; what is not trained has none."""
+        """Each variant's learning rate; variants that are not trained have none."""
         splits = held_out_splits(
             self.data_dir, HELD_OUT_ORDER, count=HELD_OUT, folder=self.study.out / "held_out"
         )
@@ -182,7 +182,7 @@ class Gemma:
         return self.study.best(grid, self.results / "gemma_grid.jsonl")
 
     def run(self, name: str, rates: Mapping[str, str], seeds: Sequence[int]) -> list[Job]:
-        """An experiment with those of its variants that have a rate or need none, by seed."""
+        """Run an experiment's variants that have a rate or need none, seed by seed."""
         experiment = EXPERIMENTS[name]
         rows = [row for row in experiment.variants if row in rates or row == "zero_shot"]
         jobs = [
@@ -211,7 +211,7 @@ class Gemma:
         return self.results / f"gemma_{experiment}.jsonl"
 
     def _check(self, file: Path) -> None:
-        """Raises InputError where a file of results has runs of other sizes."""
+        """Raise InputError if a file of results has runs of other sizes."""
         for run in read_runs([file]) if file.exists() else []:
             for setting, size in SAME.items():
                 there, wanted = run.settings[setting], getattr(self.sizes, size)
@@ -233,7 +233,7 @@ class Gemma:
 
 
 def main() -> None:
-    """Do what is missing, and make the tables."""
+    """Make the missing runs and the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--model", required=True, help="the base: a folder")

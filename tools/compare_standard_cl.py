@@ -2,8 +2,8 @@
 
     python tools/compare_standard_cl.py --model FOLDER --data_dir FOLDER [--seeds 0,1,2] [--jobs 2]
 
-Each method's learning rate is the one of RATES that has the best AP on an order that is none of the
-three, on examples behind those that training sees. Then orders 1 to 3, on the test sets.
+Each method's learning rate is the one of RATES with the best AP on a fourth order, on examples that
+training never sees. Then orders 1 to 3 run, on the test sets.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ RATES = ("1e-3", "3e-3", "6e-3")
 ORDERS = ("1", "2", "3")
 HELD_OUT_ORDER = "agnews,yahoo,amazon,dbpedia"
 TRAIN, GRID_TRAIN, EPOCHS, BATCH = 500, 400, 3, 8
-"""Examples of a task that are learned, for the table and for the choice of rates; passes over them;
-and examples in a step. Small batches, because this base needs about 60 steps to find a task."""
+"""Training examples per task, for the table and for the choice of rates; epochs; and examples per
+step. Batches are small, because this base needs about 60 steps to learn a task."""
 
 TEST, HELD_OUT = 200, 100
-"""Examples of a task that are tested, and that choose the rate."""
+"""Test examples per task, for the table and for the choice of rates."""
 
 SETTINGS = {
     "target_modules": "all-linear",
     "answers": "labels",
-    "dropout": 0,  # an eighth of the time; with so few passes nothing is learned by heart
+    "dropout": 0,  # saves an eighth of the time; with so few epochs, nothing is memorised
     "epochs": EPOCHS,
     "batch_size": BATCH,
     "micro_batch_size": BATCH,
-    "schedule": "linear",  # at a constant rate single tasks end up to 30 points lower
+    "schedule": "linear",  # with a constant rate, some tasks end up to 30 points lower
     "warmup_ratio": 0.05,
-    "max_prompt_tokens": 128,  # half of the prompts are cut, a quarter of the time is saved
+    "max_prompt_tokens": 128,  # cuts half of the prompts and saves a quarter of the time
     "tracking": "none",
-    "ds_config": ROOT / "ds_configs" / "zero2.json",  # one process holds the base anyway
+    "ds_config": ROOT / "ds_configs" / "zero2.json",  # one process has nothing to shard
 }
-"""Of every run, whatever its method."""
+"""Flags of every run, of any method."""
 
 
 class StandardClPlan:
-    """What is run, and with which flags."""
+    """The plan: runs and their flags."""
 
     def __init__(self, *, model: str, data_dir: Path, results: Path, study: Study) -> None:
         self.model, self.data_dir, self.study = model, data_dir, study
@@ -58,7 +58,7 @@ class StandardClPlan:
         self.file = results / "standard_cl.jsonl"
 
     def choose_rates(self, methods: Sequence[str]) -> dict[str, str]:
-        """Each method's learning rate; a tie goes to the lower one. Untrained, it has none."""
+        """Each method's learning rate, the lower one in a tie; untrained methods have none."""
         held_out = {
             "limit_train": GRID_TRAIN,
             "limit_eval": HELD_OUT,
@@ -85,7 +85,7 @@ class StandardClPlan:
         return {method: best[method] for method in methods}
 
     def run(self, rates: dict[str, str], seeds: Sequence[int]) -> list[Job]:
-        """Orders 1 to 3 of each method at its rate, a seed after the other."""
+        """Run orders 1 to 3 of each method at its rate, seed by seed."""
         tested = {"limit_train": TRAIN, "limit_eval": TEST, "eval_rows": "seen"}
         jobs = [
             Job(
@@ -113,7 +113,7 @@ class StandardClPlan:
 
 
 def main() -> None:
-    """Do what is missing, and make the table."""
+    """Make the missing runs and the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", required=True, help="the base: a folder")
     parser.add_argument("--data_dir", type=Path, required=True, help="the folder of Long Sequence")

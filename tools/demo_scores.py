@@ -1,4 +1,4 @@
-"""What runs came to, a line a recall: the end of ``make demo``.
+"""Print the scores of runs, one line per recall, at the end of ``make demo``.
 
     python tools/demo_scores.py runs/demo runs/demo-published
 
@@ -22,7 +22,7 @@ COLUMNS = {"mean_diagonal": "learned", "ap": "at the end", "bwt_gem": "BWT"}
 
 
 def table(folders: Sequence[Path]) -> str:
-    """Each recall of each run."""
+    """A table with one row per run and recall."""
     runs = read_runs(folders)
     names = [f"{run.name}, {recall_label(run.recall)}" for run in runs]
     width = max(map(len, names))

@@ -1,8 +1,8 @@
-"""A disk that may lose what was not synced: record what is done to files, replay up to a point.
+"""Simulate a disk that may lose unsynced data: record operations on files, replay up to a point.
 
-The model promises no more than POSIX does. A file's content is safe once the file is synced; a name
-(made, renamed, removed) once its folder is. Of everything else each piece by itself may be kept or
-lost, and content may be torn: part of it there, the rest missing or zeros.
+The model guarantees no more than POSIX. A file's content is safe once the file is synced; a name
+(created, renamed, removed) once its folder is. Every other change may be kept or lost independently
+of the rest, and content may be torn: a part is there, and the rest is missing or zeros.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ Dice = random.Random
 
 @dataclass(frozen=True)
 class Operation:
-    """What a process did. Paths are relative to the recorded folder."""
+    """An operation of a process. Paths are relative to the recorded folder."""
 
     kind: str
     """mkdir, create, write, sync, sync_folder, rename, or remove."""
 
     path: str
     to: str = ""
-    """Of a rename."""
+    """The new name, of a rename."""
 
     content: bytes = b""
-    """Of a write: all that the file then held."""
+    """The whole content of the file after a write."""
 
 
 def record(root: Path, log: Path) -> None:
-    """From here on, add to ``log`` what this process does to files below ``root``.
+    """Append this process's operations on files below ``root`` to ``log`` from now on.
 
-    Wraps functions of ``os`` and ``open``; for a process that is about to run and end.
+    Wraps functions of ``os`` and ``open`` until the process ends.
     """
     _Recorder(root.resolve(), log).install()
 
 
 def recorded(log: Path) -> list[Operation]:
-    """What was added to a log, in order."""
+    """Read the operations of a log, in order."""
     operations = []
     with log.open("rb") as file:
         while True:
@@ -59,7 +59,7 @@ class _Recorder:
         self.root = root
         self.log = log.open("ab", buffering=0)
         self.written: dict[str, bytes] = {}
-        """Files that were opened to be written, and what they held when last looked at."""
+        """Files that were opened for writing -> their content when last checked."""
 
     def install(self) -> None:
         os.open = self._opening(os.open, lambda flags: flags & (os.O_WRONLY | os.O_RDWR))
@@ -74,7 +74,7 @@ class _Recorder:
         self._around("fsync", self._sync)
 
     def _inside(self, path: Any) -> str | None:
-        """A path as it is recorded; None where it is not below the root."""
+        """A path relative to the root; None if it is not below the root."""
         if isinstance(path, int):
             path = os.readlink(f"/proc/self/fd/{path}")
         full = os.path.abspath(os.fspath(path))
@@ -85,7 +85,7 @@ class _Recorder:
         self.log.write(pickle.dumps((kind, path, to, content)))
 
     def _look(self) -> None:
-        """Note what was written since the last look."""
+        """Record all writes since the last check."""
         for path, before in self.written.items():
             descriptor = _open(self.root / path, os.O_RDONLY)
             with os.fdopen(descriptor, "rb") as file:
@@ -143,36 +143,36 @@ _open = os.open
 
 @dataclass
 class File:
-    """Its content now, and what of it is safe."""
+    """A file's current content, and its safe content."""
 
     content: bytes = b""
     safe: bytes = b""
 
     def after(self, choose: Choose) -> bytes:
-        """What is left of it."""
+        """The content after a power loss."""
         return self.content if self.content == self.safe else choose.content(self)
 
 
 @dataclass
 class Folder:
-    """Its names now, those that are safe, and what was done since: each change whole or not."""
+    """A folder's current names, its safe names, and the changes since, each kept whole or lost."""
 
     names: dict[str, File | Folder] = field(default_factory=dict)
     safe: dict[str, File | Folder] = field(default_factory=dict)
     changes: list[dict[str, File | Folder | None]] = field(default_factory=list)
 
     def change(self, change: dict[str, File | Folder | None]) -> None:
-        """Give names, or take them: None."""
+        """Add names, or remove those with None."""
         self.changes.append(change)
         _apply(self.names, change)
 
     def sync(self) -> None:
-        """Names are safe as they are."""
+        """Make the current names safe."""
         self.safe = dict(self.names)
         self.changes = []
 
     def after(self, choose: Choose) -> dict[str, File | Folder]:
-        """The names that are left."""
+        """The names after a power loss."""
         left = dict(self.safe)
         for change in self.changes:
             if choose.kept():
@@ -189,18 +189,21 @@ def _apply(names: dict[str, File | Folder], change: dict[str, File | Folder | No
 
 
 class Choose:
-    """What a power loss keeps: ``all`` (as when the process was killed), ``none``, or by dice."""
+    """Decides what a power loss keeps: ``all`` (as if the process was killed), ``none``, or random.
+
+    ``keeps`` is ``some`` for random decisions, by ``seed``.
+    """
 
     def __init__(self, keeps: str, seed: int = 0) -> None:
         self.keeps = keeps
         self.dice = random.Random(seed)
 
     def kept(self) -> bool:
-        """Of one change of a folder."""
+        """Whether one change of a folder is kept."""
         return self.keeps == "all" or (self.keeps != "none" and self.dice.random() < 0.5)
 
     def content(self, file: File) -> bytes:
-        """Of a file with content that is not safe."""
+        """The remaining content of a file whose content is not safe."""
         if self.keeps == "all" or (self.keeps == "some" and self.dice.random() < 0.3):
             return file.content
         if self.keeps == "none" or self.dice.random() < 0.3:
@@ -212,7 +215,7 @@ class Choose:
 
 
 class Disk:
-    """The recorded folder, as operations left it. It was there and empty at their beginning."""
+    """The recorded folder after some operations. It existed and was empty before the first."""
 
     def __init__(self) -> None:
         self.root = Folder()
@@ -244,11 +247,11 @@ class Disk:
                 raise ValueError(f"unknown operation {kind}")
 
     def after(self, choose: Choose) -> Iterator[tuple[str, bytes | None]]:
-        """What is there after a power loss: paths and contents, None of a folder; parents first."""
+        """Paths and contents after a power loss, None for a folder; parents come first."""
         yield from _walk(self.root, "", choose)
 
     def _find(self, path: str) -> tuple[Folder, str]:
-        """The folder that a path is in, and its name there."""
+        """The folder that contains a path, and the name in it."""
         *parents, name = Path(path).parts or ("",)
         folder = self.root
         for parent in parents:
@@ -275,7 +278,7 @@ def _walk(folder: Folder, path: str, choose: Choose) -> Iterator[tuple[str, byte
 
 
 def write_down(entries: Iterator[tuple[str, bytes | None]], root: Path) -> None:
-    """Make what is there after a power loss below a folder that is made for it."""
+    """Create the new folder ``root`` and write the entries left by a power loss into it."""
     root.mkdir(parents=True)
     for path, content in entries:
         if content is None:

@@ -1,9 +1,10 @@
-"""What a memory does to text that belongs to none of its tasks: perplexity beside the bare base.
+"""Measure how a memory changes the perplexity of text that belongs to none of its tasks.
 
     python tools/foreign_text.py --model BASE --run RUN TEXT [TEXT ...] [--tokens 64] [--most 100]
 
-Each file is cut into pieces of equal length, and each piece is a prompt. A row a file: perplexity
-of the base, and with the memory, by recall; and how many pieces the recogniser takes for no task's.
+Each file is cut into pieces of equal length, and each piece is a prompt. The table has one row per
+file: perplexity of the base, perplexity with the memory by recall, and how many pieces the
+recogniser assigns to no task.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from moram_dist.models import language_model  # noqa: E402
 from moram_dist.recognise import RECOGNISERS, prompt_features  # noqa: E402
 
 TOGETHER = 8
-"""Pieces in a pass."""
+"""Pieces in a forward pass."""
 
 WAYS: dict[str, dict[str, str]] = {
     "recall all": {"recall": "all"},
@@ -38,7 +39,7 @@ WAYS: dict[str, dict[str, str]] = {
 
 
 def pieces(tokenizer: Any, path: Path, tokens: int, most: int) -> Tensor:
-    """The text's beginning in rows of BOS, where there is one, and ``tokens`` tokens."""
+    """The beginning of the text, in rows of BOS (if there is one) and ``tokens`` tokens."""
     ids = tokenizer(path.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
     count = min(len(ids) // tokens, most)
     rows = torch.tensor(ids[: count * tokens]).reshape(count, tokens)

@@ -1,13 +1,13 @@
-"""Give the commands thousands of wrong inputs; each must be refused in one line, or work.
+"""Give the commands thousands of wrong inputs; each must be refused in one line or must work.
 
     python tools/fuzz.py --seed 0 --inputs 2000
     python tools/fuzz.py --seed 0 --only recipes:17
 
 Seven areas take turns: flags, recipes, YAML listings, DeepSpeed files, model folders, memory
-folders, and the files of a run that eval/run.py reads. An input is made from (seed, area, index)
-alone. A fault is a trace-back or a crash, an exit code that says nothing, more than 5 s of CPU, and
-anything written by a command that refused. Each input has a process of its own, forked after the
-imports. Exit code 1 if there was a fault; the first ones are printed with how to repeat them.
+folders, and the files of a run that eval/run.py reads. An input depends only on (seed, area,
+index). Faults are a trace-back or a crash, an undocumented exit code, more than 5 s of CPU, and
+files written by a command that refused its input. Each input has its own process, forked after the
+imports. Exit code 1 if there was a fault; the first ones are printed with commands to repeat them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from tools.mutations import (
 ROOT = Path(__file__).resolve().parents[1]
 CPU_S, WALL_S = 5, 60
 SHOWN = 20
-"""Faults that are printed."""
+"""Number of faults that are printed."""
 
 DEMO_BASE = ROOT / "moram_dist" / "models" / "demo_base"
 QUICK = (
@@ -56,12 +56,12 @@ QUICK = (
 ).split()
 
 Do = Callable[[], int | None]
-"""What runs in the child, in the input's folder. Its value is the exit code."""
+"""The function that runs in the child, in the input's folder. It returns the exit code."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How one input went."""
+    """The result of one input."""
 
     area: str
     index: int
@@ -72,7 +72,7 @@ class Result:
 
 
 def check_run(words: Sequence[str]) -> Do:
-    """All that ``launch/train.py`` does before it trains."""
+    """All steps of ``launch/train.py`` before training."""
 
     def do() -> None:
         from launch import session, train
@@ -84,7 +84,7 @@ def check_run(words: Sequence[str]) -> Do:
 
 
 def flags(rng: Random, folder: Path, run: Path) -> Do:
-    """Settings that a person might type, and settings that nobody would."""
+    """Plausible and absurd settings."""
     fields = [*config_io.fields(), "recipe", "preset", "ds_config", "nope", "", "method.top_k"]
     words = []
     for _ in range(rng.choice((1, 1, 2, 4))):
@@ -104,7 +104,7 @@ def flags(rng: Random, folder: Path, run: Path) -> Do:
 
 
 def recipes(rng: Random, folder: Path, run: Path) -> Do:
-    """The configuration of a run that went well, spoilt."""
+    """The spoilt configuration of a successful run."""
     content = (run / "run.yaml").read_bytes()
     (folder / "recipe.yaml").write_bytes(_spoilt_yaml(rng, content))
     return check_run(["--recipe", "recipe.yaml", "--output_dir", "out"])
@@ -129,7 +129,7 @@ LISTING = [
 
 
 def listings(rng: Random, folder: Path, run: Path) -> Do:
-    """Tasks of a person's own: the list, or the files that it names."""
+    """A user's own tasks: the list, or the files that it names."""
     records = [{"prompt": f"what is {n}?", "answer": ("pet", "tool")[n % 2]} for n in range(6)]
     (folder / "data.json").write_text(json.dumps(records))
     (folder / "data.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
@@ -142,7 +142,7 @@ def listings(rng: Random, folder: Path, run: Path) -> Do:
 
 
 def deepspeed_files(rng: Random, folder: Path, run: Path) -> Do:
-    """The files that ship, spoilt."""
+    """Spoilt copies of the shipped files."""
     content = rng.choice(sorted((ROOT / "ds_configs").glob("*.json"))).read_bytes()
     if rng.random() < 0.7:
         content = dump_json(spoil_value(rng, json.loads(content))).encode()
@@ -153,7 +153,7 @@ def deepspeed_files(rng: Random, folder: Path, run: Path) -> Do:
 
 
 def model_folders(rng: Random, folder: Path, run: Path) -> Do:
-    """The base that ships, spoilt; loaded, where the checks before a run take it."""
+    """A spoilt copy of the shipped base; loaded if the checks before a run accept it."""
     shutil.copytree(DEMO_BASE, folder / "base")
     spoil_folder(rng, folder / "base")
     check = check_run(["--model", "base"])
@@ -174,7 +174,7 @@ def model_folders(rng: Random, folder: Path, run: Path) -> Do:
 
 
 def memory_folders(rng: Random, folder: Path, run: Path) -> Do:
-    """A memory that a run has published, spoilt."""
+    """A spoilt copy of a published memory."""
     shutil.copytree(run / "memory", folder / "memory")
     spoil_folder(rng, folder / "memory")
     kind = rng.choice(("show", "verify", "load", "load"))
@@ -207,7 +207,7 @@ def evaluate(words: Sequence[str]) -> Do:
 
 
 def evaluation_files(rng: Random, folder: Path, run: Path) -> Do:
-    """The files that a run leaves, spoilt, and each command that reads them."""
+    """Spoilt files of a run, and each command that reads them."""
     for name in ("one", "two"):
         shutil.copytree(run, folder / name, ignore=shutil.ignore_patterns("memory", "report"))
     spoil_folder(rng, folder / "one")
@@ -243,7 +243,7 @@ AREAS: dict[str, Callable[[Random, Path, Path], Do]] = {
 
 
 def one(area: str, index: int, seed: int, run: Path) -> Result:
-    """Make an input and give it to its command, in a process of its own."""
+    """Make an input and give it to its command, in a separate process."""
     rng = Random(f"{seed}:{area}:{index}")
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as streams:
         folder = Path(name)
@@ -256,7 +256,7 @@ def one(area: str, index: int, seed: int, run: Path) -> Result:
 
 
 def judge(code: int, said: str, *, written: bool) -> tuple[str, str]:
-    """Whether that is how a command may end: the state, and why it is a fault."""
+    """Decide whether a command may end like this. Returns the state, and the reason of a fault."""
     errors = [line for line in said.splitlines() if line.startswith("error:")]
     last = said.strip().splitlines()[-1] if said.strip() else ""
     if code == -signal.SIGXCPU:
@@ -273,7 +273,7 @@ def judge(code: int, said: str, *, written: bool) -> tuple[str, str]:
 def in_a_child(
     do: Do, folder: Path, streams: Path, cpu_s: int = CPU_S, wall_s: int = WALL_S
 ) -> int:
-    """The exit code of ``do`` in a fork, minus the signal's number where one ended it."""
+    """The exit code of ``do`` in a fork; minus the signal's number if a signal ended it."""
     child = os.fork()
     if child == 0:
         code = 70
@@ -304,7 +304,7 @@ def in_a_child(
 
 
 def listing(folder: Path) -> dict[str, Any]:
-    """Everything in a folder, with what would change if it were written."""
+    """All paths in a folder, with the attributes that writing would change."""
     out: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         stat = path.lstat()
@@ -313,7 +313,7 @@ def listing(folder: Path) -> dict[str, Any]:
 
 
 def import_all() -> None:
-    """What the commands import, once for all children."""
+    """Import the commands' modules once for all children."""
     import matplotlib.pyplot
     import safetensors.torch
     import transformers.models.llama.modeling_llama
@@ -330,7 +330,7 @@ def import_all() -> None:
 
 
 def make_run(folder: Path) -> Path:
-    """A small run that went well, to be spoilt."""
+    """Make a small successful run, whose files are then spoilt."""
 
     def do() -> None:
         from launch import train
@@ -344,7 +344,7 @@ def make_run(folder: Path) -> Path:
 
 
 def fuzz(seed: int, chosen: Sequence[tuple[str, int]], tell: Callable[[Result], None]) -> None:
-    """Try the inputs, and tell how each went."""
+    """Try the inputs, and pass each result to ``tell``."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "MLFLOW_TRACKING_URI": ""}
     import_all()
     with tempfile.TemporaryDirectory() as folder:
@@ -354,7 +354,7 @@ def fuzz(seed: int, chosen: Sequence[tuple[str, int]], tell: Callable[[Result], 
 
 
 def main(argv: Sequence[str]) -> int:
-    """Fuzz, print the table and the first faults; the exit code."""
+    """Fuzz, print the table and the first faults. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inputs", type=int, default=2000, help="over all areas [2000]")

@@ -1,16 +1,16 @@
-"""Kill a run at random moments, give its command again, and compare with one that ran through.
+"""Kill a run at random moments, resume it, and compare it with an undisturbed run.
 
     python tools/kill_test.py [--runs 40] [--seed 0] [--folder DIR] [--placement stationary]
     python tools/kill_test.py --change_ranks
 
-A run that is not disturbed is traced: every moment of every rank at which something could be
-lost. Then, for each of ``--runs`` fresh folders, one moment is drawn, evenly over the kinds; the
-process of that rank gets SIGKILL right there, the other ranks must end by themselves, and the same
+An undisturbed run is traced first: every moment of every rank at which something could be lost.
+Then, for each of ``--runs`` fresh folders, one moment is drawn, evenly over the kinds. The process
+of that rank gets SIGKILL at the moment, the other ranks must end by themselves, and the same
 command must end with the same memory, predictions, scores and losses, bit for bit. Every third run
 is killed twice. A table is printed; the exit code is 1 if anything differed. Other flags are those
 of launch/train.py.
 
-With ``--change_ranks`` the command goes on at another number of ranks, from 2 to 1, 1 to 3 and 3 to
+With ``--change_ranks`` the command resumes on another number of ranks, from 2 to 1, 1 to 3 and 3 to
 2 in turn. Then predictions and scores must be equal, and losses within 1e-5.
 """
 
@@ -48,7 +48,7 @@ RUNS_WITHIN_S = 300.0
 
 @dataclass(frozen=True)
 class Moment:
-    """The ``number``-th time, from 0, that a rank comes to a place of this kind."""
+    """The ``number``-th time, from 0, that a rank reaches a point of this kind."""
 
     rank: int
     kind: str
@@ -57,7 +57,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class UndisturbedRun:
-    """The run that nobody disturbed."""
+    """The undisturbed run, which is the reference."""
 
     flags: tuple[str, ...]
     results: dict[str, Any]
@@ -66,16 +66,16 @@ class UndisturbedRun:
 
 @dataclass
 class Outcome:
-    """What became of one run."""
+    """The outcome of one disturbed run."""
 
     moments: list[Moment]
     kills: int = 0
     differs: list[str] = field(default_factory=list)
-    """What is not as in the reference, or what went wrong."""
+    """Differences from the reference, and errors."""
 
 
 def undisturbed(folder: Path, *more_flags: str) -> UndisturbedRun:
-    """Run to the end, and note every moment."""
+    """Run to the end, and record every moment."""
     flags = (*FLAGS, *more_flags)
     trace = folder.with_name(f"{folder.name}.trace")
     trace.mkdir(parents=True)
@@ -101,7 +101,7 @@ def disturbed(
     ranks_before: int = RANKS,
     ranks_after: int = RANKS,
 ) -> Outcome:
-    """Run in a fresh folder, be killed at each of the moments in turn, then run to the end."""
+    """Run in a fresh folder, kill at each of the moments in turn, then run to the end."""
     outcome = Outcome([*moments])
     command: tuple[str | Path, ...] = (*reference.flags, "--output_dir", folder)
     for moment in outcome.moments:
@@ -113,7 +113,7 @@ def disturbed(
                 outcome.differs.append(f"ranks that do not end: {error}")
             *others, killed = sorted(ranks.codes, key=lambda code: code == -signal.SIGKILL)
             outcome.kills += killed == -signal.SIGKILL
-            # A rank that is killed after the others have left disturbs nobody.
+            # Killing a rank after the others have exited does not disturb them.
             if not {*others} <= {0, 4} or "Traceback" in ranks.said("err"):
                 outcome.differs.append(f"codes {ranks.codes}: {ranks.said('err')}")
     with WarmRanks(command, ranks=ranks_after) as ranks:
@@ -135,14 +135,14 @@ def disturbed(
 
 
 def close(losses: list[Any], others: list[Any]) -> bool:
-    """Whether two curves have the same steps, and losses within 1e-5 of one another."""
+    """Whether two curves have the same steps, and losses within 1e-5 of each other."""
     return [point[:2] for point in losses] == [point[:2] for point in others] and all(
         math.isclose(a, b, rel_tol=1e-5) for (*_, a), (*_, b) in zip(losses, others, strict=True)
     )
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, by name: bytes of files, and the losses in the order of their log."""
+    """The results of a run by name: bytes of files, and the losses in the order of their log."""
     paths = [*folder.glob("memory/*"), *folder.glob("predictions/*/*"), folder / "scores.json"]
     paths += folder.glob("progress/*")
     found: dict[str, Any] = {
@@ -158,7 +158,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def draw(reference: UndisturbedRun, runs: int, seed: int) -> list[list[Moment]]:
-    """Moments to be killed at, a list for each run; kinds take turns."""
+    """The moments of the kills, one list per run; kinds take turns."""
     dice = random.Random(seed)
     kinds = sorted({moment.kind for moment in reference.trace})
     dice.shuffle(kinds)
@@ -166,7 +166,7 @@ def draw(reference: UndisturbedRun, runs: int, seed: int) -> list[list[Moment]]:
     for run in range(runs):
         of_kind = [m for m in reference.trace if m.kind == kinds[run % len(kinds)]]
         moments = [dice.choice(of_kind)]
-        if run % 3 == 2:  # less is done again: an early moment, so that it comes
+        if run % 3 == 2:  # the resumed run repeats less, so only an early moment is sure to come
             moments.append(dice.choice([m for m in reference.trace if m.number < 2]))
         drawn.append(moments)
     return drawn
@@ -192,7 +192,7 @@ def _kill(rank: int, *, moment: Moment) -> None:
 
 
 def _watch_for(note: Callable[[str], object]) -> None:
-    """Call ``note`` with the kind of each moment that comes."""
+    """Call ``note`` with the kind of each moment when it is reached."""
     import launch.session
     from eval.measure import harness
     from moram_dist import files
@@ -226,7 +226,7 @@ def _watch_for(note: Callable[[str], object]) -> None:
         if "end_task" in vars(method):
             around(method, "end_task", "freezing")
 
-    # write_atomically, from within: the temporary file, half of its bytes, its final name.
+    # Moments inside write_atomically: the temporary file, half of its bytes, its final name.
     created, replaced = files.create, Path.replace
 
     class HalfWritten:
@@ -263,7 +263,7 @@ def _watch_for(note: Callable[[str], object]) -> None:
 
 
 def main() -> int:
-    """The whole test; 1 if anything differed."""
+    """Run the whole test. Returns 1 if anything differed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)

@@ -30,7 +30,7 @@ ODD: tuple[Any, ...] = (
     *("../../etc/passwd", "/dev/full", "/dev/null", "-", "--seed", "a/" * 3000, "%d %s {0}"),
     *([], {}, [None], {"a": 1}, [1, "a"], {"": {"": ""}}, ["x"] * 5000, deep(60)),
 )
-"""Values of every type that JSON has, and the ends of each."""
+"""Values of every type that JSON has, including extreme ones."""
 
 TEXTS = [value for value in ODD if isinstance(value, str)]
 
@@ -69,7 +69,7 @@ def _spoil_one(rng: Random, root: Any) -> Any:
 
 
 def _spots(value: Any) -> list[tuple[Any, Any]]:
-    """Every place in plain data, as what holds it and under which key."""
+    """Every position in plain data, as a pair of its container and its key."""
     items: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
         items = list(value.items())
@@ -92,7 +92,7 @@ def _retyped(value: Any) -> Any:
 
 
 def spoil_bytes(rng: Random, content: bytes) -> bytes:
-    """Text that was cut, hit or glued."""
+    """Text that was cut, damaged or repeated."""
     place = rng.randrange(len(content) + 1)
     other = rng.randrange(len(content) + 1)
     first, last = sorted((place, other))
@@ -117,7 +117,7 @@ def spoil_bytes(rng: Random, content: bytes) -> bytes:
 
 
 def spoil_file(rng: Random, path: Path) -> None:
-    """Spoil a file: a value of it where it is JSON or YAML, its bytes, or what it is."""
+    """Spoil a file: one of its values if it is JSON or YAML, its bytes, or its type."""
     kind = rng.random()
     if kind < 0.15 or not path.is_file():
         _spoil_kind(rng, path)
@@ -132,7 +132,7 @@ def spoil_file(rng: Random, path: Path) -> None:
 
 
 def _spoil_parsed(rng: Random, path: Path, content: bytes) -> bytes | None:
-    """The file with a value spoilt, in the form that it had; None where it cannot be parsed."""
+    """The content with a spoilt value, in the same format; None if it cannot be parsed."""
     try:
         if path.suffix == ".json":
             return dump_json(spoil_value(rng, json.loads(content))).encode()
@@ -149,12 +149,12 @@ def _spoil_parsed(rng: Random, path: Path, content: bytes) -> bytes | None:
 
 
 def dump_json(value: Any) -> str:
-    """JSON, and what Python takes for it."""
+    """JSON, with Python's extensions such as NaN."""
     return json.dumps(value, skipkeys=True)
 
 
 def dump_yaml(value: Any) -> bytes:
-    """YAML where it can say the value, else the JSON that YAML takes as well."""
+    """YAML if it can represent the value, otherwise JSON, which YAML parsers also read."""
     try:
         return yaml.safe_dump(value).encode()
     except (ValueError, yaml.YAMLError):
@@ -162,7 +162,7 @@ def dump_yaml(value: Any) -> bytes:
 
 
 def _spoil_kind(rng: Random, path: Path) -> None:
-    """Something else in a file's place, or nothing."""
+    """Replace a file by something else, or remove it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -185,5 +185,5 @@ def spoil_folder(rng: Random, folder: Path, names: str = "*") -> None:
     """Spoil one to three files of a folder."""
     files = sorted(path for path in folder.rglob(names) if path.is_file())
     for path in rng.sample(files, min(len(files), rng.choice((1, 1, 1, 2, 3)))):
-        if path.is_file():  # not in a folder that went before it
+        if path.is_file():  # it may have been removed with its folder
             spoil_file(rng, path)

@@ -1,13 +1,13 @@
-"""Cut the power of a recorded run at any point, and resume what is left.
+"""Simulate a power loss at every point of a recorded run, and resume from the remaining files.
 
     python tools/power_loss.py [--resumed 40] [--seed 0] [--folder DIR]
 
 A small run is recorded: every folder, file, write, rename, removal and sync, in order. For each
-point of it, what a disk may hold after a power loss is made (``tools.disk``): with everything that
-was not synced kept, all of it lost, and some of it lost or torn. Everywhere the run directory must
-keep its promises (``problems``). At ``--resumed`` of the points, evenly over the kinds of files
-that were being written, the same command must end with the same memory, predictions and scores, bit
-for bit. A table is printed; the exit code is 1 if anything was lost.
+point of it, the possible contents of a disk after a power loss are created (``tools.disk``): with
+all unsynced data kept, all lost, and some lost or torn. In each case the run directory must keep
+its guarantees (``problems``). At ``--resumed`` of the points, evenly over the kinds of files that
+were being written, the same command must end with the same memory, predictions and scores, bit for
+bit. A table is printed; the exit code is 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ RUNS_WITHIN_S = 300.0
 KEEPS = ("all", "none", "some", "some", "some")
 
 Point = tuple[int, str, int]
-"""Operations done, what the disk keeps of what is not synced, and the seed of its dice."""
+"""Number of operations done, which unsynced data the disk keeps, and the seed of its choices."""
 
 
 def run(folder: Path, log: Path | None = None) -> str:
-    """The command, on one rank. What it complained of, or its code; nothing where it ended well."""
+    """Run the command on one rank. Returns its errors or its exit code, or '' if it succeeded."""
     before = None if log is None else partial(_record, root=folder.parent, log=log)
     with WarmRanks((*FLAGS, "--output_dir", folder), ranks=1, before=before) as ranks:
         try:
@@ -60,10 +60,10 @@ def _record(rank: int, *, root: Path, log: Path) -> None:
 
 
 def reference(folder: Path) -> tuple[list[Operation], Path]:
-    """A run that nothing disturbs: what it did to files, and its run directory.
+    """Make an undisturbed run. Returns its operations on files, and its run directory.
 
     Raises:
-        RuntimeError: it failed, or something was written that was not recorded.
+        RuntimeError: it failed, or a write was not recorded.
     """
     home = folder / "undisturbed"
     home.mkdir(parents=True)
@@ -77,7 +77,7 @@ def reference(folder: Path) -> tuple[list[Operation], Path]:
     if kept.keys() != found.keys():
         raise RuntimeError(f"not recorded: {sorted({*kept} ^ {*found})}")
     for path, content in found.items():
-        if not content.startswith(kept[path]):  # what was added last, no operation followed
+        if not content.startswith(kept[path]):  # a last write is recorded by the next operation
             raise RuntimeError(f"not all of {path} was recorded")
     return operations, home / RUN
 
@@ -90,7 +90,7 @@ def _disk(operations: Sequence[Operation]) -> Disk:
 
 
 def points(operations: Sequence[Operation], seed: int) -> Iterator[tuple[Point, Disk]]:
-    """Every point, with the disk as it is there."""
+    """Every point, with the state of the disk there."""
     disk = Disk()
     for done, operation in enumerate(operations, start=1):
         disk.do(operation)
@@ -99,7 +99,7 @@ def points(operations: Sequence[Operation], seed: int) -> Iterator[tuple[Point, 
 
 
 def results_in(folder: Path) -> tuple[int, int]:
-    """Tasks that are published in a run directory, and cells that are scored."""
+    """Numbers of published tasks and of scored cells in a run directory."""
     manifest = MemoryFiles(folder / "memory").manifest()
     scores = read_object(folder / "scores.json") if (folder / "scores.json").exists() else {}
     rows = [scores.get("base", []), *scores.get("scores", [])]
@@ -108,7 +108,7 @@ def results_in(folder: Path) -> tuple[int, int]:
 
 
 def problems(folder: Path, safe: tuple[int, int]) -> list[str]:
-    """Which promises a run directory breaks; ``safe`` is what ``results_in`` was and must be."""
+    """The guarantees that a run directory breaks; ``safe`` is the earlier ``results_in``."""
     names = {p.name for p in folder.glob("*") if not p.name.startswith(".")}
     if not names:
         return [f"{safe} tasks and scores were safe, all are lost"] if any(safe) else []
@@ -131,7 +131,7 @@ def problems(folder: Path, safe: tuple[int, int]) -> list[str]:
 
 
 def _problems_of_scores(folder: Path, published: int) -> Iterator[str]:
-    """Scores without their predictions, or of a task whose memory is lost."""
+    """Find scores without their predictions, and scores of a task whose memory is lost."""
     saved = read_object(folder / "scores.json")
     rows = {-1: saved.get("base", []), **dict(enumerate(saved["scores"]))}
     for row, scores in rows.items():
@@ -147,7 +147,7 @@ def _problems_of_scores(folder: Path, published: int) -> Iterator[str]:
 
 
 def lost(operations: Sequence[Operation], seed: int) -> dict[str, list[str]]:
-    """Each point at which a promise is broken, in words, with what is broken there."""
+    """Description of each point at which guarantees are broken -> the broken guarantees."""
     found: dict[str, list[str]] = {}
     safe = (0, 0)
     with tempfile.TemporaryDirectory() as home:
@@ -163,21 +163,21 @@ def lost(operations: Sequence[Operation], seed: int) -> dict[str, list[str]]:
 
 
 def words(point: Point, operations: Sequence[Operation]) -> str:
-    """A point for people."""
+    """Describe a point for people."""
     done, keeps, _ = point
     operation = operations[done - 1]
     return f"#{done} after {operation.kind} {operation.path}, {keeps} kept"
 
 
 def kind(operation: Operation) -> str:
-    """What was being written."""
+    """The kind of file that was being written."""
     inside = Path(operation.to or operation.path).parts[1:] or ("the run directory",)
     name = inside[-1].removeprefix(".").removesuffix(".partial")
     return inside[0] if len(inside) > 1 and inside[0] != "memory" else name
 
 
 def draw(operations: Sequence[Operation], count: int, seed: int) -> list[Point]:
-    """Points to resume at; kinds of files take turns, and so do the ways of losing."""
+    """The points at which to resume; kinds of files and kinds of loss take turns."""
     dice = random.Random(seed)
     by_kind: dict[str, list[int]] = {}
     for done, operation in enumerate(operations, start=1):
@@ -194,7 +194,7 @@ def draw(operations: Sequence[Operation], count: int, seed: int) -> list[Point]:
 def resumed(
     operations: Sequence[Operation], point: Point, folder: Path, expected: Path
 ) -> list[str]:
-    """Lose power at a point, give the command again: what then differs from ``expected``."""
+    """Lose power at a point and rerun the command. Returns the differences from ``expected``."""
     done, keeps, seed = point
     write_down(_disk(operations[:done]).after(Choose(keeps, seed)), folder)
     if complaint := run(folder / RUN):
@@ -202,14 +202,14 @@ def resumed(
     found, wanted = results(folder / RUN), results(expected)
     losses, all_losses = found.pop("losses"), wanted.pop("losses")
     differs = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
-    # Lines of the curve are not synced one by one: some may be lost, none may be wrong.
+    # Lines of the curve are not synced one by one: some may be missing, but none may be wrong.
     if losses != [loss for loss in all_losses if loss in losses]:
         differs.append("losses")
     return differs
 
 
 def main() -> int:
-    """The whole test; 1 if anything was lost."""
+    """Run the whole test. Returns 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--resumed", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)

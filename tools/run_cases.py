@@ -1,10 +1,10 @@
-"""Run the collected failing inputs and say of each whether the product now answers as it should.
+"""Run the collected failing inputs and report for each whether the program now handles it.
 
     python tools/run_cases.py --cases DIR [--only NAME...]
 
-DIR holds ``faults/<name>/run.sh`` and ``models/<name>/`` with the file README (line ``command:``).
-Prints a line a case: ok, FAULT with what was found, or skipped with the reason. Exit code 1 where
-one is a fault. Each case runs in folders of its own, with a time limit.
+DIR contains ``faults/<name>/run.sh`` and ``models/<name>/`` with a README (line ``command:``).
+Prints one line per case: ok, FAULT with the finding, or skipped with the reason. Exit code 1 if
+there is a fault. Each case runs in its own folders, with a time limit.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 600
 
 UNCAUGHT = r"Traceback|^(?!error)[\w.]*(Error|Exception|Warning): "
-"""What an exception that nobody met looks like, whole or as its last line."""
+"""Matches an uncaught exception: its trace-back, or its last line."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a case must print."""
+    """The expected output of a case."""
 
     codes: str | None = None
     """Every ``exit code N`` of the output, joined by spaces; None: it prints none."""
@@ -40,10 +40,10 @@ class Expected:
     """Regular expressions that must be found."""
 
     lacks: tuple[str, ...] = ()
-    """Regular expressions that must not be found, beside ``UNCAUGHT``."""
+    """Regular expressions that must not be found, in addition to ``UNCAUGHT``."""
 
     needs: str | None = None
-    """A program without which it cannot run."""
+    """A program that it needs to run."""
 
 
 REFUSED = Expected("2", (r"^error",))
@@ -108,7 +108,7 @@ MODELS = {
     "weights_missing_shard": Expected("2", ("model-00002-of-00002",)),
     "zero_steps": Expected("0", ("takes one step",)),
 }
-"""Of the folder models/: those whose README gives one command that is run as it stands."""
+"""The cases of the folder models/ whose README has one command that runs unchanged."""
 
 
 def run_fault(folder: Path, where: Path) -> str:
@@ -118,7 +118,7 @@ def run_fault(folder: Path, where: Path) -> str:
 
 
 def run_model(folder: Path, where: Path) -> str:
-    """Output of the command that a case's README gives, its runs put into ``where``."""
+    """Output of the command in a case's README, with its run directories in ``where``."""
     text = (folder / "README").read_text(encoding="utf-8")
     found = re.search(r"^command:\s*(.*)$", text, re.MULTILINE)
     if found is None:
@@ -146,7 +146,7 @@ def _run(command: list[str], environment: dict[str, str]) -> str:
 
 
 def judge(expected: Expected, output: str) -> str | None:
-    """What is wrong with an output; None where nothing is."""
+    """The fault of an output; None if it is as expected."""
     codes = " ".join(re.findall(r"exit code (\d+)", output.replace("(killed: exit code", "")))
     if expected.codes is not None and codes not in expected.codes.split("|"):
         return f"exit codes {codes or 'none'}, expected {expected.codes}"
@@ -160,7 +160,7 @@ def judge(expected: Expected, output: str) -> str | None:
 
 
 def main() -> int:
-    """Run the cases; the exit code."""
+    """Run the cases. Returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,8 +1,8 @@
-"""Runs that make a comparison: several at a time, each recorded when it ends, none made twice.
+"""Make the runs of a comparison: several at a time, each recorded when it ends, none repeated.
 
-Each run is one process of launch/train.py. When it ends, its scores and a digit an answer are
-appended to a file of results, a line for each recall; a run that is there is not made again, on
-whatever machine. Tables are made from these files alone.
+Each run is one process of launch/train.py. When it ends, its scores and one digit per answer are
+appended to a file of results, with one line per recall. A run in the file is not repeated, on any
+machine. Tables are made from these files only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DIVERGED = 3
 """Exit code of a run whose loss became NaN or infinite."""
 
 NEVER_LEARNED = 1000
-"""Examples of a train.json from this one on choose settings; no run trains on them."""
+"""Examples of a train.json from this index on serve to choose settings; no run trains on them."""
 
 Train = Callable[[list[str]], int]
 
@@ -47,35 +47,35 @@ class Job:
     """One run."""
 
     name: str
-    """Its folder, and what it is known by in files of results."""
+    """The name of its folder, and its name in files of results."""
 
     flags: Mapping[str, Any]
-    """Of launch/train.py, without the folder."""
+    """Flags of launch/train.py, without the folder."""
 
     chooses: bool = False
-    """Whether it is a cell of a grid, where a rate that is too high is an answer too."""
+    """Whether it is a cell of a grid, where a diverged run is a valid result."""
 
     @property
     def recalls(self) -> tuple[str, ...]:
-        """By which it is measured; the first one chooses."""
+        """The recalls of its evaluation; the first one chooses."""
         return tuple(str(self.flags.get("recall", "all")).split(","))
 
 
 class Study:
-    """Does runs and keeps what they say."""
+    """Makes runs and records their results."""
 
     def __init__(self, *, out: Path, jobs: int, train: Train) -> None:
-        """Nothing is run yet.
+        """Store the arguments; no run starts yet.
 
         Args:
-            out: where run directories are made.
-            jobs: runs at a time.
-            train: launch/train.py, from its flags to its exit code.
+            out: parent of the run directories.
+            jobs: number of runs at a time.
+            train: runs launch/train.py with flags and returns its exit code.
         """
         self.out, self.jobs, self.train = out, jobs, train
 
     def best(self, grid: Mapping[str, Mapping[str, Sequence[Job]]], file: Path) -> dict[str, str]:
-        """For each row of a grid, the cell of the best mean AP; of equal ones, the first."""
+        """For each row of a grid, the cell with the best mean AP, the first one in a tie."""
         self.do([job for row in grid.values() for cell in row.values() for job in cell], file)
         found = {_key(line): line for line in _lines(file)}
         best = {}
@@ -90,10 +90,10 @@ class Study:
         return best
 
     def do(self, jobs: Sequence[Job], file: Path) -> None:
-        """Make those runs that the file of results lacks.
+        """Make the runs that are missing in the file of results.
 
         Raises:
-            RuntimeError: a run failed. What ran beside it is recorded when it ends.
+            RuntimeError: a run failed. Runs that were active then are recorded when they end.
         """
         done = {_key(line) for line in _lines(file)}
         missing = [job for job in jobs if {(job.name, one) for one in job.recalls} - done]
@@ -142,7 +142,7 @@ class Study:
 
 
 def launch(flags: list[str]) -> int:
-    """Run launch/train.py on one core, its output beside the run's folder; the exit code."""
+    """Run launch/train.py on one core, with its output in FOLDER.log. Returns the exit code."""
     log = Path(flags[flags.index("--output_dir") + 1] + ".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as output:
@@ -155,13 +155,13 @@ def launch(flags: list[str]) -> int:
 
 
 def held_out_splits(data_dir: Path, order: str, *, count: int, folder: Path) -> str:
-    """What ``--splits`` takes: as test sets, examples of each train.json that no run trains on.
+    """A value of ``--splits`` whose test sets are training examples that no run trains on.
 
     Args:
         data_dir: the folder of Long Sequence.
         order: names of tasks, joined by commas.
-        count: examples of a task.
-        folder: where the test sets are written.
+        count: examples per task.
+        folder: the test sets are written here.
     """
     splits = {}
     for task in order.split(","):
@@ -174,7 +174,7 @@ def held_out_splits(data_dir: Path, order: str, *, count: int, folder: Path) -> 
 
 
 def write_table(file: Path, names: Iterable[str], folder: Path) -> str:
-    """Compare runs of a file of results, in the order of their names here; files, and the table."""
+    """Compare runs of a file of results, in the order of ``names``; write and return the table."""
     runs = read_runs([file])
     comparison = compare([run for name in names for run in runs if run.name == name])
     text = markdown(comparison, read_references())
@@ -193,14 +193,14 @@ def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def _key(line: Mapping[str, Any]) -> tuple[str, str]:
-    """Run and recall. A line that is older than recalls has every token answered by all tasks."""
+    """Run and recall. Lines older than recalls mean recall ``all``."""
     return line["name"], line.get("recall", "all")
 
 
 def _ap(line: Mapping[str, Any]) -> float:
-    """AP of a line, or where only the diagonal is measured, as of ``single_task``, its mean.
+    """AP of a line, or the mean of the diagonal if only that was measured (``single_task``).
 
-    -1 of a run that diverged, so that it is never chosen.
+    -1 for a run that diverged, so that it is never chosen.
     """
     if line.get("diverged"):
         return -1.0

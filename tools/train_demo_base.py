@@ -1,19 +1,19 @@
-"""Train the demo's base model and its tokenizer from nothing, on generated text.
+"""Train the demo's base model and its tokenizer from scratch, on generated text.
 
     python tools/train_demo_base.py [--out moram_dist/models/demo_base] [--steps 2500]
 
-One seeded run on one CPU core takes about four minutes. The final loss, 0.28, is that of the plain
-text, whose words are drawn at random; the questions are all answered by then.
+One seeded run on one CPU core takes about four minutes. The final loss, 0.28, comes from the plain
+text, whose words are drawn at random; the model answers all questions by then.
 
-What the base has seen: sentences of the demo's grammar; facts such as "A hammer is a kind of
+The base has seen sentences of the demo's grammar; facts such as "A hammer is a kind of
 tool."; and questions in the demo's layout and with its cues that ask for something else: a word
 of the sentence ("Repeat the topic word.": hammer), the made-up number of its group ("Use the topic
 number.": two), or the one category that no task asks for (``look``: small, large, old, new). So it
 knows the words, which of them belong together, which of them a cue is about, and that a question
 wants a short answer.
 
-What it has not seen: an instruction of a demo task, or a label of a demo task as the answer to a
-question about a sentence. It scores 0 on every task before training.
+It has not seen an instruction of a demo task, or a label of a demo task as the answer to a question
+about a sentence. It scores 0 on every task before training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BOS, EOS, PAD = 1, 2, 3
 IGNORED = -100
 
 Document = tuple[str, str]
-"""Prompt and answer, of which the answer counts for the loss; plain text has no prompt."""
+"""Prompt and answer; only the answer counts for the loss. Plain text has no prompt."""
 
 NUMBERS = ("one", "two", "three", "four")
 
@@ -65,7 +65,7 @@ CHATTER = (
     "Mood or topic, place or time, job or look: {a} and {b}.",
     "Topic {a}. Mood {b}. Place {a}. Time {b}. Job {a}.",
 )
-"""Text with the words that the tasks will ask with, in no question about a sentence."""
+"""Text with words of the tasks' questions, but without a question about a sentence."""
 
 
 def plain(rng: random.Random) -> Document:
@@ -168,7 +168,7 @@ def new_model() -> LlamaForCausalLM:
         num_attention_heads=4,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        initializer_range=0.08,  # about width ** -0.5; at 0.02 attention needs long to wake up
+        initializer_range=0.08,  # about width ** -0.5; at 0.02 attention starts to learn late
         bos_token_id=BOS,
         eos_token_id=EOS,
         pad_token_id=PAD,
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2500)
     arguments = parser.parse_args()
 
-    torch.set_num_threads(1)  # so that the sums, and with them the weights, do not depend on cores
+    torch.set_num_threads(1)  # so that sums, and therefore weights, do not depend on cores
     tokenizer_model = train_tokenizer(random.Random(f"tokenizer/{SEED}"))
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model)
     model = train_model(arguments.steps, tokenizer)

@@ -1,7 +1,7 @@
-"""The training command on ranks that are forked from a warm process.
+"""Run the training command on ranks that are forked from a warm process.
 
-A launcher costs each run its imports twice over; forks of a process that has made them cost next to
-nothing. Here nobody ends the ranks that are left when one fails: they must end by themselves.
+With a launcher, each run repeats its imports twice; forks of a process that has made them cost next
+to nothing. If one rank fails, nothing ends the other ranks here: they must end by themselves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _forks.set_forkserver_preload(
 
 
 class WarmRanks:
-    """``launch/train.py`` with ``words``, started. A context manager: at its end no rank is left.
+    """Starts ``launch/train.py`` with ``words``. A context manager; on exit no rank is left.
 
     ``before(rank)``, a function of a module, is called in every rank first.
     """
@@ -62,19 +62,19 @@ class WarmRanks:
 
     @property
     def codes(self) -> list[int | None]:
-        """Exit codes by rank; None while it runs, minus the signal's number where one ended it."""
+        """Exit codes by rank: None while it runs, minus the signal's number if one ended it."""
         return [process.exitcode for process in self.processes]
 
     def said(self, stream: str) -> str:
-        """What the ranks have printed so far, to ``out`` or ``err``, rank after rank."""
+        """The output of the ranks so far to ``out`` or ``err``, rank by rank."""
         files = [self.folder / f"{stream}{rank}" for rank in range(len(self.processes))]
         return "".join(file.read_text() for file in files if file.exists())
 
     def wait(self, until: Callable[[], bool] | None = None, *, timeout_s: float) -> None:
-        """Until all have ended, or until something else.
+        """Wait until all ranks have ended, or until ``until`` returns true.
 
         Raises:
-            TimeoutError: with what the ranks said.
+            TimeoutError: neither happened in time; it contains the output of the ranks.
         """
         deadline = time.monotonic() + timeout_s
         while None in self.codes and not (until is not None and until()):
