@@ -113,7 +113,7 @@ def sequence_metrics(
 def average_so_far(scores: Sequence[Row]) -> list[MatrixEntry]:
     """For each row t, the mean score on tasks 0 to t; None if one of them was not measured."""
     return [
-        _mean(row[: t + 1]) if len(row) > t else None  # else it lacks a task learned by then
+        _mean(row[: t + 1]) if len(row) > t else None  # a short row misses a task learned by then
         for t, row in enumerate(scores)
     ]
 

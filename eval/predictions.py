@@ -1,4 +1,4 @@
-"""Predictions on disk: what a model answered, one line per example."""
+"""Predictions on disk: a model's answers, one line per example."""
 
 from __future__ import annotations
 

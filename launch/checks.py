@@ -117,10 +117,7 @@ def extension_lock() -> CheckResult:
 
 
 def folder(path: Path, *, choose: str, needed: bool = True) -> CheckResult:
-    """Whether files can be created and locked in ``path``, which need not exist yet.
-
-    ``choose`` names the flag or variable that selects another folder.
-    """
+    """Whether files can be created and locked in ``path``, which ``choose`` (a flag) selects."""
     path = path.absolute()
     there = next(p for p in (path, *path.parents) if os.path.exists(p))
     bad: Literal["fault", "warning"] = "fault" if needed else "warning"

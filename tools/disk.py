@@ -189,10 +189,7 @@ def _apply(names: dict[str, File | Folder], change: dict[str, File | Folder | No
 
 
 class Choose:
-    """Decides what a power loss keeps: ``all`` (as if the process was killed), ``none``, or random.
-
-    ``keeps`` is ``some`` for random decisions, by ``seed``.
-    """
+    """What a power loss keeps: ``all`` (as if the process was killed), ``none`` or ``some``."""
 
     def __init__(self, keeps: str, seed: int = 0) -> None:
         self.keeps = keeps

@@ -2,9 +2,8 @@
 
     python tools/foreign_text.py --model BASE --run RUN TEXT [TEXT ...] [--tokens 64] [--most 100]
 
-Each file is cut into pieces of equal length, and each piece is a prompt. The table has one row per
-file: perplexity of the base, perplexity with the memory by recall, and how many pieces the
-recogniser assigns to no task.
+Each file is cut into pieces of equal length, each of them a prompt. One row per file shows the
+perplexity of the base, that with the memory by recall, and how many pieces belong to no task.
 """
 
 from __future__ import annotations

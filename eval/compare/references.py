@@ -28,7 +28,7 @@ class Reference:
 
     benchmark: str
     protocol: str
-    """The nearest protocol of ours; empty if the source does not say enough."""
+    """Our most similar protocol; empty if the source does not say enough."""
 
     method: str
     model: str

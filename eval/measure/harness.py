@@ -58,7 +58,7 @@ class Evaluator:
         progress: Progress,
         watchdog: PeerWatchdog,
     ) -> None:
-        """``asked``: the benchmark with the prompts that the model is given (``Method.asked``)."""
+        """``asked``: the benchmark with the prompts that the model gets (``Method.asked``)."""
         self.config = config
         self.benchmark = benchmark
         self.asked = asked
@@ -272,7 +272,7 @@ class Evaluator:
         return out
 
     def _fits(self) -> bool:
-        """Whether all ranks have memory for the whole model beside what they hold now."""
+        """Whether all ranks have free memory for the whole model."""
         if self.config.eval_gather != "auto":
             return self.config.eval_gather == "true"
         parameters = [p for p in self.engine.module.parameters() if is_sharded(p)]

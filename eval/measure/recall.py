@@ -36,7 +36,7 @@ class PrefixAssignment:
     def __init__(
         self, config: EvalConfig, benchmark: Benchmark, base: Base, memory: MemoryFiles
     ) -> None:
-        """``benchmark``: with the prompts that the model is given (``Method.asked``)."""
+        """``benchmark``: with the prompts that the model gets (``Method.asked``)."""
         self.config = config
         self.benchmark = benchmark
         self.base = base
