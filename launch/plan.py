@@ -97,6 +97,10 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     config, benchmark = settings.resolve(config)
     count = own.nodes * own.gpus_per_node
     ds_config = settings.deepspeed_config(config, ds_path, count)
+    if config.method.quiet_keys:
+        raise InputError(
+            "--quiet_keys: plans do not count the directions that it keeps; plan without it"
+        )
     if config.model.gradient_checkpointing:
         raise InputError("--gradient_checkpointing true: plans are for passes without it")
     if not family_of(language_model.check(config.model)).can_be_planned:

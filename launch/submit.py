@@ -134,17 +134,23 @@ def sequences(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str, 
     swept = {"order": own.orders, "method": own.methods, "seed": own.seeds}
     swept = {name: values for name, values in swept.items() if values}
     for name in swept:
-        if name in flags:
+        if _given(flags, name):
             raise InputError(f"give --{name} or --{name}s, not both")
     out = [
         flags | dict(zip(swept, values, strict=True))
         for values in itertools.product(*swept.values())
     ]
-    if len(out) > 1 and "output_dir" in flags:
+    folder = _given(flags, "output_dir")
+    if len(out) > 1 and folder:
         for each in out:
             name = read_flags((), each)[0].name
-            each["output_dir"] = str(Path(flags["output_dir"], name))
+            each[folder] = str(Path(flags[folder], name))
     return out
+
+
+def _given(flags: Mapping[str, str], name: str) -> str | None:
+    """The flag of a setting as it was given, with its section (``train.seed``) or without."""
+    return next((flag for flag in flags if flag.rpartition(".")[2] == name), None)
 
 
 def evaluations(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str, str]]:
@@ -157,7 +163,7 @@ def evaluations(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str
         if getattr(own, name):
             raise InputError(f"--evaluate takes runs as they are; --{name} is for training")
     for name in ("recipe", "preset", "output_dir"):
-        if name in flags:
+        if _given(flags, name):
             raise InputError(f"--evaluate names the run: --{name} has no part in it")
     out = []
     for run in own.evaluate:

@@ -63,7 +63,7 @@ case $code in
 *) [ -n "$asked" ] || [ "$code" -gt 128 ] || exit "$code" ;; # or a rank was killed
 esac
 if [ "$((${SLURM_RESTART_COUNT:-0} + 1))" -ge "$max_attempts" ]; then
-  say "no attempt is left of $max_attempts; the same submission goes on"
+  say "no attempt is left of $max_attempts; submit it again to resume"
 elif [ "$(squeue --noheader --jobs "$job" --format %T)" = RUNNING ]; then # and not cancelled
   say "requeued"
   scontrol requeue "$job"

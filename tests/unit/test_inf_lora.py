@@ -12,7 +12,7 @@ from moram_dist.adapters import moments
 from moram_dist.adapters.moments import InputMoments, leading, new_directions, without
 from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS, inf_lora
-from tests.unit.test_lora_baselines import OneLinear, begin
+from tests.unit.test_lora_baselines import OneLinear, begin, built
 
 # Moments.
 
@@ -31,6 +31,18 @@ def test_moments_are_summed_and_shared_inputs_are_multiplied_once():
     assert [names for names, _ in found] == [["o"], ["q", "k"]]
     assert found[1][1].tolist() == [[1 + 25, 2], [2, 4 + 9]]
     assert found[1][1].dtype == torch.float64
+
+
+def test_a_linear_that_is_called_by_name():
+    """As ``nn.Linear`` can be."""
+    x = torch.tensor([[2.0]])
+    for name in ("sequential_lora", "inc_lora", "moram"):
+        _, model = built(name)
+        assert torch.equal(model.layer(input=x), model.layer(x))
+        moments = InputMoments({"layer": model.layer})
+        with moments.taken():
+            model.layer(input=x)
+        assert [total.tolist() for _, total in moments.over_ranks()] == [[[4.0]]]
 
 
 DIAGONAL = torch.diag(torch.tensor([3.0, -2.0, 1.0, 0.0], dtype=torch.float64))

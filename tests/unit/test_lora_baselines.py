@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from moram_dist.adapters.lora_experts import LoraExperts, gates
-from moram_dist.adapters.moments import InputMoments
 from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS
 from moram_dist.methods.ewc import FISHER_EXAMPLES
@@ -54,18 +53,6 @@ def begin(method, model, i, A=None, B=None):
 
 def no_look(limit):
     raise AssertionError("nobody asked")
-
-
-def test_a_linear_that_is_called_by_name():
-    """As ``nn.Linear`` can be."""
-    x = torch.tensor([[2.0]])
-    for name in ("sequential_lora", "inc_lora", "moram"):
-        _, model = built(name)
-        assert torch.equal(model.layer(input=x), model.layer(x))
-        moments = InputMoments({"layer": model.layer})
-        with moments.taken():
-            model.layer(input=x)
-        assert [total.tolist() for _, total in moments.over_ranks()] == [[[4.0]]]
 
 
 NOTHING = ForwardOutput(

@@ -42,6 +42,7 @@ def model(tmp_path_factory):
         (["--method", "ewc"], "--method ewc: plans are for moram"),
         (["--json", "no/such/plan.json"], "--json no/such/plan.json: no such folder"),
         (["--topk", "4"], "unknown flag '--topk'; did you mean '--top_k'?"),
+        (["--quiet_keys", "0.9"], "--quiet_keys: plans do not count the directions"),
         (["--gradient_checkpointing"], "--gradient_checkpointing true: plans are for passes"),
         (["--target_modules", "x_proj"], "--target_modules 'x_proj' matches no linear layer"),
     ],

@@ -114,6 +114,7 @@ def test_a_name_stands_for_run_directories(script):
     assert options(script("--output_dir", "./a", "--nodes", 2))["job-name"] == name
     assert options(script("--output_dir", "b"))["job-name"] != name
     both = options(script("--seeds", 0, 1, "--output_dir", "a"))["job-name"]
+    assert options(script("--seeds", 0, 1, "--record.output_dir", "a"))["job-name"] == both
     assert options(script("--seeds", 1, 0, "--output_dir", "a"))["job-name"] == both != name
 
 
@@ -234,6 +235,8 @@ def test_evaluation_alone(script, tmp_path):
         ("--evaluate nowhere", "nowhere"),
         ("--evaluate RUN --seeds 1 2", "--seeds"),
         ("--evaluate RUN --output_dir X", "--output_dir"),
+        ("--evaluate RUN --record.output_dir X", "--output_dir"),
+        ("--train.seed 9 --seeds 1 2", "--seeds"),
     ],
 )
 def test_wrong_input(flags, word):
