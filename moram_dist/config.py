@@ -97,8 +97,8 @@ class MethodConfig:
     """The continual-learning method. Defaults: the published TRACE settings of MoRAM."""
 
     method: str = "moram"
-    """moram, sequential_lora, inc_lora, o_lora, inf_lora, gain_lora, ewc, lwf, replay, moe_lora,
-    slao, any_ssr, multitask, single_task, zero_shot or in_context."""
+    """moram, sequential_lora, inc_lora, o_lora, inf_lora, gain_lora, gpm_lora, ewc, lwf, replay,
+    moe_lora, slao, any_ssr, multitask, single_task, zero_shot or in_context."""
 
     target_modules: str = "attention"
     """Linears to adapt: attention, all-linear, names joined by commas, or a regex of full names."""

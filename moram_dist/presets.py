@@ -24,7 +24,9 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
         "target_modules": "all-linear",
         **RECALL,
     },
-    **dict.fromkeys(("inc_lora", "o_lora", "inf_lora", "gain_lora", "moe_lora"), RECALL),
+    **dict.fromkeys(
+        ("inc_lora", "o_lora", "inf_lora", "gain_lora", "gpm_lora", "moe_lora"), RECALL
+    ),
 }
 """By method; docs/methods.md says how they were chosen. Published settings are the defaults of the
 configuration and of each benchmark's protocol."""

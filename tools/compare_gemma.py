@@ -90,6 +90,7 @@ def variants(sizes: Sizes) -> dict[str, Variant]:
         "slao": Variant(method="slao"),
         "any_ssr": Variant(method="any_ssr", recall="prefix"),
         "gain_lora": Variant(method="gain_lora", recall=BOTH),
+        "gpm_lora": Variant(method="gpm_lora", recall=BOTH),
         "o_lora": Variant(method="o_lora", recall=BOTH),
         "single_task": Variant(method="single_task"),
         "multitask": Variant(method="multitask"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moram_dist.adapters.directions import off
 from moram_dist.adapters.lora import LoraLinear, Terms
 from moram_dist.adapters.prefix import Prefix
 
@@ -29,6 +30,8 @@ class GrowingLora(LoraLinear):
         super().__init__(base, size=size, scale=scale, dropout=dropout)
         self.learning = False
         """Whether the active terms contribute: true from the start of a task to its end."""
+        self.directions_KD: Tensor | None = None
+        """Orthonormal rows that the active A is kept off; None: it is free."""
         self.prefix = prefix
         self.ends = [0]
         """``ends[n]``: frozen terms after n tasks."""
@@ -38,7 +41,7 @@ class GrowingLora(LoraLinear):
 
     def stored(self) -> Terms:
         """Active terms as they are used and later frozen: with the scale folded in."""
-        return self.lora_A, self.lora_B * self.scale
+        return off(self.lora_A, self.directions_KD), self.lora_B * self.scale
 
     def grow(self, A: Tensor, B: Tensor) -> None:
         """Append ``stored`` terms as frozen, in this dtype and device. RuntimeError: wrong size."""

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import AdaptedLinear
+from moram_dist.adapters.directions import off
 from moram_dist.adapters.dropout import TokenDropout
 from moram_dist.adapters.prefix import Prefix
 from moram_dist.atoms.bank import Atoms, Bank
@@ -103,15 +103,7 @@ class Memory(nn.Module):
     def stored(self, i: int) -> Atoms:
         """Active atoms of linear ``i`` as used and later frozen: with the scale folded in."""
         keys_RD, values_RE = self.active(i)
-        return self._quiet(keys_RD), values_RE * self.settings.scale
-
-    def _quiet(self, keys_RD: Tensor) -> Tensor:
-        """Active keys with their component along ``directions_KD`` removed (gradients too)."""
-        if self.directions_KD is None:
-            return keys_RD
-        precise = torch.promote_types(keys_RD.dtype, torch.float32)
-        keys, directions_KD = keys_RD.to(precise), self.directions_KD.to(precise)
-        return (keys - (keys @ directions_KD.T) @ directions_KD).to(keys_RD.dtype)
+        return off(keys_RD, self.directions_KD), values_RE * self.settings.scale
 
     def grow(self, atoms: Sequence[Atoms]) -> None:
         """Append frozen atoms, one pair per linear. All ranks must call it together."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import sizes
-from moram_dist.adapters.moments import directions_of_inputs, look_at
+from moram_dist.adapters.directions import OlderInputs, direction_shapes
 from moram_dist.atoms import (
     Memory,
     MemoryLinear,
@@ -75,11 +75,9 @@ class Moram(Method):
             prefix=self.prefix,
         )
         self.memories = give_memory(self.layers, settings, self.placer)
-        self.directions: dict[str, Tensor] = {}
-        """By first linear of a memory, orthonormal directions (rows) of older inputs, on CPU."""
+        self.older: OlderInputs | None = None
         if config.quiet_keys:
-            for names, memory in self.memories.items():
-                self.directions[names[0]] = torch.zeros(0, memory.bank.shapes[0][0])
+            self.older = OlderInputs(self.layers, [*self.memories], config.quiet_keys)
         if self.in_step:
             self._announce_passes(model)
 
@@ -103,8 +101,9 @@ class Moram(Method):
         fresh: dict[str, Tensor] = {}
         for names, memory in self.memories.items():
             memory.learning = True
-            if self.directions:
-                memory.directions_KD = self.directions[names[0]].to(memory.bank.shard_F.device)
+            if self.older:
+                directions_KD = self.older.directions[names]
+                memory.directions_KD = directions_KD.to(memory.bank.shard_F.device)
             for one, (d, e) in enumerate(memory.bank.shapes):
                 keys = torch.empty(self.config.atoms_per_task, d)
                 nn.init.kaiming_uniform_(keys, a=math.sqrt(5), generator=generator)
@@ -122,37 +121,11 @@ class Moram(Method):
                     keys, values = memory.stored(one)
                     tensors[f"{name}.keys"] = keys.detach().clone()
                     tensors[f"{name}.values"] = values
-        self.load_task(i, tensors)
+        self._grow(tensors)
         self._check_frozen()
-        if self.directions:
-            found = self._directions(look)
-            self._remember(found)
-            tensors |= found
+        if self.older:
+            tensors |= self.older.add_task(self.model, look, EXAMPLES)
         return tensors
-
-    def _directions(self, look: ExampleLosses) -> dict[str, Tensor]:
-        """The directions that inputs of the task that was just frozen add to ``directions``."""
-        moments = {}
-        for names, memory in self.memories.items():
-            size, _ = memory.bank.shapes[0]
-            moments[names] = torch.zeros(size, size, dtype=torch.float64)
-        for together, moment_DD in look_at(self.model, self.layers, look, EXAMPLES).over_ranks():
-            for names in self.memories:
-                if not {*names}.isdisjoint(together):
-                    moments[names] = moments[names].to(moment_DD) + moment_DD
-        energy = self.config.quiet_keys
-        return {
-            f"{names[0]}.directions": directions_of_inputs(
-                moment_DD, self.directions[names[0]], energy
-            ).cpu()
-            for names, moment_DD in moments.items()
-        }
-
-    def _remember(self, tensors: Mapping[str, Tensor]) -> None:
-        """Add a task's directions to those of older tasks."""
-        for name, directions_KD in self.directions.items():
-            added = tensors[f"{name}.directions"].cpu().float()
-            self.directions[name] = torch.cat([directions_KD, added])
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
         """Shapes of a task's keys and values; with ``quiet_keys``, of its new directions too."""
@@ -161,18 +134,20 @@ class Moram(Method):
             d, e = sizes(linear)
             out[f"{name}.keys"] = (self.config.atoms_per_task, d)
             out[f"{name}.values"] = (self.config.atoms_per_task, e)
-        if self.config.quiet_keys:
-            for names in by_input(linears):
-                out[f"{names[0]}.directions"] = (-1, sizes(linears[names[0]])[0])
-        return out
+        return out | (
+            direction_shapes(linears, by_input(linears)) if self.config.quiet_keys else {}
+        )
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Append task i's atoms to the memory."""
+        self._grow(tensors)
+        if self.older:
+            self.older.load_task(tensors)
+
+    def _grow(self, tensors: Mapping[str, Tensor]) -> None:
         for names, memory in self.memories.items():
             memory.grow([(tensors[f"{name}.keys"], tensors[f"{name}.values"]) for name in names])
             memory.learning = False
-        if any(f"{name}.directions" in tensors for name in self.directions):
-            self._remember(tensors)
 
     def _check_frozen(self) -> None:
         """Raise MachineError if a frozen atom has changed."""

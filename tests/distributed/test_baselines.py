@@ -22,7 +22,7 @@ from moram_dist.comm import env
 from moram_dist.config import MethodConfig, RunConfig
 from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import order
-from moram_dist.methods import METHODS, Method, ewc, inf_lora, moram
+from moram_dist.methods import METHODS, Method, ewc, gpm_lora, inf_lora, moram
 from moram_dist.models.identity import fingerprint_of
 from moram_dist.train.engine import BETAS, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
@@ -275,7 +275,7 @@ def check(model: Path, folder: Path, name: str, setting: Setting, **model_settin
                 check_design(name, memory, state)
             expected = plain_gradient(name, memory, values, state)
             # The projection leaves a small part of a quiet key's gradient, and all its rounding.
-            rounding = 5 * ROUNDING if name == "moram" else ROUNDING
+            rounding = 5 * ROUNDING if name in ("moram", "gpm_lora") else ROUNDING
             assert_close(gradient(life, 1), expected, rounding)
         life.train(i, 1, 3)
         memory = end(life, i)
@@ -301,13 +301,13 @@ KINDS: dict[str, tuple[Setting, dict[str, Any]]] = {
 }
 LIVES = [(name, kind) for name in NAMES for kind in ("fp32", "checkpointed", "bf16")]
 LIVES += [(name, f"stage {n}") for name in ("ewc", "gain_lora") for n in (0, 2)]
-LIVES += [("moram", kind) for kind in ("fp32", "bf16", "stage 2")]
+LIVES += [(name, kind) for name in ("moram", "gpm_lora") for kind in ("fp32", "bf16", "stage 2")]
 """With quiet keys; without them it has tests of its own."""
 
 
 def live(rank: int, world_size: int, model: Path, folder: Path) -> None:
     """All methods. Of the five examples that are looked at one rank lacks the last."""
-    ewc.FISHER_EXAMPLES = inf_lora.EXAMPLES = moram.EXAMPLES = LOOKED_AT
+    ewc.FISHER_EXAMPLES = inf_lora.EXAMPLES = moram.EXAMPLES = gpm_lora.EXAMPLES = LOOKED_AT
     for name, kind in LIVES:
         setting, model_settings = KINDS[kind]
         try:

@@ -27,6 +27,7 @@ STORED = {
     "inc_lora": LORA,
     "o_lora": LORA,
     "inf_lora": LORA | {"subspace"},
+    "gpm_lora": LORA | {"directions"},
     "gain_lora": LORA | {"subspace"},
     "ewc": LORA | {"fisher_A", "fisher_B"},
     "lwf": LORA,

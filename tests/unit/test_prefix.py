@@ -72,7 +72,16 @@ def logits(model, ids):
 
 def test_the_methods_that_keep_their_prefixes():
     assert WITH_PREFIX == [
-        *("any_ssr", "gain_lora", "inc_lora", "inf_lora", "moe_lora", "moram", "o_lora"),
+        *(
+            "any_ssr",
+            "gain_lora",
+            "gpm_lora",
+            "inc_lora",
+            "inf_lora",
+            "moe_lora",
+            "moram",
+            "o_lora",
+        ),
         "single_task",
     ]
 

@@ -141,3 +141,35 @@ def test_what_files_hold():
 def test_a_part_that_cannot_be_meant(energy):
     with pytest.raises(InputError, match=r"--quiet_keys must be in \[0, 1\)"):
         MethodConfig(quiet_keys=energy)
+
+
+def test_a_projected_lora_hardly_answers_older_inputs():
+    model = OneLinear(6, 3)
+    config = MethodConfig(method="gpm_lora", atoms_per_task=2, alpha=4.0, dropout=0)
+    gpm = METHODS["gpm_lora"](config, seed=0, num_tasks=3)
+    gpm.build(model, ["layer"])
+    old = inputs(5, 4, 3, 0.1, 0.1, 0.1)
+    begin(gpm, model, 0)
+    model.eval()
+    directions = gpm.end_task(0, looking(model, old))["layer.directions"]
+    assert directions.shape == (3, 6)
+    begin(gpm, model, 1)
+    with torch.no_grad():
+        model.layer.lora_B.normal_(generator=torch.Generator().manual_seed(3))
+    before = model(old)
+    model(old).square().sum().backward()
+    A = model.layer.lora_A
+    torch.testing.assert_close(
+        A.grad @ directions.T, torch.zeros(2, 3), atol=1e-4 * A.grad.norm().item(), rtol=0
+    )
+    second = gpm.end_task(1, looking(model, old))
+    assert torch.equal(model(old), before), "freezing changed the outputs"
+    torch.testing.assert_close(second["layer.lora_A"], A - A @ directions.T @ directions)
+    again = METHODS["gpm_lora"](config, seed=0, num_tasks=3)
+    restored = OneLinear(6, 3)
+    again.build(restored, ["layer"])
+    for i, tensors in enumerate(({"layer.directions": directions}, second)):
+        again.load_task(
+            i, {"layer.lora_A": A.detach(), "layer.lora_B": A.detach()[:, :3]} | tensors
+        )
+    assert torch.equal(again.older.directions["layer",], gpm.older.directions["layer",])

@@ -1,0 +1,96 @@
+"""The directions of older tasks' inputs, and keys that are kept off them.
+
+Shape letters: R keys, D elements of an input, K directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moram_dist.adapters.adapter import sizes
+from moram_dist.adapters.moments import directions_of_inputs, look_at
+
+Names = tuple[str, ...]
+"""Full names of linears that share an input."""
+
+
+def off(keys_RD: Tensor, directions_KD: Tensor | None) -> Tensor:
+    """Keys without their part along orthonormal directions; so their gradients have none either."""
+    if directions_KD is None:
+        return keys_RD
+    precise = torch.promote_types(keys_RD.dtype, torch.float32)
+    keys, directions = keys_RD.to(precise), directions_KD.to(precise)
+    return (keys - (keys @ directions.T) @ directions).to(keys_RD.dtype)
+
+
+class OlderInputs:
+    """For each group of linears, as few directions as hold enough of each older task's inputs.
+
+    Source: gradient projection memory, Saha et al. 2021, arXiv:2103.09762.
+    """
+
+    def __init__(
+        self, linears: Mapping[str, nn.Module], groups: Sequence[Names], energy: float
+    ) -> None:
+        """No task yet.
+
+        Args:
+            linears: adapted ones by full name.
+            groups: which of them share an input.
+            energy: part of the squared length of a task's inputs that its directions hold.
+        """
+        self.linears = linears
+        self.groups = groups
+        self.energy = energy
+        self.directions = {names: torch.zeros(0, sizes(linears[names[0]])[0]) for names in groups}
+        """Orthonormal rows (K, D) in float32, on the CPU."""
+
+    def add_task(
+        self,
+        model: nn.Module,
+        look: Callable[[int], tuple[int, Iterator[Tensor]]],
+        examples: int,
+    ) -> dict[str, Tensor]:
+        """Add a task's directions; returns them as tensors of its memory file.
+
+        Args:
+            model: that the linears are of, as it is after the task. All ranks call this together.
+            look: ``methods.method.ExampleLosses`` of the task.
+            examples: how many of its training examples pass through the model.
+        """
+        moments = {}
+        for names in self.groups:
+            size = self.directions[names].shape[1]
+            moments[names] = torch.zeros(size, size, dtype=torch.float64)
+        for together, moment_DD in look_at(model, self.linears, look, examples).over_ranks():
+            for names in self.groups:
+                if not {*names}.isdisjoint(together):
+                    moments[names] = moments[names].to(moment_DD) + moment_DD
+        found = {
+            _entry(names): directions_of_inputs(
+                moment_DD, self.directions[names], self.energy
+            ).cpu()
+            for names, moment_DD in moments.items()
+        }
+        self.load_task(found)
+        return found
+
+    def load_task(self, tensors: Mapping[str, Tensor]) -> None:
+        """Append a task's directions from its memory file."""
+        for names, older_KD in self.directions.items():
+            added_KD = tensors[_entry(names)].cpu().float()
+            self.directions[names] = torch.cat([older_KD, added_KD])
+
+
+def direction_shapes(
+    linears: Mapping[str, nn.Module], groups: Sequence[Sequence[str]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of a task's directions in its memory file; -1: as many as it adds."""
+    return {_entry(names): (-1, sizes(linears[names[0]])[0]) for names in groups}
+
+
+def _entry(names: Sequence[str]) -> str:
+    return f"{names[0]}.directions"
