@@ -264,7 +264,7 @@ def test_on_a_quantised_base(run, compute):
     expected = logits(load_memory(plain, run))
     load_memory(model, run)
     bank = model.get_submodule("model.layers.0.self_attn.q_proj.memory.bank")
-    assert bank.num_atoms == 8 and bank.share_F.dtype == compute
+    assert bank.num_atoms == 8 and bank.shard_F.dtype == compute
     torch.testing.assert_close(
         logits(model), expected, atol=1e-6 if compute == torch.float32 else 0.05, rtol=0
     )
