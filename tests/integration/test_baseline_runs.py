@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 
 import pytest
 from safetensors.torch import load_file
@@ -51,8 +52,10 @@ def test_a_run_its_restart_and_its_memory(tmp_path, method):
         gate = {name for name in tensors if name.startswith("gate.")}
         assert bool(gate) == (method == "gain_lora")
         tensors = {name: tensor for name, tensor in tensors.items() if name not in gate}
-        assert {name.rpartition(".")[2] for name in tensors} == STORED[method]
-        assert len(tensors) == len(STORED[method]) * len(manifest["modules"])
+        kinds = Counter(name.rpartition(".")[2] for name in tensors)
+        count = len(manifest["modules"])
+        # Of four linears, query, key and value share an input, and so their directions.
+        assert kinds == {k: count // 2 if k == "directions" else count for k in STORED[method]}
         routers = [tensor for name, tensor in tensors.items() if name.endswith("router")]
         assert {len(router) for router in routers} <= {i + 1}
 
