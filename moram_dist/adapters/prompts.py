@@ -78,7 +78,7 @@ def new_rows(arguments: Any, named: Mapping[str, Any]) -> list[Tensor] | None:
         Token ids (P,) of each row, or embeddings (P, D) if the pass gets those. None if the pass
         continues from a filled cache.
     """
-    cache = named.get("past_key_values")
+    cache = named.get("cache", named.get("past_key_values"))  # transformers 5.24 renamed it
     if cache is not None and cache.get_seq_length():
         return None
     ids = named.get("input_ids", arguments[0] if arguments else None)
