@@ -106,7 +106,7 @@ def test_files_that_ship(run):
     run(
         "-c",
         "from launch import flags, job_script, submit; from eval.run import METRICS;"
-        "import launch.planning.table, eval.references;"
+        "import launch.planning.table, eval.compare.references, eval.report.page;"
         "assert flags.read_flags((), {})[1].is_file();"
         "assert flags.read_flags((), {'ds_config': 'zero2.json'})[1].is_file();"
         "flags.read_flags((), {'recipe': 'trace_llama2_7b.yaml'});"
