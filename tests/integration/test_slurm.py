@@ -19,7 +19,7 @@ import pytest
 
 from tests.integration.launching import ROOT, train
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]  # a requeue alone waits minutes
 
 PORT = 16817
 """Of the SLURM that the tool starts, so there can be one of them on a machine."""
@@ -28,7 +28,7 @@ FLAGS = ("--limit_train", "192", "--limit_eval", "8", "--epochs", "1", "--order"
 FLAGS += ("--batch_size", "8", "--log_every", "1", "--dtype", "fp32", "--save_every", "1000")
 FLAGS += ("--preset", "published")
 STEPS = 24  # of each of the two tasks
-ENDS_WITHIN_S = 240.0
+ENDS_WITHIN_S = 600.0
 
 
 @pytest.fixture(scope="module")
