@@ -31,8 +31,9 @@ NETWORK = "afs beegfs ceph cifs fuse.ceph fuse.glusterfs fuse.sshfs gpfs lustre 
 LEAST_FREE = 2**30
 """Bytes; a folder with less free space gets a warning."""
 
-MEET = """from moram_dist.comm import env
-env.join({timeout}); assert env.all_sum([1.0]) == [env.world_size()], "a wrong sum"; env.leave()"""
+MEET = """from moram_dist.comm import env, joining
+joining.join({timeout})
+assert env.all_sum([1.0]) == [env.world_size()], "a wrong sum"; env.leave()"""
 """Program of each trial rank: the same first call as in training, then a sum over all ranks."""
 
 

@@ -22,6 +22,7 @@ from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
+from moram_dist.comm.joining import join
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import fits
@@ -88,7 +89,7 @@ class Session:
     def _work(self, progress: Progress) -> None:
         progress.say(f"run directory: {self.run_dir.path}")
         # The watchdog must report first: a backend's message about a timeout is unreadable.
-        env.join(self.config.parallel.wait_limit + WATCHDOG_FIRST_S, self.watchdog.still)
+        join(self.config.parallel.wait_limit + WATCHDOG_FIRST_S, self.watchdog.still)
         self.watchdog.at("the model to load")
         self.watchdog.start()
         with StopSignals(self.config.record.stop_signals) as stop:

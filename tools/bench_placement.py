@@ -30,6 +30,7 @@ from moram_dist.atoms.recall import recall_together
 from moram_dist.atoms.routing import Routing
 from moram_dist.comm import env
 from moram_dist.comm.collectives import AtomGroup, make_atom_group
+from moram_dist.comm.joining import join
 
 WIDTH = 1024
 ROUTING = Routing(top_k=16, temperature=0.03)
@@ -82,7 +83,7 @@ def ranks_say(ranks: int, what: str) -> list[list[Any]]:
 
 def worker() -> None:
     """The program of one rank."""
-    env.join()
+    join()
     torch.set_num_threads(1)
     group = make_atom_group("world")
     rows = {"bytes": bytes_table, "seconds": seconds_table}[sys.argv[1]](group)

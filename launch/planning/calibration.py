@@ -20,6 +20,7 @@ from launch import settings
 from moram_dist.atoms import Placer
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
+from moram_dist.comm.joining import join
 from moram_dist.config import RunConfig
 from moram_dist.data.stream import MicroBatch
 from moram_dist.families.causal import one_row_each
@@ -87,7 +88,7 @@ def _rank(
     config, benchmark = settings.resolve(config)
     one_each = replace(config, train=replace(config.train, batch_size=ranks))
     ds_config = settings.deepspeed_config(one_each, ds_path, ranks)
-    env.join(TIMEOUT_S)
+    join(TIMEOUT_S)
     base = language_model.load(config.model, ds_config)
     placer = Placer(make_atom_group("world"), placement)
     method = Moram(config.method, config.train.seed, placer, num_tasks=len(benchmark.tasks))

@@ -88,7 +88,7 @@ class AtomGroup:
 
 
 def make_atom_group(over: str) -> AtomGroup:
-    """The group of this rank. All ranks must call it together, after ``env.join``.
+    """The group of this rank. All ranks must call it together, after ``joining.join``.
 
     Args:
         over: ``world``: all ranks share one memory; ``node``: the ranks of each machine share one,

@@ -6,18 +6,12 @@ Without a launcher there is one rank.
 from __future__ import annotations
 
 import os
-import resource
 import socket
-import warnings
-from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from moram_dist.registry import MachineError
 
 
 def rank() -> int:
@@ -70,81 +64,6 @@ def choose_accelerator() -> None:
     """Call before DeepSpeed is imported: otherwise, on a CPU, it warns that it found no GPU."""
     if device().type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
-def join(timeout_s: float = 1800.0, still: Callable[[], None] = lambda: None) -> None:
-    """Join the other ranks (gloo on a CPU, NCCL on CUDA). Announces a build of extensions.
-
-    Args:
-        timeout_s: longest wait for the other ranks in any single collective.
-        still: called from time to time, here and later, while an extension is compiled.
-
-    Raises:
-        InputError: the port at which the ranks meet is taken.
-        MachineError: not all ranks arrived.
-    """
-    from moram_dist.comm import extension, rendezvous
-
-    choose_accelerator()
-    # DeepSpeed calls torch's collectives by names that torch 2.13 renamed.
-    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
-    import deepspeed  # slow to import, and only ranks need it
-
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    allow_many_files()
-    meeting = None
-    if not dist.is_initialized():
-        if rendezvous.one_machine():
-            keep_gloo_inside()
-        meeting = rendezvous.Rendezvous(timeout_s)
-        meeting.meet()
-    if device().type == "cuda":
-        torch.cuda.set_device(device())
-    else:
-        # One machine's ranks share its cores; without this each would start a thread per core.
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size()))
-        extension.guard(still)
-        if meeting:
-            extension.prepare(meeting)
-    # If LOCAL_SIZE is set, DeepSpeed allocates 69 MB of shared memory per CPU rank, for an
-    # all-reduce of inference engines that is not used here, and leaks it when the rank ends.
-    local_size = os.environ.pop("LOCAL_SIZE", None)
-    try:
-        deepspeed.init_distributed(
-            "nccl" if device().type == "cuda" else "gloo",
-            timeout=timedelta(seconds=timeout_s),
-            auto_mpi_discovery=False,
-            verbose=False,
-            init_method=meeting and meeting.init_method(),
-        )
-    except (dist.DistStoreError, dist.DistNetworkError) as error:
-        if "time" not in str(error).lower():
-            raise
-        raise MachineError(
-            f"rank {rank()} waited {timeout_s:g} s for the other ranks to connect"
-        ) from None
-    finally:
-        if local_size is not None:
-            os.environ["LOCAL_SIZE"] = local_size
-
-
-def allow_many_files() -> None:
-    """Raise the limit of open files to the maximum: gloo connects each rank to every other one.
-
-    With the usual soft limit, 1,024, that fails at about 1,000 ranks.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def keep_gloo_inside() -> None:
-    """Let the ranks of one machine talk over loopback, so that no port is open to others."""
-    if "lo" in (name for _, name in socket.if_nameindex()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def leave() -> None:

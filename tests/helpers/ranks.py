@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from moram_dist.comm import env
+from moram_dist.comm.joining import join
 
 
 def run_ranks(
@@ -60,7 +61,7 @@ def _worker(
     meet_at = f"file://{tmp_path / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=meet_at, rank=rank, world_size=world_size)
     try:
-        env.join()
+        join()
         fn(rank, world_size, *args)
     except BaseException:
         (tmp_path / f"rank{rank}.err").write_text(f"rank {rank}:\n{traceback.format_exc()}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from launch.session import Session
-from moram_dist.comm import env
+from moram_dist.comm.joining import join
 from moram_dist.registry import InputError, MachineError
 from moram_dist.train.trainer import Trainer
 from tools.warm_ranks import WarmRanks
@@ -116,7 +116,7 @@ def test_one_machine_listens_on_loopback_alone(tmp_path):
 def meets_nobody(rank: int) -> None:
     if rank == 0:
         try:
-            env.join(timeout_s=2.0)
+            join(timeout_s=2.0)
         except MachineError as error:
             print(error, flush=True)
     os._exit(0)
