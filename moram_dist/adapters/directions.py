@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from moram_dist.adapters.adapter import sizes
 from moram_dist.adapters.moments import directions_of_inputs, look_at
 
+EXAMPLES = 64
+"""Training examples of a task from which its directions are computed."""
+
 Names = tuple[str, ...]
 """Full names of linears that share an input."""
 
@@ -49,32 +52,21 @@ class OlderInputs:
         """Orthonormal rows (K, D) in float32, on the CPU."""
 
     def add_task(
-        self,
-        model: nn.Module,
-        look: Callable[[int], tuple[int, Iterator[Tensor]]],
-        examples: int,
+        self, model: nn.Module, look: Callable[[int], tuple[int, Iterator[Tensor]]]
     ) -> dict[str, Tensor]:
         """Add a task's directions; returns them as tensors of its memory file.
 
         Args:
             model: that the linears are of, as it is after the task. All ranks call this together.
             look: ``methods.method.ExampleLosses`` of the task.
-            examples: how many of its training examples pass through the model.
         """
-        moments = {}
-        for names in self.groups:
-            size = self.directions[names].shape[1]
-            moments[names] = torch.zeros(size, size, dtype=torch.float64)
-        for together, moment_DD in look_at(model, self.linears, look, examples).over_ranks():
+        found = {_entry(names): older_KD[:0] for names, older_KD in self.directions.items()}
+        for together, moment_DD in look_at(model, self.linears, look, EXAMPLES).over_ranks():
             for names in self.groups:
                 if not {*names}.isdisjoint(together):
-                    moments[names] = moments[names].to(moment_DD) + moment_DD
-        found = {
-            _entry(names): directions_of_inputs(
-                moment_DD, self.directions[names], self.energy
-            ).cpu()
-            for names, moment_DD in moments.items()
-        }
+                    known_KD = torch.cat([self.directions[names], found[_entry(names)]])
+                    new_KD = directions_of_inputs(moment_DD, known_KD, self.energy).cpu()
+                    found[_entry(names)] = torch.cat([found[_entry(names)], new_KD])
         self.load_task(found)
         return found
 

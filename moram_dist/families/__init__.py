@@ -4,10 +4,7 @@ from moram_dist.families import causal, encoder_decoder
 from moram_dist.families.answers import (
     Answered,
     answer_batch,
-    choose_batch,
-    generate_batch,
     is_generated,
-    score_batch,
 )
 from moram_dist.families.family import FAMILIES, Family, Tower, family_of, family_of_model
 from moram_dist.families.text import TextFamily
@@ -20,11 +17,8 @@ __all__ = [
     "Tower",
     "answer_batch",
     "causal",
-    "choose_batch",
     "encoder_decoder",
     "family_of",
     "family_of_model",
-    "generate_batch",
     "is_generated",
-    "score_batch",
 ]

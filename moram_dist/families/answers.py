@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from moram_dist.config import ANSWERS
-from moram_dist.decode import LabelScores
 from moram_dist.decode.labels import best
 from moram_dist.families.family import family_of_model
 from moram_dist.tasks.task import Decoding, Example, Task
@@ -47,56 +46,19 @@ def answer_batch(
     ``texts`` are free answers that were generated before; None generates them here if needed. The
     other arguments are those of ``Family.generate``.
     """
+    family = family_of_model(model)
     found: dict[str, list[Answered]] = {}
     if is_generated(modes, task):
         if texts is None:
-            texts = generate_batch(model, tokenizer, examples, task, decoding, synced=synced)
+            texts = family.generate(model, tokenizer, examples, task, decoding, synced=synced)
         found[GENERATE] = [Answered(text) for text in texts]
     if not task.labels:
         return dict.fromkeys(modes, found[GENERATE])
     if CONSTRAINED in modes:
-        texts = choose_batch(model, tokenizer, examples, task, synced=synced)
+        texts = family.choose(model, tokenizer, examples, task, synced=synced)
         found[CONSTRAINED] = [Answered(text) for text in texts]
     if LABELS in modes or LABELS_MEAN in modes:
-        scores = score_batch(model, tokenizer, examples, task, synced=synced)
+        scores = family.score_labels(model, tokenizer, examples, task, synced=synced)
         found[LABELS] = [Answered(best(one.sums), one.sums) for one in scores]
         found[LABELS_MEAN] = [Answered(best(one.means), one.means) for one in scores]
     return {mode: found[mode] for mode in modes}
-
-
-def generate_batch(
-    model: nn.Module,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    task: Task,
-    decoding: Decoding,
-    *,
-    synced: bool = False,
-) -> list[str]:
-    """``Family.generate`` of the model's family."""
-    family = family_of_model(model)
-    return family.generate(model, tokenizer, examples, task, decoding, synced=synced)
-
-
-def choose_batch(
-    model: nn.Module,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    task: Task,
-    *,
-    synced: bool = False,
-) -> list[str]:
-    """``Family.choose`` of the model's family."""
-    return family_of_model(model).choose(model, tokenizer, examples, task, synced=synced)
-
-
-def score_batch(
-    model: nn.Module,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    task: Task,
-    *,
-    synced: bool = False,
-) -> list[LabelScores]:
-    """``Family.score_labels`` of the model's family."""
-    return family_of_model(model).score_labels(model, tokenizer, examples, task, synced=synced)

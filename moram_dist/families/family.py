@@ -207,7 +207,7 @@ class Family(ABC):
     # Answers.
 
     def can_stream(self, model: nn.Module) -> bool:
-        """Whether ``stream`` works for this model, given whole weights."""
+        """Whether ``stream`` is worth calling: it overlaps prompts, given whole weights."""
         return False
 
     def stream(
@@ -218,8 +218,13 @@ class Family(ABC):
         decoding: Decoding,
         room: Room,
     ) -> Iterator[tuple[int, str]]:
-        """Yield (key, answer) as each answer is complete; the key is the caller's."""
-        raise NotImplementedError
+        """Yield (key, answer) as each answer is complete; the key is the caller's.
+
+        By default one prompt after the other.
+        """
+        for key, task, example in asked:
+            (answer,) = self.generate(model, tokenizer, [example], task, decoding)
+            yield key, answer
 
     @abstractmethod
     def generate(

@@ -11,9 +11,6 @@ from moram_dist.atoms import by_input
 from moram_dist.methods.inc_lora import IncLora
 from moram_dist.methods.method import METHODS, ExampleLosses, Linears
 
-EXAMPLES = 64
-"""Training examples of a task from which its directions are computed."""
-
 ENERGY = 0.95
 """Part of the squared length of a task's inputs that its directions hold."""
 
@@ -48,7 +45,7 @@ class GpmLora(IncLora):
         """Freeze the task's terms, and add the directions of its inputs."""
         tensors = self._trained()
         super().load_task(i, tensors)
-        return tensors | self.older.add_task(self.model, look, EXAMPLES)
+        return tensors | self.older.add_task(self.model, look)
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
         """A, B, and the directions that the task adds."""

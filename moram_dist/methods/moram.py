@@ -25,9 +25,6 @@ from moram_dist.families import Family, family_of_model
 from moram_dist.methods.method import METHODS, ExampleLosses, Linears, Method
 from moram_dist.registry import MachineError
 
-EXAMPLES = 64
-"""Examples of a task to whose inputs later keys are kept orthogonal."""
-
 
 @METHODS.register("moram")
 class Moram(Method):
@@ -124,7 +121,7 @@ class Moram(Method):
         self._grow(tensors)
         self._check_frozen()
         if self.older:
-            tensors |= self.older.add_task(self.model, look, EXAMPLES)
+            tensors |= self.older.add_task(self.model, look)
         return tensors
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:

@@ -66,13 +66,13 @@ class ProgressFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, place: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
-        """Save the state at ``place``, then delete all but the newest ones. Raises OSError."""
+    def write(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+        """Save the state at ``checkpoint``, then delete all but the newest ones. Raises OSError."""
         content = save({name: t.contiguous().cpu() for name, t in sorted(tensors.items())})
-        write_atomically(self.folder / f"{place.name}.safetensors", content)
-        whole = asdict(place) | {"sha256": hashlib.sha256(content).hexdigest()}
+        write_atomically(self.folder / f"{checkpoint.name}.safetensors", content)
+        whole = asdict(checkpoint) | {"sha256": hashlib.sha256(content).hexdigest()}
         text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.folder / f"{place.name}.json", text)
+        write_atomically(self.folder / f"{checkpoint.name}.json", text)
         self._keep([path.stem for path in self._newest_first()[:KEPT]])
 
     def newest(
@@ -88,18 +88,18 @@ class ProgressFiles:
         useful: list[Checkpoint] = []
         for path in self._newest_first():
             try:
-                place = self._check(path)
+                checkpoint = self._check(path)
             except InputError as error:
                 say(f"{error}: not used")
                 continue
-            if place.task == task and place.learned == learned:
-                useful.append(place)
-        self._keep([place.name for place in useful])
+            if checkpoint.task == task and checkpoint.learned == learned:
+                useful.append(checkpoint)
+        self._keep([checkpoint.name for checkpoint in useful])
         return useful[0] if useful else None
 
-    def read(self, place: Checkpoint) -> dict[str, Tensor]:
+    def read(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """The tensors of a checkpoint from ``newest``."""
-        return load_file(self.folder / f"{place.name}.safetensors")
+        return load_file(self.folder / f"{checkpoint.name}.safetensors")
 
     def clear(self) -> None:
         """Remove everything."""
@@ -112,17 +112,17 @@ class ProgressFiles:
 
     def _check(self, path: Path) -> Checkpoint:
         """Raises InputError where one of the two files is damaged."""
-        place = read_record(path, Checkpoint)
-        if place.version != VERSION or place.name != path.stem:
+        checkpoint = read_record(path, Checkpoint)
+        if checkpoint.version != VERSION or checkpoint.name != path.stem:
             raise InputError(f"{path} is no record of progress of version {VERSION}")
         tensors = path.with_suffix(".safetensors")
         try:
-            whole = sha256(tensors) == place.sha256
+            whole = sha256(tensors) == checkpoint.sha256
         except OSError:
             whole = False
         if not whole:
             raise InputError(f"{tensors} is not whole")
-        return place
+        return checkpoint
 
     def _keep(self, names: list[str]) -> None:
         """Remove all other files; records before their tensors."""

@@ -172,7 +172,7 @@ class Trainer:
         tensors |= {f"{OF_METHOD}{n}": t for n, t in self.method.state_dict().items()}
         if not env.is_main():
             return
-        place = Checkpoint(
+        checkpoint = Checkpoint(
             task=i,
             step=done,
             optimizer_steps=optimizer_steps,
@@ -182,7 +182,7 @@ class Trainer:
             world_size=env.world_size(),
         )
         try:
-            self.run_dir.progress.write(place, tensors)
+            self.run_dir.progress.write(checkpoint, tensors)
         except OSError as error:
             self.progress.say(f"step {done} could not be saved: {error}; training continues")
 

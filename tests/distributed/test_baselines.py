@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from moram_dist.adapters import directions
 from moram_dist.adapters.prompts import asking
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.comm import env
 from moram_dist.config import MethodConfig, RunConfig
 from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import order
-from moram_dist.methods import METHODS, Method, ewc, gpm_lora, inf_lora, moram
+from moram_dist.methods import METHODS, Method, ewc, inf_lora
 from moram_dist.models.identity import fingerprint_of
 from moram_dist.train.engine import BETAS, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
@@ -307,7 +308,7 @@ LIVES += [(name, kind) for name in ("moram", "gpm_lora") for kind in ("fp32", "b
 
 def live(rank: int, world_size: int, model: Path, folder: Path) -> None:
     """All methods. Of the five examples that are looked at one rank lacks the last."""
-    ewc.FISHER_EXAMPLES = inf_lora.EXAMPLES = moram.EXAMPLES = gpm_lora.EXAMPLES = LOOKED_AT
+    ewc.FISHER_EXAMPLES = inf_lora.EXAMPLES = directions.EXAMPLES = LOOKED_AT
     for name, kind in LIVES:
         setting, model_settings = KINDS[kind]
         try:

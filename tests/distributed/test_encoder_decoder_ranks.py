@@ -24,7 +24,6 @@ from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.zero3 import without_hooks
 from moram_dist.config import MethodConfig, ModelConfig, RunConfig, TrainConfig
 from moram_dist.data.stream import Step, steps
-from moram_dist.families import generate_batch, score_batch
 from moram_dist.families.encoder_decoder import EncoderDecoder
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
@@ -34,6 +33,7 @@ from moram_dist.train import ds_config
 from moram_dist.train.engine import make_engine, start_fresh
 from moram_dist.train.stop import StopSignals
 from moram_dist.train.trainer import Trainer
+from tests.helpers.answers import generate_batch, score_batch
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny_t5 import START, WIDE, save_tiny_t5, tiny_t5
 

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from moram_dist import load_memory
 from moram_dist.config import ModelConfig
-from moram_dist.families import generate_batch
 from moram_dist.models.language_model import DEMO_BASE, load_tokenizer
 from moram_dist.tasks import BENCHMARKS, Source
+from tests.helpers.answers import generate_batch
 from tools.kill_test import Moment, disturbed, undisturbed
 
 pytestmark = pytest.mark.integration

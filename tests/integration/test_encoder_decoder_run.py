@@ -12,9 +12,9 @@ from transformers import AutoModelForSeq2SeqLM
 
 from moram_dist import load_memory
 from moram_dist.config import ModelConfig
-from moram_dist.families import generate_batch
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks import BENCHMARKS, Source
+from tests.helpers.answers import generate_batch
 from tests.helpers.tiny_t5 import save_tiny_t5
 from tests.integration.launching import ROOT, train
 

@@ -189,8 +189,8 @@ def test_a_plain_model_with_the_memory_answers_the_same(folder):
 
     from moram_dist import load_memory
     from moram_dist.config import ModelConfig
-    from moram_dist.families import generate_batch
     from moram_dist.models.language_model import DEMO_BASE, load_tokenizer
+    from tests.helpers.answers import generate_batch
 
     demo = BENCHMARKS["demo"](Source(order=",".join(TASKS), limit_eval=8))
     tokenizer = load_tokenizer(ModelConfig())

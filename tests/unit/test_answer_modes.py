@@ -14,12 +14,13 @@ from eval.scoring_modes import ScoringMode, scoring_modes
 from moram_dist.adapters.prefix import Prefix
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, ModelConfig
-from moram_dist.families import answer_batch, family_of_model, generate_batch
+from moram_dist.families import answer_batch, family_of_model
 from moram_dist.models.language_model import Base, load_tokenizer
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark, Example, Task
 from moram_dist.tracking import Tracker
 from moram_dist.train.progress import Progress
+from tests.helpers.answers import generate_batch
 from tests.helpers.tiny import tiny_model
 
 LABELS = ("food", "animal", "tool")

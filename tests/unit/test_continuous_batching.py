@@ -16,9 +16,10 @@ from moram_dist.decode.continuous_batching import (
     can_batch_continuously,
 )
 from moram_dist.decode.generate import generate_stream, greedy
-from moram_dist.families import family_of_model, generate_batch
+from moram_dist.families import family_of_model
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks.task import Decoding, Example, Task
+from tests.helpers.answers import generate_batch
 from tests.helpers.tiny import SIZES, VOCABULARY, tiny_model, tokens
 from tests.helpers.tiny_t5 import tiny_t5
 

@@ -8,13 +8,14 @@ from torch.nn import functional as F
 
 from moram_dist.config import ModelConfig
 from moram_dist.data.stream import steps
-from moram_dist.families import choose_batch, family_of_model, generate_batch, score_batch
+from moram_dist.families import family_of_model
 from moram_dist.families.causal import Causal
 from moram_dist.families.encoder_decoder import EncodedPair, EncoderDecoder, encode_source
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Decoding, Example, Task
 from moram_dist.train.forward import Forward, answer_loss
+from tests.helpers.answers import choose_batch, generate_batch, score_batch
 from tests.helpers.tiny import save_tiny_model
 from tests.helpers.tiny_t5 import PAD, START, save_tiny_t5, tiny_t5
 

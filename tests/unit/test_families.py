@@ -23,7 +23,7 @@ from moram_dist.config import EvalConfig, MethodConfig, RunConfig, TrainConfig
 from moram_dist.data import tokens
 from moram_dist.data.stream import IGNORED, MicroBatch, steps
 from moram_dist.data.tokens import WorkProgress, encode_task
-from moram_dist.decode import LabelScores
+from moram_dist.decode import LabelScores, Room
 from moram_dist.families import FAMILIES, Family, answer_batch, family_of, family_of_model
 from moram_dist.families.causal import Causal
 from moram_dist.families.encoder_decoder import EncoderDecoder
@@ -80,7 +80,7 @@ class Vectors(Family):
         return getattr(architecture, "model_type", None) == "vectors"
 
     def auto_class(self):
-        raise NotImplementedError("made in memory")
+        raise AssertionError("the model is made in memory")
 
     def trial_inputs(self, architecture, num_tokens, *, masked=False):
         return {"vectors": torch.zeros(1, architecture.size, device="meta")}
@@ -233,6 +233,10 @@ def test_answers():
     assert len({*best}) > 1
     for way in ways:
         assert [one.text for one in found[way]] == best
+    asked = [(k, task, one) for k, one in enumerate(task.test)]
+    room = Room.for_all(len(asked))
+    streamed = family_of_model(model).stream(model, TOKENIZER, asked, Decoding(), room)
+    assert [*streamed] == [*enumerate(best)]
 
 
 class Engine:

@@ -18,12 +18,12 @@ from moram_dist.config import MethodConfig
 from moram_dist.data.encode import Encoded
 from moram_dist.decode.continuous_batching import ContinuousBatcher, Request, Room
 from moram_dist.decode.generate import greedy
-from moram_dist.families import score_batch
 from moram_dist.families.causal import Causal
 from moram_dist.families.encoder_decoder import EncodedPair, EncoderDecoder
 from moram_dist.methods import METHODS
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example, Task
+from tests.helpers.answers import score_batch
 from tests.helpers.tiny import HIDDEN as SIZE
 from tests.helpers.tiny import tiny_model, tokens
 from tests.unit.test_lora_baselines import begin

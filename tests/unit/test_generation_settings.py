@@ -9,9 +9,10 @@ import torch
 
 from moram_dist.config import ModelConfig
 from moram_dist.decode.generate import greedy
-from moram_dist.families import answer_batch, family_of_model, generate_batch
+from moram_dist.families import answer_batch, family_of_model
 from moram_dist.models.language_model import load, load_tokenizer
 from moram_dist.tasks.task import Decoding, Example, Task
+from tests.helpers.answers import generate_batch
 from tests.helpers.tiny import save_tiny_model, tiny_model, tokens
 from tests.helpers.tiny_t5 import WIDE, tiny_t5
 

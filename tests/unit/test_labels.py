@@ -9,10 +9,11 @@ from moram_dist.config import MethodConfig, ModelConfig
 from moram_dist.data.candidates import encode_candidates
 from moram_dist.data.encode import encode_training
 from moram_dist.decode.labels import best, can_share_prefix
-from moram_dist.families import answer_batch, choose_batch, score_batch
+from moram_dist.families import answer_batch
 from moram_dist.methods import METHODS
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks.task import Decoding, Example
+from tests.helpers.answers import choose_batch, score_batch
 from tests.helpers.closed_choice import EXAMPLES, LABELS, task
 from tests.helpers.tiny import SIZES, tiny_model
 

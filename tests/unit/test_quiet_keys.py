@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from moram_dist.adapters import directions
 from moram_dist.adapters.moments import directions_of_inputs
 from moram_dist.config import MethodConfig
-from moram_dist.methods import METHODS, moram
+from moram_dist.methods import METHODS
 from moram_dist.methods.moram import Moram
 from moram_dist.registry import InputError
 from tests.unit.test_inf_lora import DIAGONAL
@@ -26,7 +27,7 @@ def method(model: nn.Module, energy: float = 0.9, **settings: float) -> Moram:
 
 def looking(model, x):
     def look(limit):
-        assert limit == moram.EXAMPLES
+        assert limit == directions.EXAMPLES
         return len(x), (model(row[None]).sum() for row in x)
 
     return look
@@ -89,8 +90,8 @@ def test_new_atoms_hardly_answer_older_inputs():
         values.normal_(generator=torch.Generator().manual_seed(2))
     model.eval()
     first = quiet.end_task(0, looking(model, old))
-    directions = first["layer.directions"]
-    assert directions.shape == (3, 6)
+    basis = first["layer.directions"]
+    assert basis.shape == (3, 6)
 
     begin(quiet, model, 1)
     with torch.no_grad():
@@ -101,13 +102,13 @@ def test_new_atoms_hardly_answer_older_inputs():
     assert active.grad.norm() > 0
     # The gradient of k - U^T U k, by the chain rule.
     torch.testing.assert_close(
-        active.grad @ directions.T, torch.zeros(2, 3), atol=1e-4 * active.grad.norm().item(), rtol=0
+        active.grad @ basis.T, torch.zeros(2, 3), atol=1e-4 * active.grad.norm().item(), rtol=0
     )
     model.eval()
     before = model(new)
     second = quiet.end_task(1, looking(model, new))
     assert torch.equal(model(new), before), "freezing changed the outputs"
-    expected = active.detach() - active.detach() @ directions.T @ directions
+    expected = active.detach() - active.detach() @ basis.T @ basis
     torch.testing.assert_close(second["layer.keys"], expected)
     # At most a tenth of the energy of old inputs is left, wherever the key lies in it.
     scores, length = old @ second["layer.keys"].T, second["layer.keys"].square().sum(1)
@@ -151,8 +152,8 @@ def test_a_projected_lora_hardly_answers_older_inputs():
     old = inputs(5, 4, 3, 0.1, 0.1, 0.1)
     begin(gpm, model, 0)
     model.eval()
-    directions = gpm.end_task(0, looking(model, old))["layer.directions"]
-    assert directions.shape == (3, 6)
+    basis = gpm.end_task(0, looking(model, old))["layer.directions"]
+    assert basis.shape == (3, 6)
     begin(gpm, model, 1)
     with torch.no_grad():
         model.layer.lora_B.normal_(generator=torch.Generator().manual_seed(3))
@@ -160,15 +161,15 @@ def test_a_projected_lora_hardly_answers_older_inputs():
     model(old).square().sum().backward()
     A = model.layer.lora_A
     torch.testing.assert_close(
-        A.grad @ directions.T, torch.zeros(2, 3), atol=1e-4 * A.grad.norm().item(), rtol=0
+        A.grad @ basis.T, torch.zeros(2, 3), atol=1e-4 * A.grad.norm().item(), rtol=0
     )
     second = gpm.end_task(1, looking(model, old))
     assert torch.equal(model(old), before), "freezing changed the outputs"
-    torch.testing.assert_close(second["layer.lora_A"], A - A @ directions.T @ directions)
+    torch.testing.assert_close(second["layer.lora_A"], A - A @ basis.T @ basis)
     again = METHODS["gpm_lora"](config, seed=0, num_tasks=3)
     restored = OneLinear(6, 3)
     again.build(restored, ["layer"])
-    for i, tensors in enumerate(({"layer.directions": directions}, second)):
+    for i, tensors in enumerate(({"layer.directions": basis}, second)):
         again.load_task(
             i, {"layer.lora_A": A.detach(), "layer.lora_B": A.detach()[:, :3]} | tensors
         )

@@ -65,7 +65,7 @@ def route(
         )
     num_blocks = max(1, triton.cdiv(num_scores, BLOCK))
     width = BLOCK if num_blocks > 1 else max(16, triton.next_power_of_2(num_scores))
-    squares_TB = score_TN.new_empty(num_tokens, num_blocks)
+    squares_TB = None if listed_TN is not None else score_TN.new_empty(num_tokens, num_blocks)
     best_TC = score_TN.new_empty(num_tokens, num_blocks * num_kept)
     index_TC = torch.empty_like(best_TC, dtype=torch.int32)
     _launch(
@@ -89,7 +89,8 @@ def route(
         return squares_TB, best_TC, index_TC
     # Blocks are in the order of atoms, so are their candidates, and empty slots come last.
     _, best_TK, index_TK = route(best_TC, num_kept, num_atoms=num_atoms, listed_TN=index_TC)
-    return squares_TB.sum(-1, keepdim=True), best_TK, index_TK
+    squares_T1 = None if squares_TB is None else squares_TB.sum(-1, keepdim=True)
+    return squares_T1, best_TK, index_TK
 
 
 def weigh(
