@@ -111,8 +111,8 @@ def test_recalls_stand_side_by_side_in_the_report(run_dir):
 def test_the_report_shows_what_was_recognised(run_dir):
     index = write_report(run_dir)
     said = text_of(index.read_text(encoding="utf-8"))
-    assert "the recogniser means took 66.7 % of all prompts for those of their own task" in said
-    assert "16.7 % for those of no task, which the base alone answered ( unknown )" in said
+    assert "the recogniser means assigned 66.7 % of all prompts to their own task" in said
+    assert "16.7 % to no task ( unknown ); those were answered by the base alone." in said
     saved = json.loads((index.parent / "metrics.json").read_text())
     assert saved["recogniser"] == {"accuracy": 100 * 4 / 6, "rejected": 100 / 6}
     with (index.parent / "confusion.csv").open() as file:
