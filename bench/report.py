@@ -53,7 +53,7 @@ def environment_line(results: BenchResults) -> str:
     return (
         f"{env['processor']}, {env['threads']} thread of {env['cores']} cores, {env['dtype']}; "
         f"{packages}. CPU time of the process: least and median of n repetitions, the ways in an "
-        "order drawn anew in each."
+        "order drawn again for each."
     )
 
 

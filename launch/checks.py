@@ -52,7 +52,7 @@ def python(pyproject: Path = ROOT / "pyproject.toml") -> CheckResult:
     found = f"{sys.version.split()[0]} at {sys.executable}"
     if sys.version_info >= tuple(int(part) for part in least.split(".")):
         return CheckResult(found)
-    return CheckResult(found, "fault", f"make .venv anew with Python {least} or newer")
+    return CheckResult(found, "fault", f"recreate .venv with Python {least} or newer")
 
 
 def packages(requirements: Path = ROOT / "requirements.txt", tracked: bool = True) -> CheckResult:
@@ -84,7 +84,7 @@ def compiler() -> CheckResult:
         lacking.append("Python.h")
     if not lacking:
         return CheckResult(f"{shutil.which(os.environ.get('CXX', 'c++'))}, ninja, Python.h")
-    found = f"not there: {', '.join(lacking)}"
+    found = f"missing: {', '.join(lacking)}"
     remedy = "source .venv/bin/activate (ninja); install g++ and python3-dev (a compiler, Python.h)"
     if _built(f"{extension.NAME}.so"):
         return CheckResult(f"{found}; the CPU extension is built already", "warning", remedy)
@@ -166,13 +166,13 @@ def tracking(uri: str, mounts: Path = Path("/proc/self/mounts")) -> CheckResult:
             return CheckResult(found, "fault", server)
         return CheckResult(f"{database}, on {kind or 'an unknown file system'}")
     if parts.scheme not in ("http", "https"):
-        return CheckResult(f"a store of kind {parts.scheme or 'unknown'}: not looked at")
+        return CheckResult(f"a store of kind {parts.scheme or 'unknown'}: not checked")
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     where = f"{parts.hostname}:{port}"  # without a password that the address may contain
     try:
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except OSError as error:
-        found = f"{where} does not answer: {error.strerror or error}; what is logged would wait"
+        found = f"{where} does not answer: {error.strerror or error}; logged values would wait"
         return CheckResult(found, "warning", "start the server, or set another MLFLOW_TRACKING_URI")
     return CheckResult(f"{where} answers")
 
@@ -187,7 +187,7 @@ def port(number: int) -> CheckResult:
             from moram_dist.comm import env
 
             remedy = f"give the launcher another: deepspeed --master_port {env.free_port()}"
-            return CheckResult(f"{number} cannot be had: {error.strerror}", "fault", remedy)
+            return CheckResult(f"{number} cannot be obtained: {error.strerror}", "fault", remedy)
     return CheckResult(f"{number} is free")
 
 
@@ -217,7 +217,7 @@ def gpu() -> CheckResult:
         except RuntimeError as error:
             found = f"cuda:{device} does not compute: {str(error).splitlines()[0]}"
             return CheckResult(
-                found, "fault", "nvidia-smi says who uses it; else restart the machine"
+                found, "fault", "nvidia-smi shows which process uses it; else restart the machine"
             )
     found = f"{count}: {seen[0] if seen else torch.cuda.get_device_name()}"
     if not torch.cuda.is_bf16_supported():

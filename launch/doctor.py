@@ -85,7 +85,9 @@ def examine(checks_by_name: dict[str, Callable[[], CheckResult]]) -> int:
         # An unexpected error is a finding too, and the other checks still run.
         except Exception as error:
             what = " ".join(f"{type(error).__name__}: {error}".split())
-            result = CheckResult(f"not checked: {what}", "fault", "mend what the line names")
+            result = CheckResult(
+                f"not checked: {what}", "fault", "fix the problem named in this line"
+            )
         states.append(result.state)
         say(f"{result.state:8} {name:{width}}  {result.found}")
         if result.remedy:

@@ -164,7 +164,7 @@ def evaluations(own: argparse.Namespace, flags: dict[str, str]) -> list[dict[str
             raise InputError(f"--evaluate takes runs as they are; --{name} is for training")
     for name in ("recipe", "preset", "output_dir"):
         if _given(flags, name):
-            raise InputError(f"--evaluate names the run: --{name} has no part in it")
+            raise InputError(f"--evaluate names the run: --{name} must be left out")
     out = []
     for run in own.evaluate:
         if not (run / "run.yaml").is_file():

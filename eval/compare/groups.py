@@ -59,8 +59,8 @@ def _all_equal(runs: Sequence[Run], what: str, of: Callable[[Run], object]) -> N
     for run in runs:
         if of(run) != first:
             raise InputError(
-                f"runs of other {what} do not stand in one table: {runs[0].name} has {first}, "
-                f"{run.name} has {of(run)}"
+                f"runs of other {what} cannot be compared in one table: {runs[0].name} has "
+                f"{first}, {run.name} has {of(run)}"
             )
 
 

@@ -154,7 +154,7 @@ def _check_plain(model: nn.Module) -> None:
             )
         if type(module).__module__.partition(".")[0] == "peft":
             raise InputError(
-                f"this {kind} has an adapter of PEFT: a memory goes on the plain base; give "
+                f"this {kind} has an adapter of PEFT: a memory needs the plain base; give "
                 "model.unload(), or the base itself"
             )
 

@@ -117,7 +117,7 @@ def fetch(source: str) -> Path:
         raise BaseError(
             source,
             f"neither {WHOLE} nor {INDEX} with its files is in the cache of the Hugging Face hub "
-            f"or to be had from it: {because(error)}",
+            f"or available from it: {because(error)}",
         ) from None
 
 

@@ -97,7 +97,7 @@ def check(config: ModelConfig) -> Any:
             raise BaseError(
                 name,
                 "no such folder, and its files are neither in the cache of the Hugging Face hub "
-                f"nor to be had from it: {because(error)}",
+                f"nor available from it: {because(error)}",
             ) from None
         raise BaseError(name, f"config.json cannot be used: {because(error)}") from None
     if folder is None and (cached := local(source(config))) is not None:

@@ -49,7 +49,9 @@ class ModelFolder:
             found = cached_file(self.source, name, revision=revision)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"--model {self.source}: {name} cannot be had: {reason}") from None
+            raise InputError(
+                f"--model {self.source}: {name} cannot be obtained: {reason}"
+            ) from None
         if found is None:
             raise InputError(f"--model {self.source}: has no {name}")
         return Path(found)

@@ -194,4 +194,4 @@ def _check_database(uri: str) -> None:
     try:
         parts.get_dialect().import_dbapi()
     except (ArgumentError, ImportError) as error:
-        raise InputError(f"its driver is not there: {error}") from None
+        raise InputError(f"its driver is not installed: {error}") from None

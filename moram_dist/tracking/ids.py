@@ -45,7 +45,7 @@ def read_ids(run_dir: Path) -> dict[str, Any] | None:
     try:
         return asdict(read_record(path, Ids))
     except InputError as error:
-        logger.warning("%s: made anew", error)
+        logger.warning("%s: recreated", error)
         return None
 
 

@@ -126,7 +126,7 @@ class MlflowReplay:
             return
         operation = batch[0]
         if not self._known(operation):
-            logger.warning("an operation of a run whose beginning is damaged is left out")
+            logger.warning("an operation of a run whose beginning is damaged is skipped")
             return
         match operation["do"]:
             case "open":

@@ -64,8 +64,8 @@ class Sender:
         self._failed = True
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.warning(
-            "MLflow at %s does not take what it is sent; training continues, and all is kept "
-            "and sent once it does: %s",
+            "MLflow at %s does not accept data; training continues, and everything is kept and "
+            "sent once it does: %s",
             clean_address(self._replay.uri),
             text(without_secrets(reason), 300),
         )

@@ -99,7 +99,7 @@ def entries(path: Path, offset: int = 0) -> Iterator[tuple[Operation | None, int
             operation = _operation(line, str(path))
             yield operation, offset
             if operation is None:  # left by a power loss
-                logger.warning("%s: the line before byte %d is damaged, left out", path, offset)
+                logger.warning("%s: the line before byte %d is damaged and skipped", path, offset)
 
 
 def _operation(line: bytes, place: str) -> Operation | None:

@@ -229,7 +229,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     entries = [entry for line in lines if (entry := _entry(line)) is not None]
     damaged = len(lines) - len(entries) + bool(rest)
     if damaged:
-        logger.warning("%s: %d damaged lines are left out", path, damaged)
+        logger.warning("%s: %d damaged lines are skipped", path, damaged)
     return entries
 
 

@@ -7,7 +7,7 @@ import sys
 _OWN_STATE = "the run saves its own state (--save_every)"
 _ONLY_ZERO = "models are sharded by ZeRO alone here"
 _EXAMPLES = "the run deals out its examples itself"
-NO_PART = "it has no part in this trainer"
+NO_PART = "this trainer does not use it"
 
 NOT_HERE = {
     "activation_checkpointing": "use --gradient_checkpointing true",

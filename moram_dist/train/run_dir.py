@@ -125,7 +125,7 @@ class RunDir:
             changed = differences_from_older(self.path, now)
         if changed:
             raise InputError(
-                f"--output_dir {self.path} was begun with other input ({in_one_line(changed)}); "
+                f"--output_dir {self.path} was started with other input ({in_one_line(changed)}); "
                 "choose another folder or the same input"
             )
         manifest = self.memory.manifest()
@@ -147,8 +147,8 @@ class RunDir:
             return
         if self.memory.path.exists() or self.progress.folder.exists():
             say(
-                f"{self.path} was begun by an older version of this program: what it recorded is "
-                f"the same; from here on {INPUTS} says what data and base have to be"
+                f"{self.path} was started by an older version of this program: its records match; "
+                f"from now on {INPUTS} defines which data and base it needs"
             )
         self._json(INPUTS, asdict(inputs))
 

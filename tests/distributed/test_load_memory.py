@@ -142,7 +142,7 @@ def test_a_model_with_an_adapter_of_peft(run, native):
         model.add_adapter(config)
     else:
         model = peft.get_peft_model(model, config)
-    refused(model, run, r"has an adapter of PEFT: a memory goes on the plain base; give model\.unl")
+    refused(model, run, r"has an adapter of PEFT: a memory needs the plain base; give model\.unl")
     if not native:
         expected = logits(load_memory(tiny_model(), run))
         assert torch.equal(logits(load_memory(model.unload(), run)), expected)

@@ -314,7 +314,7 @@ def test_a_finished_run_of_other_data_is_refused(copy):
 def test_an_older_finished_run_gets_its_record(copy):
     (copy / "inputs.json").rename(copy.parent / "inputs.json")
     done = ok(train(*FLAGS, *UNTRACKED, "--output_dir", copy, "--ewc_weight", "3"))
-    assert "was begun by an older version" in done.out and "nothing is trained again" in done.out
+    assert "was started by an older version" in done.out and "nothing is trained again" in done.out
     assert (copy / "inputs.json").read_bytes() == (copy.parent / "inputs.json").read_bytes()
 
 

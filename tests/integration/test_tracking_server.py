@@ -177,14 +177,14 @@ def test_a_server_with_a_password_that_dies_in_the_middle(tmp_path, monkeypatch,
 
         done = train(*words, before=before, meanwhile=kill_server)
     assert done.code == 0, done.out + done.err
-    assert f"MLflow at http://127.0.0.1:{port} does not take what it is sent" in done.err
+    assert f"MLflow at http://127.0.0.1:{port} does not accept data" in done.err
     assert f"python -m moram_dist.tracking send {run_dir}" in done.err
     assert PASSWORD not in done.out + done.err
 
     late = MlflowTracker()  # a run that begins while there is no server
     late.open(RunDescription(name="late", experiment="demo", run_dir=tmp_path / "late"))
     late.log_sequence({"ap": 50.0}, 1)
-    while "does not take what it is sent" not in caplog.text:
+    while "does not accept data" not in caplog.text:
         time.sleep(0.05)
     with server(tmp_path / "server", port):
         late.close("finished")

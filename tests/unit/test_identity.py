@@ -129,7 +129,7 @@ def test_an_id_of_the_hub_is_the_folder_of_its_commit(base, tmp_path, monkeypatc
     found = identify("some/model")
     assert (found.name, found.commit) == ("some/model", commit)
     assert found.fingerprint == identify(str(base)).fingerprint
-    with pytest.raises(InputError, match=r"--model some/other: config\.json cannot be had"):
+    with pytest.raises(InputError, match=r"--model some/other: config\.json cannot be obtained"):
         identify("some/other")
 
 

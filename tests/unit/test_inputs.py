@@ -264,7 +264,7 @@ def test_an_older_run_goes_on_and_gets_the_record(start):
         shutil.rmtree(start.folder / "run" / "memory", ignore_errors=True)
         start.learned("a", base={"name": "base", "fingerprint": fingerprint})
         (line,) = start()
-        assert "was begun by an older version of this program" in line
+        assert "was started by an older version of this program" in line
         assert start() == []
     task_a(start)
     assert "task a, test split" in start.refused()

@@ -48,7 +48,7 @@ def test_a_password_is_kept_nowhere(tmp_path, monkeypatch, caplog, capsys):
         assert SECRET.encode() not in path.read_bytes(), path
     said = capsys.readouterr()
     assert SECRET not in caplog.text + said.out + said.err + shown
-    assert "does not take what it is sent" in caplog.text
+    assert "does not accept data" in caplog.text
     for name in ("run.yaml", "environment.json", "ds_config.json", "tracking/run.jsonl"):
         assert (run_dir / name).stat().st_mode & 0o777 == 0o600
 

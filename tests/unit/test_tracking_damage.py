@@ -61,7 +61,7 @@ def test_a_damaged_line_of_the_metrics_is_taken_out(tmp_path, line, newline, cap
     else:
         path.write_bytes(path.read_bytes() + line)
     log(tmp_path, 2)
-    assert caplog.messages == [f"{path}: 1 damaged lines are left out"]
+    assert caplog.messages == [f"{path}: 1 damaged lines are skipped"]
     assert read_metrics(path) == entries(1) + entries(2)
     assert len(caplog.messages) == 1  # it is mended
 
@@ -114,7 +114,7 @@ def test_a_damaged_line_of_a_spool_is_left_out(tmp_path, line, caplog):
         file.write(line + b"\n")
     spooled(path, ENDED)
     assert [found for found, _ in operations(path)] == [LOGGED, ENDED]
-    assert len(caplog.messages) == 1 and caplog.messages[0].endswith("is damaged, left out")
+    assert len(caplog.messages) == 1 and caplog.messages[0].endswith("is damaged and skipped")
 
 
 def test_a_damaged_last_line_is_dealt_with_once(tmp_path):
@@ -151,7 +151,7 @@ def test_ids_that_are_damaged_are_made_anew(tmp_path, content, caplog):
     (tmp_path / "tracking.json").write_bytes(content)
     assert read_ids(tmp_path) is None
     (said,) = caplog.messages
-    assert str(tmp_path / "tracking.json") in said and said.endswith("made anew")
+    assert str(tmp_path / "tracking.json") in said and said.endswith("recreated")
     ids = {"store": "s", "parent": "p", "tasks": {"0": "t"}, "sent": {"run.jsonl": 4}, "tags": {}}
     write_ids(tmp_path, ids)
     assert read_ids(tmp_path) == ids
