@@ -41,6 +41,7 @@ from moram_dist.tracking import (
     write_ids,
 )
 from moram_dist.train.checkpoint import Checkpoint
+from moram_dist.train.context import RunContext
 from moram_dist.train.engine import make_engine
 from moram_dist.train.inputs import RunInputs, gather
 from moram_dist.train.progress import Progress
@@ -123,35 +124,21 @@ class Session:
         if self.inputs is not None:
             self.run_dir.record_inputs(self.inputs, progress.say)
         saved = self._saved(manifest, progress)
-        tracker = self.tracker
-        evaluator = Evaluator(
-            config=config.eval,
-            benchmark=self.benchmark,
-            asked=asked,
-            method=method,
-            engine=engine,
-            base=base,
-            run_dir=self.run_dir.path,
-            tracker=tracker,
-            progress=progress,
-            watchdog=self.watchdog,
-        )
-        trainer = Trainer(
+        context = RunContext(
             config=config,
             benchmark=self.benchmark,
             method=method,
             engine=engine,
             base=base,
             run_dir=self.run_dir,
-            manifest=manifest,
-            tracker=tracker,
+            tracker=self.tracker,
             progress=progress,
             watchdog=self.watchdog,
-            evaluate=evaluator,
-            stop=stop,
-            saved=saved,
         )
-        first = trainer.first_step(len(manifest.tasks)) + (saved.step if saved else 0)
+        evaluate = Evaluator(context, asked)
+        trainer = Trainer(context, manifest=manifest, evaluate=evaluate, stop=stop, saved=saved)
+        first = trainer.data.first_step(len(manifest.tasks)) + (saved.step if saved else 0)
+        tracker = self.tracker
         tracker.open(described.description(self.config, self.benchmark, self.run_dir.path), first)
         status = "failed"
         try:

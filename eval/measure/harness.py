@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,20 +20,15 @@ from eval.measure.row_metrics import row_metrics
 from eval.predictions import predictions_path, write_lines
 from eval.score_matrix import score_matrices
 from eval.scoring_modes import ScoringMode, scoring_modes
-from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
-from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.comm.zero3 import is_sharded, without_hooks
-from moram_dist.config import RECALLS, EvalConfig
+from moram_dist.config import RECALLS
 from moram_dist.decode import Room
 from moram_dist.families import Answered, answer_batch, is_generated
 from moram_dist.files import write_atomically
-from moram_dist.methods import Method
 from moram_dist.metrics import score
-from moram_dist.models.language_model import Base
 from moram_dist.tasks.task import Benchmark
-from moram_dist.tracking import Tracker
-from moram_dist.train.progress import Progress
+from moram_dist.train.context import RunContext
 
 BATCH_TOKENS = 2**16
 """Tokens of the prompts and answers that are generated together: the cache of keys and values takes
@@ -44,35 +38,22 @@ about half a megabyte per token in a 7 B model."""
 class Evaluator:
     """Call it with a row to measure: ``evaluate(row)``. Cells already in a matrix are skipped."""
 
-    def __init__(
-        self,
-        *,
-        config: EvalConfig,
-        benchmark: Benchmark,
-        asked: Benchmark,
-        method: Method,
-        engine: Any,
-        base: Base,
-        run_dir: Path,
-        tracker: Tracker,
-        progress: Progress,
-        watchdog: PeerWatchdog,
-    ) -> None:
+    def __init__(self, context: RunContext, asked: Benchmark) -> None:
         """``asked``: the benchmark with the prompts that the model gets (``Method.asked``)."""
-        self.config = config
-        self.benchmark = benchmark
+        self.config = context.config.eval
+        self.benchmark = context.benchmark
         self.asked = asked
-        self.method = method
-        self.engine = engine
-        self.family = base.family
-        self.tokenizer = base.tokenizer
-        self.run_dir = run_dir
-        self.tracker = tracker
-        self.progress = progress
-        self.watchdog = watchdog
-        self.prefixes = PrefixAssignment(config, asked, base, MemoryFiles(run_dir / "memory"))
-        self.modes = scoring_modes(config)
-        self.matrices = score_matrices(run_dir, benchmark, self.modes)
+        self.method = context.method
+        self.engine = context.engine
+        self.family = context.base.family
+        self.tokenizer = context.base.tokenizer
+        self.run_dir = context.run_dir.path
+        self.tracker = context.tracker
+        self.progress = context.progress
+        self.watchdog = context.watchdog
+        self.prefixes = PrefixAssignment(self.config, asked, context.base, context.run_dir.memory)
+        self.modes = scoring_modes(self.config)
+        self.matrices = score_matrices(self.run_dir, self.benchmark, self.modes)
         self.main_mode = self.modes[0]
 
     def __call__(self, row: int) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,25 +13,17 @@ from torch import Tensor
 
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
-from moram_dist.comm.watchdog import PeerWatchdog
-from moram_dist.comm.zero3 import release_leftovers
-from moram_dist.config import RunConfig
-from moram_dist.data.encode import EncodedExample
-from moram_dist.data.stream import Step, is_under_a_step, num_steps, order, steps
-from moram_dist.data.tokens import WorkProgress, clear, encode_task
-from moram_dist.methods.method import Method
-from moram_dist.models.language_model import Base
-from moram_dist.tasks.task import Benchmark
-from moram_dist.tracking import Tracker, read_ids
+from moram_dist.data.stream import Step
+from moram_dist.tracking import read_ids
 from moram_dist.train.checkpoint import Checkpoint, SaveTimer
+from moram_dist.train.context import RunContext
 from moram_dist.train.engine import set_learning_rate, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
-from moram_dist.train.progress import Progress
 from moram_dist.train.recognition import statistics_of
-from moram_dist.train.run_dir import RunDir
 from moram_dist.train.schedule import learning_rate
 from moram_dist.train.state import read_state, write_state
 from moram_dist.train.stop import Stopped, StopSignals
+from moram_dist.train.task_data import TaskData
 
 OF_METHOD = "method."
 """Prefix of the names of the method's own tensors in a checkpoint."""
@@ -48,17 +38,9 @@ class Trainer:
 
     def __init__(
         self,
+        context: RunContext,
         *,
-        config: RunConfig,
-        benchmark: Benchmark,
-        method: Method,
-        engine: Any,
-        base: Base,
-        run_dir: RunDir,
         manifest: Manifest,
-        tracker: Tracker,
-        progress: Progress,
-        watchdog: PeerWatchdog,
         evaluate: Callable[[int], None],
         stop: StopSignals,
         saved: Checkpoint | None = None,
@@ -67,26 +49,22 @@ class Trainer:
 
         ``saved`` is the checkpoint from which the first unpublished task resumes, if any.
         """
-        self.config = config
-        self.benchmark = benchmark
-        self.method = method
-        self.engine = engine
-        self.base = base
-        self.run_dir = run_dir
+        self.config = context.config
+        self.benchmark = context.benchmark
+        self.method = context.method
+        self.engine = context.engine
+        self.base = context.base
+        self.run_dir = context.run_dir
+        self.tracker = context.tracker
+        self.progress = context.progress
+        self.watchdog = context.watchdog
         self.manifest = manifest
-        self.tracker = tracker
-        self.progress = progress
-        self.watchdog = watchdog
         self.evaluate = evaluate
         self.stop = stop
         self.saved = saved
-        self.batch_size = config.train.batch_size or benchmark.batch_size
-        self.forward = Forward(engine, base.model)
-        self._encoded: tuple[int, Sequence[EncodedExample]] = (-1, ())
-        """A task and its examples."""
-        self._num_steps: list[int] = []
-        """Steps of the first tasks, as far as computed."""
-        self.peak = config.train.learning_rate or benchmark.learning_rate
+        self.data = TaskData(context)
+        self.forward = Forward(self.engine, self.base.model)
+        self.peak = self.config.train.learning_rate or self.benchmark.learning_rate
 
     def run(self) -> None:
         """Train on the tasks in order, from the first that is not published yet.
@@ -111,14 +89,7 @@ class Trainer:
     def _learn(self, i: int) -> None:
         task = self.benchmark.tasks[i]
         self.watchdog.at(f"the start of task {task.name}")
-        examples = self._examples(i)
-        length = (len(examples), self.batch_size, self._epochs(i))
-        total = num_steps(*length)
-        if is_under_a_step(*length):
-            self.progress.say(
-                f"note: task {task.name} takes one step: {self._epochs(i):g} epochs of its "
-                f"{len(examples)} examples round to none"
-            )
+        total = self.data.num_steps(i)
         done = self._begin(i)
         self.engine.train()
         self.tracker.begin_task(i, task.name)
@@ -127,7 +98,7 @@ class Trainer:
         losses: list[Tensor] = []
         seen: list[Step] = []
         try:
-            for step in self._steps(i, examples, done):
+            for step in self.data.steps(i, done):
                 losses.append(self._step(i, step, total))
                 seen.append(step)
                 done = step.index + 1
@@ -153,7 +124,7 @@ class Trainer:
         """Set engine and method to where task i starts or resumes. Returns its finished steps."""
         saved, self.saved = self.saved, None
         if saved is None:
-            self.method.prepare_task(i, lambda limit: self._look(i, limit))
+            self.method.prepare_task(i, lambda limit: self.data.look(i, limit))
         fresh = self.method.begin_task(i)
         if saved is None:
             start_fresh(self.engine, fresh)
@@ -231,7 +202,7 @@ class Trainer:
         a task is checked before anything of the task is published.
         """
         summed = env.all_sum(torch.stack(losses).tolist())
-        first = self.first_step(i)
+        first = self.data.first_step(i)
         for step, loss in zip(seen, summed, strict=True):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(
@@ -251,7 +222,7 @@ class Trainer:
         """Freeze task i's tensors and write them to disk atomically."""
         task = self.benchmark.tasks[i]
         self.watchdog.at(f"the end of task {task.name}")
-        tensors = self.method.end_task(i, lambda limit: self._look(i, limit))
+        tensors = self.method.end_task(i, lambda limit: self.data.look(i, limit))
         # The logged losses do not include the method's penalty, so check its effect here.
         broken = next((n for n, t in tensors.items() if not t.isfinite().all()), None)
         if broken:
@@ -267,8 +238,7 @@ class Trainer:
                 self.manifest, task.name, tensors, recogniser
             )
             self.run_dir.progress.clear()
-            clear(self._tokens)
-        self._encoded = (-1, ())
+        self.data.clear()
         self.manifest = env.from_main(self.manifest)
         self.tracker.end_task()
 
@@ -283,67 +253,6 @@ class Trainer:
         if env.is_main():
             self.manifest = self.run_dir.memory.add_recogniser(self.manifest, i, recogniser)
         self.manifest = env.from_main(self.manifest)
-
-    def _look(self, i: int, limit: int) -> tuple[int, Iterator[Tensor]]:
-        """``methods.method.ExampleLosses`` of the first examples in the first epoch's order."""
-        examples = self._examples(i)
-        first = order(len(examples), seed=self.config.train.seed, task=i, epoch=0)[:limit]
-        chosen = [examples[k] for k in first]
-
-        def losses() -> Iterator[Tensor]:
-            # The engine's forward pass expects its own backward pass, so call the module.
-            forward = Forward(self.engine.module, self.base.model)
-            family, pad_id = self.base.family, self.base.tokenizer.pad_token_id
-            for start in range(0, len(chosen), env.world_size()):
-                self.watchdog.at(f"a look at the examples of task {self.benchmark.tasks[i].name}")
-                mine = chosen[start + env.rank() : start + env.rank() + 1]
-                mine = mine or [family.blank(chosen[0], pad_id)]
-                yield answer_loss(forward(family.collate(mine, pad_id)))
-                release_leftovers(self.engine)
-
-        return len(chosen), losses()
-
-    @property
-    def _tokens(self) -> Path:
-        return self.run_dir.path / "tokens"
-
-    def _examples(self, i: int) -> Sequence[EncodedExample]:
-        """Task i's encoded examples, kept until it is published. All ranks call it together."""
-        if self._encoded[0] != i:
-            pairs = self.method.training_data(self.benchmark, i)
-            what = f"tokenising task {self.benchmark.tasks[i].name}"
-            said = WorkProgress(what, len(pairs), self.progress.say, self.watchdog.at)
-            family, tokenizer = self.base.family, self.base.tokenizer
-            self._encoded = (i, encode_task(family, tokenizer, pairs, self._tokens, said))
-        return self._encoded[1]
-
-    def _steps(self, i: int, examples: Sequence[EncodedExample], first: int = 0) -> Iterator[Step]:
-        for step in steps(
-            examples,
-            self.base.family,
-            batch_size=self.batch_size,
-            micro_batch_size=self.config.train.micro_batch_size,
-            micro_batch_tokens=self.config.train.micro_batch_tokens,
-            epochs=self._epochs(i),
-            seed=self.config.train.seed,
-            task=i,
-            rank=env.rank(),
-            world_size=env.world_size(),
-            pad_id=self.base.tokenizer.pad_token_id,
-            first=first,
-        ):
-            self.watchdog.at(f"step {step.index} of task {self.benchmark.tasks[i].name}")
-            yield step
-
-    def _epochs(self, i: int) -> float:
-        return self.config.train.epochs or self.method.epochs(self.benchmark, i)
-
-    def first_step(self, i: int) -> int:
-        """Global index of task i's first step."""
-        for j in range(len(self._num_steps), i):
-            count = len(self.method.training_data(self.benchmark, j))
-            self._num_steps.append(num_steps(count, self.batch_size, self._epochs(j)))
-        return sum(self._num_steps[:i])
 
 
 def _seed(*parts: int) -> int:

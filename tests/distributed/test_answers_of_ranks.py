@@ -11,15 +11,13 @@ import torch
 from eval.measure.harness import Evaluator
 from moram_dist.atoms import Placer
 from moram_dist.comm.collectives import make_atom_group
-from moram_dist.comm.watchdog import PeerWatchdog
-from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
+from moram_dist.config import EvalConfig, MethodConfig, ModelConfig, RunConfig
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
-from moram_dist.tracking import Tracker
 from moram_dist.train import ds_config
 from moram_dist.train.engine import make_engine, start_fresh
-from moram_dist.train.progress import Progress
+from tests.helpers.context import make_context
 from tests.helpers.ranks import run_ranks
 
 ZERO3 = Path(__file__).resolve().parents[2] / "ds_configs" / "zero3.json"
@@ -55,18 +53,16 @@ def evaluate(rank: int, world_size: int, tmp_path: Path) -> None:
         )
         method.end_task(0, lambda: [])
         for gather in ("true", "false"):
-            Evaluator(
-                config=EvalConfig(answers=",".join(MODES), eval_gather=gather, eval_batch_size=4),
+            asking = EvalConfig(answers=",".join(MODES), eval_gather=gather, eval_batch_size=4)
+            context = make_context(
+                config=RunConfig(eval=asking),
                 benchmark=BENCHMARK,
-                asked=BENCHMARK,
+                method=method,
                 engine=engine,
                 base=base,
-                run_dir=tmp_path / f"{placement}-{gather}",
-                tracker=Tracker(),
-                progress=Progress(enabled=False),
-                watchdog=PeerWatchdog(300.0),
-                method=method,
-            )(1)
+                folder=tmp_path / f"{placement}-{gather}",
+            )
+            Evaluator(context, BENCHMARK)(1)
         engine.destroy()
 
 

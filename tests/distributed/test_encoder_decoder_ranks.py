@@ -34,6 +34,7 @@ from moram_dist.train.engine import make_engine, start_fresh
 from moram_dist.train.stop import StopSignals
 from moram_dist.train.trainer import Trainer
 from tests.helpers.answers import generate_batch, score_batch
+from tests.helpers.context import make_context
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny_t5 import START, WIDE, save_tiny_t5, tiny_t5
 
@@ -112,16 +113,8 @@ def task_steps(tokenizer: Any, i: int, rank: int, world_size: int, micro: int) -
 
 def trainer(method: Method, base: Any, engine: Any) -> Trainer:
     """For its step, and its keys of dropout."""
-    return Trainer(
-        config=RunConfig(train=TRAIN),
-        engine=engine,
-        method=method,
-        base=base,
-        stop=StopSignals("SIGTERM"),
-        **dict.fromkeys(
-            ("benchmark", "run_dir", "manifest", "tracker", "progress", "watchdog", "evaluate")
-        ),
-    )
+    context = make_context(config=RunConfig(train=TRAIN), method=method, engine=engine, base=base)
+    return Trainer(context, manifest=None, evaluate=None, stop=StopSignals("SIGTERM"))
 
 
 class Plain:

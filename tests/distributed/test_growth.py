@@ -34,6 +34,7 @@ from moram_dist.train import ds_config
 from moram_dist.train.engine import BETAS, inner_optimizer, make_engine, start_fresh
 from moram_dist.train.stop import StopSignals
 from moram_dist.train.trainer import Trainer
+from tests.helpers.context import make_context
 from tests.helpers.padding import check_padding_is_no_weight
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import VOCABULARY, save_tiny_model, tiny_model, tokens
@@ -121,16 +122,12 @@ class Life:
         self.method: Method = METHODS[method.method](method, 3, placer, num_tasks=NUM_TASKS)
         self.method.build(self.base.model)
         self.engine = make_engine(self.base.model, config, weight_decay=TRAIN.weight_decay)
-        self.trainer = Trainer(
-            config=RunConfig(train=TRAIN),
-            engine=self.engine,
-            method=self.method,
-            base=self.base,
-            **dict.fromkeys(
-                ("benchmark", "run_dir", "manifest", "tracker", "progress", "watchdog", "evaluate")
-            ),
-            stop=StopSignals("SIGTERM"),
+        context = make_context(
+            config=RunConfig(train=TRAIN), method=self.method, engine=self.engine, base=self.base
         )
+        self.trainer = Trainer(
+            context, manifest=None, evaluate=None, stop=StopSignals("SIGTERM")
+        )  # for its steps
 
     def begin(self, i: int) -> dict[str, Tensor]:
         """Start task i; what its parameters start with."""

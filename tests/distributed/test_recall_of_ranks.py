@@ -14,16 +14,14 @@ from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
-from moram_dist.comm.watchdog import PeerWatchdog
-from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
+from moram_dist.config import EvalConfig, MethodConfig, ModelConfig, RunConfig
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
-from moram_dist.tracking import Tracker
 from moram_dist.train import ds_config
 from moram_dist.train.engine import make_engine, start_fresh
-from moram_dist.train.progress import Progress
 from moram_dist.train.recognition import statistics_of
+from tests.helpers.context import make_context
 from tests.helpers.ranks import run_ranks
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -63,20 +61,18 @@ def measure(rank: int, world_size: int, tmp_path: Path) -> None:
             base={"name": "demo", "fingerprint": "f"},
             modules=list(method.layers),
         )
-        evaluate = Evaluator(
-            config=EvalConfig(
-                answers="labels", recall="prefix,oracle,all", eval_gather=gather, eval_batch_size=4
-            ),
+        asking = EvalConfig(
+            answers="labels", recall="prefix,oracle,all", eval_gather=gather, eval_batch_size=4
+        )
+        context = make_context(
+            config=RunConfig(eval=asking),
             benchmark=BENCHMARK,
-            asked=BENCHMARK,
             method=method,
             engine=engine,
             base=base,
-            run_dir=folder,
-            tracker=Tracker(),
-            progress=Progress(enabled=False),
-            watchdog=PeerWatchdog(300.0),
+            folder=folder,
         )
+        evaluate = Evaluator(context, BENCHMARK)
         for i, task in enumerate(BENCHMARK.tasks):
             generator = torch.Generator().manual_seed(i)
             fresh = method.begin_task(i)

@@ -12,15 +12,14 @@ from eval.measure.harness import Evaluator
 from eval.score_matrix import score_matrices
 from eval.scoring_modes import ScoringMode, scoring_modes
 from moram_dist.adapters.prefix import Prefix
-from moram_dist.comm.watchdog import PeerWatchdog
-from moram_dist.config import EvalConfig, ModelConfig
+from moram_dist.config import EvalConfig, ModelConfig, RunConfig
 from moram_dist.families import answer_batch, family_of_model
 from moram_dist.models.language_model import Base, load_tokenizer
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark, Example, Task
 from moram_dist.tracking import Tracker
-from moram_dist.train.progress import Progress
 from tests.helpers.answers import generate_batch
+from tests.helpers.context import make_context
 from tests.helpers.tiny import tiny_model
 
 LABELS = ("food", "animal", "tool")
@@ -70,20 +69,18 @@ class Logged(Tracker):
 
 
 def evaluator(base: Base, run_dir: Path, answers: str, **settings) -> Evaluator:
-    return Evaluator(
-        config=EvalConfig(answers=answers, eval_batch_size=3, **settings),
+    context = make_context(
+        config=RunConfig(eval=EvalConfig(answers=answers, eval_batch_size=3, **settings)),
         benchmark=BENCHMARK,
-        asked=BENCHMARK,
         method=types.SimpleNamespace(
             in_step=False, prefix=Prefix(), training_data=lambda benchmark, i: [i]
         ),
         engine=types.SimpleNamespace(module=base.model, eval=base.model.eval),
         base=base,
-        run_dir=run_dir,
+        folder=run_dir,
         tracker=Logged(),
-        progress=Progress(enabled=False),
-        watchdog=PeerWatchdog(60.0),
     )
+    return Evaluator(context, BENCHMARK)
 
 
 def read(path: Path):

@@ -18,7 +18,6 @@ from transformers import GPT2Config, LlamaConfig, PretrainedConfig, T5Config
 
 from eval.measure.harness import Evaluator
 from moram_dist.atoms.memory_files import Manifest
-from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import EvalConfig, MethodConfig, RunConfig, TrainConfig
 from moram_dist.data import tokens
 from moram_dist.data.stream import IGNORED, MicroBatch, steps
@@ -32,12 +31,10 @@ from moram_dist.methods.restore import load_memory
 from moram_dist.models.language_model import Base
 from moram_dist.recognise import PromptFeatures
 from moram_dist.tasks.task import Benchmark, Decoding, Example, Task
-from moram_dist.tracking import Tracker
 from moram_dist.train.forward import Forward, answer_loss
-from moram_dist.train.progress import Progress
-from moram_dist.train.run_dir import RunDir
 from moram_dist.train.stop import StopSignals
 from moram_dist.train.trainer import Trainer
+from tests.helpers.context import make_context
 
 # The third family.
 
@@ -284,19 +281,17 @@ def learn(folder, method_config):
         base={"name": "vectors", "fingerprint": "f"},
         modules=[*method.layers],
     )
-    shared = {
-        "benchmark": BENCHMARK,
-        "method": method,
-        "engine": Engine(model),
-        "base": Base(model, TOKENIZER, None, family_of_model(model)),
-        "tracker": Tracker(),
-        "progress": Progress(enabled=False),
-        "watchdog": PeerWatchdog(60.0),
-    }
-    evaluate = Evaluator(config=config.eval, asked=BENCHMARK, run_dir=folder, **shared)
-    run = {"config": config, "run_dir": RunDir(folder), "manifest": manifest, "evaluate": evaluate}
+    context = make_context(
+        config=config,
+        benchmark=BENCHMARK,
+        method=method,
+        engine=Engine(model),
+        base=Base(model, TOKENIZER, None, family_of_model(model)),
+        folder=folder,
+    )
+    evaluate = Evaluator(context, BENCHMARK)
     with StopSignals("SIGTERM") as stop:
-        Trainer(**run, **shared, stop=stop).run()
+        Trainer(context, manifest=manifest, evaluate=evaluate, stop=stop).run()
     return json.loads((folder / "scores.json").read_text())
 
 

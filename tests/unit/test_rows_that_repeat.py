@@ -9,13 +9,11 @@ import pytest
 
 from eval.measure.harness import Evaluator, predictions_path
 from eval.score_matrix import ScoreMatrix
-from moram_dist.comm.watchdog import PeerWatchdog
-from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
+from moram_dist.config import EvalConfig, MethodConfig, ModelConfig, RunConfig
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
-from moram_dist.tracking import Tracker
-from moram_dist.train.progress import Progress
+from tests.helpers.context import make_context
 
 BENCHMARK = BENCHMARKS["demo"](Source(limit_train=4, limit_eval=2, order="topic,mood,place,job"))
 
@@ -41,18 +39,15 @@ def evaluator(base, tmp_path, monkeypatch):
     """Makes an evaluator; ``base.generated`` are the prompts that the model got, as text."""
 
     def make(method, eval_rows="seen", folder=tmp_path / "run", answers="generate"):
-        return Evaluator(
-            config=EvalConfig(eval_rows=eval_rows, answers=answers),
+        context = make_context(
+            config=RunConfig(eval=EvalConfig(eval_rows=eval_rows, answers=answers)),
             benchmark=BENCHMARK,
-            asked=method.asked(BENCHMARK, lambda task, prompt: True),
             method=method,
             engine=SimpleNamespace(module=base.model, eval=base.model.eval),
             base=base,
-            run_dir=folder,
-            tracker=Tracker(),
-            progress=Progress(enabled=False),
-            watchdog=PeerWatchdog(60),
+            folder=folder,
         )
+        return Evaluator(context, method.asked(BENCHMARK, lambda task, prompt: True))
 
     make.generated = []
     generate = base.model.generate
