@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from random import Random
 
@@ -58,6 +59,11 @@ FAULTS = {
 def test_a_fault_is_noticed(kind, tmp_path, monkeypatch):
     monkeypatch.setitem(fuzz.AREAS, kind, lambda rng, folder, run: FAULTS[kind])
     assert fuzz.one(kind, 0, 0, tmp_path).state == "fault"
+
+
+def test_waiting_is_told_from_computing(tmp_path):
+    code = fuzz.in_a_child(lambda: time.sleep(300), tmp_path, tmp_path, wall_s=1)
+    assert fuzz.judge(code, "", written=False) == ("fault", f"not done after {fuzz.WALL_S} s")
 
 
 def test_inputs_depend_on_seed_and_index_alone(tmp_path):
