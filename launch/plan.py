@@ -52,7 +52,12 @@ def parser() -> Parser:
     add("--gpus_per_node", type=int, default=1, help="ranks of a node, on a CPU too [1]")
     add("--device", choices=("cpu", "cuda"), help="what ranks compute on [that of this machine]")
     add("--memory", type=float, help="GiB of a rank [80 on cuda, else this machine's, shared out]")
-    add("--calibrate", choices=("auto", "false"), default="auto", help="make real passes [auto]")
+    add(
+        "--calibrate",
+        choices=("auto", "false"),
+        default="auto",
+        help="run real micro-batches [auto]",
+    )
     add("--json", type=Path, metavar="FILE", help="write the plan there too, in bytes and seconds")
     return out
 
@@ -102,7 +107,7 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
             "--quiet_keys: plans do not count the directions that it keeps; plan without it"
         )
     if config.model.gradient_checkpointing:
-        raise InputError("--gradient_checkpointing true: plans are for passes without it")
+        raise InputError("--gradient_checkpointing true: plans are for runs without it")
     if not family_of(language_model.check(config.model)).can_be_planned:
         raise InputError(f"--model {config.model.model}: plans are for causal models")
     whole = env.host_memory_bytes()

@@ -41,12 +41,12 @@ class Calibration:
     peak: int
     """Bytes: of the process on a CPU, of tensors on CUDA."""
 
-    passes: tuple[tuple[int, float], ...]
+    timings: tuple[tuple[int, float], ...]
     """Tokens and seconds of each micro-batch: forward, backward and optimizer step."""
 
     def seconds(self, num_tokens: int) -> float:
         """Of a micro-batch, by a straight line fitted to the measured ones."""
-        tokens, seconds = zip(*self.passes, strict=True)
+        tokens, seconds = zip(*self.timings, strict=True)
         slope, intercept = linear_regression(tokens, seconds)
         return max(0.0, intercept + slope * num_tokens)
 

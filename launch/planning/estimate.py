@@ -13,9 +13,9 @@ from safetensors.torch import save
 
 from eval.measure.harness import BATCH_TOKENS
 from launch.planning.calibration import calibrate
-from launch.planning.passes import TaskPasses, passes
 from launch.planning.rehearsal import Ranks, Rehearsal
 from launch.planning.sizes import FP32, MOMENTS, Standing, standing
+from launch.planning.steps import TaskSteps, task_steps
 from moram_dist.config import PLACEMENTS, RunConfig
 from moram_dist.decode.continuous_batching import READ_TOGETHER
 from moram_dist.families import family_of_model
@@ -42,7 +42,7 @@ class TaskPlan:
 
     num_examples: int
     num_steps: int
-    num_passes: int
+    num_micro_batches: int
     tokens: int
     """Tokens that a rank reads, including padding."""
 
@@ -145,7 +145,7 @@ class Planner:
         others = (GATHERED, STATIONARY) if ranks.in_group > 1 else ()
         self.others = {placement: self._rehearsal(placement) for placement in others}
         self.calls = self._rehearsal(RESIDENT, replace(ranks, in_group=1)).calls()
-        self.found: list[TaskPasses] = []
+        self.found: list[TaskSteps] = []
 
     def _rehearsal(self, placement: str, ranks: Ranks | None = None) -> Rehearsal:
         stage = self.ds_config["zero_optimization"]["stage"]
@@ -160,7 +160,7 @@ class Planner:
         tasks = []
         for i, task in enumerate(self.benchmark.tasks):
             self.say(f"task {i + 1}/{len(self.benchmark.tasks)} {task.name}")
-            found = passes(
+            found = task_steps(
                 self.config, self.benchmark, run.method, family, tokenizer, i, self.ranks.count
             )
             self.found.append(found)
@@ -184,7 +184,9 @@ class Planner:
 
     def calibrated(self, plan: Plan, ds_path: Path, *, ranks: int) -> Plan:
         """Add seconds, and on a CPU the memory of a process, measured on ``ranks`` real ranks."""
-        self.say(f"calibration: a few passes on {ranks} rank{'s' * (ranks > 1)} of this machine")
+        self.say(
+            f"calibration: a few micro-batches on {ranks} rank{'s' * (ranks > 1)} of this machine"
+        )
         largest = [task.largest for task in self.found]
         found = calibrate(self.config, ds_path, largest, ranks=ranks, placement=plan.placement)
         tasks = tuple(
@@ -199,7 +201,7 @@ class Planner:
             process = found.peak + beside + plan.examples + further
         return replace(plan, tasks=tasks, process=process)
 
-    def _task(self, found: TaskPasses) -> TaskPlan:
+    def _task(self, found: TaskSteps) -> TaskPlan:
         run = self.run
         distinct = {tokens for step in found.steps for tokens in step}
         auto = {tokens: run.takes(tokens) for tokens in distinct}
@@ -235,7 +237,7 @@ class Planner:
             num_frozen=before,
             num_examples=found.num_examples,
             num_steps=len(found.steps),
-            num_passes=sum(map(len, found.steps)),
+            num_micro_batches=sum(map(len, found.steps)),
             tokens=sum(map(sum, found.steps)),
             largest=(shape[0], shape[1]),
             atoms=atoms,

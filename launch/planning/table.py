@@ -26,11 +26,11 @@ def _memory(plan: Plan) -> list[str]:
     largest = max(tasks, key=lambda task: task.atoms + task.training)
     lines = [
         ("base model, this rank's part", kept.base, ""),
-        ("base model, gathered in a pass", kept.gathered, "at most"),
+        ("base model, gathered in a forward pass", kept.gathered, "at most"),
         ("active atoms, optimizer, gradients", kept.trained, ""),
         ("bucket for gradients", kept.bucket, ""),
         (f"frozen atoms, before {largest.name}", largest.atoms, "exact"),
-        (f"largest training pass, of {largest.name}", largest.training, "rehearsed"),
+        (f"largest micro-batch, of {largest.name}", largest.training, "rehearsed"),
         ("= peak of training, in tensors", plan.training, ""),
         ("peak of evaluation, on whole weights", plan.evaluation, "at most"),
         ("frozen atoms, after the last task", plan.atoms, "exact"),
@@ -51,13 +51,13 @@ def _memory(plan: Plan) -> list[str]:
 def _tasks(plan: Plan) -> list[str]:
     width = max(len(task.name) for task in plan.tasks)
     head = (
-        f"  {'':{width}}  {'frozen':>6} {'examples':>8} {'steps':>7} {'passes':>7} "
+        f"  {'':{width}}  {'frozen':>6} {'examples':>8} {'steps':>7} {'micro-batches':>13} "
         f"{'tokens':>11}  {'largest':>10} {'its MB':>8} {'MB/1k tokens':>12}"
     )
     return ["", "tasks (frozen atoms of each linear, of the rank with most tokens)", head] + [
         f"  {task.name:{width}}  {task.num_frozen:6} {task.num_examples:8,} {task.num_steps:7,} "
-        f"{task.num_passes:7,} {task.tokens:11,}  {_shape(task):>10} {task.training / MB:8,.1f} "
-        f"{_per_thousand(task) / MB:12.1f}"
+        f"{task.num_micro_batches:13,} {task.tokens:11,}  {_shape(task):>10} "
+        f"{task.training / MB:8,.1f} {_per_thousand(task) / MB:12.1f}"
         for task in plan.tasks
     ]
 
@@ -95,7 +95,9 @@ def _wire(plan: Plan) -> list[str]:
 def _takes(task: TaskPlan) -> str:
     if len(task.takes) < 2:
         return next(iter(task.takes), "")
-    return ", ".join(f"{name} in {count:,} passes" for name, count in sorted(task.takes.items()))
+    return ", ".join(
+        f"{name} in {count:,} micro-batches" for name, count in sorted(task.takes.items())
+    )
 
 
 def _rest(plan: Plan) -> list[str]:

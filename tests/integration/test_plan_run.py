@@ -1,4 +1,4 @@
-"""Plans against the runs that they are for: passes, tensors, bytes between ranks, files."""
+"""Plans against the runs that they are for: micro-batches, tensors, bytes between ranks, files."""
 
 from __future__ import annotations
 

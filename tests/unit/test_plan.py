@@ -12,9 +12,9 @@ import torch
 from launch import plan
 from launch.planning.calibration import Calibration
 from launch.planning.meter import Meter, PretendGroup
-from launch.planning.passes import passes
 from launch.planning.rehearsal import Ranks, Rehearsal
 from launch.planning.sizes import standing
+from launch.planning.steps import task_steps
 from launch.settings import resolve
 from moram_dist.config_io import build
 from moram_dist.data.encode import encode_training
@@ -43,7 +43,7 @@ def model(tmp_path_factory):
         (["--json", "no/such/plan.json"], "--json no/such/plan.json: no such folder"),
         (["--topk", "4"], "unknown flag '--topk'; did you mean '--top_k'?"),
         (["--quiet_keys", "0.9"], "--quiet_keys: plans do not count the directions"),
-        (["--gradient_checkpointing"], "--gradient_checkpointing true: plans are for passes"),
+        (["--gradient_checkpointing"], "--gradient_checkpointing true: plans are for runs"),
         (["--target_modules", "x_proj"], "--target_modules 'x_proj' matches no linear layer"),
     ],
 )
@@ -143,12 +143,12 @@ def test_more_frozen_atoms_and_more_tokens_take_more(model):
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_passes_are_the_trainers(world_size):
+def test_micro_batches_are_the_trainers(world_size):
     flags = {"limit_train": "20", "limit_eval": "2", "batch_size": "8", "epochs": "2"}
     config, benchmark = resolve(build(flags | {"micro_batch_tokens": "60"}))
     tokenizer = language_model.load_tokenizer(config.model)
     one = rehearsal(language_model.DEMO_BASE, "resident", ranks=1)
-    found = passes(config, benchmark, one.method, CAUSAL, tokenizer, 1, world_size)
+    found = task_steps(config, benchmark, one.method, CAUSAL, tokenizer, 1, world_size)
     task = benchmark.tasks[1]
     ranks = [
         [

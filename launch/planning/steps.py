@@ -18,7 +18,7 @@ BLANK = 2
 
 
 @dataclass(frozen=True)
-class TaskPasses:
+class TaskSteps:
     """The steps of training on a task."""
 
     name: str
@@ -36,7 +36,7 @@ class TaskPasses:
     """The micro-batch with the most tokens, and the one with the most answer positions."""
 
 
-def passes(
+def task_steps(
     config: RunConfig,
     benchmark: Benchmark,
     method: Method,
@@ -44,7 +44,7 @@ def passes(
     tokenizer: Any,
     i: int,
     world_size: int,
-) -> TaskPasses:
+) -> TaskSteps:
     """The steps of task ``i``; ``config`` must be resolved (``launch.settings.resolve``)."""
     train, task = config.train, benchmark.tasks[i]
     examples = [
@@ -79,7 +79,7 @@ def passes(
                 by_answers = max(by_answers, (answers, rows), key=_first)
         steps.append(tuple(step))
     largest = [by_tokens[1]] + [by_answers[1]] * (by_answers[1] != by_tokens[1])
-    return TaskPasses(
+    return TaskSteps(
         name=task.name,
         num_examples=len(examples),
         num_tokens=sum(example.num_tokens for example in examples),
