@@ -105,6 +105,9 @@ class Experiment:
     benchmark: str
     orders: tuple[str, ...]
     protocol: str = "default"
+    eval_rows: str = "last"
+    """The diagonal and the last row are enough for AP and BWT."""
+
     variants: tuple[str, ...] = ("sequential_lora", "inc_lora", "moram_recommended", "moram_quiet")
 
 
@@ -112,7 +115,7 @@ EXPERIMENTS = {
     "standard_cl": Experiment(
         benchmark="standard_cl", orders=("1", "2", "3"), variants=tuple(variants(Sizes()))
     ),
-    "long_sequence": Experiment(benchmark="long_sequence", orders=("4",)),
+    "long_sequence": Experiment(benchmark="long_sequence", orders=("4",), eval_rows="seen"),
     "bare": Experiment(benchmark="standard_cl", orders=("1", "2", "3"), protocol="bare"),
 }
 
@@ -140,7 +143,6 @@ class Gemma:
             "data_dir": data_dir,
             "target_modules": "all-linear",
             "answers": "labels",
-            "eval_rows": "last",  # diagonal and last row are enough for AP, BWT and forgetting
             "dropout": 0,  # with so few epochs, nothing is memorised
             "dtype": sizes.dtype,
             "epochs": sizes.epochs,
@@ -167,6 +169,7 @@ class Gemma:
                         | {
                             "benchmark": "standard_cl",
                             "order": HELD_OUT_ORDER,
+                            "eval_rows": "last",
                             "splits": splits,
                             "limit_train": GRID_TRAIN,
                             "limit_eval": HELD_OUT,
@@ -194,6 +197,7 @@ class Gemma:
                 | {
                     "benchmark": experiment.benchmark,
                     "protocol": experiment.protocol,
+                    "eval_rows": experiment.eval_rows,
                     "order": order,
                     "limit_train": self.sizes.train,
                     "limit_eval": self.sizes.test,

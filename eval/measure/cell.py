@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from eval.measure.recall import Portion
@@ -26,8 +26,13 @@ class Cell:
     """How answers are obtained: some of ``EvalConfig.answers``."""
 
     portions: Sequence[Portion]
+    """Everything that is not in ``taken``."""
+
     recognised: Mapping[int, Recognised]
     """By index in the test set; empty if no recogniser ran."""
+
+    taken: Mapping[int, Mapping[str, Answered]] = field(default_factory=dict)
+    """Answers that an earlier row got from the same state: index in the test set -> answer mode."""
 
     def lines(self, benchmark: Benchmark, answers: Sequence[Answered]) -> list[dict[str, Any]]:
         """The lines of its predictions file, without scores."""

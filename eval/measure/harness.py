@@ -3,7 +3,8 @@
 A cell is one task's test set after one more task was learned. Its examples are dealt to the ranks
 by length, so no rank waits long; the main rank gathers, writes and scores. Unless ranks must run in
 step, one stream of prompts runs through all cells of a row: the next cell's prompts start while the
-last answers of this cell are still being generated.
+last answers of this cell are still being generated. Answers of a state of the memory that was
+measured before are taken from an earlier row (``eval.measure.earlier``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 from eval.measure.cell import Cell, ColumnState, without_repeats
+from eval.measure.earlier import EarlierAnswers, without_taken
 from eval.measure.recall import Portion, PrefixAssignment
 from eval.measure.row_metrics import row_metrics
 from eval.predictions import predictions_path, write_lines
@@ -55,6 +57,9 @@ class Evaluator:
         self.modes = scoring_modes(self.config)
         self.matrices = score_matrices(self.run_dir, self.benchmark, self.modes)
         self.main_mode = self.modes[0]
+        self.earlier = EarlierAnswers(
+            self.run_dir, self.benchmark, self.matrices, self.config.unknown
+        )
 
     def __call__(self, row: int) -> None:
         """Measure the missing cells of a row. All ranks call it together."""
@@ -72,7 +77,10 @@ class Evaluator:
             for cell in self._cells(row, missing, recall)
         ]
         self.engine.eval()
-        if cells and self._fits():
+        for cell in cells:
+            if not cell.portions:  # an earlier row has all of its answers
+                self._score_cell(cell, {}, _when(self.benchmark, row))
+        if any(cell.portions for cell in cells) and self._fits():
             with without_hooks(self.engine) as model:
                 self._row(row, cells, model, synced=self.method.in_step)
         else:
@@ -100,7 +108,9 @@ class Evaluator:
                 task = self.asked.tasks[column].name
                 self.watchdog.at(f"whose prompts those of {task} are, {_when(self.benchmark, row)}")
                 portions, recognised = self.prefixes.portions(row, column, recall)
-                yield Cell(row, column, recall, answer_modes, portions, recognised)
+                cell = Cell(row, column, recall, answer_modes, portions, recognised)
+                taken = env.from_main(self.earlier.of(cell) if env.is_main() else None)
+                yield without_taken(cell, taken)
 
     def _repeat(self, row: int) -> None:
         """Copy cells from earlier rows, as long as no task in between was trained. Main rank only.
@@ -156,7 +166,9 @@ class Evaluator:
         """Score a cell, given this rank's share of its answers. All ranks call it together."""
         task = self.benchmark.tasks[cell.column]
         self.watchdog.at(f"the score of {task.name} {when}")
-        answers = {k: v for part in env.gather_objects(share) for k, v in part.items()}
+        answers = {**cell.taken}
+        for part in env.gather_objects(share):
+            answers |= part
         if not env.is_main():
             return
         if len(answers) != len(task.test):

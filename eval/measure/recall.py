@@ -26,6 +26,10 @@ class Portion:
     examples: tuple[int, ...]
     """Their indices in the test set."""
 
+    def state(self, row: int) -> int:
+        """How many tasks answer in a row, as a number."""
+        return row + 1 if self.tasks is None else self.tasks
+
 
 class PrefixAssignment:
     """Assigns the examples of a cell to prefixes: the first tasks of a memory.
