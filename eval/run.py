@@ -96,15 +96,20 @@ def audit(argv: Sequence[str]) -> int:
     from eval.audit.benchmark import audit_benchmark
     from eval.audit.table import markdown
     from moram_dist.data.chat import write_chats
-    from moram_dist.models.language_model import load_tokenizer
+    from moram_dist.families.text import TextFamily
+    from moram_dist.models.language_model import check, family_of, load_tokenizer
 
     data_dir = Path(args.data_dir) if args.data_dir is not None else None
     source = Source(data_dir=data_dir, order=args.order, protocol=args.protocol)
     model = ModelConfig() if args.model is None else ModelConfig(model=args.model)
     tokenizer = load_tokenizer(model)
+    family = family_of(check(model))
+    if not isinstance(family, TextFamily):
+        raise InputError(f"--model {model.model}: reads no text, which the audit measures")
     found = audit_benchmark(
         write_chats(BENCHMARKS[args.benchmark](source), tokenizer),
         tokenizer,
+        family,
         data_dir=data_dir,
         say=lambda line: say(line, error=True),
     )

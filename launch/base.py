@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,6 @@ from torch import nn
 
 from moram_dist.adapters.targets import Targets
 from moram_dist.config import MethodConfig, RunConfig
-from moram_dist.data.encode import fits
 from moram_dist.data.limits import check_ids
 from moram_dist.families import TextFamily, family_of_model, is_generated
 from moram_dist.families.targets import choose_targets
@@ -19,7 +19,7 @@ from moram_dist.models import language_model
 from moram_dist.models.lengths import LengthRules, first_beyond
 from moram_dist.models.probe import check_causal, check_finite
 from moram_dist.registry import InputError
-from moram_dist.tasks import Benchmark
+from moram_dist.tasks import Benchmark, Task
 
 
 def check_base(config: RunConfig, benchmark: Benchmark, model: nn.Module) -> Benchmark:
@@ -80,7 +80,7 @@ def _check_lengths(
     limits = [limit for limit in dataclasses.astuple(there) if limit]
     if not limits:
         return benchmark
-    asked = _asked(config, benchmark, tokenizer, min(limits))
+    asked = _asked(config, benchmark, partial(family.question_fits, tokenizer), min(limits))
     if not there.has_table:
         # Rotary positions have no end, so a note needs texts that are sure to exceed the limit.
         asked = dataclasses.replace(asked, room=False)
@@ -103,14 +103,16 @@ def _most(benchmark: Benchmark, field: str) -> int:
     return max(getattr(task, field) for task in benchmark.tasks)
 
 
-def _asked(config: RunConfig, benchmark: Benchmark, tokenizer: Any, limit: int) -> LengthRules:
+def _asked(
+    config: RunConfig, benchmark: Benchmark, fits: Callable[[Task, str], bool], limit: int
+) -> LengthRules:
     method = METHODS[config.method.method](
         config.method, config.train.seed, num_tasks=len(benchmark.tasks)
     )
     modes = config.eval.answer_modes
     prompts = benchmark
     if any(task.max_prompt_tokens + task.max_answer_tokens > limit for task in benchmark.tasks):
-        prompts = method.asked(benchmark, partial(fits, tokenizer))
+        prompts = method.asked(benchmark, fits)
     return LengthRules(
         benchmark=prompts,
         trained=any(method.training_data(benchmark, i) for i in range(len(benchmark.tasks))),

@@ -25,7 +25,6 @@ from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.joining import join
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import RunConfig
-from moram_dist.data.encode import fits
 from moram_dist.data.round_trip import round_trip_notes
 from moram_dist.data.tokens import WorkProgress
 from moram_dist.methods import METHODS, Method
@@ -112,7 +111,9 @@ class Session:
         if placer.reason:
             progress.say(f"placement of the memory: {placer.reason}")
         told = WorkProgress("fitting prompts", None, progress.say, self.watchdog.at)
-        asked = method.asked(self.benchmark, told.calls_of(partial(fits, base.tokenizer)))
+        asked = method.asked(
+            self.benchmark, told.calls_of(partial(base.family.question_fits, base.tokenizer))
+        )
         lost = round_trip_notes(base.tokenizer, asked) if env.is_main() else []
         for note in (*asked.notes, *lost):
             progress.say(f"note: {note}")

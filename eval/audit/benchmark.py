@@ -18,8 +18,9 @@ from typing import Any
 from eval.audit.files import check_files
 from eval.audit.findings import ERROR, NOTE, WARNING, Finding
 from eval.audit.texts import check_texts
-from moram_dist.data.encode import encode_prompt, encode_training, plain
+from moram_dist.data.encode import plain
 from moram_dist.data.round_trip import lost_answers, lost_labels
+from moram_dist.families.text import TextFamily
 from moram_dist.metrics import score
 from moram_dist.tasks.task import Benchmark, Example, Task
 
@@ -85,6 +86,7 @@ class Audit:
 def audit_benchmark(
     benchmark: Benchmark,
     tokenizer: Any,
+    family: TextFamily,
     *,
     data_dir: Path | None,
     say: Callable[[str], None],
@@ -94,6 +96,7 @@ def audit_benchmark(
     Args:
         benchmark: with the rules of the protocol to audit.
         tokenizer: lengths are in its tokens.
+        family: of the model, by whose rules texts are encoded.
         data_dir: the folder of the benchmark's files; None if it has none.
         say: prints a line of progress after each task.
     """
@@ -105,7 +108,7 @@ def audit_benchmark(
     for number, task in enumerate(benchmark.tasks, start=1):
         of_task = [*check_texts(task), *_labels(task, tokenizer)]
         for split in ("train", "test"):
-            figures, more = _measure(task, split, tokenizer)
+            figures, more = _measure(task, split, tokenizer, family)
             splits.append(figures)
             of_task += more
         findings += of_task
@@ -121,7 +124,9 @@ def audit_benchmark(
     )
 
 
-def _measure(task: Task, split: str, tokenizer: Any) -> tuple[SplitAudit, list[Finding]]:
+def _measure(
+    task: Task, split: str, tokenizer: Any, family: TextFamily
+) -> tuple[SplitAudit, list[Finding]]:
     """Measure a split; returns the measurements and the findings in them."""
     examples = task.train if split == "train" else task.test
     roomy = dataclasses.replace(task, max_prompt_tokens=sys.maxsize)
@@ -131,20 +136,21 @@ def _measure(task: Task, split: str, tokenizer: Any) -> tuple[SplitAudit, list[F
     endless: list[Example] = []
     long: list[Example] = []
     for example in examples:
-        whole = _text(tokenizer, encode_prompt(tokenizer, example.prompt, roomy))
+        whole = _text(tokenizer, family.encode_question(tokenizer, example.prompt, roomy))
         answer = len(plain(tokenizer, example.references[0]))
         prompts.append(len(whole))
         answers.append(answer)
         if _surely_fits(task, len(whole), answer):
             continue
-        kept = _text(tokenizer, encode_prompt(tokenizer, example.prompt, task))
+        kept = _text(tokenizer, family.encode_question(tokenizer, example.prompt, task))
         if kept != whole:
             truncated.append(example)
             end = tokenizer.decode(whole)[-(len(task.cue) or END_CHARACTERS) :]
             if not tokenizer.decode(kept).endswith(end):
                 lost.append(example)
         if split == "train":
-            if encode_training(tokenizer, example, task).tokens[-1] != tokenizer.eos_token_id:
+            learned = family.encode_training(tokenizer, example, task).tokens
+            if learned[-1] != tokenizer.eos_token_id:
                 endless.append(example)
         elif answer > task.max_answer_tokens:
             long.append(example)
@@ -252,8 +258,10 @@ def _score(task: Task, example: Example, prediction: str) -> float:
 
 
 def _text(tokenizer: Any, tokens: list[int]) -> list[int]:
-    """The tokens of a prompt's text, without BOS."""
-    return list(itertools.dropwhile(lambda token: token == tokenizer.bos_token_id, tokens))
+    """The tokens of a prompt's text, without the special tokens around it."""
+    around = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    begun = list(itertools.dropwhile(around.__contains__, tokens))
+    return list(itertools.dropwhile(around.__contains__, reversed(begun)))[::-1]
 
 
 def _lengths(values: Sequence[int]) -> Lengths:

@@ -7,8 +7,7 @@ between prompt and answer, and the loss covers only the answer and EOS.
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from moram_dist.tasks.task import Example, Task
@@ -74,12 +73,6 @@ def cut_prompt(tokenizer: Any, tokens: list[int], prompt: str, task: Task) -> li
         tokens = cut(tokens, task.max_prompt_tokens, task.truncate_prompt)
         return _with_bos(tokenizer, tokens, task, task.max_prompt_tokens)
     return _bounded(tokenizer, tokens, prompt, task)
-
-
-def fits(tokenizer: Any, task: Task, prompt: str) -> bool:
-    """Whether ``encode_prompt`` keeps the whole prompt and all special tokens."""
-    unlimited = replace(task, max_prompt_tokens=sys.maxsize)
-    return len(encode_prompt(tokenizer, prompt, unlimited)) <= task.max_prompt_tokens
 
 
 def answer_text(example: Example, task: Task) -> str:

@@ -15,9 +15,10 @@ token by token.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -141,6 +142,11 @@ class Family(ABC):
     @abstractmethod
     def encode_question(self, tokenizer: Any, prompt: str, task: Task) -> Sequence[Any]:
         """Encode a prompt for the model."""
+
+    def question_fits(self, tokenizer: Any, task: Task, prompt: str) -> bool:
+        """Whether ``encode_question`` keeps the whole prompt and all special tokens."""
+        unlimited = replace(task, max_prompt_tokens=sys.maxsize)
+        return len(self.encode_question(tokenizer, prompt, unlimited)) <= task.max_prompt_tokens
 
     @abstractmethod
     def to_rows(self, encoded: Any) -> dict[str, Tensor]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from eval.audit.benchmark import audit_benchmark
 from eval.audit.texts import check_texts
 from moram_dist.config import ModelConfig
+from moram_dist.families.causal import Causal
+from moram_dist.families.encoder_decoder import EncoderDecoder
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks import Benchmark, Example, Task
+from tests.helpers.tiny_t5 import save_tiny_t5
 
+CAUSAL = Causal()
 GOOD_TRAIN = [("Is snow white?", "yes"), ("Is grass red?", "no"), ("Is coal black?", "yes")]
 GOOD_TEST = [("Is milk white?", "yes"), ("Is blood blue?", "no")]
 
@@ -39,11 +45,11 @@ def seen(findings):
     return [(f.severity, f.where, f.kind, f.text, f.examples) for f in findings]
 
 
-def audited(tokenizer, *tasks, notes=()):
+def audited(tokenizer, *tasks, notes=(), family=CAUSAL):
     benchmark = Benchmark(
         name="planted", order="default", protocol="default", tasks=tasks, notes=notes
     )
-    return audit_benchmark(benchmark, tokenizer, data_dir=None, say=lambda line: None)
+    return audit_benchmark(benchmark, tokenizer, family, data_dir=None, say=lambda line: None)
 
 
 def test_a_clean_task_has_no_findings(tokenizer):
@@ -255,3 +261,18 @@ def test_notes_of_the_benchmark_are_findings(tokenizer):
     assert seen(found.findings) == [
         ("note", "protocol", "note", "colours: trained on eval.json", ())
     ]
+
+
+def test_an_encoder_decoder_is_audited_by_its_own_rules(tmp_path):
+    """Its prompts have no BOS, and its answers always keep their end."""
+    folder = save_tiny_t5(tmp_path / "t5")
+    tokenizer = load_tokenizer(ModelConfig(model=str(folder)))
+    long = task([("Is snow white? " * 4, "yes and " * 8 + "no")], max_answer_tokens=4)
+    limit = len(tokenizer(long.train[0].prompt)["input_ids"])  # with EOS
+    for room, cut in ((limit, False), (limit - 1, True)):
+        one = dataclasses.replace(long, max_prompt_tokens=room)
+        found = audited(tokenizer, one, family=EncoderDecoder(0))
+        of_train = {f.kind for f in found.findings if f.where == "colours train"}
+        assert ("truncated" in of_train) == cut
+        assert "no_end" not in of_train
+    assert found.splits[0].prompt.longest == limit - 1  # of the text

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from moram_dist.config import MethodConfig
-from moram_dist.data.encode import encode_prompt, fits, plain
+from moram_dist.data.encode import encode_prompt, plain
+from moram_dist.families.causal import Causal
+from moram_dist.families.encoder_decoder import EncoderDecoder
 from moram_dist.methods import METHODS
 from moram_dist.methods.replay import share
 from moram_dist.tasks.task import Benchmark, Example, Task
@@ -211,9 +213,9 @@ def test_demonstrations_take_only_the_room_that_is_left():
 
 
 class Words:
-    """One token a word; BOS is 1."""
+    """One token a word; BOS is 1, EOS 2."""
 
-    bos_token_id = 1
+    bos_token_id, eos_token_id = 1, 2
 
     def __call__(self, text, *, add_special_tokens):
         return {"input_ids": text.split()}
@@ -224,7 +226,8 @@ class Words:
 def test_a_question_is_never_cut_for_a_demonstration(side, room):
     task = make_task("a", train=9, max_prompt_tokens=room, truncate_prompt=side)
     tokenizer = Words()
-    found = make("in_context", demonstrations=5).asked(bench(task), partial(fits, tokenizer))
+    fits = partial(Causal().question_fits, tokenizer)
+    found = make("in_context", demonstrations=5).asked(bench(task), fits)
     for question, example in zip(task.test, found.tasks[0].test, strict=True):
         tokens = encode_prompt(tokenizer, example.prompt, task)
         if room <= 3:  # no room for BOS
@@ -234,3 +237,14 @@ def test_a_question_is_never_cut_for_a_demonstration(side, room):
             assert tokens[-3:] == question.prompt.split()
         # A demonstration is three words of prompt with the answer joined to the last.
         assert len(plain(tokenizer, example.prompt)) == 3 + 3 * min(5, max(0, (room - 4) // 3))
+
+
+@pytest.mark.parametrize("room", [3, 4, 5, 8])
+def test_an_encoder_decoder_has_room_for_eos_and_no_bos(room):
+    task = make_task("a", train=9, max_prompt_tokens=room)
+    tokenizer = Words()
+    assert EncoderDecoder(0).question_fits(tokenizer, task, "a test 0?") == (room >= 4)
+    assert Causal().question_fits(tokenizer, task, "a test 0?") == (room >= 4)
+    roomy = make_task("a", train=9, max_prompt_tokens=room, num_bos=0)
+    assert Causal().question_fits(tokenizer, roomy, "a test 0?")
+    assert EncoderDecoder(0).question_fits(tokenizer, roomy, "a test 0?") == (room >= 4)

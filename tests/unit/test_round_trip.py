@@ -10,6 +10,7 @@ from eval.audit.benchmark import audit_benchmark
 from eval.audit.table import markdown
 from moram_dist.config import ModelConfig
 from moram_dist.data.round_trip import lost_answers, lost_labels, round_trip_notes
+from moram_dist.families.causal import Causal
 from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks import Benchmark, Example, Task
 
@@ -93,7 +94,7 @@ def test_the_audit_finds_them(tokenizer):
     end = tokenizer.eos_token
     odd = task(f"yes{end}", "no", labels=(f"yes{end}", "no"))
     benchmark = Benchmark(name="b", order="1", protocol="p", tasks=(odd,))
-    found = audit_benchmark(benchmark, tokenizer, data_dir=None, say=lambda line: None)
+    found = audit_benchmark(benchmark, tokenizer, Causal(), data_dir=None, say=lambda line: None)
     kinds = {(f.severity, f.where, f.kind) for f in found.findings}
     assert ("error", "odd test", "lost_answer") in kinds
     assert ("warning", "odd train", "lost_answer") in kinds
