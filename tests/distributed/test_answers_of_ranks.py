@@ -12,7 +12,7 @@ from eval.measure.harness import Evaluator
 from moram_dist.atoms import Placer
 from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.watchdog import PeerWatchdog
-from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
+from moram_dist.config import EvalConfig, ModelConfig
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
@@ -20,6 +20,7 @@ from moram_dist.tracking import Tracker
 from moram_dist.train import ds_config
 from moram_dist.train.engine import make_engine, start_fresh
 from moram_dist.train.progress import Progress
+from tests.helpers.configs import config_of
 from tests.helpers.ranks import run_ranks
 
 ZERO3 = Path(__file__).resolve().parents[2] / "ds_configs" / "zero3.json"
@@ -42,7 +43,7 @@ def evaluate(rank: int, world_size: int, tmp_path: Path) -> None:
         )
         base = language_model.load(model, file)
         method = METHODS["moram"](
-            MethodConfig(atoms_per_task=4, alpha=40),
+            config_of(atoms_per_task=4, alpha=40),
             seed=0,
             placer=Placer(make_atom_group("world"), placement),
         )

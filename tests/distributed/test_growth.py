@@ -34,6 +34,7 @@ from moram_dist.train import ds_config
 from moram_dist.train.engine import BETAS, inner_optimizer, make_engine, start_fresh
 from moram_dist.train.stop import StopSignals
 from moram_dist.train.trainer import Trainer
+from tests.helpers.configs import config_of
 from tests.helpers.padding import check_padding_is_no_weight
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import VOCABULARY, save_tiny_model, tiny_model, tokens
@@ -41,7 +42,7 @@ from tests.helpers.tiny import VOCABULARY, save_tiny_model, tiny_model, tokens
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 NUM_TASKS = 3
 OUTPUTS = "outputs.safetensors"
-METHOD = MethodConfig(atoms_per_task=4, alpha=10, dropout=0, top_k=5, temperature=0.2)
+METHOD = config_of(atoms_per_task=4, alpha=10, dropout=0, top_k=5, temperature=0.2)
 # Five examples in micro-batches of two: on 2 and on 3 ranks one rank ends with an empty one.
 CAUSAL = Causal()
 TRAIN = TrainConfig(
@@ -122,7 +123,7 @@ class Life:
         self.method.build(self.base.model)
         self.engine = make_engine(self.base.model, config, weight_decay=TRAIN.weight_decay)
         self.trainer = Trainer(
-            config=RunConfig(train=TRAIN),
+            config=RunConfig(method=config_of(), train=TRAIN),
             engine=self.engine,
             method=self.method,
             base=self.base,

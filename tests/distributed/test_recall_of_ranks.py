@@ -15,7 +15,7 @@ from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.watchdog import PeerWatchdog
-from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
+from moram_dist.config import EvalConfig, ModelConfig
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
@@ -24,6 +24,7 @@ from moram_dist.train import ds_config
 from moram_dist.train.engine import make_engine, start_fresh
 from moram_dist.train.progress import Progress
 from moram_dist.train.recognition import statistics_of
+from tests.helpers.configs import config_of
 from tests.helpers.ranks import run_ranks
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -49,7 +50,7 @@ def measure(rank: int, world_size: int, tmp_path: Path) -> None:
             bf16=False,
         )
         base = language_model.load(ModelConfig(), file)
-        config = MethodConfig(method=name, atoms_per_task=4, alpha=40, temperature=0.3)
+        config = config_of(method=name, atoms_per_task=4, alpha=40, temperature=0.3)
         method = METHODS[name](
             config, seed=0, placer=Placer(make_atom_group("world"), placement), num_tasks=3
         )

@@ -19,7 +19,7 @@ from transformers import GPT2Config, LlamaConfig, PretrainedConfig, T5Config
 from eval.measure.harness import Evaluator
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm.watchdog import PeerWatchdog
-from moram_dist.config import EvalConfig, MethodConfig, RunConfig, TrainConfig
+from moram_dist.config import EvalConfig, RunConfig, TrainConfig
 from moram_dist.data import tokens
 from moram_dist.data.stream import IGNORED, MicroBatch, steps
 from moram_dist.data.tokens import WorkProgress, encode_task
@@ -38,6 +38,7 @@ from moram_dist.train.progress import Progress
 from moram_dist.train.run_dir import RunDir
 from moram_dist.train.stop import StopSignals
 from moram_dist.train.trainer import Trainer
+from tests.helpers.configs import config_of
 
 # The third family.
 
@@ -302,7 +303,7 @@ def learn(folder, method_config):
 
 def test_a_whole_run(tmp_path):
     """Two tasks, learned by moram and answered by prefix; a loaded memory answers the same."""
-    config = MethodConfig(
+    config = config_of(
         method="moram",
         target_modules="all-linear",
         atoms_per_task=16,

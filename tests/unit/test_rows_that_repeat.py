@@ -10,12 +10,13 @@ import pytest
 from eval.measure.harness import Evaluator, predictions_path
 from eval.score_matrix import ScoreMatrix
 from moram_dist.comm.watchdog import PeerWatchdog
-from moram_dist.config import EvalConfig, MethodConfig, ModelConfig
+from moram_dist.config import EvalConfig, ModelConfig
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tracking import Tracker
 from moram_dist.train.progress import Progress
+from tests.helpers.configs import config_of
 
 BENCHMARK = BENCHMARKS["demo"](Source(limit_train=4, limit_eval=2, order="topic,mood,place,job"))
 
@@ -24,7 +25,7 @@ class Sometimes(Method):
     """Trains on some of the tasks."""
 
     def __init__(self, trained):
-        super().__init__(MethodConfig(), seed=0)
+        super().__init__(config_of(), seed=0)
         self.trained = trained
 
     def training_data(self, benchmark, i):
@@ -155,7 +156,7 @@ def test_every_mode_is_copied(evaluator, tmp_path):
 
 def test_predictions_show_the_question_alone(evaluator, tmp_path):
     """In-context: the model gets demonstrations; the file, and so the metric, does not."""
-    method = METHODS["in_context"](MethodConfig(demonstrations=2), seed=0)
+    method = METHODS["in_context"](config_of("in_context", demonstrations=2), seed=0)
     evaluate = evaluator(method, "last")
     evaluate(1)
     task = BENCHMARK.tasks[1]
