@@ -57,7 +57,7 @@ class RunDir:
 
     run.yaml holds the resolved configuration, inputs.json digests of data, base and tokenizer. A
     second command on the same folder must be the same run, except for settings that do not define
-    its results (``config_io.MAY_CHANGE``, and settings of other methods).
+    its results (``config_io.MAY_CHANGE``).
     """
 
     def __init__(self, path: Path) -> None:
