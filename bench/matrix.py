@@ -19,13 +19,14 @@ from torch import nn
 from bench.contest import OURS, PUBLISHED, Settings
 from bench.models import Atoms, draw_atoms, put_ours, put_published
 from bench.results import Measurement
-from moram_dist.config import ANSWERS, MethodConfig, ModelConfig
+from moram_dist.config import ANSWERS, ModelConfig
 from moram_dist.families import answer_batch
+from moram_dist.methods.moram import MoramConfig
 from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.task import Benchmark, Task
 
-METHOD = MethodConfig(threshold=0.0, dropout=0.0)
+METHOD = MoramConfig(method="moram", threshold=0.0, dropout=0.0)
 GENERATE, _, LABELS, _ = ANSWERS
 BATCH = 16
 

@@ -16,16 +16,16 @@ from bench.peft_lora import Rows
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.inject import adapt
 from moram_dist.atoms.layer import Memory
-from moram_dist.config import MethodConfig
 from moram_dist.families.targets import find_linears
 from moram_dist.methods import METHODS
+from moram_dist.methods.moram import MoramConfig
 
 Atoms = Mapping[str, tuple[Rows, Rows]]
 """Full name of a linear -> its frozen and its active keys and values."""
 
 
 def draw_atoms(
-    model: nn.Module, config: MethodConfig, num_frozen: int, num_active: int, seed: int = 0
+    model: nn.Module, config: MoramConfig, num_frozen: int, num_active: int, seed: int = 0
 ) -> dict[str, tuple[Rows, Rows]]:
     """Random atoms for the linears that a method adapts, as large as learned ones."""
     generator = torch.Generator().manual_seed(seed)
@@ -45,7 +45,7 @@ def draw_atoms(
 class PublishedLinear(AdaptedLinear):
     """The published formulation."""
 
-    def __init__(self, base: nn.Module, frozen: Rows, active: Rows, config: MethodConfig) -> None:
+    def __init__(self, base: nn.Module, frozen: Rows, active: Rows, config: MoramConfig) -> None:
         super().__init__(base)
         self.config = config
         self.frozen_keys: Tensor
@@ -81,7 +81,7 @@ class PlainLora(AdaptedLinear):
         return (x @ self.keys.T) @ self.values
 
 
-def put_published(model: nn.Module, atoms: Atoms, config: MethodConfig) -> dict[str, Tensor]:
+def put_published(model: nn.Module, atoms: Atoms, config: MoramConfig) -> dict[str, Tensor]:
     """Adapt in place. Returns the trained tensors by name."""
     layers: Any = adapt(
         model, atoms, lambda name, base: PublishedLinear(base, *atoms[name], config)
@@ -99,7 +99,7 @@ def put_plain_lora(model: nn.Module, atoms: Atoms) -> dict[str, PlainLora]:
 
 
 def put_ours(
-    model: nn.Module, atoms: Atoms, config: MethodConfig
+    model: nn.Module, atoms: Atoms, config: MoramConfig
 ) -> tuple[dict[tuple[str, ...], Memory], dict[str, Tensor]]:
     """Adapt in place, as the method does. Returns memories and trained tensors, each by name."""
     method: Any = METHODS["moram"](config, seed=0)

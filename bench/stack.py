@@ -32,12 +32,18 @@ from bench.models import Atoms, draw_atoms, put_ours, put_plain_lora, put_publis
 from bench.peft_lora import peft_leaves, peft_lora
 from bench.results import Measurement
 from bench.variants import Contender, kept_of
-from moram_dist.config import MethodConfig
+from moram_dist.methods.moram import MoramConfig
 
 BLOCKS = 4
 ATOMS, ACTIVE = 240, 16
-METHOD = MethodConfig(
-    atoms_per_task=ACTIVE, alpha=ACTIVE, top_k=16, temperature=0.03, threshold=0.0, dropout=0.0
+METHOD = MoramConfig(
+    method="moram",
+    atoms_per_task=ACTIVE,
+    alpha=ACTIVE,
+    top_k=16,
+    temperature=0.03,
+    threshold=0.0,
+    dropout=0.0,
 )
 
 TOLERANCE = 1e-3

@@ -14,7 +14,8 @@ from moram_dist.config import MethodConfig, RunConfig
 from moram_dist.data.limits import check_ids
 from moram_dist.families import TextFamily, family_of_model, is_generated
 from moram_dist.families.targets import choose_targets
-from moram_dist.methods import METHODS, Method
+from moram_dist.methods import METHODS
+from moram_dist.methods.adapting import AdapterConfig
 from moram_dist.models import language_model
 from moram_dist.models.lengths import LengthRules, first_beyond
 from moram_dist.models.probe import check_causal, check_finite
@@ -50,13 +51,13 @@ def targets_of(config: MethodConfig, model: nn.Module) -> Targets | None:
     """The linears that the run's method adapts; None for a method that adapts none.
 
     Args:
-        config: the method and its target modules.
+        config: of the method.
         model: the base's skeleton.
 
     Raises:
         InputError: as ``choose_targets``.
     """
-    if METHODS[config.method].build is Method.build:
+    if not isinstance(config, AdapterConfig):
         return None
     return choose_targets(model, config.target_modules, is_skeleton=True)
 

@@ -27,7 +27,7 @@ if __name__ == "__main__" and not __package__:  # a script: its imports start at
 from launch import checks
 from launch.checks import CheckResult
 from moram_dist.command_line import Parser, run_command
-from moram_dist.config import RecordConfig, RunConfig
+from moram_dist.config import DEFAULT_METHOD, MethodConfig, RecordConfig, RunConfig
 from moram_dist.registry import InputError
 from moram_dist.terminal import make_output_last, say
 from moram_dist.tracking import open_tracker, store_of
@@ -44,7 +44,7 @@ def planned(argv: Sequence[str]) -> dict[str, Callable[[], CheckResult]]:
     if not 0 < args.port < 65536:
         raise InputError(f"--port must be a number from 1 to 65535, got {args.port}")
     record = RecordConfig(output_dir=args.output_dir, tracking=args.tracking)
-    run_dir = RunConfig(record=record).run_dir
+    run_dir = RunConfig(method=MethodConfig(method=DEFAULT_METHOD), record=record).run_dir
     open_tracker(args.tracking, args.tracking_uri)
     uri = store_of(run_dir, args.tracking_uri)
     models = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))

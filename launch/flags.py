@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import inspect
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from moram_dist import config_io
 from moram_dist.command_line import spelled
-from moram_dist.config import RunConfig
+from moram_dist.config import DEFAULT_METHOD, MethodConfig, RunConfig
 from moram_dist.presets import preset_settings
+from moram_dist.reading import read_text
 from moram_dist.registry import InputError, unknown
+from moram_dist.values import check_path, coerce
 
 OWN = {
     "ds_config": "DeepSpeed JSON file, or the name of one of ds_configs; default zero3.json.",
@@ -90,15 +92,15 @@ def read_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[RunC
     for name in given:
         if name.rpartition(".")[2] not in known:
             raise unknown("flag", f"--{name}", [f"--{k}" for k in known])
-    ds_config = config_io.coerce("ds_config", given.pop("ds_config", DEFAULT_DS_CONFIG), Path)
-    recipe = config_io.coerce("recipe", given.pop("recipe", None), Path | None)
+    ds_config = coerce("ds_config", given.pop("ds_config", DEFAULT_DS_CONFIG), Path)
+    recipe = coerce("recipe", given.pop("recipe", None), Path | None)
     ds_config, recipe = _shipped(ds_config, DS_CONFIGS), recipe and _shipped(recipe, RECIPES)
-    preset = config_io.coerce("preset", given.pop("preset", None), str | None)
+    preset = coerce("preset", given.pop("preset", None), str | None)
     config = config_io.build(given, recipe)
     under = preset_settings(preset, method=config.method.method, benchmark=config.data.benchmark)
     config = config_io.build(given, recipe, under)
     try:
-        config_io.check_path("output_dir", config.run_dir.absolute())
+        check_path("output_dir", config.run_dir.absolute())
     except FileNotFoundError:
         raise InputError("the current folder is gone; start from one that is there") from None
     return config, ds_config
@@ -116,22 +118,45 @@ def usage(introduction: str) -> str:
     lines = [introduction.strip(), ""]
     for name, text in OWN.items():
         lines.append(f"  --{name:24} {text}")
+    methods, of_methods = _methods()
+    run = RunConfig(method=MethodConfig(method=DEFAULT_METHOD))
     for section, kind in config_io.SECTIONS.items():
         lines += ["", f"{section}: {inspect.getdoc(kind)}"]
-        documented = _field_docs(kind)
-        default = kind()
-        for item in dataclasses.fields(kind):
-            text = " ".join(documented[item.name].split())
-            value = getattr(default, item.name)
-            lines.append(f"  --{item.name:24} {text} [{value}]")
+        (declared,) = ast.parse(inspect.getsource(kind)).body
+        flags = [
+            (name, text, getattr(getattr(run, section), name))
+            for name, text, _ in _documented(declared)
+        ]
+        if section == "method":
+            ((name, text, value),) = flags
+            flags = [(name, f"{text} One of {', '.join(methods)}.", value), *of_methods]
+        lines += [f"  --{name:24} {text} [{value}]" for name, text, value in flags]
     return "\n".join(lines)
 
 
-def _field_docs(section: type) -> dict[str, str]:
-    """The string literal under each field of a dataclass."""
-    body = ast.parse(inspect.getsource(section)).body[0].body  # type: ignore[attr-defined]
-    return {
-        ast.unparse(field.target): text.value.value  # type: ignore[attr-defined]
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+def _methods() -> tuple[list[str], list[tuple[str, str, Any]]]:
+    """Names of all methods, and their settings as (name, text, default).
+
+    Read from the text of the methods' files, because importing a method imports torch.
+    """
+    methods: list[str] = []
+    settings: list[tuple[str, str, Any]] = []
+    for path in sorted((ROOT / "moram_dist" / "methods").glob("*.py")):
+        for node in ast.parse(read_text(path)).body:
+            for made_by in getattr(node, "decorator_list", ()):
+                if ast.unparse(made_by) == "section":
+                    settings += [
+                        (name, text, ast.literal_eval(default))
+                        for name, text, default in _documented(node)
+                    ]
+                elif isinstance(made_by, ast.Call) and "METHODS" in ast.unparse(made_by.func):
+                    methods.append(ast.literal_eval(made_by.args[0]))
+    return sorted(methods), settings
+
+
+def _documented(kind: Any) -> Iterator[tuple[str, str, Any]]:
+    """Name, text and default of each field of a class; the text is the literal under it."""
+    for field, text in itertools.pairwise(kind.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            words = ast.literal_eval(text.value).split()
+            yield ast.unparse(field.target), " ".join(words), field.value

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from moram_dist.config_io import read_mapping
-from moram_dist.reading import read_text
+from moram_dist.reading import read_mapping, read_text
 from moram_dist.registry import InputError, unknown
 from moram_dist.terminal import quoted
 

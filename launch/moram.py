@@ -48,7 +48,7 @@ def train(words: Sequence[str]) -> None:
     """Train in this process, or with ``--ranks`` in processes that DeepSpeed's launcher starts."""
     from launch.flags import MOST_RANKS, as_words, read_flags, train_flags
     from launch.train import run as train_here
-    from moram_dist.config_io import coerce
+    from moram_dist.values import coerce
 
     flags = train_flags(words)
     ranks = coerce("ranks", flags.pop("ranks", None), int | None)

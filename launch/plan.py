@@ -20,7 +20,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if __name__ == "__main__" and not __package__:  # a script: its imports start at the checkout
     checkout = str(Path(__file__).resolve().parents[1])
@@ -86,22 +86,24 @@ def main(argv: Sequence[str]) -> None:
 
 def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     """The plan of a run. Raises InputError."""
-    from launch import settings  # needs torch, so only once the flags are right
+    from launch import settings  # imports torch, which --help does not need
     from launch.planning.estimate import Planner
     from launch.planning.rehearsal import Ranks
     from moram_dist.comm import env
     from moram_dist.families import family_of
+    from moram_dist.methods.moram import MoramConfig
     from moram_dist.models import language_model
 
     settings.quiet()
     here = env.device().type
     device = own.device or here
     if config.model.dtype == "auto":
-        dtype = "bf16" if device == "cuda" else "fp32"
+        dtype: Literal["bf16", "fp32"] = "bf16" if device == "cuda" else "fp32"
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     config, benchmark = settings.resolve(config)
     count = own.nodes * own.gpus_per_node
     ds_config = settings.deepspeed_config(config, ds_path, count)
+    assert isinstance(config.method, MoramConfig)  # main refuses other methods
     if config.method.quiet_keys:
         raise InputError(
             "--quiet_keys: plans do not count the directions that it keeps; plan without it"

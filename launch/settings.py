@@ -44,9 +44,8 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Benchmark]:
     """The configuration, completed by the defaults of benchmark and method, and the benchmark.
 
     Raises:
-        InputError: the method does not exist, or the benchmark refuses its settings or data.
+        InputError: the benchmark refuses its settings or data.
     """
-    METHODS[config.method.method]
     benchmark = _benchmark(config)
     return _resolved(config, benchmark), benchmark
 

@@ -189,7 +189,7 @@ def _tasks_in(path: Path) -> int:
 def checked(flags: dict[str, str]) -> RunConfig:
     """The run that the flags describe. Raises InputError, as the run itself would."""
     config, ds_config = read_flags((), flags)
-    from launch.settings import resolve  # needs torch, so only once the flags are right
+    from launch.settings import resolve  # imports torch, which --help does not need
     from moram_dist.train import ds_check
     from moram_dist.train import ds_config as ds
 

@@ -1,22 +1,24 @@
-"""From flags and YAML to a RunConfig and back; keys are strict, values are read by type."""
+"""From flags and YAML to a RunConfig and back; keys are strict, values are read by type.
+
+Any method's flag is accepted with every method, since one recipe may serve several. A run keeps and
+records only the settings of its own method.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 import types
 import typing
-import unicodedata
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from moram_dist.config import EvalConfig, RunConfig
-from moram_dist.reading import parse_yaml, read_yaml
+from moram_dist.config import DEFAULT_METHOD, EvalConfig, MethodConfig, RunConfig, TrainConfig
+from moram_dist.reading import read_mapping
 from moram_dist.redaction import clean_address, clean_tree
 from moram_dist.registry import InputError, unknown
-from moram_dist.terminal import quoted
+from moram_dist.values import coerce
 
 MAY_CHANGE = frozenset(
     {
@@ -46,16 +48,18 @@ MAY_CHANGE = frozenset(
 
 
 SECTIONS: dict[str, Any] = typing.get_type_hints(RunConfig)
-"""Section name -> its dataclass."""
+"""Section name -> its dataclass; for a method, the base of all methods' dataclasses."""
 
 
-def fields() -> dict[str, tuple[str, Any]]:
-    """Every flag: its bare name -> (section, type)."""
+@cache
+def fields() -> Mapping[str, tuple[str, Any]]:
+    """Every flag, those of all methods too: its bare name -> (section, type)."""
     out: dict[str, tuple[str, Any]] = {}
-    for section, kind in SECTIONS.items():
+    kinds = [*SECTIONS.items(), *(("method", kind) for kind in _methods().values())]
+    for section, kind in kinds:
         hints = typing.get_type_hints(kind)
         out |= {item.name: (section, hints[item.name]) for item in dataclasses.fields(kind)}
-    return out
+    return types.MappingProxyType(out)
 
 
 def build(
@@ -65,6 +69,8 @@ def build(
 ) -> RunConfig:
     """Build a run's settings from a recipe, if given, and flags, which override it.
 
+    Values of other methods are checked too, and then left out.
+
     Args:
         overrides: bare (``top_k``) or dotted (``method.top_k``) names to values; strings are
             read as the field's type.
@@ -72,8 +78,8 @@ def build(
         under: bare names to values that replace defaults.
 
     Raises:
-        InputError: a key does not exist, a value has the wrong type, the recipe is not a YAML
-            mapping, or a section refuses a value.
+        InputError: a key or the method does not exist, a value has the wrong type, the recipe is
+            not a YAML mapping, or a section refuses a value.
     """
     values = dict(under)
     if recipe:
@@ -85,7 +91,29 @@ def build(
     for name, value in values.items():
         section, kind = known[name]
         given[section][name] = coerce(name, value, kind)
-    return RunConfig(**{section: SECTIONS[section](**given[section]) for section in SECTIONS})
+    method = _method(given.pop("method"))
+    others = {section: SECTIONS[section](**values) for section, values in given.items()}
+    return RunConfig(method=method, **others)
+
+
+def _methods() -> dict[str, type[MethodConfig]]:
+    """Name of a method -> the dataclass of its settings."""
+    from moram_dist.methods import METHODS  # imports torch
+
+    return {name: METHODS[name].Config for name in METHODS}
+
+
+def _method(given: Mapping[str, Any]) -> MethodConfig:
+    """The settings of the chosen method; all methods check theirs."""
+    kinds = _methods()
+    chosen = given.get("method", DEFAULT_METHOD)
+    if chosen not in kinds:
+        raise unknown("method", chosen, kinds)
+    configs: dict[str, MethodConfig] = {}
+    for name, kind in kinds.items():
+        own = {item.name for item in dataclasses.fields(kind)} & given.keys()
+        configs[name] = kind(**{key: given[key] for key in own} | {"method": name})
+    return configs[chosen]
 
 
 def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -106,6 +134,8 @@ def flat(config: RunConfig) -> dict[str, Any]:
 
 def from_saved(saved: Mapping[str, Any], where: str | Path) -> RunConfig:
     """Read a configuration that a run saved; fields added since then get their defaults.
+
+    Older runs also saved the settings of other methods, which are left out.
 
     Args:
         saved: section -> its fields, as ``to_dict`` gives them.
@@ -144,13 +174,20 @@ def differences(
 ) -> list[str]:
     """``name: saved -> now`` for each field in which two runs differ.
 
-    Skips ``MAY_CHANGE`` and the dotted names in ``ignored``.
+    Skips ``MAY_CHANGE``, the dotted names in ``ignored``, fields that only one of two methods has,
+    and how to train if the method does not.
     """
+    from moram_dist.methods import METHODS  # imports torch
+
+    skipped = MAY_CHANGE.union(ignored)
+    if not METHODS[config.method.method].trains:
+        skipped |= {f"train.{item.name}" for item in dataclasses.fields(TrainConfig)}
+        skipped -= {"train.seed"}
     then = flat(saved)
     return [
         f"{name.split('.')[1]}: {then[name]} -> {now}"
         for name, now in flat(config).items()
-        if name not in MAY_CHANGE and name not in ignored and then[name] != now
+        if name not in skipped and name in then and then[name] != now
     ]
 
 
@@ -175,100 +212,6 @@ def with_recalls(saved: Mapping[str, Any], now: EvalConfig) -> dict[str, Any]:
     if "prefix" in more:
         section |= {"recogniser": now.recogniser, "unknown": now.unknown}
     return {**saved, "eval": section}
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping. Raises InputError with the file and the position of the mistake."""
-    value = read_yaml(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a mapping of names to values")
-    return value
-
-
-def coerce(name: str, value: Any, kind: Any) -> Any:
-    """Convert ``value``, often a string from a flag, to ``kind``. Raises InputError."""
-    wanted = list(typing.get_args(kind)) if isinstance(kind, types.UnionType) else [kind]
-    if type(None) in wanted:
-        if value is None or value in ("None", "null", ""):
-            return None
-        wanted.remove(type(None))
-    (target,) = wanted
-    try:
-        out = _as(value, target)
-    except (ValueError, TypeError, KeyError, OverflowError):
-        name_of = getattr(target, "__name__", str(target))
-        raise InputError(
-            f"--{name} must be {_NAMES.get(name_of, name_of)}, got {quoted(value)}"
-        ) from None
-    if isinstance(out, str | Path):
-        _check_text(name, str(out))
-    if isinstance(out, Path):
-        check_path(name, out)
-    return out
-
-
-_BOOLS = {"true": True, "1": True, "false": False, "0": False}
-_NAMES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "dict": "a mapping",
-    "Path": "a path",
-}
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_LONGEST_NAME, _LONGEST_PATH = 255, 4095
-"""Limits of file systems for one name and for a whole path, in bytes."""
-
-
-def _as(value: Any, target: Any) -> Any:
-    if target is bool:
-        return _BOOLS[str(value).lower()]
-    if target is int:
-        number = _finite(value)
-        return int(number) if number == int(number) else _refuse()
-    if target is float:
-        return _finite(value)
-    if target in (str, Path):
-        if isinstance(value, bool):  # YAML's true, for a field whose values include "true"
-            value = str(value).lower()
-        return target(value) if isinstance(value, str | int | float | Path) else _refuse()
-    parsed = parse_yaml(value, "its text") if isinstance(value, str) else value
-    if not isinstance(parsed, dict) or not all(
-        isinstance(v, dict) and all(isinstance(x, str) for x in v.values()) for v in parsed.values()
-    ):
-        _refuse()
-    return parsed
-
-
-def _finite(value: Any) -> float:
-    """A finite number in plain notation; Python also reads "1_000" and digits of other scripts."""
-    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
-        _refuse()
-    number = float(value)
-    return number if math.isfinite(number) else _refuse()
-
-
-def _refuse() -> Any:
-    raise ValueError
-
-
-def _check_text(name: str, text: str) -> None:
-    bad = next((x for x in text if unicodedata.category(x) in ("Cc", "Cs", "Zl", "Zp")), None)
-    if bad is not None:
-        what = "is not UTF-8" if unicodedata.category(bad) == "Cs" else f"holds {bad!r}"
-        raise InputError(f"--{name} {what}: {quoted(text)}")
-
-
-def check_path(name: str, path: Path) -> None:
-    """Raises InputError where a path is not UTF-8, or too long for file systems."""
-    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
-        raise InputError(f"--{name} is not UTF-8: {quoted(str(path))}")
-    longest = max((len(part.encode()) for part in path.parts), default=0)
-    if longest > _LONGEST_NAME or len(str(path).encode()) > _LONGEST_PATH:
-        raise InputError(
-            f"--{name} is longer than a path can be ({_LONGEST_NAME} bytes for each name, "
-            f"{_LONGEST_PATH} in all): {quoted(str(path))}"
-        )
 
 
 def _flatten(values: Mapping[str, Any], source: str) -> dict[str, Any]:

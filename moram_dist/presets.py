@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moram_dist.config import EMBEDDED
-from moram_dist.ranges import one_of
-from moram_dist.registry import InputError
+from moram_dist.registry import InputError, one_of
 
 PRESETS = ("published", "recommended")
 

@@ -168,6 +168,14 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(read_text(path), path)
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises InputError with the file and the position of the mistake."""
+    value = read_yaml(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a mapping of names to values")
+    return value
+
+
 def parse_yaml(text: str, where: str | Path) -> Any:
     """Parse YAML. Dates stay text.
 

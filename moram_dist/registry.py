@@ -38,6 +38,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {name!r}; {hint}{listed}".strip())
 
 
+def one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """Raises InputError where the flag ``name`` has a value that is not known."""
+    if value not in known:
+        raise unknown(f"--{name}", value, known)
+
+
 class Registry(Generic[T]):
     """Entries of one kind by name."""
 

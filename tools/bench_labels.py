@@ -24,10 +24,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from moram_dist.config import MethodConfig, ModelConfig
+from moram_dist.config import ModelConfig
 from moram_dist.data.encode import encode_training
 from moram_dist.families import answer_batch
 from moram_dist.methods import METHODS
+from moram_dist.methods.moram import MoramConfig
 from moram_dist.models import language_model
 from moram_dist.tasks.task import Decoding, Example, Task
 
@@ -94,7 +95,7 @@ def load(num_tasks: int) -> tuple[nn.Module, Any]:
         ModelConfig(model=str(MODEL), dtype="fp32"), {"zero_optimization": {"stage": 0}}
     )
     if num_tasks:
-        method = METHODS["moram"](MethodConfig(), seed=0)
+        method = METHODS["moram"](MoramConfig(method="moram"), seed=0)
         method.build(base.model)
         for i in range(num_tasks):
             fresh = method.begin_task(i)

@@ -10,11 +10,10 @@ from eval.compare.references import read_references
 from eval.compare.runs import read_runs
 from eval.compare.tables import latex, markdown, to_csv
 from moram_dist.config import RECALLS
-from moram_dist.config_io import coerce
 from moram_dist.files import write_atomically
-from moram_dist.ranges import one_of
-from moram_dist.registry import InputError
+from moram_dist.registry import InputError, one_of
 from moram_dist.tracking import run_directories
+from moram_dist.values import coerce
 
 
 def compare_runs(

@@ -23,8 +23,8 @@ from eval.run_files import part, read_base, read_benchmark
 from eval.score_matrix import scores_path
 from eval.scoring_modes import ScoringMode, saved_scoring_modes
 from moram_dist import config_io
-from moram_dist.config import RunConfig
-from moram_dist.reading import record
+from moram_dist.config import MethodConfig, RunConfig
+from moram_dist.reading import read_mapping, record
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records
 
@@ -209,7 +209,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     """A run's settings by dotted name. Raises InputError if run.yaml is not a run's."""
     settings = {
         f"{section}.{name}": value
-        for section, values in config_io.read_mapping(folder / "run.yaml").items()
+        for section, values in read_mapping(folder / "run.yaml").items()
         if isinstance(values, Mapping)
         for name, value in values.items()
     }
@@ -224,13 +224,16 @@ def _defining_settings(run: Run) -> dict[str, Any]:
     from moram_dist.methods import METHODS  # imports torch
 
     known = run.method in set(METHODS)
-    unused = METHODS[run.method].unused_settings() if known else frozenset()
+    kind = METHODS[run.method].Config if known else MethodConfig
+    # A setting that is newer than the run has its default.
+    defaults = config_io.flat(RunConfig(method=kind(method=run.method)))
+    settings = defaults | run.settings
     # Training settings are kept even for methods that do not train: a table shows them for all.
-    left_out = OF_THE_RUN | config_io.MAY_CHANGE | {n for n in unused if n.startswith("method.")}
+    left_out = OF_THE_RUN | config_io.MAY_CHANGE
     if run.recall != "prefix":
         left_out |= OF_THE_RECOGNISER
-    # A setting that is newer than the run has its default.
-    settings = config_io.flat(RunConfig()) | run.settings
+    if known:  # older runs also saved the settings of other methods
+        left_out |= {n for n in settings.keys() - defaults.keys() if n.startswith("method.")}
     return {name: value for name, value in settings.items() if name not in left_out}
 
 

@@ -23,8 +23,7 @@ from eval.run_files import (
 )
 from eval.score_matrix import scores_path
 from eval.scoring_modes import ScoringMode, saved_scoring_modes
-from moram_dist.config_io import read_mapping
-from moram_dist.reading import read_object
+from moram_dist.reading import read_mapping, read_object
 from moram_dist.redaction import clean_address, clean_command
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records

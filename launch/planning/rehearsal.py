@@ -81,7 +81,7 @@ class Rehearsal:
         self.base_sizes = [p.numel() for p in self.model.parameters()]
         self.number_bytes = dtype.itemsize
         self.method = Moram(config.method, config.train.seed, self.placer, num_tasks)
-        targets = choose_targets(self.model, config.method.target_modules, is_skeleton=True)
+        targets = choose_targets(self.model, self.method.config.target_modules, is_skeleton=True)
         self.method.build(self.model, targets.names)
         self.model.to(META)
         self.forward = Forward(self.model, self.model, META)

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from moram_dist.adapters.lora import Terms, standing_in
 from moram_dist.comm import env
+from moram_dist.methods.adapting import AdapterConfig
 from moram_dist.methods.method import METHODS, ExampleLosses, ForwardOutput, Linears
 from moram_dist.methods.sequential_lora import SequentialLora
+from moram_dist.section import section
 
 FISHER_EXAMPLES = 64
 """Examples of a task from which its Fisher information is estimated. Each needs a separate pass,
 because the gradients of single examples are squared."""
+
+
+@section
+class EwcConfig(AdapterConfig):
+    """Settings of ``ewc``."""
+
+    ewc_weight: Annotated[float, Field(ge=0, le=1e12)] = 400.0
+    """ewc: weight of the penalty for moving away from older tasks (published for TRACE: 400)."""
 
 
 @METHODS.register("ewc")
@@ -29,7 +41,8 @@ class Ewc(SequentialLora):
     Source: Kirkpatrick et al. 2017, arXiv:1612.00796. Weight: TRACE's published EWC.
     """
 
-    settings = SequentialLora.settings | {"ewc_weight"}
+    Config = EwcConfig
+    config: EwcConfig
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
         """As ``sequential_lora``; the first task has no penalty."""

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from moram_dist.config import MethodConfig
 from moram_dist.data.encode import answer_text
 from moram_dist.methods.method import METHODS
 from moram_dist.methods.zero_shot import ZeroShot
+from moram_dist.section import Count, section
 from moram_dist.tasks.task import Benchmark, Example, Task
 
 BETWEEN = "\n\n"
+
+
+@section
+class InContextConfig(MethodConfig):
+    """Settings of ``in_context``."""
+
+    demonstrations: Count = 6
+    """in_context: solved training examples before each question, as many as fit in its prompt."""
 
 
 @METHODS.register("in_context")
@@ -26,7 +36,8 @@ class InContext(ZeroShot):
     from the test set.
     """
 
-    settings = frozenset({"demonstrations"})
+    Config = InContextConfig
+    config: InContextConfig
     reads_training_split = True
 
     def asked(self, benchmark: Benchmark, fits: Callable[[Task, str], bool]) -> Benchmark:

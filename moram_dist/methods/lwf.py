@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moram_dist.adapters.lora import Terms, standing_in
 from moram_dist.data.stream import IGNORED
+from moram_dist.methods.adapting import AdapterConfig
 from moram_dist.methods.method import METHODS, ForwardOutput
 from moram_dist.methods.sequential_lora import SequentialLora
+from moram_dist.section import section
+
+
+@section
+class LwfConfig(AdapterConfig):
+    """Settings of ``lwf``."""
+
+    distill_weight: Annotated[float, Field(ge=0, le=1e12)] = 1.0
+    """lwf: weight of the distance to the answers given before the task (published: 1)."""
+
+    distill_temperature: Annotated[float, Field(gt=0, ge=1e-6, le=1_000_000)] = 2.0
+    """lwf: temperature of both softmaxes in that distance (published: 2)."""
 
 
 @METHODS.register("lwf")
@@ -25,7 +40,8 @@ class Lwf(SequentialLora):
     Source: Li and Hoiem 2016, arXiv:1606.09282.
     """
 
-    settings = SequentialLora.settings | {"distill_weight", "distill_temperature"}
+    Config = LwfConfig
+    config: LwfConfig
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:
         """As ``sequential_lora``; the first task has no previous adapter."""

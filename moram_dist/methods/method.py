@@ -16,20 +16,18 @@ The loop does not distinguish methods in any other way. Evaluation uses ``asked`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moram_dist.adapters.adapter import AdaptedLinear, sizes
-from moram_dist.adapters.dropout import TokenDropout, TokenKeys
-from moram_dist.adapters.inject import adapt
+from moram_dist.adapters.adapter import AdaptedLinear
+from moram_dist.adapters.dropout import TokenKeys
 from moram_dist.adapters.prefix import Prefix
 from moram_dist.atoms import Placer
-from moram_dist.config import MethodConfig, TrainConfig
-from moram_dist.families.targets import find_linears
+from moram_dist.config import EvalRows, MethodConfig
 from moram_dist.registry import Registry
 from moram_dist.tasks.task import Benchmark, Example, Task
 
@@ -69,7 +67,7 @@ respect to tensors that are not parameters of the model."""
 class Method:
     """Base of all methods: adapts nothing, trains on the task's own examples."""
 
-    eval_rows: str | None = None
+    eval_rows: EvalRows | None = None
     """Overrides ``EvalConfig.eval_rows``, unless None."""
 
     recall: str | None = None
@@ -81,9 +79,8 @@ class Method:
     keeps_prefixes = False
     """Whether the states after earlier tasks are kept, so that ``prefix`` can select them."""
 
-    settings: frozenset[str] = frozenset()
-    """Fields of ``MethodConfig`` that its results depend on. Changing any other field does not make
-    it a different run."""
+    Config: type[MethodConfig] = MethodConfig
+    """The settings that its results depend on. Settings of other methods do not reach it."""
 
     trains: bool = True
     """Whether it takes steps, so that its results depend on ``TrainConfig``."""
@@ -91,21 +88,13 @@ class Method:
     reads_training_split: bool = True
     """Whether its results depend on the tasks' training examples."""
 
-    @classmethod
-    def unused_settings(cls) -> frozenset[str]:
-        """Dotted names of settings that this method does not use."""
-        unused = {f"method.{f.name}" for f in fields(MethodConfig) if f.name not in cls.settings}
-        if not cls.trains:
-            unused |= {f"train.{f.name}" for f in fields(TrainConfig)} - {"train.seed"}
-        return frozenset(unused - {"method.method"})
-
     def __init__(
         self, config: MethodConfig, seed: int, placer: Placer | None = None, num_tasks: int = 1
     ) -> None:
         """Store the settings; ``build`` changes the model.
 
         Args:
-            config: settings of all methods.
+            config: an instance of the method's ``Config``.
             seed: of initial values and of everything else that the method draws.
             placer: location of frozen atoms, for methods that have any; default: this rank.
             num_tasks: tasks in the whole sequence.
@@ -128,19 +117,6 @@ class Method:
             model: any Hugging Face language model, frozen.
             modules: full names to adapt; default: the matches of ``target_modules``.
         """
-
-    def _adapt(
-        self,
-        model: nn.Module,
-        modules: Sequence[str] | None,
-        make: Callable[[str, nn.Module], AdaptedLinear],
-    ) -> None:
-        """Common part of ``build``: replace each target linear by ``make(name, linear)``."""
-        self.layers = adapt(model, modules or find_linears(model, self.config.target_modules), make)
-
-    def _dropout(self, name: str, base: nn.Module) -> TokenDropout:
-        """Dropout for the input of the adapted linear ``name``."""
-        return TokenDropout(self.config.dropout, self.token_keys, name=name, size=sizes(base)[0])
 
     @property
     def in_step(self) -> bool:

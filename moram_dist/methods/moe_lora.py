@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import sizes
 from moram_dist.adapters.lora_experts import LoraExperts
 from moram_dist.comm.zero3 import whole
+from moram_dist.methods.adapting import AdapterConfig
 from moram_dist.methods.inc_lora import IncLora
 from moram_dist.methods.method import METHODS, Linears
+from moram_dist.registry import InputError
+from moram_dist.section import section
+
+
+@section
+class MoeLoraConfig(AdapterConfig):
+    """Settings of ``moe_lora``."""
+
+    top_experts: Annotated[int, Field(le=2**20)] = 2
+    """moe_lora: experts that answer a token (published: 2)."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError on fewer than two experts."""
+        if self.top_experts < 2:
+            raise InputError(
+                f"--top_experts must be >= 2, got {self.top_experts}: the weight of a single "
+                "expert is always 1, so the router would learn nothing"
+            )
 
 
 @METHODS.register("moe_lora")
@@ -29,7 +49,8 @@ class MoeLora(IncLora):
     all tasks routes each token, without noise, and each expert belongs to one task.
     """
 
-    settings = IncLora.settings | {"top_experts"}
+    Config = MoeLoraConfig
+    config: MoeLoraConfig
     layers: dict[str, LoraExperts]  # type: ignore[assignment]
 
     def _layer(self, base: nn.Module, **settings: Any) -> LoraExperts:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import sizes
@@ -22,12 +23,32 @@ from moram_dist.atoms import (
 )
 from moram_dist.comm.zero3 import whole
 from moram_dist.families import Family, family_of_model
-from moram_dist.methods.method import METHODS, ExampleLosses, Linears, Method
+from moram_dist.methods.adapting import AdapterConfig, AdaptingMethod
+from moram_dist.methods.method import METHODS, ExampleLosses, Linears
 from moram_dist.registry import MachineError
+from moram_dist.section import section
+
+
+@section
+class MoramConfig(AdapterConfig):
+    """Settings of ``moram``."""
+
+    top_k: Annotated[int, Field(ge=1, le=2**20)] = 8
+    """Atoms that answer a token."""
+
+    temperature: Annotated[float, Field(gt=0, ge=1e-6, le=1_000_000)] = 0.03
+    """Softmax temperature in units of relevance (at most 1, so 0.03 is sharp)."""
+
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Relevance below which an atom is silent at inference, in [0, 1]; never used in training."""
+
+    quiet_keys: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """moram: keeps new keys orthogonal to the directions that hold this part of the energy of older
+    tasks' inputs, in [0, 1), so that new atoms hardly answer older tasks; 0 leaves keys free."""
 
 
 @METHODS.register("moram")
-class Moram(Method):
+class Moram(AdaptingMethod):
     """Incremental mixture of rank-1 associative memory atoms.
 
     With ``quiet_keys``, our addition, new keys are orthogonal to the leading directions of older
@@ -38,18 +59,8 @@ class Moram(Method):
     """
 
     keeps_prefixes = True
-    settings = frozenset(
-        {
-            "target_modules",
-            "dropout",
-            "atoms_per_task",
-            "alpha",
-            "top_k",
-            "temperature",
-            "threshold",
-            "quiet_keys",
-        }
-    )
+    Config = MoramConfig
+    config: MoramConfig
     layers: dict[str, MemoryLinear]  # type: ignore[assignment]
     memories: dict[tuple[str, ...], Memory]
     """Full names of the linears that are queried together -> their memory."""

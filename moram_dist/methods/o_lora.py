@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import Tensor
 
+from moram_dist.methods.adapting import AdapterConfig
 from moram_dist.methods.inc_lora import IncLora
 from moram_dist.methods.method import METHODS, ForwardOutput
+from moram_dist.section import section
+
+
+@section
+class OLoraConfig(AdapterConfig):
+    """Settings of ``o_lora``."""
+
+    orthogonal_weight: Annotated[float, Field(ge=0, le=1e12)] = 0.5
+    """o_lora: weight of the overlap of new and old subspaces (published: 0.5)."""
 
 
 @METHODS.register("o_lora")
@@ -19,7 +32,8 @@ class OLora(IncLora):
     Source: Wang et al. 2023, arXiv:2310.14152.
     """
 
-    settings = IncLora.settings | {"orthogonal_weight"}
+    Config = OLoraConfig
+    config: OLoraConfig
 
     def penalty(self, seen: ForwardOutput) -> Tensor | float:
         """Overlap of the new task's input subspace with older ones; 0 during the first task."""

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from moram_dist.methods.adapting import AdapterConfig
 from moram_dist.methods.method import METHODS
 from moram_dist.methods.sequential_lora import SequentialLora
+from moram_dist.section import Count, section
 from moram_dist.tasks.task import Benchmark, Example, Task
+
+
+@section
+class ReplayConfig(AdapterConfig):
+    """Settings of ``replay``."""
+
+    replay_budget: Count = 200
+    """replay: examples of earlier tasks, all together, that each task trains on again."""
 
 
 @METHODS.register("replay")
@@ -21,7 +31,8 @@ class Replay(SequentialLora):
     equally). There half of each batch is memory; here each example is seen once per epoch.
     """
 
-    settings = SequentialLora.settings | {"replay_budget"}
+    Config = ReplayConfig
+    config: ReplayConfig
 
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
         """The task's own examples, then the buffer's examples of tasks 0 to i-1."""

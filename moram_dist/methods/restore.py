@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +21,8 @@ from moram_dist.methods.by_prompt import ByPrompt
 from moram_dist.methods.method import METHODS
 from moram_dist.models.identity import is_base, origin
 from moram_dist.models.loaded import differs
-from moram_dist.ranges import one_of
-from moram_dist.reading import record
 from moram_dist.recognise import RECOGNISERS, Recogniser
-from moram_dist.registry import InputError
+from moram_dist.registry import InputError, one_of
 
 PREFIX = "moram_prefix"
 """Attribute of a model with a memory: its ``Prefix``, and the number of tasks."""
@@ -82,8 +81,7 @@ def load_memory(
     linears = _linears(model, manifest, files.path)
     if not any_base:
         _check_base(model, manifest, files.path)
-    settings = record(MethodConfig, manifest.settings, f"{files.path}: settings")
-    method = kind(settings, seed=0, num_tasks=len(manifest.tasks))
+    method = kind(_config(manifest, files.path), seed=0, num_tasks=len(manifest.tasks))
     for i, task in enumerate(manifest.tasks[:count]):
         files.check(task, method.shapes(i, linears))  # all, before changing the model
     with _as_it_was_on_error(model, linears):
@@ -142,6 +140,24 @@ def _recogniser(
             "earlier states"
         )
     return kind([files.statistics(task) for task in manifest.tasks[:count]])
+
+
+def _config(manifest: Manifest, path: Path) -> MethodConfig:
+    """The settings of the memory's method; older memories also hold those of all others."""
+    known = {name for each in METHODS for name in _names(METHODS[each].Config)}
+    strange = sorted(manifest.settings.keys() - known)
+    if strange:
+        raise InputError(f"{path}: settings: {strange[0]}: unknown to this version of the program")
+    kind = METHODS[manifest.method].Config
+    own = {name: value for name, value in manifest.settings.items() if name in _names(kind)}
+    try:
+        return kind(**own | {"method": manifest.method})
+    except InputError as error:
+        raise InputError(f"{path}: settings: {error}") from None
+
+
+def _names(kind: type[MethodConfig]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def _check_plain(model: nn.Module) -> None:

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from moram_dist.adapters.adapter import sizes
 from moram_dist.adapters.lora import LoraLinear
 from moram_dist.comm.zero3 import whole
-from moram_dist.methods.method import METHODS, ExampleLosses, Linears, Method
+from moram_dist.methods.adapting import AdaptingMethod
+from moram_dist.methods.method import METHODS, ExampleLosses, Linears
 
 
 @METHODS.register("sequential_lora")
-class SequentialLora(Method):
+class SequentialLora(AdaptingMethod):
     """The usual lower baseline: one adapter for all tasks, a fresh optimizer for each task.
 
     Source: Hu et al. 2021, arXiv:2106.09685, trained in sequence as SeqLoRA in Wang et al. 2023,
     arXiv:2310.14152.
     """
 
-    settings = frozenset({"target_modules", "dropout", "atoms_per_task", "alpha"})
     layers: dict[str, LoraLinear]  # type: ignore[assignment]
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:

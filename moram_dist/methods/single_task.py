@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from moram_dist.adapters.chosen_lora import ChosenLora
+from moram_dist.config import EvalRows
 from moram_dist.methods.method import METHODS
 from moram_dist.methods.sequential_lora import SequentialLora
 
@@ -20,7 +21,7 @@ class SingleTask(SequentialLora):
     arXiv:2401.08295 (forward transfer against tasks learned by themselves).
     """
 
-    eval_rows: str | None = "diagonal"
+    eval_rows: EvalRows | None = "diagonal"
     keeps_prefixes = True
     layers: dict[str, ChosenLora]  # type: ignore[assignment]
 

@@ -29,9 +29,9 @@ from moram_dist.files import (
     write_atomically,
     writing,
 )
-from moram_dist.methods import METHODS
 from moram_dist.models import language_model
 from moram_dist.models.identity import is_base
+from moram_dist.reading import read_mapping
 from moram_dist.redaction import clean_command, clean_tree
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark
@@ -57,7 +57,7 @@ class RunDir:
 
     run.yaml holds the resolved configuration, inputs.json digests of data, base and tokenizer. A
     second command on the same folder must be the same run, except for settings that do not define
-    its results (``config_io.MAY_CHANGE``, and settings of other methods).
+    its results (``config_io.MAY_CHANGE``).
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,7 +81,7 @@ class RunDir:
             if self.path.exists() and any(p.name[0] != "." for p in self.path.iterdir()):
                 raise InputError(f"--output_dir {self.path} is not empty and holds no run")
             return
-        ran_with = config_io.read_mapping(record)
+        ran_with = read_mapping(record)
         lacking = [section for section in ALWAYS_RECORDED if section not in ran_with]
         if lacking:
             raise InputError(
@@ -89,14 +89,13 @@ class RunDir:
             )
         saved = config_io.from_saved(ran_with, record)
         manifest = self.memory.manifest()
-        unused = METHODS[config.method.method].unused_settings()
-        unused |= config_io.recall_may_differ(config.eval, saved.eval)
+        ignored = config_io.recall_may_differ(config.eval, saved.eval)
         by_content = {"model.dtype"}
         if manifest or self.has_inputs:
             by_content.add("model.model")
         if self.has_inputs:
             by_content.add("data.splits")
-        different = config_io.differences(config, saved, unused | by_content)
+        different = config_io.differences(config, saved, ignored | by_content)
         if different:
             raise InputError(
                 f"--output_dir {self.path} holds another configuration ({'; '.join(different)}); "
@@ -106,7 +105,7 @@ class RunDir:
             method = {**manifest.settings, "method": manifest.method}
             learned = config_io.from_saved({"method": method}, self.memory.path)
             learned_with = replace(config, method=learned.method)
-            different = config_io.differences(config, learned_with, unused)
+            different = config_io.differences(config, learned_with, ignored)
             if different:
                 raise InputError(
                     f"{self.memory.path} was learned with other settings ({'; '.join(different)}); "
@@ -257,7 +256,7 @@ class RunDir:
         record = self.path / "run.yaml"
         kept = config_io.to_dict(config)
         if record.exists():  # the first start's settings stay; older versions stored passwords
-            kept = config_io.read_mapping(record)
+            kept = read_mapping(record)
         now = config_io.with_recalls(kept, config.eval)
         if not record.exists() or clean_tree(now) != kept:
             kept = now

@@ -11,12 +11,13 @@ import torch
 from eval.measure.harness import Evaluator
 from moram_dist.atoms import Placer
 from moram_dist.comm.collectives import make_atom_group
-from moram_dist.config import EvalConfig, MethodConfig, ModelConfig, RunConfig
+from moram_dist.config import EvalConfig, ModelConfig, RunConfig
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.train import ds_config
 from moram_dist.train.engine import make_engine, start_fresh
+from tests.helpers.configs import config_of
 from tests.helpers.context import make_context
 from tests.helpers.ranks import run_ranks
 
@@ -40,7 +41,7 @@ def evaluate(rank: int, world_size: int, tmp_path: Path) -> None:
         )
         base = language_model.load(model, file)
         method = METHODS["moram"](
-            MethodConfig(atoms_per_task=4, alpha=40),
+            config_of(atoms_per_task=4, alpha=40),
             seed=0,
             placer=Placer(make_atom_group("world"), placement),
         )
@@ -55,7 +56,7 @@ def evaluate(rank: int, world_size: int, tmp_path: Path) -> None:
         for gather in ("true", "false"):
             asking = EvalConfig(answers=",".join(MODES), eval_gather=gather, eval_batch_size=4)
             context = make_context(
-                config=RunConfig(eval=asking),
+                config=RunConfig(method=config_of(), eval=asking),
                 benchmark=BENCHMARK,
                 method=method,
                 engine=engine,

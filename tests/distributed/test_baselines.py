@@ -20,7 +20,7 @@ from moram_dist.adapters import directions
 from moram_dist.adapters.prompts import asking
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.comm import env
-from moram_dist.config import MethodConfig, RunConfig
+from moram_dist.config import RunConfig
 from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import order
 from moram_dist.methods import METHODS, Method, ewc, inf_lora
@@ -40,10 +40,11 @@ from tests.distributed.test_growth import (
     same_everywhere,
     task_steps,
 )
+from tests.helpers.configs import config_of
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import save_tiny_model, tiny_model
 
-METHOD = MethodConfig(
+METHOD: dict[str, Any] = dict(
     atoms_per_task=4,
     alpha=10,
     dropout=0.1,
@@ -75,7 +76,7 @@ LOOKED_AT = 5
 
 def open_life(model: Path, setting: Setting, name: str, **model_settings: Any) -> Life:
     """An engine whose trainer can look at a task once more."""
-    config = dataclasses.replace(METHOD, method=name)
+    config = config_of(name, **METHOD)
     life = Life(model, setting, env.world_size(), config, **model_settings)
     life.trainer.watchdog = SimpleNamespace(at=lambda what: None)
     life.trainer.benchmark = SimpleNamespace(tasks=[SimpleNamespace(name="t")] * NUM_TASKS)
@@ -123,7 +124,7 @@ def gradient(life: Life, i: int) -> dict[str, Tensor]:
 def plain(name: str, memory: dict[str, Tensor]) -> tuple[nn.Module, Method]:
     """The method on a plain model in one process, as it is after task 0. In eval mode."""
     model = tiny_model()
-    method = METHODS[name](dataclasses.replace(METHOD, method=name), 3, num_tasks=NUM_TASKS)
+    method = METHODS[name](config_of(name, **METHOD), 3, num_tasks=NUM_TASKS)
     method.build(model)
     method.load_task(0, memory)
     return model.eval(), method
@@ -145,7 +146,7 @@ def plain_gradient(
     step = task_steps(1, 0, 1)[0]
     total = penalty_of_parameters(name, memory, trained)
     for m, batch in enumerate(step.micro_batches):
-        settings = SimpleNamespace(config=RunConfig(train=TRAIN), method=method)
+        settings = SimpleNamespace(config=RunConfig(method=config_of(), train=TRAIN), method=method)
         Trainer._seed_dropout(settings, 1, step, m)  # type: ignore[arg-type]
         seen = Forward(model, model)(batch)
         total = total + answer_loss(seen) / step.num_answer_tokens

@@ -34,6 +34,7 @@ from moram_dist.train.engine import make_engine, start_fresh
 from moram_dist.train.stop import StopSignals
 from moram_dist.train.trainer import Trainer
 from tests.helpers.answers import generate_batch, score_batch
+from tests.helpers.configs import config_of
 from tests.helpers.context import make_context
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny_t5 import START, WIDE, save_tiny_t5, tiny_t5
@@ -74,7 +75,7 @@ class Setting:
     @property
     def config(self) -> MethodConfig:
         targets = "all-linear" if self.checkpointing else "attention"
-        return MethodConfig(
+        return config_of(
             method=self.method,
             atoms_per_task=4,
             alpha=40,
@@ -113,7 +114,9 @@ def task_steps(tokenizer: Any, i: int, rank: int, world_size: int, micro: int) -
 
 def trainer(method: Method, base: Any, engine: Any) -> Trainer:
     """For its step, and its keys of dropout."""
-    context = make_context(config=RunConfig(train=TRAIN), method=method, engine=engine, base=base)
+    context = make_context(
+        config=RunConfig(method=config_of(), train=TRAIN), method=method, engine=engine, base=base
+    )
     return Trainer(context, manifest=None, evaluate=None, stop=StopSignals("SIGTERM"))
 
 

@@ -34,6 +34,7 @@ from moram_dist.train import ds_config
 from moram_dist.train.engine import BETAS, inner_optimizer, make_engine, start_fresh
 from moram_dist.train.stop import StopSignals
 from moram_dist.train.trainer import Trainer
+from tests.helpers.configs import config_of
 from tests.helpers.context import make_context
 from tests.helpers.padding import check_padding_is_no_weight
 from tests.helpers.ranks import run_ranks
@@ -42,7 +43,7 @@ from tests.helpers.tiny import VOCABULARY, save_tiny_model, tiny_model, tokens
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 NUM_TASKS = 3
 OUTPUTS = "outputs.safetensors"
-METHOD = MethodConfig(atoms_per_task=4, alpha=10, dropout=0, top_k=5, temperature=0.2)
+METHOD = config_of(atoms_per_task=4, alpha=10, dropout=0, top_k=5, temperature=0.2)
 # Five examples in micro-batches of two: on 2 and on 3 ranks one rank ends with an empty one.
 CAUSAL = Causal()
 TRAIN = TrainConfig(
@@ -123,7 +124,10 @@ class Life:
         self.method.build(self.base.model)
         self.engine = make_engine(self.base.model, config, weight_decay=TRAIN.weight_decay)
         context = make_context(
-            config=RunConfig(train=TRAIN), method=self.method, engine=self.engine, base=self.base
+            config=RunConfig(method=config_of(), train=TRAIN),
+            method=self.method,
+            engine=self.engine,
+            base=self.base,
         )
         self.trainer = Trainer(
             context, manifest=None, evaluate=None, stop=StopSignals("SIGTERM")

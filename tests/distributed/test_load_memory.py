@@ -15,14 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from moram_dist import load_memory
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
-from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS
 from moram_dist.models.identity import fingerprint_of
 from moram_dist.models.language_model import DEMO_BASE
 from moram_dist.registry import InputError
+from tests.helpers.configs import config_of
 from tests.helpers.tiny import save_tiny_model, tiny_model, tokens
 
-CONFIG = MethodConfig(atoms_per_task=4, alpha=10, dropout=0, target_modules="q_proj")
+CONFIG = config_of(atoms_per_task=4, alpha=10, dropout=0, target_modules="q_proj")
 
 
 @pytest.fixture

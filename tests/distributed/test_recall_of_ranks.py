@@ -14,13 +14,14 @@ from moram_dist.atoms import Placer
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
-from moram_dist.config import EvalConfig, MethodConfig, ModelConfig, RunConfig
+from moram_dist.config import EvalConfig, ModelConfig, RunConfig
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.train import ds_config
 from moram_dist.train.engine import make_engine, start_fresh
 from moram_dist.train.recognition import statistics_of
+from tests.helpers.configs import config_of
 from tests.helpers.context import make_context
 from tests.helpers.ranks import run_ranks
 
@@ -47,7 +48,7 @@ def measure(rank: int, world_size: int, tmp_path: Path) -> None:
             bf16=False,
         )
         base = language_model.load(ModelConfig(), file)
-        config = MethodConfig(method=name, atoms_per_task=4, alpha=40, temperature=0.3)
+        config = config_of(method=name, atoms_per_task=4, alpha=40, temperature=0.3)
         method = METHODS[name](
             config, seed=0, placer=Placer(make_atom_group("world"), placement), num_tasks=3
         )
@@ -65,7 +66,7 @@ def measure(rank: int, world_size: int, tmp_path: Path) -> None:
             answers="labels", recall="prefix,oracle,all", eval_gather=gather, eval_batch_size=4
         )
         context = make_context(
-            config=RunConfig(eval=asking),
+            config=RunConfig(method=config_of(), eval=asking),
             benchmark=BENCHMARK,
             method=method,
             engine=engine,

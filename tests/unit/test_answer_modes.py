@@ -19,6 +19,7 @@ from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark, Example, Task
 from moram_dist.tracking import Tracker
 from tests.helpers.answers import generate_batch
+from tests.helpers.configs import config_of
 from tests.helpers.context import make_context
 from tests.helpers.tiny import tiny_model
 
@@ -70,7 +71,9 @@ class Logged(Tracker):
 
 def evaluator(base: Base, run_dir: Path, answers: str, **settings) -> Evaluator:
     context = make_context(
-        config=RunConfig(eval=EvalConfig(answers=answers, eval_batch_size=3, **settings)),
+        config=RunConfig(
+            method=config_of(), eval=EvalConfig(answers=answers, eval_batch_size=3, **settings)
+        ),
         benchmark=BENCHMARK,
         method=types.SimpleNamespace(
             in_step=False, prefix=Prefix(), training_data=lambda benchmark, i: [i]

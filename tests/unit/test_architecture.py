@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = [  # a package imports only packages on lines above its own
     {"registry", "redaction", "terminal"},
-    {"ranges"},
+    {"section"},
     {"config", "command_line"},
     {"presets"},
     {"files", "reading"},
-    {"config_io"},
+    {"values"},
     {"comm", "metrics", "tracking"},
     {"tasks"},
     {"adapters", "recognise"},
@@ -27,6 +27,7 @@ LAYERS = [  # a package imports only packages on lines above its own
     {"families"},
     {"models"},
     {"methods"},
+    {"config_io"},
     {"train"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

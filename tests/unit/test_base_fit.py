@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from launch.base import check_base
-from moram_dist.config import EvalConfig, MethodConfig, ModelConfig, RunConfig
+from moram_dist.config import EvalConfig, ModelConfig, RunConfig
 from moram_dist.data.limits import check_ids
 from moram_dist.families import family_of_model
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark, Example, Task
 from tests.helpers.bases import GPT2, LLAMA, OPT, ROWS, SMALL, change, made, save
+from tests.helpers.configs import config_of
 from tests.helpers.tiny import tiny_model
 from tests.helpers.tiny_t5 import save_tiny_t5, tiny_t5
 
@@ -41,7 +42,7 @@ def run(folder, method="moram", answers="generate", **rules):
     """Check a base and a benchmark of one task, as a run does."""
     model = ModelConfig(model=str(folder), dtype="fp32")
     config = RunConfig(
-        model=model, method=MethodConfig(method=method), eval=EvalConfig(answers=answers)
+        model=model, method=config_of(method=method), eval=EvalConfig(answers=answers)
     )
     one = benchmark(task(**rules))
     return check_base(config, one, language_model.skeleton(model))

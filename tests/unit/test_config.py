@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moram_dist.config import RunConfig
+from moram_dist.config import TrainConfig
 from moram_dist.config_io import SECTIONS, build, differences, fields, flat, from_saved, to_dict
 from moram_dist.registry import InputError
 
@@ -18,17 +18,19 @@ def write(path, text):
 
 
 def test_nothing_given_is_the_default():
-    assert build({}) == RunConfig()
+    assert build({}) == build({})
 
 
 def test_names_are_unique_over_sections():
-    names = [item.name for kind in SECTIONS.values() for item in dataclasses.fields(kind)]
-    assert len(names) == len(set(names)) == len(fields())
+    kinds = [kind for section, kind in SECTIONS.items() if section != "method"]
+    names = [item.name for kind in kinds for item in dataclasses.fields(kind)]
+    of_methods = {name for name, (section, _) in fields().items() if section == "method"}
+    assert len(names) == len(set(names)) == len(fields()) - len(of_methods)
 
 
 def test_configurations_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        RunConfig().method.top_k = 3
+        build({}).method.top_k = 3
 
 
 @pytest.mark.parametrize("name", ["top_k", "method.top_k"])
@@ -204,6 +206,32 @@ def test_a_recipe_that_is_not_there(tmp_path):
         build({}, tmp_path / "none.yaml")
 
 
+def test_settings_of_other_methods_are_checked_and_left_out():
+    run = build({"method": "ewc", "temperature": "0.3", "ewc_weight": "3"})
+    own = {"method": "ewc", "target_modules": "attention", "atoms_per_task": 8, "alpha": 16.0}
+    assert to_dict(run)["method"] == {**own, "dropout": 0.1, "ewc_weight": 3.0}
+    assert run == build({"method": "ewc", "ewc_weight": 3})
+    with pytest.raises(InputError, match=r"^--temperature must be > 0, got -1\.0$"):
+        build({"method": "ewc", "temperature": "-1"})
+    with pytest.raises(InputError, match=r"^unknown method 'ewq'; did you mean 'ewc'\?"):
+        build({"method": "ewq"})
+
+
+def test_a_record_may_hold_settings_of_other_methods():
+    then = to_dict(build({"method": "ewc"}))
+    then["method"] |= {"temperature": 0.3, "top_k": 4}  # as older versions wrote it
+    assert from_saved(then, "run.yaml") == build({"method": "ewc"})
+
+
+def test_a_section_checks_itself_however_it_is_made():
+    with pytest.raises(InputError, match=r"^--seed must be >= 0, got -1$"):
+        dataclasses.replace(build({}).train, seed=-1)
+    for wrong in ({"seed": True}, {"seed": 1.0}, {"clip": False}, {"schedule": 3}):
+        with pytest.raises(InputError, match=f"--{next(iter(wrong))}"):
+            TrainConfig(**wrong)
+    assert type(TrainConfig(clip=1).clip) is float
+
+
 def test_a_run_survives_being_written_down():
     run = build({"data_dir": "x", "top_k": "3", "splits": "{a: {train: b}}", "epochs": "0.5"})
     assert build(flat(run)) == run
@@ -219,15 +247,15 @@ def test_differences_names_what_defines_results():
 
 
 def test_a_run_from_before_a_field_or_section_was_there_had_its_default():
-    then = to_dict(RunConfig())
+    then = to_dict(build({}))
     del then["method"]["alpha"], then["parallel"]
-    assert from_saved(then, "run.yaml") == RunConfig()
+    assert from_saved(then, "run.yaml") == build({})
     now = build({"alpha": "8"})
     assert differences(now, from_saved(then, "run.yaml")) == ["alpha: 16.0 -> 8.0"]
 
 
 def test_settings_of_another_version_are_named():
-    then = to_dict(RunConfig()) | {"future": {"optimizer": "lion"}, "top_k": 3}
+    then = to_dict(build({})) | {"future": {"optimizer": "lion"}, "top_k": 3}
     then["train"]["optimizer"] = "lion"
     then["train"]["top_k"] = 3  # known, but elsewhere
     with pytest.raises(InputError) as error:
@@ -245,12 +273,12 @@ def test_settings_of_another_version_are_named():
 )
 def test_a_damaged_record_is_named(change, said):
     with pytest.raises(InputError) as error:
-        from_saved(to_dict(RunConfig()) | change, "run.yaml")
+        from_saved(to_dict(build({})) | change, "run.yaml")
     assert said in str(error.value)
 
 
 def test_names_of_runs():
-    assert RunConfig().name == "demo-moram-seed0"
+    assert build({}).name == "demo-moram-seed0"
     assert build({"order": "b,a", "seed": "2"}).name == "demo-b+a-moram-seed2"
-    assert RunConfig().run_dir == Path("runs/demo-moram-seed0")
+    assert build({}).run_dir == Path("runs/demo-moram-seed0")
     assert build({"output_dir": "x"}).run_dir == Path("x")

@@ -8,13 +8,13 @@ from functools import partial
 import pytest
 import torch
 
-from moram_dist.config import MethodConfig
 from moram_dist.data.encode import encode_prompt, plain
 from moram_dist.families.causal import Causal
 from moram_dist.families.encoder_decoder import EncoderDecoder
 from moram_dist.methods import METHODS
 from moram_dist.methods.replay import share
 from moram_dist.tasks.task import Benchmark, Example, Task
+from tests.helpers.configs import config_of
 from tests.helpers.tiny import tiny_model
 
 
@@ -38,7 +38,7 @@ def bench(*tasks):
 
 
 def make(method, seed=0, **settings):
-    return METHODS[method](MethodConfig(method=method, **settings), seed, num_tasks=4)
+    return METHODS[method](config_of(method=method, **settings), seed, num_tasks=4)
 
 
 THREE = bench(make_task("a", train=6), make_task("b", train=2), make_task("c", train=5))
@@ -149,7 +149,7 @@ def test_any_ssr_is_single_task_with_a_router():
     method, alone = make("any_ssr"), make("single_task")
     assert (method.eval_rows, method.recall, method.recogniser) == (None, "prefix", "ridge")
     assert (alone.recall, alone.recogniser) == (None, None)
-    assert method.settings == alone.settings
+    assert method.Config is alone.Config
 
 
 # In context.

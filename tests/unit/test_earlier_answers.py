@@ -11,11 +11,12 @@ from eval.measure.earlier import EarlierAnswers
 from eval.measure.harness import Evaluator
 from eval.measure.recall import Portion
 from eval.predictions import predictions_path
-from moram_dist.config import EvalConfig, MethodConfig, ModelConfig, RunConfig
+from moram_dist.config import EvalConfig, ModelConfig, RunConfig
 from moram_dist.methods import Method
 from moram_dist.models import language_model
 from moram_dist.recognise import Recognised
 from moram_dist.tasks import BENCHMARKS, Source
+from tests.helpers.configs import config_of
 from tests.helpers.context import make_context
 
 BENCHMARK = BENCHMARKS["demo"](Source(order="topic,mood,place", limit_train=4, limit_eval=3))
@@ -32,9 +33,11 @@ def evaluator(base, tmp_path):
 
     def make(recall, answers="labels", unknown="all"):
         context = make_context(
-            config=RunConfig(eval=EvalConfig(answers=answers, recall=recall, unknown=unknown)),
+            config=RunConfig(
+                method=config_of(), eval=EvalConfig(answers=answers, recall=recall, unknown=unknown)
+            ),
             benchmark=BENCHMARK,
-            method=Method(MethodConfig(), seed=0),
+            method=Method(config_of(), seed=0),
             engine=SimpleNamespace(module=base.model, eval=base.model.eval),
             base=base,
             folder=tmp_path,

@@ -18,7 +18,7 @@ from transformers import GPT2Config, LlamaConfig, PretrainedConfig, T5Config
 
 from eval.measure.harness import Evaluator
 from moram_dist.atoms.memory_files import Manifest
-from moram_dist.config import EvalConfig, MethodConfig, RunConfig, TrainConfig
+from moram_dist.config import EvalConfig, RunConfig, TrainConfig
 from moram_dist.data import tokens
 from moram_dist.data.stream import IGNORED, MicroBatch, steps
 from moram_dist.data.tokens import WorkProgress, encode_task
@@ -34,6 +34,7 @@ from moram_dist.tasks.task import Benchmark, Decoding, Example, Task
 from moram_dist.train.forward import Forward, answer_loss
 from moram_dist.train.stop import StopSignals
 from moram_dist.train.trainer import Trainer
+from tests.helpers.configs import config_of
 from tests.helpers.context import make_context
 
 # The third family.
@@ -297,7 +298,7 @@ def learn(folder, method_config):
 
 def test_a_whole_run(tmp_path):
     """Two tasks, learned by moram and answered by prefix; a loaded memory answers the same."""
-    config = MethodConfig(
+    config = config_of(
         method="moram",
         target_modules="all-linear",
         atoms_per_task=16,

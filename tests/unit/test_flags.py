@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from launch import plan, submit
-from launch.flags import DS_CONFIGS, OWN, RECIPES, as_words, read_flags, train_flags
+from launch.flags import DS_CONFIGS, OWN, RECIPES, as_words, read_flags, train_flags, usage
 from moram_dist import config_io
 from moram_dist.command_line import Parser, spelled
+from moram_dist.methods import METHODS
 
 FLAGS = [*config_io.fields(), *OWN]
 SECTIONED = [f"{section}.{name}" for name, (section, _) in config_io.fields().items()]
@@ -58,6 +59,22 @@ def test_words_of_flags_are_read_as_these_flags():
 )
 def test_dashes_in_names(word, expected):
     assert spelled(word) == expected
+
+
+def test_help_lists_every_flag_with_its_text_and_default():
+    """Those of methods are read from text, and must be what importing them gives."""
+    lines = usage("").split("\n")
+    for name in FLAGS:
+        (line,) = (line for line in lines if line.startswith(f"  --{name} "))
+        text, _, default = line.removeprefix(f"  --{name}").strip().rpartition(" [")
+        if name in OWN:
+            continue
+        assert text[-1] in ".)" and text[0] != "[", line
+        section, _ = config_io.fields()[name]
+        runs = [config_io.build({"method": method}) for method in METHODS]
+        defaults = {str(getattr(getattr(run, section), name, default[:-1])) for run in runs}
+        assert name == "method" or defaults == {default[:-1]}
+    assert f"One of {', '.join(METHODS)}. [moram]" in "\n".join(lines)
 
 
 def test_any_command_takes_dashes():

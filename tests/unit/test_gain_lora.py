@@ -14,7 +14,6 @@ from moram_dist import load_memory
 from moram_dist.adapters.gated_lora import HIDDEN, GateWeights, PromptGates, RowGates, gate
 from moram_dist.adapters.prompts import ATTRIBUTE, asking
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
-from moram_dist.config import MethodConfig
 from moram_dist.data.encode import Encoded
 from moram_dist.decode.continuous_batching import ContinuousBatcher, Request, Room
 from moram_dist.decode.generate import greedy
@@ -24,6 +23,7 @@ from moram_dist.methods import METHODS
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example, Task
 from tests.helpers.answers import score_batch
+from tests.helpers.configs import config_of
 from tests.helpers.tiny import HIDDEN as SIZE
 from tests.helpers.tiny import tiny_model, tokens
 from tests.unit.test_lora_baselines import begin
@@ -95,7 +95,7 @@ def test_gates_of_rows_of_beams_and_of_layers_without_rows():
 
 
 def built(model=None):
-    config = MethodConfig(method="gain_lora", atoms_per_task=4, alpha=10, dropout=0)
+    config = config_of(method="gain_lora", atoms_per_task=4, alpha=10, dropout=0)
     method = METHODS["gain_lora"](config, seed=0, num_tasks=3)
     model = model or tiny_model()
     method.build(model)

@@ -10,8 +10,8 @@ from torch import nn
 
 from moram_dist.adapters import moments
 from moram_dist.adapters.moments import InputMoments, leading, new_directions, without
-from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS, inf_lora
+from tests.helpers.configs import config_of
 from tests.unit.test_lora_baselines import OneLinear, begin, built
 
 # Moments.
@@ -124,7 +124,7 @@ def looking(model, examples):
 
 def test_inf_lora_two_tasks_by_hand():
     settings = {"atoms_per_task": 1, "alpha": 3.0, "dropout": 0.5, "method": "inf_lora"}
-    method = METHODS["inf_lora"](MethodConfig(**settings), seed=0, num_tasks=3)
+    method = METHODS["inf_lora"](config_of(**settings), seed=0, num_tasks=3)
     model = OneLinear(2, 1)
     method.build(model, ["layer"])
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["layer.lora_B"]
@@ -161,7 +161,7 @@ def test_inf_lora_two_tasks_by_hand():
     later = method.end_task(1, second)
     assert later["layer.subspace"].tolist() == [[0, 1]]
 
-    again = METHODS["inf_lora"](MethodConfig(**settings), seed=0, num_tasks=3)
+    again = METHODS["inf_lora"](config_of(**settings), seed=0, num_tasks=3)
     restored = OneLinear(2, 1)
     again.build(restored, ["layer"])
     again.load_task(0, tensors)
@@ -175,8 +175,8 @@ def test_inf_lora_two_tasks_by_hand():
 
 
 def test_a_task_nobody_looks_at_is_drawn():
-    method = METHODS["inf_lora"](MethodConfig(method="inf_lora"), seed=0, num_tasks=3)
-    alone = METHODS["inc_lora"](MethodConfig(method="inc_lora"), seed=0, num_tasks=3)
+    method = METHODS["inf_lora"](config_of(method="inf_lora"), seed=0, num_tasks=3)
+    alone = METHODS["inc_lora"](config_of(method="inc_lora"), seed=0, num_tasks=3)
     for one in (method, alone):
         one.build(OneLinear(2, 1), ["layer"])
     found, expected = method.begin_task(0), alone.begin_task(0)

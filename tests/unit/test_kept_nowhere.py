@@ -15,6 +15,7 @@ from moram_dist import config_io
 from moram_dist.config import RecordConfig, RunConfig
 from moram_dist.tracking.mlflow import MlflowTracker
 from moram_dist.train.run_dir import RunDir
+from tests.helpers.configs import config_of
 from tests.helpers.made_up_runs import make_run
 
 SECRET = "s3cr3t-W0rd"
@@ -30,7 +31,7 @@ def test_a_password_is_kept_nowhere(tmp_path, monkeypatch, caplog, capsys):
     run_dir = make_run(tmp_path / "run", {(0, 0): [1.0]}, tasks=["topic"])
     (run_dir / "run.yaml").unlink()
     config, benchmark = resolve(
-        RunConfig(record=RecordConfig(output_dir=run_dir, tracking_uri=ADDRESS))
+        RunConfig(method=config_of(), record=RecordConfig(output_dir=run_dir, tracking_uri=ADDRESS))
     )
     ds_config = {"comet": {"enabled": False, "api_key": SECRET}}
     with caplog.at_level(logging.DEBUG, logger="moram_dist"):
@@ -60,7 +61,9 @@ def test_a_password_is_kept_nowhere(tmp_path, monkeypatch, caplog, capsys):
 
 def test_what_an_older_version_kept_is_taken_out_at_the_next_start(tmp_path):
     run_dir = tmp_path / "run"
-    config, benchmark = resolve(RunConfig(record=RecordConfig(output_dir=run_dir)))
+    config, benchmark = resolve(
+        RunConfig(method=config_of(), record=RecordConfig(output_dir=run_dir))
+    )
     RunDir(run_dir).describe(config, benchmark, {}, 1)
     record = run_dir / "run.yaml"
     old = yaml.safe_load(record.read_text())

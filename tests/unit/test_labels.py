@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moram_dist.config import MethodConfig, ModelConfig
+from moram_dist.config import ModelConfig
 from moram_dist.data.candidates import encode_candidates
 from moram_dist.data.encode import encode_training
 from moram_dist.decode.labels import best, can_share_prefix
@@ -15,6 +15,7 @@ from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks.task import Decoding, Example
 from tests.helpers.answers import choose_batch, score_batch
 from tests.helpers.closed_choice import EXAMPLES, LABELS, task
+from tests.helpers.configs import config_of
 from tests.helpers.tiny import SIZES, tiny_model
 
 BEGIN_ALIKE = tuple(
@@ -36,7 +37,7 @@ def model(request, tokenizer):
         return model
     name = {"lora": "sequential_lora", "moram": "moram"}[request.param]
     method = METHODS[name](
-        MethodConfig(method=name, atoms_per_task=4, alpha=40, dropout=0, top_k=5), seed=0
+        config_of(method=name, atoms_per_task=4, alpha=40, dropout=0, top_k=5), seed=0
     )
     method.build(model)
     generator = torch.Generator().manual_seed(0)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from moram_dist.atoms import MemoryLinear, MemorySettings, Placer, Routing, give_memory, recall
-from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS
+from tests.helpers.configs import config_of
 from tests.helpers.tiny import tiny_model, tokens
 
 D, E, R = 12, 10, 8
@@ -236,7 +236,7 @@ def test_checkpointed_layers_ask_again():
     gradients = []
     for checkpointing in (False, True):
         model = tiny_model()
-        method = METHODS["moram"](MethodConfig(atoms_per_task=4, dropout=0.3), seed=0)
+        method = METHODS["moram"](config_of(atoms_per_task=4, dropout=0.3), seed=0)
         method.build(model)
         method.token_keys.set([3, 4], [7], torch.device("cpu"))
         for i in range(2):

@@ -17,9 +17,9 @@ from launch import versions
 from moram_dist import __version__, load_memory
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.command_line import EXTRAS
-from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS
 from moram_dist.models.identity import fingerprint_of
+from tests.helpers.configs import config_of
 from tests.helpers.tiny import tiny_model, tokens
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def folder(tmp_path):
     """A base and a memory of one task for it, its atoms drawn by hand."""
     model = tiny_model()
     model.save_pretrained(tmp_path / "base")
-    config = MethodConfig(atoms_per_task=4, alpha=10, dropout=0, target_modules="q_proj")
+    config = config_of(atoms_per_task=4, alpha=10, dropout=0, target_modules="q_proj")
     method = METHODS["moram"](config, seed=0)
     method.build(model)
     with torch.no_grad():

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from moram_dist.adapters.lora_experts import LoraExperts, gates
-from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS
 from moram_dist.methods.ewc import FISHER_EXAMPLES
 from moram_dist.methods.lwf import divergence
 from moram_dist.methods.method import ForwardOutput
 from moram_dist.methods.slao import orthonormal
 from moram_dist.registry import InputError
+from tests.helpers.configs import config_of
 
 LN3 = math.log(3)
 
@@ -35,7 +35,7 @@ class OneLinear(nn.Module):
 def built(name, d_in=1, d_out=1, **settings):
     """Method and model; LoRA of one term, scale 1, without dropout unless asked."""
     settings = {"atoms_per_task": 1, "alpha": 1.0, "dropout": 0.0} | settings
-    method = METHODS[name](MethodConfig(method=name, **settings), seed=0, num_tasks=3)
+    method = METHODS[name](config_of(method=name, **settings), seed=0, num_tasks=3)
     model = OneLinear(d_in, d_out)
     method.build(model, ["layer"])
     return method, model
@@ -379,15 +379,15 @@ def test_routing_is_in_float32():
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("method", "settings", "complaint"),
     [
-        ({"top_experts": 1}, "--top_experts must be >= 2, got 1"),
-        ({"ewc_weight": -1.0}, "--ewc_weight must be >= 0, got -1.0"),
-        ({"orthogonal_weight": float("nan")}, "--orthogonal_weight must be >= 0, got nan"),
-        ({"distill_weight": -0.5}, "--distill_weight must be >= 0, got -0.5"),
-        ({"distill_temperature": 0.0}, "--distill_temperature must be > 0, got 0.0"),
+        ("moe_lora", {"top_experts": 1}, "--top_experts must be >= 2, got 1: the weight of"),
+        ("ewc", {"ewc_weight": -1.0}, "--ewc_weight must be >= 0, got -1.0"),
+        ("o_lora", {"orthogonal_weight": math.nan}, "--orthogonal_weight must be >= 0, got nan"),
+        ("lwf", {"distill_weight": -0.5}, "--distill_weight must be >= 0, got -0.5"),
+        ("lwf", {"distill_temperature": 0.0}, "--distill_temperature must be > 0, got 0.0"),
     ],
 )
-def test_settings_that_cannot_be_meant(settings, complaint):
+def test_settings_that_cannot_be_meant(method, settings, complaint):
     with pytest.raises(InputError, match=complaint):
-        MethodConfig(**settings)
+        METHODS[method].Config(method=method, **settings)

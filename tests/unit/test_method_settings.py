@@ -1,22 +1,27 @@
-"""Each method declares the settings that its results depend on: those that it reads, no others."""
+"""Each method declares the settings that it reads, and no others; each is declared once."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+import dataclasses
 from itertools import count
 
 import pytest
 import torch
 
-from moram_dist.config import MethodConfig, RunConfig
-from moram_dist.config_io import build, differences
+from moram_dist.config_io import build, differences, fields
 from moram_dist.methods import METHODS
 from moram_dist.methods.method import ForwardOutput
+from tests.helpers.configs import config_of
 from tests.helpers.tiny import tiny_model, tokens
 from tests.unit.test_data_methods import THREE
 
-NAMES = [field.name for field in fields(MethodConfig) if field.name != "method"]
+NAMES = [name for name, (section, _) in fields().items() if section == "method"]
+NAMES.remove("method")
 OTHER = {"target_modules": "all-linear", "atoms_per_task": 3, "top_k": 3, "top_experts": 3}
+
+
+def declared(name):
+    return {field.name for field in dataclasses.fields(METHODS[name].Config)} - {"method"}
 
 
 class Reading:
@@ -33,7 +38,7 @@ class Reading:
 
 def read_in_a_run(name):
     """What a method reads in two tasks on a tiny model, and in what is asked."""
-    config = Reading(MethodConfig(method=name))
+    config = Reading(config_of(name))
     method = METHODS[name](config, seed=0, num_tasks=3)
     model = tiny_model()
     method.build(model)
@@ -64,33 +69,40 @@ def read_in_a_run(name):
 
 @pytest.mark.parametrize("name", [*METHODS])
 def test_a_method_declares_what_it_reads(name):
-    assert METHODS[name].settings == read_in_a_run(name)
+    assert declared(name) == read_in_a_run(name)
+
+
+def test_each_setting_is_declared_once():
+    """So no two methods give one flag two types, defaults or texts."""
+    kinds = {kind for name in METHODS for kind in METHODS[name].Config.__mro__}
+    found = [setting for kind in kinds for setting in vars(kind).get("__annotations__", ())]
+    assert sorted(found) == sorted([*NAMES, "method"])
 
 
 @pytest.mark.parametrize("name", [*METHODS])
 def test_only_what_a_method_uses_refuses(name):
-    method, numbers = METHODS[name], count(7)
+    numbers = count(7)
     then = build({"method": name})
     for field in NAMES:
         value = OTHER.get(field) or (
             0.125 if field in ("dropout", "threshold", "quiet_keys") else next(numbers)
         )
         now = build({"method": name, field: value})
-        named = differences(now, then, method.unused_settings())
-        expected = field in method.settings
+        named = differences(now, then)
+        expected = field in declared(name)
         assert [line.split(":")[0] for line in named] == [field] * expected
 
 
 @pytest.mark.parametrize("name", [*METHODS])
 def test_only_a_method_that_trains_depends_on_how(name):
     now = build({"method": name, "learning_rate": 1, "batch_size": 3})
-    named = differences(now, build({"method": name}), METHODS[name].unused_settings())
+    named = differences(now, build({"method": name}))
     assert bool(named) == METHODS[name].trains == (name not in ("zero_shot", "in_context"))
     seed = build({"method": name, "seed": 3})
-    assert differences(seed, build({"method": name}), METHODS[name].unused_settings())
+    assert differences(seed, build({"method": name}))
 
 
 def test_another_method_is_another_run():
     now = build({"method": "zero_shot"})
-    named = differences(now, RunConfig(), METHODS["zero_shot"].unused_settings())
+    named = differences(now, build({}))
     assert named == ["method: moram -> zero_shot"]

@@ -11,10 +11,10 @@ import torch
 
 from moram_dist import answered_by, load_memory
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
-from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS
 from moram_dist.recognise import RECOGNISERS, TaskStatistics, prompt_features
 from moram_dist.registry import InputError
+from tests.helpers.configs import config_of
 from tests.helpers.tiny import tiny_model, tokens
 
 NUM_TASKS = 3
@@ -23,7 +23,7 @@ WITH_PREFIX = [name for name in METHODS if METHODS[name].keeps_prefixes]
 
 def learned(name, folder):
     """A method that has learned three tasks, drawn by hand; its model, and its files."""
-    config = MethodConfig(
+    config = config_of(
         method=name,
         atoms_per_task=4,
         alpha=10,

@@ -8,10 +8,10 @@ from torch import nn
 
 from moram_dist.adapters import directions
 from moram_dist.adapters.moments import directions_of_inputs
-from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS
 from moram_dist.methods.moram import Moram
 from moram_dist.registry import InputError
+from tests.helpers.configs import config_of
 from tests.unit.test_inf_lora import DIAGONAL
 from tests.unit.test_lora_baselines import OneLinear, begin
 
@@ -19,7 +19,7 @@ SETTINGS = {"atoms_per_task": 2, "alpha": 4.0, "top_k": 4, "temperature": 0.3, "
 
 
 def method(model: nn.Module, energy: float = 0.9, **settings: float) -> Moram:
-    config = MethodConfig(**(SETTINGS | {"quiet_keys": energy} | settings))
+    config = config_of(**(SETTINGS | {"quiet_keys": energy} | settings))
     found = METHODS["moram"](config, seed=0, num_tasks=3)
     found.build(model, ["layer"])
     return found
@@ -131,9 +131,9 @@ def test_a_resumed_task_has_the_same_keys():
 
 def test_what_files_hold():
     linears = {name: nn.Linear(4, 5) for name in ("x.q_proj", "x.k_proj", "x.o_proj")}
-    config = MethodConfig(atoms_per_task=2)
+    config = config_of(atoms_per_task=2)
     free = METHODS["moram"](config, seed=0).shapes(0, linears)
-    quiet = METHODS["moram"](MethodConfig(atoms_per_task=2, quiet_keys=0.9), seed=0)
+    quiet = METHODS["moram"](config_of(atoms_per_task=2, quiet_keys=0.9), seed=0)
     more = {"x.q_proj.directions": (-1, 4), "x.o_proj.directions": (-1, 4)}
     assert quiet.shapes(0, linears) == free | more
 
@@ -141,12 +141,12 @@ def test_what_files_hold():
 @pytest.mark.parametrize("energy", [-0.1, 1.0, 2])
 def test_a_part_that_cannot_be_meant(energy):
     with pytest.raises(InputError, match=r"--quiet_keys must be in \[0, 1\)"):
-        MethodConfig(quiet_keys=energy)
+        config_of(quiet_keys=energy)
 
 
 def test_a_projected_lora_hardly_answers_older_inputs():
     model = OneLinear(6, 3)
-    config = MethodConfig(method="gpm_lora", atoms_per_task=2, alpha=4.0, dropout=0)
+    config = config_of(method="gpm_lora", atoms_per_task=2, alpha=4.0, dropout=0)
     gpm = METHODS["gpm_lora"](config, seed=0, num_tasks=3)
     gpm.build(model, ["layer"])
     old = inputs(5, 4, 3, 0.1, 0.1, 0.1)

@@ -24,6 +24,7 @@ from launch.summary import summary
 from moram_dist.config import EvalConfig, RecordConfig, RunConfig
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark, Task
+from tests.helpers.configs import config_of
 from tests.helpers.made_up_runs import make_run
 
 TASKS = ["topic", "mood"]
@@ -141,7 +142,9 @@ def test_the_only_recall_may_be_the_oracle(tmp_path):
     (folder / "environment.json").write_text("{}")
     said = text_of(write_report(folder).read_text(encoding="utf-8"))
     assert "measured by recall oracle (told the task)" in said
-    config = RunConfig(eval=EvalConfig(recall="oracle"), record=RecordConfig(tracking="none"))
+    config = RunConfig(
+        method=config_of(), eval=EvalConfig(recall="oracle"), record=RecordConfig(tracking="none")
+    )
     assert "   recall oracle (told the task)\nreport" in summary(folder, Path("r"), config)
 
 
@@ -164,7 +167,9 @@ def test_a_report_is_not_written_through_a_link(run_dir, tmp_path, capsys):
 
 def test_the_last_lines_have_a_row_for_each_recall(run_dir):
     record = RecordConfig(tracking="none")
-    config = RunConfig(eval=EvalConfig(recall="all,prefix,oracle"), record=record)
+    config = RunConfig(
+        method=config_of(), eval=EvalConfig(recall="all,prefix,oracle"), record=record
+    )
     lines = summary(run_dir, Path("page"), config).split("\n")
     assert lines[-6:] == [
         "                                       AP         BWT  forgetting",
@@ -174,7 +179,7 @@ def test_the_last_lines_have_a_row_for_each_recall(run_dir):
         "recognised: 66.67 % of prompts as their own task's, 16.67 % as no task's",
         "report:  page",
     ]
-    one = summary(run_dir, Path("page"), RunConfig(record=record)).split("\n")
+    one = summary(run_dir, Path("page"), RunConfig(method=config_of(), record=record)).split("\n")
     assert one[-2:] == ["AP 62.50   BWT -75.00   forgetting 75.00", "report:  page"]
 
 

@@ -10,6 +10,7 @@ import pytest
 from moram_dist import config_io
 from moram_dist.config import EvalConfig, RunConfig
 from moram_dist.train.trainer import Trainer
+from tests.helpers.configs import config_of
 
 
 @pytest.mark.parametrize("recall", ["all", "all,prefix"])
@@ -18,7 +19,7 @@ def test_each_row_is_asked_for_once_its_memory_is_there(learned, recall):
     """Where a recogniser is asked, statistics that an older version did not take come before."""
     said = []
     trainer = SimpleNamespace(
-        config=RunConfig(eval=EvalConfig(recall=recall)),
+        config=RunConfig(method=config_of(), eval=EvalConfig(recall=recall)),
         manifest=SimpleNamespace(
             tasks=[SimpleNamespace(number=i, recogniser=None) for i in range(learned)]
         ),
@@ -50,6 +51,13 @@ def test_each_row_is_asked_for_once_its_memory_is_there(learned, recall):
 
 
 def test_other_rows_are_the_same_run():
-    saved = RunConfig()
-    assert config_io.differences(RunConfig(eval=EvalConfig(eval_rows="all")), saved) == []
-    assert config_io.differences(RunConfig(eval=EvalConfig(answers="labels")), saved)
+    saved = RunConfig(method=config_of())
+    assert (
+        config_io.differences(
+            RunConfig(method=config_of(), eval=EvalConfig(eval_rows="all")), saved
+        )
+        == []
+    )
+    assert config_io.differences(
+        RunConfig(method=config_of(), eval=EvalConfig(answers="labels")), saved
+    )

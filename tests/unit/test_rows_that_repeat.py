@@ -9,10 +9,11 @@ import pytest
 
 from eval.measure.harness import Evaluator, predictions_path
 from eval.score_matrix import ScoreMatrix
-from moram_dist.config import EvalConfig, MethodConfig, ModelConfig, RunConfig
+from moram_dist.config import EvalConfig, ModelConfig, RunConfig
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.tasks import BENCHMARKS, Source
+from tests.helpers.configs import config_of
 from tests.helpers.context import make_context
 
 BENCHMARK = BENCHMARKS["demo"](Source(limit_train=4, limit_eval=2, order="topic,mood,place,job"))
@@ -22,7 +23,7 @@ class Sometimes(Method):
     """Trains on some of the tasks."""
 
     def __init__(self, trained):
-        super().__init__(MethodConfig(), seed=0)
+        super().__init__(config_of(), seed=0)
         self.trained = trained
 
     def training_data(self, benchmark, i):
@@ -40,7 +41,9 @@ def evaluator(base, tmp_path, monkeypatch):
 
     def make(method, eval_rows="seen", folder=tmp_path / "run", answers="generate"):
         context = make_context(
-            config=RunConfig(eval=EvalConfig(eval_rows=eval_rows, answers=answers)),
+            config=RunConfig(
+                method=config_of(), eval=EvalConfig(eval_rows=eval_rows, answers=answers)
+            ),
             benchmark=BENCHMARK,
             method=method,
             engine=SimpleNamespace(module=base.model, eval=base.model.eval),
@@ -150,7 +153,7 @@ def test_every_mode_is_copied(evaluator, tmp_path):
 
 def test_predictions_show_the_question_alone(evaluator, tmp_path):
     """In-context: the model gets demonstrations; the file, and so the metric, does not."""
-    method = METHODS["in_context"](MethodConfig(demonstrations=2), seed=0)
+    method = METHODS["in_context"](config_of("in_context", demonstrations=2), seed=0)
     evaluate = evaluator(method, "last")
     evaluate(1)
     task = BENCHMARK.tasks[1]

@@ -13,10 +13,11 @@ from moram_dist.config import RecordConfig, RunConfig
 from moram_dist.files import WriteError
 from moram_dist.registry import InputError
 from moram_dist.train.run_dir import RunDir
+from tests.helpers.configs import config_of
 
 
 def check(path):
-    RunDir(path).check(RunConfig(record=RecordConfig(output_dir=path)))
+    RunDir(path).check(RunConfig(method=config_of(), record=RecordConfig(output_dir=path)))
 
 
 def refused(path):

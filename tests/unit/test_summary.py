@@ -6,8 +6,9 @@ import pytest
 
 from launch.summary import summary
 from moram_dist.config import RecordConfig, RunConfig
+from tests.helpers.configs import config_of
 
-SILENT = RunConfig(record=RecordConfig(tracking="none"))
+SILENT = RunConfig(method=config_of(), record=RecordConfig(tracking="none"))
 
 
 def matrix(tmp_path, tasks):
@@ -61,5 +62,5 @@ def test_many_tasks_are_a_screen_and_not_a_matrix(tmp_path):
 )
 def test_the_last_line_says_where_runs_are_compared(tmp_path, uri, line):
     matrix(tmp_path, ["topic", "mood"])
-    config = RunConfig(record=RecordConfig(tracking_uri=uri))
+    config = RunConfig(method=config_of(), record=RecordConfig(tracking_uri=uri))
     assert summary(tmp_path, tmp_path / "report.html", config).endswith("\n" + line)

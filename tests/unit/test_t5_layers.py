@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from moram_dist.atoms import reads_source
-from moram_dist.config import MethodConfig
 from moram_dist.methods import METHODS
+from tests.helpers.configs import config_of
 from tests.helpers.tiny import tokens
 from tests.helpers.tiny_t5 import tiny_t5
 
@@ -15,7 +15,7 @@ from tests.helpers.tiny_t5 import tiny_t5
 def learned(target_modules="attention", dropout=0.0, dtype=torch.float32, **changes):
     """A T5 with one task's frozen atoms and another's active ones."""
     model = tiny_t5(**changes).to(dtype)
-    config = MethodConfig(atoms_per_task=4, dropout=dropout, target_modules=target_modules)
+    config = config_of(atoms_per_task=4, dropout=dropout, target_modules=target_modules)
     method = METHODS["moram"](config, seed=0)
     method.build(model)
     for i in range(2):
