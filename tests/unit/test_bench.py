@@ -1,4 +1,4 @@
-"""What the benchmark counts, by hand; that its checks can fail; what its command writes.
+"""What the benchmark counts, by hand; that its checks can fail.
 
 Shape letters: T tokens, N atoms, D inputs and outputs, R active atoms, K atoms kept per token.
 """
@@ -11,11 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import __main__ as command
-from bench import decode, exact, layer, matrix, mini_run, published, report, stack, variants
-from bench.contest import COMPILED, LINEAR, OURS, PEFT_ACTIVE, PEFT_ALL, PUBLISHED, Settings
+from bench import decode, exact, layer, matrix, mini_run, report, stack, variants
+from bench.contest import LINEAR, OURS, PEFT_ACTIVE, PEFT_ALL, PUBLISHED, Settings
 from bench.measure import interleaved, look
-from bench.results import BenchResults, Level, Measurement, environment
 from bench.variants import Case
 from moram_dist.tasks import BENCHMARKS, Source
 from tests.helpers import oracle
@@ -289,89 +287,3 @@ sys.exit({code})
     assert row.case == {"tasks": 3, "ranks": 2, "steps": 2} and row.least > 0
     assert row.also["received bytes a step"] == received
     assert row.also["tokens/s of wall time"] == 10
-
-
-def made_up(level="layer", **fields):
-    case = {"tokens": 2048, "width": 1024, "atoms": 4096, "what": "update"}
-    return Measurement(
-        **{"level": level, "case": case, "least": 1.0, "median": 1.5, "repeats": 3} | fields
-    )
-
-
-def results_of(*rows):
-    levels = {row.level: Level(load_before=3.0, load_after=2.0, seconds=60.0) for row in rows}
-    return BenchResults(
-        environment=environment() | {"quick": False}, levels=levels, rows=list(rows)
-    )
-
-
-def test_the_table():
-    rows = [
-        made_up(way=PUBLISHED, saved_bytes=1_000_000, least=4.9),
-        made_up(way=PEFT_ACTIVE, saved_bytes=8_000),
-        made_up(way=OURS, saved_bytes=2_000, kept_bytes=0),
-    ]
-    results = results_of(*rows)
-    text = report.markdown(results)
-    assert "| time, published / ours | 1,024 | 4,096 | >= 5 | 4.90 | no |" in text
-    assert "| time, PEFT's active rows / ours | 1,024 | 4,096 | >= 1 | 1.00 | yes |" in text
-    assert "| saved bytes, published / ours | 1,024 | 4,096 | >= 300 | 500.00 | yes |" in text
-    assert "bare linear |" not in text  # it was not measured
-    assert "| 2,048 | 1,024 | 4,096 | update | ours | 1,000.0 | 1,500.0 | 3 | 0.20 | 2 |" in text
-    assert "The machine was busy" in text and "torch.compile" not in text
-    assert BenchResults.from_json(results.to_json()) == results
-
-
-def test_the_command(monkeypatch, tmp_path, capsys):
-    def runner(level):
-        right = [made_up(way=PUBLISHED, saved_bytes=9), made_up(way=OURS, saved_bytes=1)]
-        wrong = [made_up("decode", way=OURS, passed=False, least=None)]
-        return lambda settings: iter([right if level == "layer" else wrong])
-
-    monkeypatch.setattr(command, "runner", runner)
-    monkeypatch.setattr(command, "compiler_missing", lambda: "no g++")
-    out = tmp_path / "bench"
-    assert command.main(["--levels", "layer", "--out", str(out)]) == 0
-    assert "Without torch.compile: no g++." in capsys.readouterr().out
-    names = {path.name for path in out.iterdir()}
-    assert names == {"results.json", "table.md", "time.svg", "memory.svg"}
-    assert "<svg" in (out / "time.svg").read_text()
-    assert command.main(["--levels", "decode", "--out", str(out)]) == 1
-    assert "failed its check: decode" in capsys.readouterr().err
-    kept = BenchResults.from_json((out / "results.json").read_text())
-    assert {row.level for row in kept.rows} == {*kept.levels} == {"layer", "decode"}
-    assert command.main(["--levels", "layers"]) == 2
-    assert capsys.readouterr().err.startswith("error: unknown level 'layers'; did you mean")
-
-
-def test_without_a_compiler_the_rest_goes_on(monkeypatch):
-    from bench import contest
-
-    def broken(*_, **__):
-        raise RuntimeError("InvalidCxxCompiler: no working\nC++ compiler")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    assert contest.compiler_missing() == (
-        "it does not work here, InvalidCxxCompiler: no working C++ compiler"
-    )
-    assert COMPILED not in by_way(layer.one_case(variants.draw(SMALL), FAST))
-
-
-def test_each_size_is_compiled_afresh(monkeypatch):
-    """torch gives up on a function that was compiled for eight sizes."""
-    compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **more: compiled(f, backend="eager", **more))
-    for num_tokens in range(2, 12):
-        inputs = variants.draw(replace(SMALL, num_tokens=num_tokens))
-        way = variants.published_compiled(inputs)
-        seen = look(way, inputs.upstream_TD, top_k=K, counted=False)
-        assert exact.compare(seen.answers, exact.memory(inputs), seen.chosen_TK).passed
-
-
-def test_published_is_not_slowed_down():
-    """It has the operations of the public code and no more: six products, two concatenations."""
-    inputs = variants.draw(SMALL)
-    seen = look(variants.published_eager(inputs), inputs.upstream_TD, top_k=K)
-    operations = seen.counts.operations
-    assert operations["aten.mm"] == 6 and operations["aten.cat"] == 2
-    assert published.recall.__module__ == "bench.published"
