@@ -35,6 +35,7 @@ def test_kernels_serve_cuda_only():
     assert not kernels.serve(torch.zeros(1, device="meta"))
 
 
+@pytest.mark.slow
 def test_in_the_interpreter():
     """In a process of its own: Triton reads TRITON_INTERPRET once, when it is imported.
 
