@@ -333,6 +333,6 @@ def live(rank: int, world_size: int, lives: list, model: Path, folder: Path) -> 
 )
 def test_baselines(lives, tmp_path):
     model = save_tiny_model(tmp_path / "model")
-    run_ranks(live, world_size=2, tmp_path=tmp_path, args=(lives, model, tmp_path), timeout_s=550)
+    run_ranks(live, world_size=2, tmp_path=tmp_path, args=(lives, model, tmp_path))
     for name, kind in lives:
         check_restored(model, tmp_path / f"{name}-{kind}")

@@ -23,7 +23,7 @@ def run_ranks(
     world_size: int,
     tmp_path: Path,
     args: tuple[Any, ...] = (),
-    timeout_s: float = 300.0,
+    timeout_s: float = 900.0,
 ) -> None:
     """Call ``fn(rank, world_size, *args)`` on every rank, and wait for all of them.
 
