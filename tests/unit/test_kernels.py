@@ -126,6 +126,7 @@ def test_routing_compiles_without_spills(dtype, num_scores, num_kept, compiled, 
         assert_fits(kernel, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "num_kept"),
     [
