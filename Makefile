@@ -1,5 +1,6 @@
 # make demo: the main job on the embedded demo, with recommended and with published settings.
-# make test: every test. Both set up .venv first.
+# make test: what must pass before a change lands. make test-fast: unit tests, two minutes.
+# make test-all: with what takes hours. All set up .venv first.
 PYTHON ?= python3
 RANKS ?= 2
 VENV := .venv
@@ -12,7 +13,10 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-architectures check setup clean
+# Two workers, since many tests wait for ranks or a queue; a file stays on one, for its fixtures.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-fast test-all test-architectures check setup clean
 
 setup: $(VENV)/installed
 
@@ -31,7 +35,13 @@ demo: setup
 	@$(BIN)/python tools/demo_scores.py $(RUNS)/demo $(RUNS)/demo-published
 
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # many tests wait, for ranks or a queue
+	$(PYTEST)
+
+test-fast: setup
+	$(PYTEST) -m "not slow and not nightly" tests/unit
+
+test-all: setup check
+	WALK=1 $(PYTEST) -m ""
 
 test-architectures: setup
 	$(BIN)/python -m pytest -m architectures tests/integration/test_architectures.py

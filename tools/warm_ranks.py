@@ -13,17 +13,33 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from moram_dist.comm import env
 
-TRAIN = Path(__file__).resolve().parents[1] / "launch" / "train.py"
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ROOT / "launch" / "train.py"
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(
-    ["deepspeed", "transformers.models.llama.modeling_llama", "matplotlib.figure"]
-)
+_forks.set_forkserver_preload(["tools.warm_modules"])
+
+
+def warm_forks() -> ForkServerContext:
+    """Processes of this context are forked from one that has imported ``tools.warm_modules``."""
+    path = os.environ.get("PYTHONPATH")
+    # Python 3.11 does not tell the server where this process found its modules.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), path)))
+    try:
+        forkserver.ensure_running()
+    finally:
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path
+    return _forks
 
 
 class WarmRanks:
@@ -42,8 +58,9 @@ class WarmRanks:
         self._home = tempfile.TemporaryDirectory()
         self.folder = Path(self._home.name)
         arguments, port = [str(word) for word in words], env.free_port()
+        forks = warm_forks()
         self.processes: list[BaseProcess] = [
-            _forks.Process(
+            forks.Process(
                 target=_rank, args=(rank, ranks, port, arguments, self.folder, before), daemon=True
             )
             for rank in range(ranks)

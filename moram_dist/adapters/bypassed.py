@@ -61,11 +61,13 @@ def _classes(module: str) -> dict[str, list[ast.stmt]]:
 
 
 def _read_in(method: ast.FunctionDef) -> set[str]:
-    parents = {child: node for node in ast.walk(method) for child in ast.iter_child_nodes(node)}
+    nodes = list(ast.walk(method))
+    reads = [n for n in nodes if isinstance(n, ast.Attribute) and n.attr in ("weight", "bias")]
+    if not reads:  # as in most methods
+        return set()
+    parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
     found: set[str] = set()
-    for node in ast.walk(method):
-        if not (isinstance(node, ast.Attribute) and node.attr in ("weight", "bias")):
-            continue
+    for node in reads:
         path = ast.unparse(node.value)
         used = isinstance(node.ctx, ast.Load) and not _is_harmless(parents[node])
         if used and path.startswith("self.") and not _in_linear(node, parents):

@@ -1,7 +1,7 @@
 """Baselines with parameters or losses of their own, on two ranks under ZeRO-3.
 
 Gradients are those of one process that knows no ZeRO and writes each penalty out by its formula.
-Freezing changes no bit, and the memory files restore each model. All share one spawn.
+Freezing changes no bit, and the memory files restore each model. Lives share one spawn.
 """
 
 from __future__ import annotations
@@ -306,11 +306,18 @@ LIVES += [(name, f"stage {n}") for name in ("ewc", "gain_lora") for n in (0, 2)]
 LIVES += [(name, kind) for name in ("moram", "gpm_lora") for kind in ("fp32", "bf16", "stage 2")]
 """With quiet keys; without them it has tests of its own."""
 
+EVERY_CHANGE = [(name, kind) for name, kind in LIVES if kind == "fp32"]
+EVERY_CHANGE += [("gain_lora", "checkpointed"), ("lwf", "checkpointed"), ("ewc", "bf16")]
+EVERY_CHANGE += [("ewc", "stage 2"), ("moram", "stage 2")]
+"""Each method once, and where a method has passes of its own or a stage averages otherwise."""
 
-def live(rank: int, world_size: int, model: Path, folder: Path) -> None:
-    """All methods. Of the five examples that are looked at one rank lacks the last."""
+NIGHTLY = [one for one in LIVES if one not in EVERY_CHANGE]
+
+
+def live(rank: int, world_size: int, lives: list, model: Path, folder: Path) -> None:
+    """Of the five examples that are looked at one rank lacks the last."""
     ewc.FISHER_EXAMPLES = inf_lora.EXAMPLES = directions.EXAMPLES = LOOKED_AT
-    for name, kind in LIVES:
+    for name, kind in lives:
         setting, model_settings = KINDS[kind]
         try:
             check(model, folder / f"{name}-{kind}", name, setting, **model_settings)
@@ -320,8 +327,13 @@ def live(rank: int, world_size: int, model: Path, folder: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_baselines(tmp_path):
+@pytest.mark.parametrize(
+    "lives",
+    [EVERY_CHANGE, pytest.param(NIGHTLY, marks=pytest.mark.nightly)],
+    ids=["every change", "nightly"],
+)
+def test_baselines(lives, tmp_path):
     model = save_tiny_model(tmp_path / "model")
-    run_ranks(live, world_size=2, tmp_path=tmp_path, args=(model, tmp_path), timeout_s=600)
-    for name, kind in LIVES:
+    run_ranks(live, world_size=2, tmp_path=tmp_path, args=(lives, model, tmp_path))
+    for name, kind in lives:
         check_restored(model, tmp_path / f"{name}-{kind}")

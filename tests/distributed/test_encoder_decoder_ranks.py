@@ -1,7 +1,6 @@
 """An encoder-decoder model on two ranks under ZeRO-3 is what it is in one process.
 
-Losses, gradients, answers and label scores, over two tasks, with dropout. All settings share one
-spawn.
+Losses, gradients, answers and label scores, over two tasks, with dropout. Settings share one spawn.
 """
 
 from __future__ import annotations
@@ -85,13 +84,12 @@ class Setting:
         )
 
 
-SETTINGS = [
-    Setting("sequential_lora"),
+EVERY_CHANGE = [
     Setting("gain_lora", checkpointing=True),
-    Setting("moram", checkpointing=True),
     Setting("moram", "gathered"),
     Setting("moram", "stationary", checkpointing=True),
 ]
+NIGHTLY = [Setting("sequential_lora"), Setting("moram", checkpointing=True)]
 
 
 def task_steps(tokenizer: Any, i: int, rank: int, world_size: int, micro: int) -> list[Step]:
@@ -237,9 +235,9 @@ def check_answers(engine: Any, plain: Any, tokenizer: Any, *, synced: bool) -> l
     return expected
 
 
-def live(rank: int, world_size: int, folder: Path, out: Path) -> None:
-    """All settings."""
-    for k, setting in enumerate(SETTINGS):
+def live(rank: int, world_size: int, settings: list[Setting], folder: Path, out: Path) -> None:
+    """Each in its folder."""
+    for k, setting in enumerate(settings):
         try:
             check(setting, folder, out / str(k))
         except Exception as error:
@@ -248,9 +246,14 @@ def live(rank: int, world_size: int, folder: Path, out: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_two_ranks(tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [EVERY_CHANGE, pytest.param(NIGHTLY, marks=pytest.mark.nightly)],
+    ids=["every change", "nightly"],
+)
+def test_two_ranks(settings, tmp_path):
     folder = save_tiny_t5(tmp_path / "model")
-    run_ranks(live, world_size=WORLD_SIZE, tmp_path=tmp_path, args=(folder, tmp_path))
-    for k in range(len(SETTINGS)):
+    run_ranks(live, world_size=WORLD_SIZE, tmp_path=tmp_path, args=(settings, folder, tmp_path))
+    for k in range(len(settings)):
         plain = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype="float32")
         load_memory(plain, tmp_path / str(k))

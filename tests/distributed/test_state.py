@@ -37,6 +37,8 @@ MOVED = [
 ]
 """All of them among the settings of two ranks."""
 
+STATIONARY = Setting("zero3.json", 3, "fp32", shard_all=True, placement="stationary")
+
 
 def begin(model: Path, setting: Setting, world_size: int, memory: dict[str, Tensor]) -> Life:
     """A fresh engine at the beginning of the second task."""
@@ -123,14 +125,24 @@ def each(rank: int, world_size: int, jobs: list, model: Path, folder: Path) -> N
             raise
 
 
+# Number of ranks -> settings that go on there, and settings that come there from two ranks.
+EVERY_CHANGE = {2: ([*MOVED[1:], STATIONARY], []), 3: (SETTINGS[3][1:], MOVED[1:])}
+EVERY_CHANGE[1] = ([], MOVED[3:4])
+NIGHTLY = {2: (SETTINGS[2], []), 3: (SETTINGS[3], MOVED), 1: ([], MOVED[2:4])}
+
+
 @pytest.mark.distributed
-def test_an_interrupted_task_goes_on(tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [EVERY_CHANGE, pytest.param(NIGHTLY, marks=pytest.mark.nightly)],
+    ids=["every change", "nightly"],
+)
+def test_an_interrupted_task_goes_on(settings, tmp_path):
     model = save_tiny_model(tmp_path / "model")
     same, other = check_same_number_of_ranks, check_other_number_of_ranks
     jobs = {
-        2: [(same, setting) for setting in SETTINGS[2]],
-        3: [(other, setting) for setting in MOVED] + [(same, setting) for setting in SETTINGS[3]],
-        1: [(other, setting) for setting in MOVED[2:4]],
+        world_size: [(other, setting) for setting in come] + [(same, setting) for setting in stay]
+        for world_size, (stay, come) in settings.items()
     }
     for world_size, todo in jobs.items():
         meet = tmp_path / f"ranks{world_size}"

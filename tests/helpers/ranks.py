@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 
 from moram_dist.comm import env
 from moram_dist.comm.joining import join
+from tools.warm_ranks import warm_forks
 
 
 def run_ranks(
@@ -22,21 +23,23 @@ def run_ranks(
     world_size: int,
     tmp_path: Path,
     args: tuple[Any, ...] = (),
-    timeout_s: float = 300.0,
+    timeout_s: float = 900.0,
 ) -> None:
     """Call ``fn(rank, world_size, *args)`` on every rank, and wait for all of them.
 
-    ``fn`` must be a module-level function, since the workers are spawned. The ranks meet through a
-    file in ``tmp_path``, so tests running side by side cannot collide on a port. The time limit
-    leaves room for DeepSpeed's CPU extension, which a fresh machine compiles first.
+    ``fn`` must be a module-level function: ranks are forked from a process that has imported what
+    they need, and know nothing of this one. They meet through a file in ``tmp_path``, so tests
+    running side by side cannot collide on a port. The time limit leaves room for DeepSpeed's CPU
+    extension, which a fresh machine compiles first.
 
     Raises:
         AssertionError: a rank failed. Holds every rank's traceback, earliest first: the others are
             usually only "connection reset" after-effects, and torch reports whichever it sees.
         TimeoutError: not done after ``timeout_s`` seconds, as when one rank skips a collective.
     """
+    warm_forks()
     workers = mp.start_processes(
-        _worker, (fn, world_size, tmp_path, args), world_size, join=False, start_method="spawn"
+        _worker, (fn, world_size, tmp_path, args), world_size, join=False, start_method="forkserver"
     )
     deadline = time.monotonic() + timeout_s
     try:

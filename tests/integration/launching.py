@@ -19,7 +19,7 @@ from moram_dist.comm import env
 from tools.warm_ranks import TRAIN, WarmRanks
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 """For the longest single command: DeepSpeed may have to compile its CPU extension first."""
 
 

@@ -1,6 +1,6 @@
 """Every architecture that is promised: trained, evaluated, stopped, resumed, restored.
 
-Not part of the default run: ``make test-architectures``. It prints a line for each.
+Of the nightly tests, and by itself ``make test-architectures``. It prints a line for each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moram_dist.tasks import BENCHMARKS, Source
 from tests.helpers.architectures import CONFIGS, tiny
 from tests.integration.launching import ROOT, train
 
-pytestmark = pytest.mark.architectures
+pytestmark = [pytest.mark.architectures, pytest.mark.nightly]
 
 TASKS = ("topic", "mood")
 LIMITS = {"limit_train": 8, "limit_eval": 4}

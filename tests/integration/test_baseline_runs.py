@@ -1,6 +1,8 @@
 """Baselines with parameters or losses of their own, as whole runs: files, restart, restoring.
 
-The long form of the restart is ``tools/kill_test.py --method NAME``.
+The long form of the restart is ``tools/kill_test.py --method NAME``. The tests of every change run
+the methods that keep most besides a LoRA; gradients and restoring of all are in
+``tests/distributed/test_baselines.py``.
 """
 
 from __future__ import annotations
@@ -34,10 +36,15 @@ STORED = {
     "lwf": LORA,
     "moe_lora": LORA | {"router"},
 }
+EVERY_CHANGE = ("ewc", "gain_lora", "moe_lora")
+METHODS = [
+    name if name in EVERY_CHANGE else pytest.param(name, marks=pytest.mark.nightly)
+    for name in STORED
+]
 IN_THE_THIRD_TASK = Moment(1, "after a step", 9)
 
 
-@pytest.mark.parametrize("method", STORED)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run_its_restart_and_its_memory(tmp_path, method):
     # A rate at which the answers of 12 steps differ from those of the base.
     flags = ("--method", method, "--limit_train", "16", "--learning_rate", "1e-2", "--epochs", "2")

@@ -16,7 +16,9 @@ FLAGS += ("--ds_config", ROOT / "ds_configs" / "zero3.json")
 FLAGS += ("--preset", "published")
 
 
-@pytest.mark.parametrize("method", ["moram", "sequential_lora"])
+@pytest.mark.parametrize(
+    "method", ["moram", pytest.param("sequential_lora", marks=pytest.mark.nightly)]
+)
 def test_rows_that_are_asked_for_later(tmp_path, method):
     words = (*FLAGS, "--method", method)
     whole, run = tmp_path / "whole", tmp_path / "run"

@@ -115,13 +115,13 @@ def no_room_for(rank: int, *, full: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "inputs.json",
-        "environment.json",
+        pytest.param("inputs.json", marks=pytest.mark.nightly),
+        pytest.param("environment.json", marks=pytest.mark.nightly),
         "memory/001_mood.safetensors",
         "memory/memory.json",
         "predictions/after_001/on_000_topic.jsonl",
-        "scores.json",
-        "report/index.html",
+        pytest.param("scores.json", marks=pytest.mark.nightly),
+        pytest.param("report/index.html", marks=pytest.mark.nightly),
     ],
 )
 def test_a_full_disk(whole, tmp_path, name):

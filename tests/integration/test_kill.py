@@ -1,12 +1,16 @@
 """A rank that is killed at a bad moment costs time, and nothing else: the short form.
 
-The long form, at moments drawn at random, is tools/kill_test.py.
+The long form, at moments drawn at random, is tools/kill_test.py; the nightly tests run it.
 """
 
 from __future__ import annotations
 
+import re
+import sys
+
 import pytest
 
+from tests.integration.launching import ROOT, run
 from tools.kill_test import Moment, UndisturbedRun, disturbed, undisturbed
 
 pytestmark = pytest.mark.integration
@@ -26,7 +30,7 @@ def half_of_the_manifest(trace: list[Moment]) -> Moment:
 @pytest.mark.parametrize(
     "moments",
     [
-        [Moment(1, "after a step", 5)],
+        pytest.param([Moment(1, "after a step", 5)], marks=pytest.mark.nightly),
         [Moment(0, "before publishing", 1), Moment(1, "after loading", 0)],
         [half_of_the_manifest],
         [Moment(1, "before predicting", 2)],
@@ -38,3 +42,14 @@ def test_a_killed_run_goes_on(reference, tmp_path, moments):
     outcome = disturbed(tmp_path / "run", moments, reference)
     assert outcome.differs == []
     assert outcome.kills == len(moments)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("flags", [(), ("--change_ranks",)], ids=["same ranks", "other ranks"])
+def test_at_random_moments(tmp_path, flags):
+    command = (sys.executable, ROOT / "tools" / "kill_test.py", "--runs", "20", *flags)
+    done = run(*command, "--folder", tmp_path / "runs", cwd=tmp_path, timeout_s=7000)
+    assert done.code == 0, done.out + done.err
+    runs, kills, equal = map(int, re.findall(r"(?m)^all +(\d+) +(\d+) +(\d+)$", done.out)[0])
+    assert runs == equal == 20 and kills >= 20

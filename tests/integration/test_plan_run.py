@@ -76,7 +76,7 @@ def received(folder: Path, task: str) -> list[int]:
         ("demo", 1, ()),
         ("demo", 2, ("--resident_fraction", "0")),
         ("demo", 2, ("--placement", "stationary")),
-        ("trace", 1, ()),
+        pytest.param("trace", 1, (), marks=pytest.mark.nightly),
         ("trace", 2, ("--resident_fraction", "0")),
     ],
 )

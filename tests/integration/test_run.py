@@ -378,8 +378,8 @@ def test_trace(shared, tmp_path):
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--placement", "gathered"),
-        ("--placement", "stationary"),
+        pytest.param(("--placement", "gathered"), marks=pytest.mark.nightly),
+        pytest.param(("--placement", "stationary"), marks=pytest.mark.nightly),
         ("--placement", "auto", "--resident_fraction", "0"),
         ("--placement", "stationary", "--atom_group", "node", "--eval_gather", "false"),
     ],

@@ -124,6 +124,7 @@ def stand_still(run: Path, after: int, logs: Path) -> list[psutil.Process]:
     return halted
 
 
+@pytest.mark.nightly
 def test_stopped_requeued_cancelled_submitted_again(slurm, tmp_path):
     """One sequence in three attempts, with the results of one that ran through."""
     whole, run, logs = tmp_path / "whole", tmp_path / "runs" / "run", tmp_path / "runs" / "slurm"

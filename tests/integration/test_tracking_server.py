@@ -217,6 +217,7 @@ def test_a_server_with_a_password_that_dies_in_the_middle(tmp_path, monkeypatch,
         assert "system/cpu_utilization_percentage" in run.data.metrics
 
 
+@pytest.mark.nightly
 def test_four_runs_at_once_on_a_fresh_sqlite_one_of_them_on_four_ranks(tmp_path):
     from mlflow.tracking import MlflowClient
 

@@ -40,7 +40,7 @@ def ends(started: WarmRanks, *, ended: int, within_s: float) -> str:
     return complaint
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("rank", [0, 1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_a_rank_that_is_killed(tmp_path, rank):
     with WarmRanks((*FLAGS, "--output_dir", tmp_path / "run"), ranks=3) as started:
         started.wait(lambda: "step 2/" in started.said("out"), timeout_s=300)
@@ -64,7 +64,7 @@ def sleeps_in_its_second_task(rank: int, *, who: int) -> None:
     Trainer._step = hanging
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.nightly), 1])
 def test_a_rank_that_hangs(tmp_path, rank):
     flags = (*FLAGS, "--wait_limit", "600", "--output_dir", tmp_path / "run")
     with WarmRanks(flags, ranks=3, before=partial(sleeps_in_its_second_task, who=rank)) as started:

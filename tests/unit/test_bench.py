@@ -18,6 +18,8 @@ from bench.variants import Case
 from moram_dist.tasks import BENCHMARKS, Source
 from tests.helpers import oracle
 
+pytestmark = pytest.mark.slow
+
 FAST = Settings(compiler=False, seconds=0.0, least_repeats=1)
 T, D, R, K = 12, 32, 4, 3
 SMALL = Case(num_tokens=T, width=D, num_atoms=20, num_active=R, top_k=K)

@@ -98,6 +98,7 @@ def check(command: list[str], capsys) -> int:
     return code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_damaged_files(tmp_path, whole, capsys, monkeypatch, seed):
     monkeypatch.setattr(

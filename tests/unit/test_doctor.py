@@ -62,6 +62,7 @@ def free_port():
     return env.free_port()
 
 
+@pytest.mark.slow
 def test_a_healthy_machine(tmp_path, free_port):
     shared_memory = Path("/dev/shm")
     before = set(shared_memory.glob("deepspeed_*"))
@@ -75,6 +76,7 @@ def test_a_healthy_machine(tmp_path, free_port):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_all_faults_at_once(tmp_path):
     """By the command, each planted where the machine would have it."""
     info = tmp_path / "site" / "rapidfuzz-0.0.1.dist-info"
@@ -296,6 +298,7 @@ def test_flash_attention(tmp_path, monkeypatch):
         assert checks.flash_attn().state == state
 
 
+@pytest.mark.slow
 def test_a_backend_that_does_not_come_up(monkeypatch):
     backend = "NCCL" if env.device().type == "cuda" else "GLOO"
     monkeypatch.setenv(f"{backend}_SOCKET_IFNAME", "no_such_interface")

@@ -62,6 +62,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", list(METRICS))
 def test_metrics_answer_in_time(metric):
     texts = list(HOSTILE.items())

@@ -155,6 +155,7 @@ def test_cuda_is_that_of_torch(built):
             assert built.base.split(":")[1].startswith(torch.version.cuda)
 
 
+@pytest.mark.slow
 def test_the_commands_run_from_what_was_copied(built):
     named = [word for word in built.entrypoint if "/" in word]
     assert len(named) == 2

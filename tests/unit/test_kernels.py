@@ -35,6 +35,7 @@ def test_kernels_serve_cuda_only():
     assert not kernels.serve(torch.zeros(1, device="meta"))
 
 
+@pytest.mark.slow
 def test_in_the_interpreter():
     """In a process of its own: Triton reads TRITON_INTERPRET once, when it is imported.
 
@@ -125,6 +126,7 @@ def test_routing_compiles_without_spills(dtype, num_scores, num_kept, compiled, 
         assert_fits(kernel, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "num_kept"),
     [

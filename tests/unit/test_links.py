@@ -19,6 +19,8 @@ import pytest
 from moram_dist.comm import env, links, watchdog
 from moram_dist.comm.watchdog import PeerWatchdog
 
+pytestmark = pytest.mark.slow
+
 RANKS = 24
 SOON_S = 60
 

@@ -70,7 +70,7 @@ def simultaneous(tmp_path_factory):
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(timeout=60)
+            worker.join(timeout=300)
     return folder, [worker.exitcode for worker in workers]
 
 
@@ -105,6 +105,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_runs_that_start_together_share_a_fresh_store(simultaneous):
     folder, exit_codes = simultaneous
     assert exit_codes == [0, 0, 0]
@@ -113,6 +114,7 @@ def test_runs_that_start_together_share_a_fresh_store(simultaneous):
     assert {run.info.status for run in found} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_one_parent_with_a_child_per_task(runs, tmp_path):
     tracker = MlflowTracker()
     many = {f"p{i:03d}": i for i in range(230)}  # more than one batch
@@ -158,6 +160,7 @@ def test_one_parent_with_a_child_per_task(runs, tmp_path):
     assert not (tmp_path / "mlruns").exists(), "nothing lands in the current directory"
 
 
+@pytest.mark.slow
 def test_restart_continues_the_same_runs(runs):
     first = MlflowTracker()
     first.open(describe(runs / "a", seed=1, log_every=10))
@@ -196,6 +199,7 @@ def test_restart_continues_the_same_runs(runs):
     assert "restarted_with/seed" not in parent.data.tags
 
 
+@pytest.mark.slow
 def test_runs_deleted_by_the_user_are_made_anew_with_all_they_held(runs):
     def ids() -> tuple[str, str]:
         found = json.loads((runs / "a" / "tracking.json").read_text())
@@ -225,6 +229,7 @@ def test_runs_deleted_by_the_user_are_made_anew_with_all_they_held(runs):
     assert client.get_run(child).data.tags["mlflow.parentRunId"] == newer
 
 
+@pytest.mark.slow
 def test_finished_runs_of_an_experiment_are_found_and_compared(runs, tmp_path, monkeypatch):
     for name, method, status in (
         ("a", "moram", "finished"),
