@@ -29,18 +29,9 @@ from moram_dist.train.engine import BETAS, start_fresh
 from moram_dist.train.forward import Forward, answer_loss
 from moram_dist.train.state import read_state
 from moram_dist.train.trainer import Trainer
-from tests.distributed.test_growth import (
-    NUM_TASKS,
-    OUTPUTS,
-    TRAIN,
-    Life,
-    Setting,
-    check_restored,
-    examples,
-    same_everywhere,
-    task_steps,
-)
+from tests.distributed.test_growth import check_restored, same_everywhere
 from tests.helpers.configs import config_of
+from tests.helpers.life import NUM_TASKS, OUTPUTS, TRAIN, Life, Setting, examples, task_steps
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import save_tiny_model, tiny_model
 

@@ -16,14 +16,8 @@ from torch import Tensor
 from moram_dist.comm import env
 from moram_dist.train.forward import answer_loss
 from moram_dist.train.state import read_state, write_state
-from tests.distributed.test_growth import (
-    SETTINGS,
-    Life,
-    Setting,
-    digest,
-    same_everywhere,
-    task_steps,
-)
+from tests.distributed.test_growth import SETTINGS, digest, same_everywhere
+from tests.helpers.life import Life, Setting, task_steps
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import save_tiny_model
 

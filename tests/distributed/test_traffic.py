@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moram_dist.comm import env
-from tests.distributed.test_growth import METHOD, Life, Setting, task_steps
+from tests.helpers.life import METHOD, Life, Setting, task_steps
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import HIDDEN, save_tiny_model
 
