@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from moram_dist.comm.watchdog import PeerWatchdog
     from moram_dist.train.stop import Stopped
 
-OWN_ERROR_AFTER_S = 5.0
+OWN_ERROR_AFTER_S = 15.0
+"""On a busy machine, rank 0 imports and checks as much later than another rank."""
 
 OTHERS_LEAVE_S = 1.0
 """If all ranks got a signal, rank 0 reports first, and the others end when it exits."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+HERE = Path(__file__).parent
 LAUNCHERS = ("deepspeed", "torchrun", "mpirun", "srun")
 SAYS = "is for tests marked slow, or for tests/distributed and tests/integration"
 
@@ -30,7 +31,8 @@ def refused(process: BaseProcess) -> str | None:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """With what it sets up, too: fixtures of a module start processes as well."""
     with pytest.MonkeyPatch.context() as patch:
-        if item.get_closest_marker("slow") is None:
+        # pytest calls this for all tests of a session, not only for those of this folder.
+        if HERE in item.path.parents and item.get_closest_marker("slow") is None:
             start, popen = BaseProcess.start, subprocess.Popen.__init__
 
             def checked_start(process: BaseProcess) -> None:
