@@ -69,21 +69,19 @@ def open_life(model: Path, setting: Setting, name: str, **model_settings: Any) -
     """An engine whose trainer can look at a task once more."""
     config = config_of(name, **METHOD)
     life = Life(model, setting, env.world_size(), config, **model_settings)
-    life.trainer.watchdog = SimpleNamespace(at=lambda what: None)
-    life.trainer.benchmark = SimpleNamespace(tasks=[SimpleNamespace(name="t")] * NUM_TASKS)
-    life.trainer._examples = examples
+    life.trainer.data.examples = examples
     return life
 
 
 def prepare(life: Life, i: int) -> None:
     """What comes before task i begins."""
-    life.method.prepare_task(i, lambda limit: life.trainer._look(i, limit))
+    life.method.prepare_task(i, lambda limit: life.trainer.data.look(i, limit))
 
 
 def end(life: Life, i: int) -> dict[str, Tensor]:
     """Freeze task i; outputs must stay."""
     before = life.logits()
-    tensors = life.method.end_task(i, lambda limit: life.trainer._look(i, limit))
+    tensors = life.method.end_task(i, lambda limit: life.trainer.data.look(i, limit))
     assert torch.equal(life.logits(), before), "freezing changed the outputs"
     assert same_everywhere(tensors)
     return tensors

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -94,7 +95,9 @@ class Life:
         self.method: Method = METHODS[method.method](method, 3, placer, num_tasks=NUM_TASKS)
         self.method.build(self.base.model)
         self.engine = make_engine(self.base.model, config, weight_decay=TRAIN.weight_decay)
+        tasks = [SimpleNamespace(name=f"task {i}") for i in range(NUM_TASKS)]
         context = make_context(
+            benchmark=SimpleNamespace(tasks=tasks),
             config=RunConfig(method=config_of(), train=TRAIN),
             method=self.method,
             engine=self.engine,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
-from moram_dist.config import ModelConfig
+from moram_dist.config import ModelConfig, RunConfig, TrainConfig
 from moram_dist.data import tokens
 from moram_dist.data.encode import encode_training
 from moram_dist.data.tokens import WorkProgress, encode_task
@@ -17,7 +16,9 @@ from moram_dist.models.language_model import load_tokenizer
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.rules import RULES
 from moram_dist.tasks.task import Example
-from moram_dist.train.trainer import Trainer
+from moram_dist.train.task_data import TaskData
+from tests.helpers.configs import config_of
+from tests.helpers.context import make_context
 
 ODD = ("", " ", "\n", "a\n", "é\u0301 \u200b", "</s> <s>", "𝔘𝔫𝔦", "x" * 5000, "\t\r\n ", "0")
 
@@ -175,10 +176,8 @@ def test_steps_of_earlier_tasks_are_counted_once():
         def epochs(self, benchmark, i):
             return 1
 
-    trainer = Trainer.__new__(Trainer)
-    trainer.method, trainer.benchmark, trainer.batch_size = Method(), None, 10
-    trainer.config = SimpleNamespace(train=SimpleNamespace(epochs=None))
-    trainer._num_steps = []
+    config = RunConfig(method=config_of(), train=TrainConfig(batch_size=10))
+    data = TaskData(make_context(config=config, method=Method(), engine=None, base=None))
     for _ in range(3):  # at each log line
-        assert [trainer.first_step(i) for i in range(5)] == [0, 10, 30, 60, 100]
+        assert [data.first_step(i) for i in range(5)] == [0, 10, 30, 60, 100]
     assert counted == [0, 1, 2, 3]
