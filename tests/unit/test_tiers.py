@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import subprocess
 import time
@@ -41,8 +42,19 @@ def test_a_unit_test_calls_no_launcher():
 
 def recipe(target: str) -> str:
     """The last line that ``make`` would run."""
-    command = ["make", "--dry-run", "--assume-old", ".venv/installed", target]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    command = [
+        "make",
+        "--no-print-directory",
+        "--dry-run",
+        "--assume-old",
+        ".venv/installed",
+        target,
+    ]
+    # Without what a make around the tests leaves to those that it starts.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=True
+    )
     return done.stdout.splitlines()[-1]
 
 
