@@ -96,8 +96,8 @@ def audit(argv: Sequence[str]) -> int:
     from eval.audit.benchmark import audit_benchmark
     from eval.audit.table import markdown
     from moram_dist.data.chat import write_chats
-    from moram_dist.families.text import TextFamily
-    from moram_dist.models.language_model import check, family_of, load_tokenizer
+    from moram_dist.families import TextFamily, family_of
+    from moram_dist.models.language_model import check, load_tokenizer
 
     data_dir = Path(args.data_dir) if args.data_dir is not None else None
     source = Source(data_dir=data_dir, order=args.order, protocol=args.protocol)

@@ -1,4 +1,9 @@
-"""Sections of settings: frozen dataclasses whose values are checked when they are created."""
+"""Sections of settings: frozen dataclasses whose values are checked when they are created.
+
+Every number has bounds. Beyond the upper ones, sizes overflow, floats become infinite, and systems
+refuse to wait; values that must be positive vanish in float32 below the lower ones (``gt=0``
+comes first where the usual mistake is 0 or less).
+"""
 
 from __future__ import annotations
 

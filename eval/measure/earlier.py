@@ -7,13 +7,12 @@ prompts that are now recognised as another task are answered anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eval.measure.cell import Cell
-from eval.predictions import predictions_path
 from eval.score_matrix import ScoreMatrix
 from eval.scoring_modes import ScoringMode
 from moram_dist.families import Answered
@@ -28,21 +27,32 @@ class EarlierAnswers:
 
     def __init__(
         self,
-        run_dir: Path,
         benchmark: Benchmark,
         matrices: Mapping[ScoringMode, ScoreMatrix],
+        path: Callable[[int, int, ScoringMode], Path],
         unknown: str,
     ) -> None:
-        """``unknown``: ``EvalConfig.unknown``."""
-        self.run_dir = run_dir
+        """Remember where answers are.
+
+        Args:
+            benchmark: the tasks in their order.
+            matrices: say which cells are measured.
+            path: file of the predictions of (row, column, scoring mode).
+            unknown: ``EvalConfig.unknown``.
+        """
         self.benchmark = benchmark
         self.matrices = matrices
-        self.main_mode = next(iter(matrices))
+        self.path = path
         self.unknown = unknown
         self._column = {task.name: i for i, task in enumerate(benchmark.tasks)}
 
     def of(self, cell: Cell) -> dict[int, dict[str, Answered]]:
-        """Index in the test set -> answer mode -> answer, where an earlier row has all modes."""
+        """Answers of the newest earlier row in which the same number of tasks gave them.
+
+        Returns:
+            Index in the test set -> answer mode -> answer. Examples without an answer in each of
+            the cell's modes are left out; so are all of them if a file is damaged.
+        """
         if cell.recall == "all":  # a state of its own in each row
             return {}
         modes = [ScoringMode(answers, cell.recall) for answers in cell.answer_modes]
@@ -68,11 +78,10 @@ class EarlierAnswers:
 
     def _read(self, row: int, column: int, mode: ScoringMode) -> list[tuple[int, Answered]]:
         """For each test example, the number of tasks that answered it, and the answer."""
-        task = self.benchmark.tasks[column]
-        suffix = mode.file_suffix(self.main_mode)
-        path = predictions_path(self.run_dir, row, column, task.name, suffix)
+        path = self.path(row, column, mode)
         lines = [line for _, line in read_records(path)]
-        if [line["id"] for line in lines] != [example.id for example in task.test]:
+        test = self.benchmark.tasks[column].test
+        if [line["id"] for line in lines] != [example.id for example in test]:
             raise InputError(f"{path}: holds other examples")
         return [
             (

@@ -58,7 +58,7 @@ class Evaluator:
         self.matrices = score_matrices(self.run_dir, self.benchmark, self.modes)
         self.main_mode = self.modes[0]
         self.earlier = EarlierAnswers(
-            self.run_dir, self.benchmark, self.matrices, self.config.unknown
+            self.benchmark, self.matrices, self._path, self.config.unknown
         )
 
     def __call__(self, row: int) -> None:

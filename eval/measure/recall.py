@@ -27,7 +27,7 @@ class Portion:
     """Their indices in the test set."""
 
     def state(self, row: int) -> int:
-        """How many tasks answer in a row, as a number."""
+        """How many tasks answer in a row; equal numbers mean the same state of the memory."""
         return row + 1 if self.tasks is None else self.tasks
 
 

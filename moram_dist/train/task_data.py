@@ -46,7 +46,7 @@ class TaskData:
             clear(self._tokens)
 
     def num_steps(self, i: int) -> int:
-        """Optimizer steps of task i. All ranks call it together."""
+        """Optimizer steps of task i; notes if they round to none. All ranks call it together."""
         count = len(self.examples(i))
         epochs = self._epochs(i)
         if is_under_a_step(count, self._batch_size, epochs):
