@@ -86,6 +86,9 @@ class DataConfig:
     limit_eval: Count | None = None
     """Evaluate only the first N test examples of each task."""
 
+    shots: Count | None = None
+    """Training pictures of each class, drawn by seed; default: the protocol's."""
+
     splits: dict[str, dict[str, str]] = field(default_factory=dict)
     """Replace a task's split: {"MeetingBank": {"train": "eval"}}, or by a file path."""
 

@@ -49,7 +49,24 @@ class TaskRules:
     labels: tuple[str, ...] = ()
     """The closed answer set, if there is one."""
 
+    train_labels: tuple[str, ...] = ()
+    """The labels among which training chooses; default: all ``labels``."""
+
+    texts: tuple[tuple[str, ...], ...] = ()
+    """The texts of each of ``labels``, for models that compare a picture with texts. Training uses
+    the first of a label's texts, evaluation the mean of their features."""
+
+    text_to_image: float = 0.0
+    """Weight of the loss of finding a text's pictures among those of a step, summed over pictures;
+    the loss of finding a picture's text is a mean over them."""
+
+    label_smoothing: float = 0.0
+    """Probability that training spreads over ``train_labels``, in [0, 1)."""
+
     epochs: float = 1
+    steps: int | None = None
+    """Optimizer steps, in place of ``epochs``."""
+
     max_prompt_tokens: int = 1024
     max_answer_tokens: int = 512
     """Also the most new tokens that evaluation generates."""
@@ -88,6 +105,9 @@ class Task(TaskRules):
     train: tuple[Example, ...]
     test: tuple[Example, ...]
     """The examples that are scored."""
+
+    pictures: Path | None = None
+    """The folder of the pictures that prompts name; None if prompts are texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +150,11 @@ class Source:
     """Replaced splits per task: ``{"MeetingBank": {"train": "eval"}}``; the value is another
     split's name or a file path."""
 
+    shots: int | None = None
+    """Training pictures of each class; None: as many as the protocol uses."""
+
     seed: int = 0
-    """For generated benchmarks only."""
+    """For what a benchmark generates or draws."""
 
 
 BENCHMARKS: Registry[Callable[[Source], Benchmark]] = Registry("benchmark")
