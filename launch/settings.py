@@ -62,6 +62,11 @@ def _benchmark(config: RunConfig) -> Benchmark:
             seed=config.train.seed,
         )
     )
+    if data.shots is not None and not any(task.pictures for task in benchmark.tasks):
+        raise InputError(
+            f"--shots counts training pictures of each class, and no task of {benchmark.name} has "
+            "pictures"
+        )
     lengths = {
         name: value
         for name in ("max_prompt_tokens", "max_answer_tokens")

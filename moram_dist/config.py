@@ -69,10 +69,12 @@ class DataConfig:
     """The tasks, their order, and how many examples of each are used."""
 
     benchmark: str = EMBEDDED
-    """demo (generated), trace, superni, long_sequence, standard_cl, or jsonl (your own files)."""
+    """demo (generated), trace, superni, long_sequence, standard_cl, or jsonl (your own files); of
+    pictures, for CLIP: xtail, mtil, or images (your own)."""
 
     data_dir: Path | None = None
-    """Folder with the tasks' files, or for jsonl a YAML listing of them."""
+    """Folder with the tasks' files or, for pictures, with a folder of each data set; for jsonl and
+    images also a YAML listing of them."""
 
     order: str | None = None
     """A named order of the benchmark, or task names joined by commas."""
@@ -81,10 +83,10 @@ class DataConfig:
     """A protocol of the benchmark: its prompts, truncation, decoding and metrics."""
 
     limit_train: Count | None = None
-    """Use only the first N training examples of each task."""
+    """Use only the first N training examples of each task; of pictures N evenly spaced ones."""
 
     limit_eval: Count | None = None
-    """Evaluate only the first N test examples of each task."""
+    """Evaluate only the first N test examples of each task; of pictures N evenly spaced ones."""
 
     shots: Count | None = None
     """Training pictures of each class, drawn by seed; default: the protocol's."""

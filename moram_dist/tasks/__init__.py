@@ -1,6 +1,16 @@
 """Benchmarks by name, and the plain data classes that describe them. No torch, no tokenizer."""
 
-from moram_dist.tasks import demo, jsonl, long_sequence, standard_cl, superni, trace
+from moram_dist.tasks import (
+    demo,
+    images,
+    jsonl,
+    long_sequence,
+    mtil,
+    standard_cl,
+    superni,
+    trace,
+    xtail,
+)
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Decoding, Example, Source, Task, digest
 
 __all__ = [
@@ -12,9 +22,12 @@ __all__ = [
     "Task",
     "demo",
     "digest",
+    "images",
     "jsonl",
     "long_sequence",
+    "mtil",
     "standard_cl",
     "superni",
     "trace",
+    "xtail",
 ]

@@ -27,6 +27,7 @@ from moram_dist.metrics import METRICS
 from moram_dist.reading import read_yaml
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks.examples import read_examples
+from moram_dist.tasks.names import task_name
 from moram_dist.tasks.orders import choose_order
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Source, Task, TaskRules
 from moram_dist.terminal import quoted
@@ -99,7 +100,7 @@ def _entries(data_dir: Path) -> list[_Entry]:
         raise InputError(f"--data_dir: {data_dir} holds neither task folders nor {_LISTING}")
     return [
         _Entry(
-            name=_task_name(folder.name, str(data_dir)),
+            name=task_name(folder.name, str(data_dir)),
             train=_split_file(folder, "train"),
             test=_split_file(folder, "test"),
             rules=TaskRules(metric=_METRIC, separator=_SEPARATOR),
@@ -158,7 +159,7 @@ def _listed_entry(item: Any, path: Path, where: str) -> _Entry:
     if rules.metric == "choice" and {len(label) for label in rules.labels} != {1}:
         raise InputError(f"{where}: metric choice needs labels of one character each")
     return _Entry(
-        name=_task_name(item["name"], where),
+        name=task_name(item["name"], where),
         train=path.parent / item["train"],
         test=path.parent / item["test"],
         rules=rules,
@@ -180,14 +181,3 @@ def _labels(item: dict[str, Any], where: str) -> tuple[str, ...]:
             f"{where}: labels must be a list of texts (quote them), got {quoted(labels)}"
         )
     return tuple(labels)
-
-
-def _task_name(name: str, where: str) -> str:
-    """``name``, checked to work in file names and in a list with commas."""
-    bad = sorted({x for x in name if x in ',/\\:*?"<>|' or not x.isprintable()})
-    if bad or name != name.strip(" .") or len(name.encode()) > 100:
-        raise InputError(
-            f"{where}: task name {quoted(name)} cannot be a file name; use at most 100 letters, "
-            "digits, '-' and '_'"
-        )
-    return name

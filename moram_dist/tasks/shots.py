@@ -1,0 +1,43 @@
+"""Choose pictures of each class to train on, as a function of seed, task and class name alone.
+
+So neither the order of tasks nor the number of ranks nor what else is drawn changes a sample.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+from moram_dist.tasks.picture_set import Picture
+
+
+def draw_shots(
+    pictures: Sequence[Picture], names: Sequence[str], *, shots: int, seed: int, task: str
+) -> list[int]:
+    """Places of the chosen pictures, ascending.
+
+    Args:
+        pictures: of all classes.
+        names: class names in label order.
+        shots: pictures of each class. Without replacement, but with it where a class has fewer; the
+            same place then occurs several times.
+        seed: another one gives another sample.
+        task: the task's name.
+    """
+    places = defaultdict(list)
+    for place, picture in enumerate(pictures):
+        places[picture.label].append(place)
+    chosen: list[int] = []
+    for label, own in places.items():
+        rng = random.Random(f"shots/{seed}/{task}/{names[label]}")
+        enough = len(own) >= shots
+        chosen += rng.sample(own, shots) if enough else rng.choices(own, k=shots)
+    return sorted(chosen)
+
+
+def spread(places: Sequence[int], limit: int | None) -> list[int]:
+    """At most ``limit`` of the places, evenly spaced: lists of pictures are sorted by class."""
+    if limit is None or limit >= len(places):
+        return list(places)
+    return [places[index * len(places) // limit] for index in range(limit)]
