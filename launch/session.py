@@ -27,6 +27,7 @@ from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import RunConfig
 from moram_dist.data.round_trip import round_trip_notes
 from moram_dist.data.tokens import WorkProgress
+from moram_dist.families import TextFamily
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
@@ -41,7 +42,7 @@ from moram_dist.tracking import (
 )
 from moram_dist.train.checkpoint import Checkpoint
 from moram_dist.train.context import RunContext
-from moram_dist.train.engine import make_engine
+from moram_dist.train.engine import BETAS, make_engine
 from moram_dist.train.inputs import RunInputs, gather
 from moram_dist.train.progress import Progress
 from moram_dist.train.run_dir import RunDir
@@ -114,10 +115,17 @@ class Session:
         asked = method.asked(
             self.benchmark, told.calls_of(partial(base.family.question_fits, base.tokenizer))
         )
-        lost = round_trip_notes(base.tokenizer, asked) if env.is_main() else []
+        lost: list[str] = []
+        if env.is_main() and isinstance(base.family, TextFamily):
+            lost = round_trip_notes(base.tokenizer, asked)
         for note in (*asked.notes, *lost):
             progress.say(f"note: {note}")
-        engine = make_engine(base.model, self.ds_config, weight_decay=config.train.weight_decay)
+        engine = make_engine(
+            base.model,
+            self.ds_config,
+            weight_decay=config.train.weight_decay,
+            betas=(BETAS[0], config.train.beta2),
+        )
         check_loaded(base, engine, config.model.model)
         manifest = self._manifest(method)
         if env.is_main():

@@ -135,6 +135,9 @@ class TrainConfig:
     weight_decay: Annotated[float, Field(ge=0, le=1_000)] = 0.0
     """Decoupled weight decay."""
 
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Second beta of AdamW, the decay of its mean of squared gradients."""
+
     clip: Annotated[float, Field(ge=0, le=1e30)] = 1.0
     """Largest norm of a step's gradient; 0 turns clipping off."""
 

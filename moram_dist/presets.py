@@ -30,6 +30,12 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
 """By method; docs/methods.md says how they were chosen. Published settings are the defaults of the
 configuration and of each benchmark's protocol."""
 
+PICTURES = {"schedule": "cosine", "beta2": 0.9999, "clip": 0.0, "eval_rows": "all"}
+"""As in the published MoRAM code for X-TAIL; its runs start without warm-up."""
+
+OF_BENCHMARK: Mapping[str, Mapping[str, Any]] = dict.fromkeys(("xtail", "mtil", "images"), PICTURES)
+"""Settings that replace the configuration's defaults, whatever the preset."""
+
 
 def preset_settings(preset: str | None, *, method: str, benchmark: str) -> Mapping[str, Any]:
     """Settings of a preset by bare name.
@@ -43,14 +49,15 @@ def preset_settings(preset: str | None, *, method: str, benchmark: str) -> Mappi
     Raises:
         InputError: there is no such preset, or it does not cover the method.
     """
+    own = {**OF_BENCHMARK.get(benchmark, {})}
     if preset is None:
-        return RECOMMENDED.get(method, {}) if benchmark == EMBEDDED else {}
+        return {**own, **(RECOMMENDED.get(method, {}) if benchmark == EMBEDDED else {})}
     one_of("preset", preset, PRESETS)
     if preset == "published":
-        return {}
+        return own
     if method not in RECOMMENDED:
         raise InputError(
             f"--preset recommended says nothing of --method {method}; it is there for "
             f"{', '.join(RECOMMENDED)}"
         )
-    return RECOMMENDED[method]
+    return {**own, **RECOMMENDED[method]}

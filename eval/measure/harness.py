@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -140,9 +141,14 @@ class Evaluator:
         work = without_repeats(cells)
         answered: dict[ColumnState, dict[int, dict[str, Answered]]] = {}
         found: dict[int, dict[str, Answered]] = {}
+        kept: dict[int | None, dict[str, Any]] = {}
         for tasks, group in itertools.groupby(work, key=lambda piece: piece[1].tasks):
             together = list(group)
-            with self.method.prefix.of(None if tasks is None else (tasks,)):
+            asked = [self.asked.tasks[p.column] for _, p, new in together if new]
+            with (
+                self.method.prefix.of(None if tasks is None else (tasks,)),
+                self.family.answering(model, self.tokenizer, asked, kept.setdefault(tasks, {})),
+            ):
                 generated = [p for cell, p, new in together if new and self._is_generated(cell)]
                 stream = self._stream(generated if streams else [], model, when)
                 for cell, portion, new in together:

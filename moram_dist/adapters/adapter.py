@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,6 +39,8 @@ class AdaptedLinear(nn.Module, ABC):
         base.requires_grad_(False)
         self.is_quantised = base.weight.dtype not in COMPUTED_IN
         """Determined once: in a forward pass, ZeRO-3 would gather the weight to answer."""
+        self.is_silent = False
+        """Whether the update is left out, so that the model is the bare base."""
 
     @property
     def in_features(self) -> int:
@@ -80,7 +84,22 @@ class AdaptedLinear(nn.Module, ABC):
         """(..., in_features) to (..., out_features); the argument is named as ``nn.Linear``'s."""
         x = input
         out = self.base(x)
+        if self.is_silent:
+            return out
         if self.is_quantised:
             x = x.to(self.like.dtype)
         out += self.update(x)  # in place: a new tensor costs about a percent of a linear
         return out
+
+
+@contextmanager
+def bare(model: nn.Module) -> Iterator[None]:
+    """Context in which a model computes as its base does, without the updates of its linears."""
+    layers = [module for module in model.modules() if isinstance(module, AdaptedLinear)]
+    for layer in layers:
+        layer.is_silent = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.is_silent = False

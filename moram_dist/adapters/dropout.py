@@ -40,6 +40,12 @@ class TokenKeys:
         keys_BT = _mix(rows_B1 ^ places_T).to(device)
         self._of = {len(row_seeds) * length: keys_BT[:, :length] for length in lengths}
 
+    def add(self, row_seeds: Sequence[int], length: int, device: torch.device) -> None:
+        """Add keys of further rows of the micro-batch, which other layers read; as ``set``."""
+        known = self._of
+        self.set(row_seeds, (length,), device)
+        self._of = self._of | known
+
     def of(self, num_tokens: int) -> Tensor | None:
         """Keys (B, T), int32, well mixed; None if none are set for this number of tokens."""
         return self._of.get(num_tokens)

@@ -48,7 +48,11 @@ class Targets:
 
 
 def choose_targets(
-    model: nn.Module, target_modules: str, part: nn.Module, unreached: Collection[str] = ()
+    model: nn.Module,
+    target_modules: str,
+    part: nn.Module,
+    unreached: Collection[str] = (),
+    heads: Collection[str] = (),
 ) -> Targets:
     """The linears of ``model`` that ``target_modules`` means.
 
@@ -59,12 +63,13 @@ def choose_targets(
             regular expression that a full name must match whole.
         part: the part of the model that an example passes through: the model or a submodule.
         unreached: full names that a forward pass is known not to call.
+        heads: full names of linears that produce the output, besides the output head.
 
     Raises:
         InputError: nothing matches, or a name in the list matches nothing (the message lists valid
             names), or the regular expression is invalid.
     """
-    linears = _Linears(model, part, unreached)
+    linears = _Linears(model, part, unreached, heads)
     if target_modules == "attention":
         names = linears.attention()
     elif target_modules == "all-linear":
@@ -106,7 +111,13 @@ def _named(linears: _Linears, target_modules: str) -> list[str]:
 class _Linears:
     """The linears of a model, and why some of them are never adapted."""
 
-    def __init__(self, model: nn.Module, part: nn.Module, unreached: Collection[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        part: nn.Module,
+        unreached: Collection[str],
+        heads: Collection[str],
+    ) -> None:
         self.model = model
         self.kind = type(model).__name__
         self.modules = dict(model.named_modules())
@@ -117,7 +128,7 @@ class _Linears:
         self.left: dict[str, str] = {}
         """Full name -> the reason why it is never adapted."""
         for name in self.all:
-            if self.modules[name] is head:
+            if self.modules[name] is head or name in heads:
                 self.left[name] = HEAD
             elif not within(name, self.root):
                 self.left[name] = OUTSIDE

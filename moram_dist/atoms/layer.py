@@ -151,10 +151,10 @@ class Memory(nn.Module):
 
 
 class SharedInputCache:
-    """Evaluates linears that share an input once: the first one's call computes all outputs.
+    """Evaluates linears that share an input once: the first call computes all outputs.
 
-    If a linear is called with another tensor than the first one, it is evaluated alone, and so are
-    all of them from then on.
+    Models call them in any order: CLIP declares k, v, q and calls q first. If one is called with
+    another tensor than the first one, it is evaluated alone, and so are all of them from then on.
     """
 
     def __init__(self, layers: Sequence[MemoryLinear], memory: Memory) -> None:
@@ -168,22 +168,17 @@ class SharedInputCache:
 
     def answer(self, layer: MemoryLinear, x: Tensor) -> Tensor:
         """The update to add to the output of ``layer`` for its input ``x``."""
-        alone = (self.layers.index(layer),)
-        if self._apart:
-            return self.memory(x, alone)[0]
-        if layer is self.layers[0]:
-            first, *others = self.memory(x, tuple(range(len(self.layers))))
+        if not self._apart and layer not in self._waiting:  # a new input, or a pass broke off
+            found = self.memory(x, tuple(range(len(self.layers))))
             self._x, self._was = x, _identity(x)
-            self._waiting = dict(zip(self.layers[1:], others, strict=True))
-            return first
-        if layer in self._waiting and _identity(x) == self._was:
-            found = self._waiting.pop(layer)
-        else:
-            self._apart, self._waiting = True, {}
-            found = self.memory(x, alone)[0]
+            self._waiting = dict(zip(self.layers, found, strict=True))
+        elif self._apart or _identity(x) != self._was:
+            self._apart, self._waiting, self._x = True, {}, None
+            return self.memory(x, (self.layers.index(layer),))[0]
+        mine = self._waiting.pop(layer)
         if not self._waiting:
             self._x = None
-        return found
+        return mine
 
 
 def _identity(x: Tensor) -> tuple:

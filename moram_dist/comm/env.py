@@ -134,6 +134,15 @@ def sum_(tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
+def all_gather(tensor: Tensor) -> Tensor:
+    """Every rank's tensor, in rank order, (P, ...); all have one shape and are on ``device()``."""
+    if world_size() == 1:
+        return tensor[None]
+    out = tensor.new_empty(world_size(), *tensor.shape)
+    dist.all_gather([*out], tensor.contiguous())
+    return out
+
+
 def free_port() -> int:
     """A TCP port of this machine that is free now."""
     with socket.socket() as probe:

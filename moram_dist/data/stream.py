@@ -41,9 +41,16 @@ class MicroBatch:
     lengths: tuple[int, ...]
     """Tokens in a row, with padding, for each part of the model that reads its own tokens."""
 
+    shared: tuple[int, int] = (0, 0)
+    """Number and length of further rows that every rank reads, such as texts of classes."""
+
 
 class Collator(Protocol):
     """Collates examples into micro-batches: a model family (``families.family.Family``)."""
+
+    def in_step(self, examples: Sequence[Any], place: Sequence[int]) -> Sequence[Any]:
+        """The examples of one optimizer step, told what they need to know about it."""
+        ...
 
     def blank(self, like: Any, pad_id: int) -> Any:
         """An example that adds nothing to the loss, of the same form as ``like``."""
@@ -120,7 +127,7 @@ def steps(
     for index, chosen in batches(
         len(examples), batch_size=batch_size, epochs=epochs, seed=seed, task=task, first=first
     ):
-        batch = [examples[i] for i in chosen]
+        batch = collator.in_step([examples[i] for i in chosen], (seed, task, index))
         parts_of_ranks = deal(
             [example.num_tokens for example in batch],
             world_size=world_size,

@@ -1,6 +1,6 @@
 """Model families, one file each, imported explicitly so that every name can be found."""
 
-from moram_dist.families import causal, encoder_decoder
+from moram_dist.families import causal, clip, encoder_decoder
 from moram_dist.families.answers import (
     Answered,
     answer_batch,
@@ -17,6 +17,7 @@ __all__ = [
     "Tower",
     "answer_batch",
     "causal",
+    "clip",
     "encoder_decoder",
     "family_of",
     "family_of_model",

@@ -17,15 +17,19 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from moram_dist.data.stream import MicroBatch
+from moram_dist.data.tokens import Pairs, WorkProgress, encode_task
 from moram_dist.decode import LabelScores, Room
 from moram_dist.decode.labels import best
+from moram_dist.losses import cross_entropy
 from moram_dist.recognise import PromptFeatures
 from moram_dist.registry import InputError, Registry
 from moram_dist.tasks.task import Decoding, Example, Task
@@ -48,6 +52,15 @@ class Family(ABC):
 
     can_be_planned: ClassVar[bool] = False
     """Whether ``launch/plan.py`` can estimate the family's forward passes."""
+
+    loads_sharded: ClassVar[bool] = True
+    """Whether ZeRO-3 can shard the model while it is loaded, and not only afterwards."""
+
+    splits_steps: ClassVar[bool] = True
+    """Whether a rank may read its part of a step in several forward passes."""
+
+    decodes: ClassVar[bool] = False
+    """Whether ``collate`` reads files, so that it is worth doing ahead of the step."""
 
     # Loading.
 
@@ -86,7 +99,15 @@ class Family(ABC):
         """
         return tokenizer
 
+    def prepared(self, model: Any) -> Any:
+        """A model that was just loaded, changed as adapters and ZeRO need it."""
+        return model
+
     # Structure.
+
+    def heads(self, model: nn.Module) -> Collection[str]:
+        """Full names of linears that produce the output and are never adapted."""
+        return ()
 
     @abstractmethod
     def trial_inputs(
@@ -148,13 +169,28 @@ class Family(ABC):
         unlimited = replace(task, max_prompt_tokens=sys.maxsize)
         return len(self.encode_question(tokenizer, prompt, unlimited)) <= task.max_prompt_tokens
 
-    @abstractmethod
-    def to_rows(self, encoded: Any) -> dict[str, Tensor]:
-        """Store an encoded example as flat tensors (n,) by name."""
+    def encode_task(
+        self, tokenizer: Any, pairs: Pairs, folder: Path, told: WorkProgress
+    ) -> Sequence[Any]:
+        """Encode the training examples of a task: ``data.tokens.encode_task``."""
+        return encode_task(self, tokenizer, pairs, folder, told)
 
-    @abstractmethod
+    def to_rows(self, encoded: Any) -> dict[str, Tensor]:
+        """Store an encoded example as flat tensors (n,) by name, for ``encode_task``."""
+        raise NotImplementedError
+
     def from_rows(self, id: str, rows: dict[str, Tensor], num_answer: int) -> Any:
         """Restore an encoded example from ``to_rows``."""
+        raise NotImplementedError
+
+    def in_step(self, examples: Sequence[Any], place: Sequence[int]) -> Sequence[Any]:
+        """The encoded examples of one optimizer step, told what they need to know about it.
+
+        Args:
+            examples: of all ranks.
+            place: seed, task and step, from which a family can draw.
+        """
+        return examples
 
     @abstractmethod
     def features(
@@ -210,7 +246,32 @@ class Family(ABC):
             columns: (P,) column of each position, one before that of the label predicted there.
         """
 
+    def loss(
+        self, logits_BPV: Tensor, targets_BP: Tensor, batch: MicroBatch, num_answer_tokens: int
+    ) -> Tensor:
+        """This micro-batch's part of a step's loss, which is a sum over micro-batches and ranks.
+
+        Args:
+            logits_BPV: from ``logits``.
+            targets_BP: ``data.stream.IGNORED`` at positions without a target.
+            batch: from ``collate``.
+            num_answer_tokens: targets of the step, over all ranks.
+        """
+        total = cross_entropy(logits_BPV.flatten(0, 1), targets_BP.flatten())
+        return total / num_answer_tokens
+
     # Answers.
+
+    @contextmanager
+    def answering(
+        self, model: nn.Module, tokenizer: Any, tasks: Sequence[Task], kept: dict[str, Any]
+    ) -> Iterator[None]:
+        """Context in which a model that does not change answers prompts of these tasks.
+
+        A family can compute here what all answers share. All ranks enter it together. ``kept`` is
+        empty at first and is the same object whenever the model is in the same state again.
+        """
+        yield
 
     def can_stream(self, model: nn.Module) -> bool:
         """Whether ``stream`` is worth calling: it overlaps prompts, given whole weights."""

@@ -15,9 +15,13 @@ def choose_targets(
 
     ``is_skeleton``: the model has no weights yet, so a trial pass can find unreached linears.
     """
-    part = family_of_model(model).part(model)
+    family = family_of_model(model)
     return targets.choose_targets(
-        model, target_modules, part, unreached(model) if is_skeleton else ()
+        model,
+        target_modules,
+        family.part(model),
+        unreached(model) if is_skeleton else (),
+        family.heads(model),
     )
 
 

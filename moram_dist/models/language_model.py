@@ -214,6 +214,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
 def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
     """Load model and tokenizer. Under ZeRO-3 no rank ever holds the whole model.
 
+    Models of a few families are loaded whole (``Family.loads_sharded``) and then sharded.
+
     Args:
         config: the model and its precision.
         ds_config: resolved DeepSpeed configuration; its stage determines the sharding.
@@ -227,7 +229,7 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
     family = checked_family(config, architecture)
     kernel = resolve_attention(config, architecture)
     keep_alive = None
-    if ds_config["zero_optimization"]["stage"] == 3:
+    if ds_config["zero_optimization"]["stage"] == 3 and family.loads_sharded:
         keep_alive = HfDeepSpeedConfig(ds_config)
     model, report = family.auto_class().from_pretrained(
         source(config),
@@ -242,6 +244,7 @@ def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
     # check_weights has judged unexpected keys; under ZeRO-3 transformers does not report them.
     load_report.refuse({**report, "unexpected_keys": ()}, model, {}, config.model)
     model.requires_grad_(False)
+    model = family.prepared(model)
     if config.gradient_checkpointing:
         # The input needs no gradient, as nothing before the first adapter does. Re-entrant
         # checkpointing needs one and would cut the graph.

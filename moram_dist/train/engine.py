@@ -19,7 +19,13 @@ _REFUSALS = (ArithmeticError, AssertionError, ImportError, NotImplementedError, 
 """Builtin exceptions with which DeepSpeed refuses a setting; machine failures raise others."""
 
 
-def make_engine(model: nn.Module, ds_config: dict[str, Any], *, weight_decay: float) -> Any:
+def make_engine(
+    model: nn.Module,
+    ds_config: dict[str, Any],
+    *,
+    weight_decay: float,
+    betas: tuple[float, float] = BETAS,
+) -> Any:
     """Wrap the model; only parameters that require a gradient are trained.
 
     A model without any (zero-shot) gets an engine without an optimizer.
@@ -35,7 +41,7 @@ def make_engine(model: nn.Module, ds_config: dict[str, Any], *, weight_decay: fl
     config = dict(ds_config)
     optimizer = None
     if trainable:
-        optimizer = torch.optim.AdamW(trainable, lr=0.0, betas=BETAS, weight_decay=weight_decay)
+        optimizer = torch.optim.AdamW(trainable, lr=0.0, betas=betas, weight_decay=weight_decay)
     elif config["zero_optimization"]["stage"] < 3:
         # Stages 1 and 2 refuse to run without an optimizer, and would have nothing to shard.
         config["zero_optimization"] = {"stage": 0}

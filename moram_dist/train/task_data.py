@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,11 +11,15 @@ from torch import Tensor
 
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import release_leftovers
+from moram_dist.data.ahead import ahead
 from moram_dist.data.encode import EncodedExample
 from moram_dist.data.stream import Step, is_under_a_step, num_steps, order, steps
-from moram_dist.data.tokens import WorkProgress, clear, encode_task
+from moram_dist.data.tokens import WorkProgress, clear
 from moram_dist.train.context import RunContext
 from moram_dist.train.forward import Forward, answer_loss
+
+STEPS_AHEAD = 2
+"""Steps whose files are read while the model computes another."""
 
 
 class TaskData:
@@ -36,7 +42,7 @@ class TaskData:
             what = f"tokenising task {self._name(i)}"
             said = WorkProgress(what, len(pairs), run.progress.say, run.watchdog.at)
             family, tokenizer = run.base.family, run.base.tokenizer
-            self._encoded = (i, encode_task(family, tokenizer, pairs, self._tokens, said))
+            self._encoded = (i, family.encode_task(tokenizer, pairs, self._tokens, said))
         return self._encoded[1]
 
     def clear(self) -> None:
@@ -66,12 +72,14 @@ class TaskData:
 
     def steps(self, i: int, first: int = 0) -> Iterator[Step]:
         """Task i's steps from index ``first`` on, with this rank's micro-batches."""
-        for step in steps(
+        family = self._run.base.family
+        most_tokens = self._settings.micro_batch_tokens if family.splits_steps else sys.maxsize
+        found = steps(
             self.examples(i),
-            self._run.base.family,
+            family,
             batch_size=self._batch_size,
             micro_batch_size=self._settings.micro_batch_size,
-            micro_batch_tokens=self._settings.micro_batch_tokens,
+            micro_batch_tokens=most_tokens,
             epochs=self._epochs(i),
             seed=self._settings.seed,
             task=i,
@@ -79,7 +87,8 @@ class TaskData:
             world_size=env.world_size(),
             pad_id=self._run.base.tokenizer.pad_token_id,
             first=first,
-        ):
+        )
+        for step in ahead(found, STEPS_AHEAD) if family.decodes else found:
             self._run.watchdog.at(f"step {step.index} of task {self._name(i)}")
             yield step
 
@@ -106,7 +115,13 @@ class TaskData:
         return self._run.benchmark.tasks[i].name
 
     def _epochs(self, i: int) -> float:
-        return self._settings.epochs or self._run.method.epochs(self._run.benchmark, i)
+        """Passes over task i's examples; as many as make up its steps, if it has a number."""
+        benchmark, method = self._run.benchmark, self._run.method
+        steps = benchmark.tasks[i].steps
+        if self._settings.epochs or steps is None:
+            return self._settings.epochs or method.epochs(benchmark, i)
+        count = len(method.training_data(benchmark, i))
+        return steps / math.ceil(count / self._batch_size) if count else 0
 
     @property
     def _tokens(self) -> Path:

@@ -18,7 +18,7 @@ from moram_dist.tracking import read_ids
 from moram_dist.train.checkpoint import Checkpoint, SaveTimer
 from moram_dist.train.context import RunContext
 from moram_dist.train.engine import set_learning_rate, start_fresh
-from moram_dist.train.forward import Forward, answer_loss
+from moram_dist.train.forward import Forward
 from moram_dist.train.recognition import statistics_of
 from moram_dist.train.schedule import learning_rate
 from moram_dist.train.state import read_state, write_state
@@ -27,6 +27,9 @@ from moram_dist.train.task_data import TaskData
 
 OF_METHOD = "method."
 """Prefix of the names of the method's own tensors in a checkpoint."""
+
+SHARED = 1
+"""Distinguishes the dropout seeds of rows that all ranks read from those of a step's examples."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -168,7 +171,9 @@ class Trainer:
             self.engine.set_gradient_accumulation_boundary(last)
             weight = env.world_size() * len(step.micro_batches) / step.num_answer_tokens
             seen = self.forward(batch, weight)
-            loss = answer_loss(seen) / step.num_answer_tokens
+            loss = self.base.family.loss(
+                seen.logits_BPV, seen.targets_BP, batch, step.num_answer_tokens
+            )
             share += loss.detach()
             # DeepSpeed averages gradients over ranks; we need their sum.
             penalty = self.method.penalty(seen) / len(step.micro_batches)
@@ -192,6 +197,10 @@ class Trainer:
         batch = step.micro_batches[m]
         seeds = [_seed(*place, row) & 0xFFFFFFFF for row in batch.rows]
         self.method.token_keys.set(seeds, batch.lengths, env.device())
+        rows, length = batch.shared
+        if rows:
+            seeds = [_seed(*place, SHARED, row) & 0xFFFFFFFF for row in range(rows)]
+            self.method.token_keys.add(seeds, length, env.device())
         # Dropout of the base itself, which few models have, does depend on the ranks.
         torch.manual_seed(_seed(*place, m, env.rank()))
 

@@ -48,7 +48,7 @@ def test_answer_loss(wrap, examples):
 
 @pytest.mark.parametrize("together", [1, 30, 2**24])
 def test_the_loss_and_its_gradient_a_few_rows_at_a_time(together, monkeypatch):
-    monkeypatch.setattr("moram_dist.train.forward.ROWS_TIMES_WORDS", together)
+    monkeypatch.setattr("moram_dist.losses.ROWS_TIMES_WORDS", together)
     generator = torch.Generator().manual_seed(0)
     logits = 5 * torch.randn(1, 7, 11, generator=generator, dtype=torch.float64)
     targets = torch.tensor([[3, IGNORED, 0, 10, IGNORED, 5, 5]])
