@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from moram_dist.data.pictures import Pixels
+from moram_dist.data.preprocessor import FILE
 from moram_dist.families.pictures import PictureReader
 from moram_dist.tasks.task import Example, Task
 
@@ -98,3 +100,17 @@ def draw_task(folder: Path, name: str = "colours", count: int = 8, **rules: Any)
         pictures=folder / name,
         **{**defaults, **rules},
     )
+
+
+def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
+    """Write the tiny CLIP as a base: weights, a tokenizer of letters, rules for pictures."""
+    letters = [chr(ord("a") + i) for i in range(26)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    words += [f"w{i}" for i in range(START - len(words))]
+    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    tiny_clip(seed).save_pretrained(folder)
+    CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
+    (folder / FILE).write_text(
+        json.dumps({"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}})
+    )
+    return folder
