@@ -10,15 +10,16 @@ from typing import Any
 from torch import nn
 
 from moram_dist.adapters.targets import Targets
-from moram_dist.config import MethodConfig, RunConfig
+from moram_dist.config import MethodConfig, RunConfig, TrainConfig
 from moram_dist.data.limits import check_ids
-from moram_dist.families import TextFamily, family_of_model, is_generated
+from moram_dist.families import Family, TextFamily, family_of_model, is_generated
 from moram_dist.families.targets import choose_targets
 from moram_dist.methods import METHODS
 from moram_dist.methods.adapting import AdapterConfig
 from moram_dist.models import language_model
 from moram_dist.models.lengths import LengthRules, first_beyond
 from moram_dist.models.probe import check_causal, check_finite
+from moram_dist.presets import OF_BENCHMARK
 from moram_dist.registry import InputError
 from moram_dist.tasks import Benchmark, Task
 
@@ -35,16 +36,51 @@ def check_base(config: RunConfig, benchmark: Benchmark, model: nn.Module) -> Ben
         The benchmark, with a note if its texts are longer than the base was made for.
 
     Raises:
-        InputError: weights do not fill the model, or it has no row for some token, or no positions
-            for some text.
+        InputError: the benchmark is not for this kind of base, weights do not fill the model, or it
+            has no row for some token, or no positions for some text.
     """
+    family = family_of_model(model)
+    check_fit(config, benchmark, family)
     language_model.check_weights(config.model, model)
     tokenizer = language_model.load_tokenizer(config.model)
-    family = family_of_model(model)
     if not isinstance(family, TextFamily):
         return benchmark
     check_ids(tokenizer, benchmark, family.vocabulary(model), config.model.model)
     return _check_lengths(config, benchmark, family, model, tokenizer)
+
+
+def check_fit(config: RunConfig, benchmark: Benchmark, family: Family) -> None:
+    """Compare the benchmark, the method and the size of a pass with the kind of base.
+
+    Raises:
+        InputError: texts for a base that reads pictures, or the reverse; a method that reads texts;
+            or steps in several passes, for a family that cannot split them.
+    """
+    base = f"--model {config.model.model}"
+    for task in benchmark.tasks:
+        if family.reads_pictures and task.pictures is None:
+            raise InputError(
+                f"{base} reads pictures, and the prompts of --benchmark {benchmark.name} are "
+                f"texts; benchmarks of pictures: {', '.join(OF_BENCHMARK)}"
+            )
+        if task.pictures is not None and not family.reads_pictures:
+            raise InputError(
+                f"--benchmark {benchmark.name} is of pictures, and {base} reads texts; give the "
+                "folder or id of a CLIP"
+            )
+    method, train = config.method.method, config.train
+    if family.reads_pictures and METHODS[method].reads_texts:
+        raise InputError(f"--method {method} reads prompts as texts, and {base} reads pictures")
+    if family.splits_steps:
+        return
+    for name in ("micro_batch_size", "micro_batch_tokens"):
+        value = getattr(train, name)
+        if value != getattr(TrainConfig, name):
+            raise InputError(
+                f"--{name} {value}: {base} compares the pictures of a step with each other, so a "
+                "rank reads its part of a step in one pass; to save memory, lower --batch_size or "
+                "use more ranks"
+            )
 
 
 def targets_of(config: MethodConfig, model: nn.Module) -> Targets | None:

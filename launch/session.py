@@ -25,6 +25,7 @@ from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.joining import join
 from moram_dist.comm.watchdog import PeerWatchdog
 from moram_dist.config import RunConfig
+from moram_dist.data.picture_check import check_pictures
 from moram_dist.data.round_trip import round_trip_notes
 from moram_dist.data.tokens import WorkProgress
 from moram_dist.families import TextFamily
@@ -247,6 +248,9 @@ def prepare(config: RunConfig, ds_path: Path) -> Session:
         say = Progress(enabled=True).say
         inputs = gather(config, benchmark, ds_config, tokenizer, say)
         run_dir.check_inputs(inputs, config.model)
+        if not run_dir.has_inputs:  # a run that is resumed has looked at them
+            trained = METHODS[config.method.method].reads_training_split
+            check_pictures(benchmark, trained=trained, say=say)
     record = config.record
     if record.tracking == "mlflow":
         require_mlflow()

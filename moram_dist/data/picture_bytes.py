@@ -6,6 +6,7 @@ Errors do not name the picture; ``data.picture_files`` does, which opens it.
 from __future__ import annotations
 
 import io
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -33,14 +34,25 @@ def to_rgb(content: bytes) -> Image.Image:
         InputError: in no format of ``FORMATS``, too large or too elongated.
         Exception: whatever PIL raises on a damaged file, of any type.
     """
-    if not content:
+    return _eight_bits(opened(io.BytesIO(content))).convert("RGB")
+
+
+def opened(file: BinaryIO) -> Image.Image:
+    """A picture file of which only the header has been read: nothing is decoded.
+
+    Raises:
+        InputError: in no format of ``FORMATS``, too large or too elongated.
+        Exception: whatever PIL raises on a damaged file, of any type.
+    """
+    if not file.read(1):
         raise InputError("is empty")
+    file.seek(0)
     try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        picture = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise InputError(f"not a picture, or damaged; read are {', '.join(FORMATS)}") from None
     check_size(*picture.size)
-    return _eight_bits(picture).convert("RGB")
+    return picture
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

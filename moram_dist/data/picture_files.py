@@ -12,8 +12,8 @@ from threading import Lock
 from PIL import Image
 
 from moram_dist.command_line import MACHINE
-from moram_dist.data.picture_bytes import to_rgb
-from moram_dist.data.picture_rows import NAMED, open_rows
+from moram_dist.data.picture_bytes import opened, to_rgb
+from moram_dist.data.picture_rows import NAMED, Rows, open_rows
 from moram_dist.registry import InputError
 
 OPEN_FILES = 4
@@ -44,19 +44,49 @@ class PictureFolder:
                 read as a picture. One line that names the picture.
         """
         with blamed_on(self.folder / name):
-            if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-                raise InputError("a picture's name may not leave its folder")
-            if found := NAMED.fullmatch(name):
-                return self._row(self.folder / found[1], int(found[2]))
+            if found := self._row(name):
+                rows, row = found
+                return rows.picture(row)
             return to_rgb(_read(self.folder / name))
 
-    def _row(self, path: Path, row: int) -> Image.Image:
+    def content(self, name: str) -> bytes:
+        """The bytes of a picture: those of its file, or of its row without the label.
+
+        Raises:
+            InputError: as ``open``, except that nothing is decoded.
+        """
+        with blamed_on(self.folder / name):
+            if found := self._row(name):
+                rows, row = found
+                return rows.content(row)
+            return _read(self.folder / name)
+
+    def check(self, name: str) -> None:
+        """Open a picture's file and read its header, or find its row, and decode nothing.
+
+        Raises:
+            InputError: as ``open``, where this much shows it.
+        """
+        with blamed_on(self.folder / name):
+            if self._row(name) is None:
+                _check_kind(self.folder / name)
+                with open(self.folder / name, "rb") as file:
+                    opened(file)
+
+    def _row(self, name: str) -> tuple[Rows, int] | None:
+        """The file and the row of a name; None if the picture is a file of its own."""
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise InputError("a picture's name may not leave its folder")
+        found = NAMED.fullmatch(name)
+        if not found:
+            return None
+        path, row = self.folder / found[1], int(found[2])
         _check_kind(path)
         with self._lock:
             rows = self._rows(path)
         if row >= rows.count:
             raise InputError(f"the file has {rows.count} rows, counted from 0")
-        return rows.picture(row)
+        return rows, row
 
 
 def open_picture(folder: Path, name: str) -> Image.Image:

@@ -48,6 +48,10 @@ class Rows(Protocol):
         """Row ``row``, from 0 to ``count - 1``, in RGB. Raises as ``open_rows`` does."""
         ...
 
+    def content(self, row: int) -> bytes:
+        """The bytes of a row's pixels or picture file."""
+        ...
+
 
 def open_rows(path: Path) -> Rows:
     """Open a file by its name's end.
@@ -76,21 +80,22 @@ class PlainRows:
     shape: tuple[int, ...]
     """Of a row's pixels: (H, W) if grey, else (3, H, W)."""
 
-    content: bytes | None = None
+    unpacked: bytes | None = None
     """The unpacked file; None: rows are read from the file itself."""
 
     def picture(self, row: int) -> Image.Image:
         """Row ``row`` in RGB."""
-        size = math.prod(self.shape)
-        first = self.start + row * (self.label + size) + self.label
-        pixels = np.frombuffer(self._bytes(first, size), np.uint8).reshape(self.shape)
+        pixels = np.frombuffer(self.content(row), np.uint8).reshape(self.shape)
         if pixels.ndim == 3:
             pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
         return Image.fromarray(pixels).convert("RGB")
 
-    def _bytes(self, first: int, size: int) -> bytes:
-        if self.content is not None:
-            return self.content[first : first + size]
+    def content(self, row: int) -> bytes:
+        """The pixels of row ``row``."""
+        size = math.prod(self.shape)
+        first = self.start + row * (self.label + size) + self.label
+        if self.unpacked is not None:
+            return self.unpacked[first : first + size]
         # Opened for each row: no descriptor stays open, and a file that shrinks while it is mapped
         # into memory would kill the process.
         with open(self.path, "rb") as file:
@@ -156,6 +161,10 @@ class ParquetRows:
 
     def picture(self, row: int) -> Image.Image:
         """Row ``row`` in RGB."""
+        return to_rgb(self.content(row))
+
+    def content(self, row: int) -> bytes:
+        """The picture file of row ``row``."""
         index = int(np.searchsorted(self._ends, row, side="right"))
         first = int(self._ends[index - 1]) if index else 0
         with self._lock:
@@ -163,7 +172,7 @@ class ParquetRows:
         content = column[row - first]["bytes"].as_py()
         if content is None:
             raise InputError("the row holds no picture, at most the path of one")
-        return to_rgb(content)
+        return content
 
     def _read_group(self, index: int) -> Any:
         return self._file.read_row_group(index, columns=[f"{self._column}.bytes"]).column(0)

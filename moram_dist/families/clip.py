@@ -55,6 +55,7 @@ class Clip(Family):
     kind = "picture and text"
     loads_sharded = False  # ZeRO-3 cannot shard logit_scale, which has no dimension
     splits_steps = False
+    reads_pictures = True
     decodes = True
 
     image_size: int = 0

@@ -59,6 +59,9 @@ class Family(ABC):
     splits_steps: ClassVar[bool] = True
     """Whether a rank may read its part of a step in several forward passes."""
 
+    reads_pictures: ClassVar[bool] = False
+    """Whether prompts are pictures and not texts."""
+
     decodes: ClassVar[bool] = False
     """Whether ``collate`` reads files, so that it is worth doing ahead of the step."""
 

@@ -46,6 +46,7 @@ class GainLora(InfLora):
     Source: GainLoRA, Liang and Li 2025, arXiv:2505.15424.
     """
 
+    reads_texts = True
     layers: dict[str, GatedLora]  # type: ignore[assignment]
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:

@@ -39,6 +39,7 @@ class InContext(ZeroShot):
     Config = InContextConfig
     config: InContextConfig
     reads_training_split = True
+    reads_texts = True
 
     def asked(self, benchmark: Benchmark, fits: Callable[[Task, str], bool]) -> Benchmark:
         """Add demonstrations before each test prompt; a note for each task where not all fit."""

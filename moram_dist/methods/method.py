@@ -88,6 +88,9 @@ class Method:
     reads_training_split: bool = True
     """Whether its results depend on the tasks' training examples."""
 
+    reads_texts: bool = False
+    """Whether prompts must be texts."""
+
     def __init__(
         self, config: MethodConfig, seed: int, placer: Placer | None = None, num_tasks: int = 1
     ) -> None:

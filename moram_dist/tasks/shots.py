@@ -8,8 +8,11 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TypeVar
 
 from moram_dist.tasks.picture_set import Picture
+
+T = TypeVar("T")
 
 
 def draw_shots(
@@ -36,8 +39,8 @@ def draw_shots(
     return sorted(chosen)
 
 
-def spread(places: Sequence[int], limit: int | None) -> list[int]:
-    """At most ``limit`` of the places, evenly spaced: lists of pictures are sorted by class."""
-    if limit is None or limit >= len(places):
-        return list(places)
-    return [places[index * len(places) // limit] for index in range(limit)]
+def spread(items: Sequence[T], limit: int | None) -> list[T]:
+    """At most ``limit`` of the items, evenly spaced: lists of pictures are sorted by class."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[index * len(items) // limit] for index in range(limit)]

@@ -233,7 +233,7 @@ def change(path: Path, **values: object) -> None:
 
 def test_model_folders(complaint, model):
     assert f"--model {model}x: no such folder" in complaint(model=f"{model}x")
-    change(model / "config.json", model_type="clip")
+    change(model / "config.json", model_type="vit")
     assert f"--model {model}: is no causal language model" in complaint(model=model)
     change(model / "config.json", model_type="nonesuch")
     assert f"--model {model}: config.json cannot be used" in complaint(model=model)
