@@ -29,6 +29,7 @@ if __name__ == "__main__" and not __package__:  # a script: its imports start at
     runpy.run_path(checkout, {"module": "eval.run"}, "__main__")
     sys.exit()
 
+from eval.audit.findings import Audited
 from eval.continual import Scores
 from eval.predictions import mean_score, read_predictions
 from moram_dist.command_line import Parser, run_command, spelled
@@ -39,6 +40,7 @@ from moram_dist.registry import InputError, unknown
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.rules import RULES, choose_protocol
 from moram_dist.terminal import make_output_last, say
+from moram_dist.values import coerce
 
 
 def rescore(argv: Sequence[str]) -> None:
@@ -77,14 +79,15 @@ def report(argv: Sequence[str]) -> None:
 def audit(argv: Sequence[str]) -> int:
     """Print the contents of a benchmark and the problems found in it, as Markdown.
 
-    --model names the tokenizer, --out a .md or .json file to write. With --strict, exit code 1 if
-    the findings include an error.
+    --model names the tokenizer, --out a .md or .json file to write. For pictures, --shots is the
+    number of each class that a run will train on. With --strict, exit code 1 if the findings
+    include an error.
     """
     args = _parse(
         audit,
         argv,
         "--benchmark",
-        optional="--data_dir --order --protocol --model --out",
+        optional="--data_dir --order --protocol --shots --model --out",
         switches="--strict",
     )
     out = Path(args.out) if args.out is not None else None
@@ -92,32 +95,58 @@ def audit(argv: Sequence[str]) -> int:
         raise InputError(f"--out {out}: expected a name that ends in .md or .json")
     if out is not None and os.path.isdir(out):
         raise InputError(f"--out {out}: is a folder")
+    found, text = _audited(args)
+    say(text)
+    if out is not None:
+        as_json = json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False)
+        write_atomically(out, (as_json if out.suffix == ".json" else text) + "\n")
+    return 1 if args.strict and found.has_errors else 0
+
+
+def _audited(args: argparse.Namespace) -> tuple[Audited, str]:
+    """The audit of a benchmark, and its text."""
     # These import torch, which most other commands do not need.
     from eval.audit.benchmark import audit_benchmark
+    from eval.audit.picture_table import picture_markdown
+    from eval.audit.pictures import audit_pictures
     from eval.audit.table import markdown
     from moram_dist.data.chat import write_chats
     from moram_dist.families import TextFamily, family_of
     from moram_dist.models.language_model import check, load_tokenizer
 
-    data_dir = Path(args.data_dir) if args.data_dir is not None else None
-    source = Source(data_dir=data_dir, order=args.order, protocol=args.protocol)
-    model = ModelConfig() if args.model is None else ModelConfig(model=args.model)
+    source = Source(
+        data_dir=Path(args.data_dir) if args.data_dir is not None else None,
+        order=args.order,
+        protocol=args.protocol,
+        shots=coerce("shots", args.shots, int | None),
+    )
+    read, model = BENCHMARKS[args.benchmark], ModelConfig()
+    if args.model is not None:
+        model = ModelConfig(model=args.model)
     tokenizer = load_tokenizer(model)
     family = family_of(check(model))
+    benchmark = read(source)
+    if any(task.pictures for task in benchmark.tasks):
+        if args.model is not None and not family.reads_pictures:
+            raise InputError(f"--model {model.model}: reads no pictures; leave --model out")
+        whole = read(dataclasses.replace(source, every_picture=True))
+        encoder = tokenizer if family.reads_pictures else None
+        pictures = audit_pictures(benchmark, whole, encoder, say=_progress)
+        return pictures, picture_markdown(pictures)
     if not isinstance(family, TextFamily):
-        raise InputError(f"--model {model.model}: reads no text, which the audit measures")
-    found = audit_benchmark(
-        write_chats(BENCHMARKS[args.benchmark](source), tokenizer),
+        raise InputError(f"--model {model.model}: reads no texts, and the benchmark is of texts")
+    texts = audit_benchmark(
+        write_chats(benchmark, tokenizer),
         tokenizer,
         family,
-        data_dir=data_dir,
-        say=lambda line: say(line, error=True),
+        data_dir=source.data_dir,
+        say=_progress,
     )
-    say(markdown(found))
-    if out is not None:
-        as_json = json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False)
-        write_atomically(out, (as_json if out.suffix == ".json" else markdown(found)) + "\n")
-    return 1 if args.strict and found.has_errors else 0
+    return texts, markdown(texts)
+
+
+def _progress(line: str) -> None:
+    say(line, error=True)
 
 
 def compare(argv: Sequence[str]) -> None:

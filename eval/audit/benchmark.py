@@ -1,4 +1,4 @@
-"""Audit all tasks of a benchmark: sizes, lengths, truncation, scores, findings.
+"""Audit all tasks of a benchmark of texts: sizes, lengths, truncation, scores, findings.
 
 Lengths and truncation follow the protocol, through the encoding that training and generation use;
 scores are the task's own metric on the gold answers and on empty ones.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.audit.files import check_files
-from eval.audit.findings import ERROR, NOTE, WARNING, Finding
+from eval.audit.findings import ERROR, WARNING, Audited, Finding, by_severity, notes_of
 from eval.audit.texts import check_texts
 from moram_dist.data.encode import plain
 from moram_dist.data.round_trip import lost_answers, lost_labels
@@ -67,20 +67,11 @@ class SplitAudit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit:
-    """The audit of a benchmark."""
+class Audit(Audited):
+    """The audit of a benchmark of texts."""
 
-    benchmark: str
-    order: str
-    protocol: str
     tokenizer: str
     splits: tuple[SplitAudit, ...]
-    findings: tuple[Finding, ...]
-
-    @property
-    def has_errors(self) -> bool:
-        """Whether any finding is an error: the scores are not valid."""
-        return any(finding.severity == ERROR for finding in self.findings)
 
 
 def audit_benchmark(
@@ -102,9 +93,7 @@ def audit_benchmark(
     """
     tokenizer.model_max_length = sys.maxsize  # no warnings about long texts: the audit counts them
     splits: list[SplitAudit] = []
-    findings = [
-        Finding(severity=NOTE, where="protocol", kind="note", text=note) for note in benchmark.notes
-    ]
+    findings = notes_of(benchmark)
     for number, task in enumerate(benchmark.tasks, start=1):
         of_task = [*check_texts(task), *_labels(task, tokenizer)]
         for split in ("train", "test"):
@@ -120,7 +109,7 @@ def audit_benchmark(
         protocol=benchmark.protocol,
         tokenizer=Path(tokenizer.name_or_path).name,
         splits=tuple(splits),
-        findings=tuple(sorted(findings, key=lambda f: [ERROR, WARNING, NOTE].index(f.severity))),
+        findings=by_severity(findings),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.audit.benchmark import Audit, SplitAudit
-from eval.audit.findings import ERROR, NOTE, WARNING, Finding
+from eval.audit.findings import ERROR, NOTE, WARNING, Audited, Finding
 from eval.markup import markdown_text, one_line
 
 _HEADER = (
@@ -28,6 +28,15 @@ _SHOWN = 3
 
 def markdown(audit: Audit) -> str:
     """The whole audit as Markdown, aligned so that it reads well as plain text."""
+    legend = (
+        f"Lengths in tokens of {audit.tokenizer}. Oracle: the mean score of the gold answers; by "
+        "tokens: of the same after encoding and decoding; empty: of an empty answer."
+    )
+    return page(audit, legend, [_HEADER, *map(_cells, audit.splits)])
+
+
+def page(audit: Audited, legend: str, rows: Sequence[Sequence[str]]) -> str:
+    """A heading, a legend, a table whose first row is its header, and the findings."""
     counts = ", ".join(
         f"{sum(f.severity == severity for f in audit.findings)} {severity}s"
         for severity in (ERROR, WARNING, NOTE)
@@ -36,10 +45,9 @@ def markdown(audit: Audit) -> str:
         [
             f"# {audit.benchmark}, order {audit.order}, protocol {audit.protocol}",
             "",
-            f"Lengths in tokens of {audit.tokenizer}. Oracle: the mean score of the gold answers; "
-            "by tokens: of the same after encoding and decoding; empty: of an empty answer.",
+            legend,
             "",
-            *_table([_HEADER, *map(_cells, audit.splits)]),
+            *_table(rows),
             "",
             f"## Findings: {counts}",
             "",

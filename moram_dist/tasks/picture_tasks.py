@@ -120,7 +120,7 @@ def picture_tasks(
 def _train(part: Part, labels: Sequence[str], source: Source) -> tuple[Example, ...]:
     pictures, shots = part.data.train, source.shots or part.shots
     places: Sequence[int] = range(len(pictures))
-    if shots is not None:
+    if shots is not None and not source.every_picture:
         places = draw_shots(
             pictures, part.data.names, shots=shots, seed=source.seed, task=part.name
         )

@@ -139,7 +139,7 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A benchmark's files, and which part of them to use. Same fields as DataConfig."""
+    """A benchmark's files, and which part of them to use. Mostly the fields of DataConfig."""
 
     data_dir: Path | None = None
     order: str | None = None
@@ -155,6 +155,9 @@ class Source:
 
     seed: int = 0
     """For what a benchmark generates or draws."""
+
+    every_picture: bool = False
+    """All training pictures, where a protocol draws some of each class; for audits."""
 
 
 BENCHMARKS: Registry[Callable[[Source], Benchmark]] = Registry("benchmark")
