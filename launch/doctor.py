@@ -24,7 +24,7 @@ if __name__ == "__main__" and not __package__:  # a script: its imports start at
     runpy.run_path(checkout, {"module": "launch.doctor"}, "__main__")
     sys.exit()
 
-from launch import checks
+from launch import checks, codecs
 from launch.checks import CheckResult
 from moram_dist.command_line import Parser, run_command
 from moram_dist.config import DEFAULT_METHOD, MethodConfig, RecordConfig, RunConfig
@@ -51,6 +51,7 @@ def planned(argv: Sequence[str]) -> dict[str, Callable[[], CheckResult]]:
     out: dict[str, Callable[[], CheckResult]] = {
         "python": checks.python,
         "packages": partial(checks.packages, tracked=args.tracking != "none"),
+        "pictures": codecs.pictures,
         "compiler": checks.compiler,
         "extension lock": checks.extension_lock,
         "extension folder": _extension_folder,

@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from PIL import features
 
-from launch import checks, doctor, versions
+from launch import checks, codecs, doctor, versions
 from moram_dist.comm import env, extension
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,8 +72,8 @@ def test_a_healthy_machine(tmp_path, free_port):
     assert set(shared_memory.glob("deepspeed_*")) <= before  # DeepSpeed leaves some at each start
     assert "fault" not in states.values()
     assert (states["ranks"], states["packages"]) == ("ok", "ok")
-    assert len(states) == 13
-    assert re.search(r"^13 checks: 0 at fault, \d with a warning$", said, re.MULTILINE)
+    assert len(states) == 14
+    assert re.search(r"^14 checks: 0 at fault, \d with a warning$", said, re.MULTILINE)
     assert not list(tmp_path.iterdir())
 
 
@@ -153,6 +154,21 @@ def test_an_old_python(monkeypatch):
     monkeypatch.setattr(sys, "version_info", version)
     result = checks.python()
     assert (result.state, "3.11" in result.remedy) == ("fault", True)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "state", "words"),
+    [
+        ((), "ok", "decodes JPEG, PNG, WebP, compressed TIFF"),
+        (("webp",), "ok", "does not decode WebP"),
+        (("jpg", "webp"), "warning", "does not decode JPEG, WebP, which tasks of pictures need"),
+    ],
+)
+def test_what_pictures_are_decoded(monkeypatch, lacking, state, words):
+    monkeypatch.setattr(features, "check", lambda name: name not in lacking)
+    result = codecs.pictures()
+    assert result.state == state and result.found.endswith(words)
+    assert bool(result.remedy) == (state != "ok")
 
 
 def test_packages(tmp_path):
