@@ -87,6 +87,7 @@ def main(argv: Sequence[str]) -> None:
 def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     """The plan of a run. Raises InputError."""
     from launch import settings  # imports torch, which --help does not need
+    from launch.base import check_fit
     from launch.planning.estimate import Planner
     from launch.planning.rehearsal import Ranks
     from moram_dist.comm import env
@@ -110,8 +111,10 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
         )
     if config.model.gradient_checkpointing:
         raise InputError("--gradient_checkpointing true: plans are for runs without it")
-    if not family_of(language_model.check(config.model)).can_be_planned:
-        raise InputError(f"--model {config.model.model}: plans are for causal models")
+    family = family_of(language_model.check(config.model))
+    check_fit(config, benchmark, family)
+    if not family.can_be_planned:
+        raise InputError(f"--model {config.model.model}: plans are for causal models and CLIP")
     whole = env.host_memory_bytes()
     memory = own.memory * 2**30 if own.memory else GPU_GIB * 2**30
     if device == "cpu" and not own.memory:

@@ -24,10 +24,11 @@ from moram_dist.comm.joining import join
 from moram_dist.config import RunConfig
 from moram_dist.data.stream import MicroBatch
 from moram_dist.families.causal import one_row_each
+from moram_dist.families.pictures import StepPictures
 from moram_dist.methods.moram import Moram
 from moram_dist.models import language_model
 from moram_dist.train.engine import make_engine, start_fresh
-from moram_dist.train.forward import Forward, answer_loss
+from moram_dist.train.forward import Forward
 from moram_dist.train.trainer import peak_memory_bytes
 
 TIMEOUT_S = 300.0
@@ -103,9 +104,14 @@ def _rank(
         for batch in (_front(batches[0], 16), _front(batches[0], 2), *batches):
             started = time.perf_counter()
             method.token_keys.set([0] * len(batch.rows), batch.lengths, env.device())
-            engine.backward(answer_loss(forward(batch)), scale_wrt_gas=False)
+            rows, length = batch.shared
+            if rows:
+                method.token_keys.add([0] * rows, length, env.device())
+            seen = forward(batch)
+            loss = base.family.loss(seen.logits_BPV, seen.targets_BP, batch, len(batch.rows))
+            engine.backward(loss, scale_wrt_gas=False)
             engine.step()
-            found.append((batch.inputs["input_ids"].numel(), time.perf_counter() - started))
+            found.append((len(batch.rows) * batch.lengths[0], time.perf_counter() - started))
         method.end_task(i, lambda limit: (0, iter(())))
     peak = peak_memory_bytes()
     env.leave()
@@ -114,7 +120,9 @@ def _rank(
 
 
 def _front(batch: MicroBatch, part: int) -> MicroBatch:
-    """A shorter micro-batch: the last 1/``part`` of each row's tokens."""
+    """A smaller micro-batch: the last 1/``part`` of each row's tokens, or of the pictures."""
+    if isinstance(batch, StepPictures):
+        return batch.last(max(1, len(batch.rows) // part))
     ids_BT = batch.inputs["input_ids"]
     length = max(2, ids_BT.shape[1] // part)
     return one_row_each(ids_BT[:, -length:], batch.labels[:, -length:], batch.rows)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from safetensors.torch import save
 
 from eval.measure.harness import BATCH_TOKENS
 from launch.planning.calibration import calibrate
-from launch.planning.rehearsal import Ranks, Rehearsal
+from launch.planning.rehearsal import MemoryCall, Ranks, Rehearsal
 from launch.planning.sizes import FP32, MOMENTS, Standing, standing
 from launch.planning.steps import TaskSteps, task_steps
 from moram_dist.config import PLACEMENTS, RunConfig
+from moram_dist.decode.classes import TEXTS_AT_ONCE
 from moram_dist.decode.continuous_batching import READ_TOGETHER
-from moram_dist.families import family_of_model
 from moram_dist.models import language_model
 from moram_dist.tasks import Benchmark
+from moram_dist.train.task_data import STEPS_AHEAD
 
 AUTO, RESIDENT, GATHERED, STATIONARY = PLACEMENTS
 RUN = "run"
@@ -61,6 +63,9 @@ class TaskPlan:
     takes: dict[str, int]
     """Placement -> number of micro-batches for which the run chooses it."""
 
+    texts: tuple[int, int]
+    """Texts that each micro-batch reads beside pictures, and tokens per text; 0 for texts alone."""
+
     grown: int
     """Bytes received when the task's atoms are frozen."""
 
@@ -92,7 +97,11 @@ class Plan:
     """The peak of evaluation's tensors, without weights and atoms."""
 
     examples: int
-    """The examples of the largest task as Python objects, in the host's memory."""
+    """The examples of the largest task as Python objects, in the host's memory; of pictures, the
+    pixels of steps that are read ahead."""
+
+    pictures: bool
+    """Whether examples are pictures."""
 
     progress: int
     """The file that holds the state within a task."""
@@ -144,7 +153,9 @@ class Planner:
         self.run = self._rehearsal(config.parallel.placement)
         others = (GATHERED, STATIONARY) if ranks.in_group > 1 else ()
         self.others = {placement: self._rehearsal(placement) for placement in others}
-        self.calls = self._rehearsal(RESIDENT, replace(ranks, in_group=1)).calls()
+        calls = self._rehearsal(RESIDENT, replace(ranks, in_group=1)).calls()
+        self.calls = [call for call in calls if not call.beside]
+        self.calls_beside = [call for call in calls if call.beside]
         self.found: list[TaskSteps] = []
 
     def _rehearsal(self, placement: str, ranks: Ranks | None = None) -> Rehearsal:
@@ -156,7 +167,7 @@ class Planner:
         """The plan without seconds and without the memory of a process."""
         run = self.run
         tokenizer = language_model.load_tokenizer(self.config.model)
-        family = family_of_model(run.model)
+        family = run.family
         tasks = []
         for i, task in enumerate(self.benchmark.tasks):
             self.say(f"task {i + 1}/{len(self.benchmark.tasks)} {task.name}")
@@ -177,7 +188,8 @@ class Planner:
             base=sum(run.base_sizes) * run.number_bytes,
             atoms=run.stored_bytes,
             answering=self._answering(),
-            examples=PYTHON_INT * max(found.num_tokens for found in self.found),
+            examples=self._examples(),
+            pictures=family.reads_pictures,
             progress=FP32 * (1 + MOMENTS) * sum(trained),
             tasks=tuple(tasks),
         )
@@ -205,23 +217,16 @@ class Planner:
         run = self.run
         distinct = {tokens for step in found.steps for tokens in step}
         auto = {tokens: run.takes(tokens) for tokens in distinct}
-        moved = {
-            RESIDENT: dict.fromkeys(distinct, 0),
-            **{
-                placement: {t: sum(other.received(t, self.calls).values()) for t in distinct}
-                for placement, other in self.others.items()
-            },
-        }
-        # To choose for each micro-batch, all ranks first announce their numbers of tokens.
-        asked = run.placer.choice == AUTO
-        moved[RUN] = {
-            t: moved[taken][t]
-            + (sum(run.announced(t).values()) if asked and taken == GATHERED else 0)
-            for t, taken in auto.items()
-        }
+        moved = {tokens: self._moved(tokens, self.calls) for tokens in distinct}
+        beside = Counter[str]()
+        if self.calls_beside:
+            beside.update(self._moved(math.prod(found.beside), self.calls_beside))
         received = {
-            placement: tuple(sum(of[tokens] for tokens in step) for step in found.steps)
-            for placement, of in moved.items()
+            placement: tuple(
+                sum(moved[tokens][placement] + beside[placement] for tokens in step)
+                for step in found.steps
+            )
+            for placement in (RUN, RESIDENT, *self.others)
         }
         before = run.num_atoms
         atoms = run.stored_bytes
@@ -231,7 +236,7 @@ class Planner:
         grown = sum(run.grow().values())
         for other in self.others.values():
             other.grow()
-        shape = found.largest[0].labels.shape if found.largest else (0, 0)
+        largest = found.largest[0] if found.largest else None
         return TaskPlan(
             name=found.name,
             num_frozen=before,
@@ -239,7 +244,8 @@ class Planner:
             num_steps=len(found.steps),
             num_micro_batches=sum(map(len, found.steps)),
             tokens=sum(map(sum, found.steps)),
-            largest=(shape[0], shape[1]),
+            largest=(len(largest.rows), largest.lengths[0]) if largest else (0, 0),
+            texts=found.beside,
             atoms=atoms,
             training=training,
             received=received,
@@ -248,7 +254,37 @@ class Planner:
             file=file,
         )
 
+    def _moved(self, tokens: int, calls: Sequence[MemoryCall]) -> dict[str, int]:
+        """Bytes received in a micro-batch for the tokens of a tower, by placement."""
+        run, taken = self.run, self.run.takes(tokens)
+        moved = {RESIDENT: 0} | {
+            placement: sum(other.received(tokens, calls).values())
+            for placement, other in self.others.items()
+        }
+        # To choose for each micro-batch, all ranks first announce their numbers of tokens.
+        asked = run.placer.choice == AUTO and taken == GATHERED
+        return moved | {RUN: moved[taken] + (sum(run.announced(tokens).values()) if asked else 0)}
+
+    def _examples(self) -> int:
+        if not self.run.family.reads_pictures:
+            return PYTHON_INT * max(found.num_tokens for found in self.found)
+        pixels = [b.inputs["pixel_values"].nbytes for found in self.found for b in found.largest]
+        return (STEPS_AHEAD + 2) * max(pixels)  # the step's own, and the one being read
+
     def _answering(self) -> int:
+        """What evaluation adds to weights and atoms."""
+        return self._comparing() if self.run.family.reads_pictures else self._generating()
+
+    def _comparing(self) -> int:
+        """One forward pass over pictures, or over texts."""
+        tests = max(len(task.test) for task in self.benchmark.tasks)
+        pictures = min(self.config.eval.eval_batch_size, -(-tests // self.ranks.count))
+        texts = {text for task in self.benchmark.tasks for own in task.texts for text in own}
+        longest = max(found.beside[1] for found in self.found)
+        share = min(TEXTS_AT_ONCE, -(-len(texts) // self.ranks.count))
+        return self.run.compare(pictures, (share, longest))
+
+    def _generating(self) -> int:
         """Keys and values of all prompts and answers of a batch, and one forward pass."""
         rows = [
             (found.longest_prompt + task.max_answer_tokens, len(task.test))

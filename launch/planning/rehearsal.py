@@ -17,14 +17,13 @@ from moram_dist.atoms import Placer
 from moram_dist.atoms.placement import Resident, Stationary
 from moram_dist.comm import zero3
 from moram_dist.config import RunConfig
-from moram_dist.data.encode import Encoded
 from moram_dist.data.stream import MicroBatch
 from moram_dist.decode.cache import RoomyCache
-from moram_dist.families import family_of_model
+from moram_dist.decode.classes import image_features
 from moram_dist.families.targets import choose_targets
 from moram_dist.methods.moram import Moram
 from moram_dist.models import language_model
-from moram_dist.train.forward import Forward, answer_loss
+from moram_dist.train.forward import Forward
 
 META = torch.device("meta")
 
@@ -57,6 +56,9 @@ class MemoryCall:
     wanted: bool
     """Whether their input needs a gradient."""
 
+    beside: bool
+    """Whether they read the texts of classes, beside the pictures of the examples."""
+
 
 class Rehearsal:
     """A model with one placement of the atoms. Its memory grows like that of the run."""
@@ -85,6 +87,7 @@ class Rehearsal:
         self.method.build(self.model, targets.names)
         self.model.to(META)
         self.forward = Forward(self.model, self.model, META)
+        self.family = self.forward.family
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -122,11 +125,15 @@ class Rehearsal:
         """Run a micro-batch of training. Returns the peak of its tensors in bytes."""
         self.model.train()
         self.method.token_keys.set([0] * len(batch.rows), batch.lengths, META)
+        rows, length = batch.shared
+        if rows:
+            self.method.token_keys.add([0] * rows, length, META)
         for memory in self.method.memories.values():
             memory.learning = True
         with Meter(self._standing()) as meter, AsOnDevice(self.linear):
             seen = self.forward(batch)
-            loss = answer_loss(seen) + self.method.penalty(seen)
+            loss = self.family.loss(seen.logits_BPV, seen.targets_BP, batch, 1)
+            loss = loss + self.method.penalty(seen)
             del seen
             loss.backward()
         self.placer.growing()
@@ -149,19 +156,50 @@ class Rehearsal:
         self.placer.growing()
         return meter.now, meter.peak - meter.now
 
+    def compare(self, num_pictures: int, texts: tuple[int, int]) -> int:
+        """Compute features of pictures, and of texts, as in evaluation.
+
+        Args:
+            num_pictures: in one forward pass.
+            texts: their number in one forward pass, and their length in tokens.
+
+        Returns:
+            The peak of all tensors.
+        """
+        vision: Any = self.model.config.vision_config
+        size = vision.image_size
+        self.model.eval()
+        with torch.no_grad(), Meter(self._standing()) as meter, AsOnDevice(self.linear):
+            pixels = torch.zeros(num_pictures, 3, size, size, device=META)
+            out = image_features(self.model, pixels)
+            del pixels, out
+            out = self.model.get_text_features(
+                input_ids=torch.zeros(*texts, dtype=torch.long, device=META)
+            )
+            del out
+        self.placer.growing()
+        return meter.peak
+
     def calls(self) -> list[MemoryCall]:
         """The queries of the memory in a forward pass of training."""
         found: list[MemoryCall] = []
+        of_source = self.family.towers(self.model)[0].is_source
 
         def record(names: tuple[str, ...], _: nn.Module, given: tuple[Any, ...]) -> None:
             x, members = given
-            found.append(MemoryCall(names, members, x.requires_grad))
+            beside = self.family.reads_source(names[0]) != of_source
+            found.append(MemoryCall(names, members, x.requires_grad, beside))
 
         hooks = [
             memory.register_forward_pre_hook(partial(record, names))
             for names, memory in self.method.memories.items()
         ]
-        self.train(family_of_model(self.model).collate([Encoded("", (0, 0), num_answer=1)], 0))
+        self.model.eval()  # without dropout, which changes none of them
+        for memory in self.method.memories.values():
+            memory.learning = True
+        with Meter(), AsOnDevice(self.linear):
+            self.model(**self.family.trial_inputs(self.model.config, 2))
+        self.placer.growing()
         for hook in hooks:
             hook.remove()
         return found
@@ -196,7 +234,7 @@ class Rehearsal:
             for tensor in (*real.parameters(), *real.buffers()):
                 tensor.data.zero_()
             alone.plan([real.bank], 0)
-            alone.begin(num_tokens)
+            alone.begin(num_tokens, source=memory.reads_source)
             like = real.active(call.members[0])[0]
             x = torch.zeros_like(like[:1].expand(num_tokens, -1), requires_grad=call.wanted)
             self.group.traffic.clear()

@@ -12,9 +12,7 @@ from moram_dist.data.stream import MicroBatch, batches, deal
 from moram_dist.families import Family
 from moram_dist.methods import Method
 from moram_dist.tasks import Benchmark
-
-BLANK = 2
-"""Tokens in the row that a rank without examples gets; see ``Causal.blank``."""
+from moram_dist.train.task_data import epochs_of, most_tokens
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,16 @@ class TaskSteps:
     """Of all examples."""
 
     longest_prompt: int
-    """In evaluation, in tokens."""
+    """In evaluation, in tokens; 0 for pictures."""
 
     steps: tuple[tuple[int, ...], ...]
     """For each step and micro-batch, the tokens of the rank with the most, including padding."""
 
     largest: tuple[MicroBatch, ...]
     """The micro-batch with the most tokens, and the one with the most answer positions."""
+
+    beside: tuple[int, int]
+    """Number and length of rows that every micro-batch reads beside its own: texts of classes."""
 
 
 def task_steps(
@@ -57,7 +58,7 @@ def task_steps(
     for _, chosen in batches(
         len(examples),
         batch_size=train.batch_size or benchmark.batch_size,
-        epochs=train.epochs or method.epochs(benchmark, i),
+        epochs=epochs_of(train, benchmark, method, i),
         seed=train.seed,
         task=i,
     ):
@@ -66,9 +67,11 @@ def task_steps(
             [example.num_tokens for example in batch],
             world_size=world_size,
             micro_batch_size=train.micro_batch_size,
-            micro_batch_tokens=train.micro_batch_tokens,
+            micro_batch_tokens=most_tokens(train, family),
         )
-        step = [BLANK] * max(map(len, ranks))
+        # A rank without examples gets a blank one.
+        blank = family.blank(batch[0], tokenizer.pad_token_id).num_tokens
+        step = [blank] * max(map(len, ranks))
         for parts in ranks:
             for m, part in enumerate(parts):
                 rows = [batch[row] for row in part]
@@ -78,16 +81,19 @@ def task_steps(
                 answers = len(rows) * max(example.num_answer for example in rows)
                 by_answers = max(by_answers, (answers, rows), key=_first)
         steps.append(tuple(step))
-    largest = [by_tokens[1]] + [by_answers[1]] * (by_answers[1] != by_tokens[1])
+    rows_of = [by_tokens[1]] + [by_answers[1]] * (by_answers[1] != by_tokens[1])
+    largest = [family.collate(rows, tokenizer.pad_token_id) for rows in rows_of if rows]
+    longest = 0
+    if not family.reads_pictures:  # which would be opened for it
+        longest = max(len(family.encode_question(tokenizer, e.prompt, task)) for e in task.test)
     return TaskSteps(
         name=task.name,
         num_examples=len(examples),
         num_tokens=sum(example.num_tokens for example in examples),
-        longest_prompt=max(
-            len(family.encode_question(tokenizer, e.prompt, task)) for e in task.test
-        ),
+        longest_prompt=longest,
         steps=tuple(steps),
-        largest=tuple(family.collate(rows, tokenizer.pad_token_id) for rows in largest if rows),
+        largest=tuple(largest),
+        beside=largest[0].shared if largest else (0, 0),
     )
 
 

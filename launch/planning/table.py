@@ -50,13 +50,14 @@ def _memory(plan: Plan) -> list[str]:
 
 def _tasks(plan: Plan) -> list[str]:
     width = max(len(task.name) for task in plan.tasks)
+    shape = max(10, *(len(_shape(task)) for task in plan.tasks))
     head = (
         f"  {'':{width}}  {'frozen':>6} {'examples':>8} {'steps':>7} {'micro-batches':>13} "
-        f"{'tokens':>11}  {'largest':>10} {'its MB':>8} {'MB/1k tokens':>12}"
+        f"{'tokens':>11}  {'largest':>{shape}} {'its MB':>8} {'MB/1k tokens':>12}"
     )
     return ["", "tasks (frozen atoms of each linear, of the rank with most tokens)", head] + [
         f"  {task.name:{width}}  {task.num_frozen:6} {task.num_examples:8,} {task.num_steps:7,} "
-        f"{task.num_micro_batches:13,} {task.tokens:11,}  {_shape(task):>10} "
+        f"{task.num_micro_batches:13,} {task.tokens:11,}  {_shape(task):>{shape}} "
         f"{task.training / MB:8,.1f} {_per_thousand(task) / MB:12.1f}"
         for task in plan.tasks
     ]
@@ -64,12 +65,13 @@ def _tasks(plan: Plan) -> list[str]:
 
 def _shape(task: TaskPlan) -> str:
     rows, length = task.largest
-    return f"{rows} x {length}"
+    texts, text_length = task.texts
+    return f"{rows} x {length}" + (f" + {texts} x {text_length}" if texts else "")
 
 
 def _per_thousand(task: TaskPlan) -> float:
-    rows, length = task.largest
-    return 1000 * task.training / max(rows * length, 1)
+    (rows, length), (texts, text_length) = task.largest, task.texts
+    return 1000 * task.training / max(rows * length + texts * text_length, 1)
 
 
 def _wire(plan: Plan) -> list[str]:
@@ -112,8 +114,12 @@ def _rest(plan: Plan) -> list[str]:
     if not seconds:
         return [*lines, f"time: {steps:,} steps; not estimated, this machine is not the run's"]
     minutes = sum(seconds) / 60
+    speed = ""
+    if plan.pictures:
+        seen = sum(task.tokens / task.largest[1] for task in plan.tasks)
+        speed = f" ({seen / sum(seconds):,.0f} pictures a second)"
     return [
         *lines,
-        f"time: {steps:,} steps, {minutes:,.1f} minutes at the speed of one rank here; "
+        f"time: {steps:,} steps, {minutes:,.1f} minutes at the speed of one rank here{speed}; "
         "evaluation, and waiting for each other, come on top",
     ]

@@ -34,7 +34,7 @@ from moram_dist.decode.classes import (
     similarity,
 )
 from moram_dist.families.family import FAMILIES, Family, Tower
-from moram_dist.families.pictures import ClassTexts, EncodedPicture, PictureReader, StepPictures
+from moram_dist.families.pictures import EncodedPicture, PictureReader, StepPictures
 from moram_dist.losses import cross_entropy, text_to_image
 from moram_dist.recognise import PromptFeatures
 from moram_dist.registry import InputError
@@ -55,6 +55,7 @@ class Clip(Family):
     kind = "picture and text"
     loads_sharded = False  # ZeRO-3 cannot shard logit_scale, which has no dimension
     splits_steps = False
+    can_be_planned = True
     reads_pictures = True
     decodes = True
 
@@ -146,19 +147,7 @@ class Clip(Family):
 
     def encode_training(self, tokenizer: Any, example: Example, task: Task) -> EncodedPicture:
         """The picture's name and the place of its class among the task's own."""
-        return self._encode(tokenizer, example, task, ClassTexts.of(tokenizer, task))
-
-    def encode_task(
-        self, tokenizer: Any, pairs: Pairs, folder: Path, told: WorkProgress
-    ) -> list[EncodedPicture]:
-        """Nothing but names is read here, so nothing is cached."""
-        tasks = {task.name: task for task, _ in pairs}
-        classes = {name: ClassTexts.of(tokenizer, task) for name, task in tasks.items()}
-        return [self._encode(tokenizer, one, task, classes[task.name]) for task, one in pairs]
-
-    def _encode(
-        self, tokenizer: PictureReader, example: Example, task: Task, classes: ClassTexts
-    ) -> EncodedPicture:
+        classes = tokenizer.classes(task)
         return EncodedPicture(
             id=example.id,
             name=example.prompt,
@@ -168,6 +157,12 @@ class Clip(Family):
             classes=classes,
             num_tokens=self.picture_tokens,
         )
+
+    def encode_task(
+        self, tokenizer: Any, pairs: Pairs, folder: Path, told: WorkProgress
+    ) -> list[EncodedPicture]:
+        """Nothing but names is read here, so nothing is cached."""
+        return [self.encode_training(tokenizer, example, task) for task, example in pairs]
 
     def encode_question(self, tokenizer: Any, prompt: str, task: Task) -> Sequence[Any]:
         """The picture, as rows of its first channel to its last, (3, H, W)."""
@@ -346,4 +341,4 @@ def _smoothed(logits_BC: Tensor, targets_B: Tensor, smoothing_B: Tensor) -> Tens
     spread_B = -log_p_BC.masked_fill(~own_BC, 0).sum(1) / own_BC.sum(1)
     picked_B = F.nll_loss(log_p_BC, targets_B, ignore_index=IGNORED, reduction="none")
     there_B = targets_B != IGNORED
-    return loss + (smoothing_B * (spread_B - picked_B))[there_B].sum()
+    return loss + (smoothing_B * (spread_B - picked_B)).where(there_B, 0).sum()

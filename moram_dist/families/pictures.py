@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class PictureReader:
         self.pixels = pixels
         self.most = most
         self._folders: dict[Path, PictureFolder] = {}
+        self._classes: dict[int, tuple[Task, ClassTexts]] = {}
+        """By the task's ``id``, which no other object has as long as the task is kept."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
@@ -42,6 +44,12 @@ class PictureReader:
                 "benchmark of pictures, such as images"
             )
         return self._folders.setdefault(task.pictures, PictureFolder(task.pictures))
+
+    def classes(self, task: Task) -> ClassTexts:
+        """The classes that training on a task distinguishes."""
+        if id(task) not in self._classes:
+            self._classes[id(task)] = (task, ClassTexts.of(self, task))
+        return self._classes[id(task)][1]
 
     def read(self, task: Task, name: str) -> np.ndarray:
         """A picture as evaluation sees it, (3, H, W)."""
@@ -108,3 +116,16 @@ class StepPictures(MicroBatch):
 
     finds_pictures: bool
     """Whether some picture of the step, on any rank, has a text_to_image weight."""
+
+    def last(self, count: int) -> StepPictures:
+        """The last ``count`` of the pictures, with all texts."""
+        rows = slice(-count, None)
+        own = {name: self.inputs[name][rows] for name in ("pixel_values", "among_BC")}
+        return replace(
+            self,
+            inputs=self.inputs | own,
+            labels=self.labels[rows],
+            rows=self.rows[rows],
+            text_to_image_B=self.text_to_image_B[rows],
+            smoothing_B=self.smoothing_B[rows],
+        )

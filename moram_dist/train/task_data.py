@@ -11,15 +11,33 @@ from torch import Tensor
 
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import release_leftovers
+from moram_dist.config import TrainConfig
 from moram_dist.data.ahead import ahead
 from moram_dist.data.encode import EncodedExample
 from moram_dist.data.stream import Step, is_under_a_step, num_steps, order, steps
 from moram_dist.data.tokens import WorkProgress, clear
+from moram_dist.families import Family
+from moram_dist.methods import Method
+from moram_dist.tasks import Benchmark
 from moram_dist.train.context import RunContext
 from moram_dist.train.forward import Forward, answer_loss
 
 STEPS_AHEAD = 2
 """Steps whose files are read while the model computes another."""
+
+
+def epochs_of(settings: TrainConfig, benchmark: Benchmark, method: Method, i: int) -> float:
+    """Passes over task i's examples; as many as make up its steps, if it has a number."""
+    steps = benchmark.tasks[i].steps
+    if settings.epochs or steps is None:
+        return settings.epochs or method.epochs(benchmark, i)
+    count = len(method.training_data(benchmark, i))
+    return steps / math.ceil(count / (settings.batch_size or benchmark.batch_size)) if count else 0
+
+
+def most_tokens(settings: TrainConfig, family: Family) -> int:
+    """Most tokens of a micro-batch."""
+    return settings.micro_batch_tokens if family.splits_steps else sys.maxsize
 
 
 class TaskData:
@@ -73,13 +91,12 @@ class TaskData:
     def steps(self, i: int, first: int = 0) -> Iterator[Step]:
         """Task i's steps from index ``first`` on, with this rank's micro-batches."""
         family = self._run.base.family
-        most_tokens = self._settings.micro_batch_tokens if family.splits_steps else sys.maxsize
         found = steps(
             self.examples(i),
             family,
             batch_size=self._batch_size,
             micro_batch_size=self._settings.micro_batch_size,
-            micro_batch_tokens=most_tokens,
+            micro_batch_tokens=most_tokens(self._settings, family),
             epochs=self._epochs(i),
             seed=self._settings.seed,
             task=i,
@@ -115,13 +132,7 @@ class TaskData:
         return self._run.benchmark.tasks[i].name
 
     def _epochs(self, i: int) -> float:
-        """Passes over task i's examples; as many as make up its steps, if it has a number."""
-        benchmark, method = self._run.benchmark, self._run.method
-        steps = benchmark.tasks[i].steps
-        if self._settings.epochs or steps is None:
-            return self._settings.epochs or method.epochs(benchmark, i)
-        count = len(method.training_data(benchmark, i))
-        return steps / math.ceil(count / self._batch_size) if count else 0
+        return epochs_of(self._settings, self._run.benchmark, self._run.method, i)
 
     @property
     def _tokens(self) -> Path:

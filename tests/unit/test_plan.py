@@ -8,6 +8,8 @@ import os
 
 import pytest
 import torch
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel
 
 from launch import plan
 from launch.planning.calibration import Calibration
@@ -20,9 +22,11 @@ from moram_dist.config_io import build
 from moram_dist.data.encode import encode_training
 from moram_dist.data.stream import steps
 from moram_dist.families.causal import Causal
+from moram_dist.families.targets import choose_targets
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from tests.helpers.tiny import HIDDEN, save_tiny_model
+from tests.helpers.tiny_clip import LONGEST, save_tiny_clip
 from tests.helpers.tiny_t5 import save_tiny_t5
 
 CAUSAL = Causal()
@@ -54,7 +58,7 @@ def test_wrong_input_is_one_line(words, message):
 
 
 def test_an_encoder_is_not_planned(tmp_path):
-    with pytest.raises(InputError, match="plans are for causal models"):
+    with pytest.raises(InputError, match="plans are for causal models and CLIP"):
         plan.main(["--model", str(save_tiny_t5(tmp_path)), *NO_PASSES])
 
 
@@ -223,3 +227,51 @@ def test_a_plan_for_gpus_needs_none(model, tmp_path, capsys):
     assert all(sum(task["received"]["gathered"]) == 0 for task in found["tasks"][:1])
     assert sum(found["tasks"][1]["received"]["gathered"]) > 0
     assert not [name for name in os.listdir(tmp_path) if name != "plan.json"]
+
+
+def test_a_clip_is_planned(tmp_path, capsys):
+    """Two towers: pictures by the batch, and the texts of a task's classes beside them."""
+    for name in ("one", "two"):
+        for split, count in (("train", 3), ("test", 1)):
+            for label, colour in enumerate(((255, 0, 0), (0, 255, 0))):
+                folder = tmp_path / "data" / name / split / "ab"[label]
+                folder.mkdir(parents=True)
+                for i in range(count):
+                    Image.new("RGB", (20, 20), colour).save(folder / f"{i}.png")
+    out = tmp_path / "plan.json"
+    flags = {
+        "model": save_tiny_clip(tmp_path / "model"),
+        "benchmark": "images",
+        "data_dir": tmp_path / "data",
+        "target_modules": "all-linear",
+        "batch_size": 4,
+        "epochs": 2,
+        "gpus_per_node": 2,
+        "resident_fraction": 0,
+        "json": out,
+    }
+    plan.main([*(str(word) for k, v in flags.items() for word in (f"--{k}", v)), *NO_PASSES])
+    found = json.loads(out.read_text())
+    assert found["pictures"] and found["examples"] == 4 * 2 * 3 * 16 * 16 * 4
+    for task in found["tasks"]:
+        assert (task["num_examples"], task["num_steps"], task["num_micro_batches"]) == (6, 4, 4)
+        assert task["tokens"] == 5 * (2 + 1 + 2 + 1)  # of the rank with most, 5 tokens a picture
+        assert (task["largest"], task["texts"]) == ([2, 5], [2, LONGEST])
+    first, second = found["tasks"]
+    # The second tower announces its tokens too: nothing but counts moves before atoms are frozen.
+    assert first["received"]["run"] == [16] * 4
+    # Two towers of two layers. A rank lacks 4 of 8 frozen atoms, and fetches them twice.
+    atom = 4 * (32 + 32) + (32 + 48) + (48 + 32)
+    moved = 2 * 2 * 4 * atom * 2 * 4
+    assert second["received"]["gathered"] == [moved] * 4
+    assert second["received"]["run"] == [moved + 16] * 4
+    assert "2 x 5 + 2 x 12" in capsys.readouterr().out
+
+
+def test_parameters_of_a_task_on_vit_b16():
+    with torch.device("meta"):
+        model = CLIPModel(CLIPConfig(vision_config={"patch_size": 16}))
+    names = choose_targets(model, "all-linear").names
+    linears = [model.get_submodule(name) for name in names]
+    assert len(names) == 144
+    assert sum(16 * (one.in_features + one.out_features) for one in linears) == 4_423_680
