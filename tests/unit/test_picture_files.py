@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import random
 import struct
+import sys
 
 import pytest
 
@@ -176,14 +177,21 @@ def test_damaged_parquet_is_one_line(tmp_path):
     whole = (tmp_path / "test.parquet").read_bytes()
     rng = random.Random(0)
     for _ in range(100):
-        damaged = bytearray(whole)
-        for _ in range(3):
-            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-        (tmp_path / "test.parquet").write_bytes(damaged[: rng.randrange(1, 2 * len(whole))])
+        length = rng.randrange(len(whole))
+        damaged = whole[:length] + rng.choice([b"", whole[-8:], bytes(len(whole) - length)])
+        (tmp_path / "test.parquet").write_bytes(damaged)
         try:
             complete(read_shape(tmp_path))
         except InputError as error:
             assert str(tmp_path) in str(error)
+
+
+def test_parquet_without_its_package(tmp_path, monkeypatch):
+    parquet(tmp_path / "train.parquet", [0, 1])
+    parquet(tmp_path / "test.parquet", [0])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match="parquet files need a package: pip install pyarrow"):
+        read_shape(tmp_path)
 
 
 def test_class_folders(tmp_path):
