@@ -27,6 +27,7 @@ from moram_dist.data.stream import IGNORED, MicroBatch
 from moram_dist.data.tokens import Pairs, WorkProgress
 from moram_dist.decode import LabelScores
 from moram_dist.decode.classes import (
+    FUSION,
     class_features,
     image_features,
     knowing,
@@ -326,9 +327,10 @@ class Clip(Family):
         self, model: Any, tokenizer: Any, examples: Sequence[Example], task: Task
     ) -> Tensor:
         images_BD = image_features(model, self._pixels(tokenizer, examples, task))
-        return similarity(
-            images_BD, class_features(model, tokenizer, task.texts), model.logit_scale
-        )
+        texts_CD = class_features(model, tokenizer, task.texts)
+        logits_BC = similarity(images_BD, texts_CD, model.logit_scale)
+        fusion = getattr(model, FUSION, None)
+        return logits_BC if fusion is None else fusion(images_BD, logits_BC, task.texts)
 
     def _pixels(self, tokenizer: Any, examples: Sequence[Example], task: Task) -> Tensor:
         read = read_all(lambda one: tokenizer.read(task, one.prompt), examples, THREADS)
