@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from moram_dist.adapters.adapter import bare
 from moram_dist.comm import env
 from moram_dist.data.ahead import read_all
-from moram_dist.data.preprocessor import FILE, read_pixels
 from moram_dist.data.stream import IGNORED, MicroBatch
 from moram_dist.data.tokens import Pairs, WorkProgress
 from moram_dist.decode import LabelScores
@@ -92,6 +91,8 @@ class Clip(Family):
     def with_tokenizer(self, tokenizer: Any, source: str) -> PictureReader:
         """The tokenizer together with the rules for pictures."""
         from transformers.utils import cached_file
+
+        from moram_dist.data.preprocessor import FILE, read_pixels
 
         path = cached_file(source, FILE, _raise_exceptions_for_missing_entries=False)
         pixels = read_pixels(Path(source) if path is None else Path(path).parent)

@@ -8,9 +8,8 @@
     answers      generate, score_labels, ...  the answers that are scored
 
 A family is one file that registers a subclass of ``Family``; the package's ``__init__`` imports it.
-Instances hold no model: ``families.choose`` makes them from a configuration of transformers. Every family
-must implement the abstract methods; the defaults of the others suit families that do not read text
-token by token.
+Instances hold no model: ``families.choose`` makes them from a model's configuration. Every family
+must implement the abstract methods; the other defaults suit families that read no text.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Family(ABC):
     """Whether ZeRO-3 can shard the model while it loads."""
 
     splits_steps: ClassVar[bool] = True
-    """Whether a rank may read its part of a step in several forward passes."""
+    """Whether a rank may read its part of a step in several passes."""
 
     decodes: ClassVar[bool] = False
     """Whether ``collate`` reads files, so that it is worth doing ahead of the step."""
