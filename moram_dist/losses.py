@@ -25,6 +25,25 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return loss
 
 
+def smoothed_cross_entropy(logits_BC: Tensor, targets_B: Tensor, smoothing_B: Tensor) -> Tensor:
+    """``cross_entropy`` with part of each target spread evenly over the classes of its row.
+
+    Args:
+        logits_BC: -inf for classes that are not of the row.
+        targets_B: class of each row, or ``IGNORED``.
+        smoothing_B: the part that is spread, in [0, 1).
+    """
+    loss = cross_entropy(logits_BC, targets_B)
+    if not smoothing_B.any():
+        return loss
+    log_p_BC = F.log_softmax(logits_BC.float(), -1)
+    own_BC = logits_BC.isfinite()
+    spread_B = -log_p_BC.masked_fill(~own_BC, 0).sum(1) / own_BC.sum(1)
+    picked_B = F.nll_loss(log_p_BC, targets_B, ignore_index=IGNORED, reduction="none")
+    there_B = targets_B != IGNORED
+    return loss + (smoothing_B * (spread_B - picked_B))[there_B].sum()
+
+
 def text_to_image(logits_BC: Tensor, targets_B: Tensor, weights_B: Tensor) -> Tensor:
     """Cross-entropy of finding each picture among all pictures of a step by its class's text.
 

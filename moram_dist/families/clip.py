@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moram_dist.adapters.adapter import bare
 from moram_dist.comm import env
@@ -35,7 +34,7 @@ from moram_dist.decode.classes import (
 )
 from moram_dist.families.family import FAMILIES, Family, Tower
 from moram_dist.families.pictures import ClassTexts, EncodedPicture, PictureReader, StepPictures
-from moram_dist.losses import cross_entropy, text_to_image
+from moram_dist.losses import smoothed_cross_entropy, text_to_image
 from moram_dist.recognise import PromptFeatures
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Decoding, Example, Task
@@ -275,7 +274,7 @@ class Clip(Family):
         weights_B = batch.text_to_image_B[learned_B].to(logits_BC)
         if not len(weights_B):  # a rank without pictures
             smoothing_B = weights_B = logits_BC.new_zeros(len(logits_BC))
-        total = _smoothed(logits_BC, targets_B, smoothing_B) / num_answer_tokens
+        total = smoothed_cross_entropy(logits_BC, targets_B, smoothing_B) / num_answer_tokens
         if batch.finds_pictures:
             total = total + text_to_image(logits_BC, targets_B, weights_B)
         return total
@@ -336,16 +335,3 @@ class Clip(Family):
     def _pixels(self, tokenizer: Any, examples: Sequence[Example], task: Task) -> Tensor:
         read = read_all(lambda one: tokenizer.read(task, one.prompt), examples, THREADS)
         return torch.from_numpy(np.stack(read))
-
-
-def _smoothed(logits_BC: Tensor, targets_B: Tensor, smoothing_B: Tensor) -> Tensor:
-    """Summed cross-entropy with the targets spread over a row's own classes."""
-    loss = cross_entropy(logits_BC, targets_B)
-    if not smoothing_B.any():
-        return loss
-    log_p_BC = F.log_softmax(logits_BC.float(), -1)
-    own_BC = logits_BC.isfinite()
-    spread_B = -log_p_BC.masked_fill(~own_BC, 0).sum(1) / own_BC.sum(1)
-    picked_B = F.nll_loss(log_p_BC, targets_B, ignore_index=IGNORED, reduction="none")
-    there_B = targets_B != IGNORED
-    return loss + (smoothing_B * (spread_B - picked_B))[there_B].sum()
