@@ -196,3 +196,15 @@ def test_shots_are_of_pictures_only(folder):
     assert len(benchmark(benchmark="images", data_dir=folder, shots=2).tasks[1].train) == 4
     with pytest.raises(InputError, match=r"--shots counts training .* no task of demo has"):
         benchmark(benchmark="demo", shots=2)
+
+
+def test_validation_pictures_in_place_of_the_test(shared):
+    data_dir = shared / "data" / "vision"
+    splits = {"dtd": {"test": "val"}}
+    dtd, shapes = images(data_dir, order="dtd,shapes", splits=splits).tasks
+    plain, _ = images(data_dir, order="dtd,shapes").tasks
+    assert len(dtd.test) == 100 and len(shapes.test) == 800
+    assert dtd.test[0].id == "val-0" and dtd.train == plain.train
+    assert not {e.prompt for e in dtd.test} & {e.prompt for e in plain.test + plain.train}
+    with pytest.raises(InputError, match="has no validation pictures for --splits"):
+        images(data_dir, order="mnist", splits={"mnist": {"test": "val"}})

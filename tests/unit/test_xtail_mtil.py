@@ -132,7 +132,7 @@ BAD = [
     ({"protocol": "published"}, "unknown protocol of xtail 'published'"),
     ({"order": "mnist,cifar100"}, "unknown task 'cifar100'"),
     ({"order": "1"}, "unknown order '1'"),
-    ({"splits": {"mnist": {"train": "test"}}}, "xtail: splits are for benchmarks of text"),
+    ({"splits": {"mnist": {"train": "test"}}}, "xtail: splits of task mnist: the only other"),
     ({"shots": 0}, "--shots must be at least 1, got 0"),
     ({"limit_eval": 0}, "--limit_eval must be at least 1"),
     ({"data_dir": None}, "xtail needs --data_dir"),
