@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from eval.column_blocks import ColumnBlock, column_blocks
 from eval.confusion import Confusion
 from eval.continual import MatrixEntry, Row, Scores
 from eval.run_files import CurvePoint, ScoredExample
@@ -75,6 +76,11 @@ class ModeScores:
     def learned(self) -> list[MatrixEntry]:
         """Per task, the score right after it was learned; None if that was not measured."""
         return [self.row(i)[i] for i in range(len(self.matrix.tasks))]
+
+    @property
+    def blocks(self) -> tuple[ColumnBlock, ...]:
+        """Transfer, Average and Last of each task; empty unless the matrix is whole."""
+        return column_blocks(self.matrix.scores)
 
     @property
     def last(self) -> Row:
