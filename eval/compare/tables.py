@@ -6,10 +6,18 @@ import csv
 import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from eval.compare.comparison import METRICS, PAIRED, Comparison, Difference, Estimate
+from eval.compare.blocks import block_tables
+from eval.compare.comparison import (
+    METRICS,
+    PAIRED,
+    SEEN_METRICS,
+    Comparison,
+    Difference,
+    Estimate,
+)
 from eval.compare.references import Reference
+from eval.compare.table import Table
 from eval.markup import MINUS, latex_text, markdown_text
 from eval.scoring_modes import ORACLE_NOTE
 
@@ -17,19 +25,11 @@ MOST_SIZES = 20
 """More test sets are summarised instead of listed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A titled table of plain text."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
 def tables(comparison: Comparison) -> list[Table]:
-    """The table of scores, and a table of differences per tested metric."""
+    """The table of scores, those of its columns, and one of differences per tested metric."""
     return [
         _scores(comparison),
+        *block_tables(comparison),
         *(
             _differences(metric, found)
             for metric in PAIRED
@@ -145,6 +145,8 @@ def _scores(comparison: Comparison) -> Table:
     orders = comparison.orders
     several = len(orders) > 1
     with_settings = any(group.settings for group in comparison.groups)
+    measured = {metric for _, metric in comparison.estimates}
+    metrics = [metric for metric in METRICS if metric in SEEN_METRICS or metric in measured]
     rows = []
     for group in comparison.groups:
         cells = [group.label]
@@ -155,7 +157,7 @@ def _scores(comparison: Comparison) -> Table:
             cells.append("–" if of_order is None else _number(of_order.value))
         ap = comparison.estimates.get((group.label, "AP"))
         cells.append("–" if ap is None or ap.spread is None else f"{ap.spread:.1f}")
-        for metric in METRICS:
+        for metric in metrics:
             one = comparison.estimates.get((group.label, metric))
             cells.append("–" if one is None else f"{_number(one.value)} {_span(one.both)}")
         rows.append(tuple(cells))
@@ -163,7 +165,7 @@ def _scores(comparison: Comparison) -> Table:
     header += [f"AP, order {order}" for order in orders] if several else []
     return Table(
         title="Scores: mean over runs, 95 % over items and runs",
-        header=(*header, "sd of AP", *METRICS),
+        header=(*header, "sd of AP", *metrics),
         rows=tuple(rows),
     )
 
