@@ -10,6 +10,7 @@ from eval.compare.comparison import Comparison
 from eval.compare.runs import Run
 from eval.compare.table import Table
 from eval.continual import MatrixEntry
+from eval.markup import points
 
 MOST_TASKS = 20
 """More columns fit on no page: there is no such table then."""
@@ -65,4 +66,4 @@ def _cells(runs: Sequence[Run], metric: str, tasks: Sequence[str]) -> list[str]:
 
 def _mean(values: Sequence[MatrixEntry]) -> str:
     known = [value for value in values if value is not None]
-    return f"{statistics.fmean(known):.1f}" if known else ""
+    return points(statistics.fmean(known)) if known else ""
