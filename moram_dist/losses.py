@@ -20,7 +20,7 @@ ROWS_TIMES_WORDS = 2**24
 
 
 def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy in nats, summed over positions whose target is not ``IGNORED`` (float32)."""
+    """Cross-entropy in nats, summed over all targets but ``IGNORED``, in float32 or float64."""
     loss: Tensor = SummedCrossEntropy.apply(logits_NV, targets_N)
     return loss
 
@@ -74,13 +74,14 @@ class SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         """Logits of N positions, and their target tokens."""
-        total = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
+        exact = torch.promote_types(logits_NV.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=logits_NV.device)
         wanted = ctx.needs_input_grad[0]
         gradient_NV = torch.empty_like(logits_NV) if wanted else None
         size = max(1, ROWS_TIMES_WORDS // logits_NV.shape[1])
         for start in range(0, len(logits_NV), size):
             rows = slice(start, start + size)
-            log_p = logits_NV[rows].float().log_softmax(-1)
+            log_p = logits_NV[rows].to(exact).log_softmax(-1)
             total += F.nll_loss(log_p, targets_N[rows], ignore_index=IGNORED, reduction="sum")
             if gradient_NV is not None:
                 answers_N1 = (targets_N[rows] != IGNORED)[:, None]

@@ -8,7 +8,7 @@ Shape letters: B pictures, C classes, L tokens of a text, D features.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -240,8 +240,8 @@ class Clip(Family):
             prompts=(),
             lengths=(self.picture_tokens,),
             shared=(num_classes, ids_CL.shape[1]),
-            text_to_image_B=torch.tensor([one.classes.text_to_image for one in examples]),
-            smoothing_B=torch.tensor([one.classes.smoothing for one in examples]),
+            text_to_image_B=_numbers(one.classes.text_to_image for one in examples),
+            smoothing_B=_numbers(one.classes.smoothing for one in examples),
             finds_pictures=any(classes.text_to_image for classes in together),
         )
 
@@ -335,3 +335,7 @@ class Clip(Family):
     def _pixels(self, tokenizer: Any, examples: Sequence[Example], task: Task) -> Tensor:
         read = read_all(lambda one: tokenizer.read(task, one.prompt), examples, THREADS)
         return torch.from_numpy(np.stack(read))
+
+
+def _numbers(values: Iterable[float]) -> Tensor:
+    return torch.tensor([*values], dtype=torch.float64)
