@@ -59,7 +59,7 @@ class Family(ABC):
     """Whether a rank may read its part of a step in several passes."""
 
     decodes: ClassVar[bool] = False
-    """Whether ``collate`` reads files, so that it is worth doing ahead of the step."""
+    """Whether examples are read from files: it is worth doing ahead of a step, and once."""
 
     # Loading.
 
