@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from tools.study import Job, Study, average_of, launch, write_table  # noqa: E402
 
-RATES = {"learning_rate": ("3e-4", "1e-3", "3e-3")}
+RATES = {"learning_rate": ("1e-4", "3e-4", "1e-3")}
 ATOM_RATES = {"learning_rate": ("1e-3", "3e-3", "1e-2")}
 """A single atom changes the output less per step than the directions of a LoRA."""
 
@@ -99,7 +99,7 @@ class Clip:
             "data_dir": data_dir,
             "protocol": "all",
             "shots": 16,
-            "limit_eval": 300,
+            "limit_eval": 150,
             "epochs": 10,
             "batch_size": 32,
             "target_modules": "all-linear",
