@@ -31,6 +31,11 @@ def visible(text: str) -> str:
     return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def points(value: float | None) -> str:
+    """A score or a difference of scores with one decimal and a true minus sign; a dash for None."""
+    return "–" if value is None else f"{value:.1f}".replace("-", MINUS)
+
+
 def one_line(text: str) -> str:
     """The visible text on one line, without runs of white space, for a terminal."""
     return " ".join(visible(text).split())

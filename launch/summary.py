@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from eval.column_blocks import BLOCKS, column_blocks
 from eval.confusion import read_confusion
-from eval.continual import HEADLINE, Scores
+from eval.continual import HEADLINE, MatrixEntry, Scores
 from eval.markup import one_line
 from eval.score_matrix import scores_path
 from eval.scoring_modes import recall_label, scoring_modes
@@ -46,6 +47,8 @@ def _headlines(run_dir: Path, saved: Scores, config: RunConfig) -> list[str]:
         found = [
             f"{name} {metrics[k]:.2f}" for k, name in HEADLINE.items() if metrics[k] is not None
         ]
+        if len(saved.tasks) > MANY_TASKS:  # otherwise they are below the matrix
+            found += [f"{block.title} {block.mean:.2f}" for block in column_blocks(saved.scores)]
         found += [recall_label(main.recall)] if main.recall == "oracle" else []
         lines = ["   ".join(found)]
     else:
@@ -66,8 +69,11 @@ def _headlines(run_dir: Path, saved: Scores, config: RunConfig) -> list[str]:
 def _by_recall(found: Mapping[str, Scores]) -> list[str]:
     """One row per recall; metrics that no recall has are left out."""
     metrics = {recall_label(recall): scores.sequence_metrics() for recall, scores in found.items()}
+    whole = all(column_blocks(scores.scores) for scores in found.values())
     names = {
-        k: n for k, n in HEADLINE.items() if any(row[k] is not None for row in metrics.values())
+        k: n
+        for k, n in (HEADLINE | (BLOCKS if whole else {})).items()
+        if any(row[k] is not None for row in metrics.values())
     }
     width = max(map(len, metrics))
     lines = [" " * width + "".join(f"{name:>12}" for name in names.values())]
@@ -95,21 +101,27 @@ def _last_scores(saved: Scores) -> list[str]:
 
 
 def _matrix(saved: Scores) -> list[str]:
-    tasks, scores = saved.tasks, saved.scores
-    names = [one_line(name) for name in tasks]
+    """The score matrix and, if it is whole, Transfer, Average and Last of each of its columns."""
+    names = [one_line(name) for name in saved.tasks]
     heads, rows = list(names), list(names)
-    if sum(max(6, len(name)) + 2 for name in tasks) > WIDEST:
-        heads = [f"{i + 1}" for i in range(len(tasks))]
+    if sum(max(6, len(name)) + 2 for name in saved.tasks) > WIDEST:
+        heads = [f"{i + 1}" for i in range(len(names))]
         rows = [f"{i + 1:2} {name}" for i, name in enumerate(names)]
-    width = max(len("after"), *(len(row) for row in rows))
+    blocks = column_blocks(saved.scores)
+    titles = [block.title for block in blocks]
+    width = max(map(len, ("after", *rows, *titles)))
     cells = [max(6, len(head)) for head in heads]
-    lines = [
-        "score on each task (columns) after each task (rows)",
-        f"{'after':{width}}  " + "  ".join(f"{h:>{c}}" for h, c in zip(heads, cells, strict=True)),
-    ]
-    for name, row in zip(rows, scores, strict=False):
-        shown = ("" if value is None else f"{value:.2f}" for value in row)
-        lines.append(
-            f"{name:{width}}  " + "  ".join(f"{s:>{c}}" for s, c in zip(shown, cells, strict=True))
+
+    def line(name: str, values: Sequence[MatrixEntry]) -> str:
+        shown = ("" if value is None else f"{value:.2f}" for value in values)
+        return f"{name:{width}}  " + "  ".join(
+            f"{s:>{c}}" for s, c in zip(shown, cells, strict=True)
         )
+
+    head = "  ".join(f"{h:>{c}}" for h, c in zip(heads, cells, strict=True))
+    lines = ["score on each task (columns) after each task (rows)", f"{'after':{width}}  {head}"]
+    lines += map(line, rows, saved.scores)
+    if blocks:
+        lines += ["", f"{'':{width}}  {head}  {'mean':>6}"]
+        lines += [f"{line(one.title, one.columns)}  {one.mean:6.2f}" for one in blocks]
     return lines

@@ -30,10 +30,10 @@ MACHINE = {
 EXTRAS = {
     **dict.fromkeys(("accelerate", "deepspeed", "ninja"), "train"),
     **dict.fromkeys(("nltk", "rapidfuzz", "rouge_score", "sacrebleu", "sentencepiece"), "eval"),
-    "matplotlib": "report",
+    **dict.fromkeys(("PIL", "matplotlib"), "report"),
     "mlflow": "track",
 }
-"""Package -> the extra of moram-dist that installs it."""
+"""Package, as it is imported -> the extra of moram-dist that installs it."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -20,9 +20,28 @@ ROWS_TIMES_WORDS = 2**24
 
 
 def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy in nats, summed over positions whose target is not ``IGNORED`` (float32)."""
+    """Cross-entropy in nats, summed over all targets but ``IGNORED``, in float32 or float64."""
     loss: Tensor = SummedCrossEntropy.apply(logits_NV, targets_N)
     return loss
+
+
+def smoothed_cross_entropy(logits_BC: Tensor, targets_B: Tensor, smoothing_B: Tensor) -> Tensor:
+    """``cross_entropy`` with part of each target spread evenly over the classes of its row.
+
+    Args:
+        logits_BC: -inf for classes that are not of the row.
+        targets_B: class of each row, or ``IGNORED``.
+        smoothing_B: the part that is spread, in [0, 1).
+    """
+    loss = cross_entropy(logits_BC, targets_B)
+    if not smoothing_B.any():
+        return loss
+    log_p_BC = F.log_softmax(logits_BC.float(), -1)
+    own_BC = logits_BC.isfinite()
+    spread_B = -log_p_BC.masked_fill(~own_BC, 0).sum(1) / own_BC.sum(1)
+    picked_B = F.nll_loss(log_p_BC, targets_B, ignore_index=IGNORED, reduction="none")
+    there_B = targets_B != IGNORED
+    return loss + (smoothing_B * (spread_B - picked_B)).where(there_B, 0).sum()
 
 
 def text_to_image(logits_BC: Tensor, targets_B: Tensor, weights_B: Tensor) -> Tensor:
@@ -55,13 +74,14 @@ class SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         """Logits of N positions, and their target tokens."""
-        total = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
+        exact = torch.promote_types(logits_NV.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=logits_NV.device)
         wanted = ctx.needs_input_grad[0]
         gradient_NV = torch.empty_like(logits_NV) if wanted else None
         size = max(1, ROWS_TIMES_WORDS // logits_NV.shape[1])
         for start in range(0, len(logits_NV), size):
             rows = slice(start, start + size)
-            log_p = logits_NV[rows].float().log_softmax(-1)
+            log_p = logits_NV[rows].to(exact).log_softmax(-1)
             total += F.nll_loss(log_p, targets_N[rows], ignore_index=IGNORED, reduction="sum")
             if gradient_NV is not None:
                 answers_N1 = (targets_N[rows] != IGNORED)[:, None]

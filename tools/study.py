@@ -74,19 +74,28 @@ class Study:
         """
         self.out, self.jobs, self.train = out, jobs, train
 
-    def best(self, grid: Mapping[str, Mapping[str, Sequence[Job]]], file: Path) -> dict[str, str]:
-        """For each row of a grid, the cell with the best mean AP, the first one in a tie."""
+    def best(
+        self,
+        grid: Mapping[str, Mapping[str, Sequence[Job]]],
+        file: Path,
+        by: Callable[[Mapping[str, Any]], float] | None = None,
+    ) -> dict[str, str]:
+        """For each row of a grid, the cell with the best mean, the first one in a tie.
+
+        ``by`` gives the number of a line of results; default: AP.
+        """
+        by = by or ap_of
         self.do([job for row in grid.values() for cell in row.values() for job in cell], file)
         found = {_key(line): line for line in _lines(file)}
         best = {}
         for name, row in grid.items():
             aps = {
-                choice: statistics.fmean(_ap(found[job.name, job.recalls[0]]) for job in cell)
+                choice: statistics.fmean(by(found[job.name, job.recalls[0]]) for job in cell)
                 for choice, cell in row.items()
             }
             best[name] = max(aps, key=lambda choice: aps[choice])
             shown = ", ".join(f"{choice} {ap:.1f}" for choice, ap in aps.items())
-            print(f"{name}: AP of each choice: {shown}", flush=True)
+            print(f"{name}: mean of each choice: {shown}", flush=True)
         return best
 
     def do(self, jobs: Sequence[Job], file: Path) -> None:
@@ -117,7 +126,7 @@ class Study:
                     for line in lines:
                         print(
                             f"[{count}/{len(missing)}] {', recall '.join(_key(line))}: "
-                            f"AP {_ap(line):.1f}, {line['seconds']:.0f} s; "
+                            f"AP {ap_of(line):.1f}, {line['seconds']:.0f} s; "
                             f"about {left / 60:.0f} min left",
                             flush=True,
                         )
@@ -197,7 +206,16 @@ def _key(line: Mapping[str, Any]) -> tuple[str, str]:
     return line["name"], line.get("recall", "all")
 
 
-def _ap(line: Mapping[str, Any]) -> float:
+def average_of(line: Mapping[str, Any]) -> float:
+    """Mean of the whole matrix, or -1 for a run that diverged."""
+    if line.get("diverged"):
+        return -1.0
+    average = sequence_metrics(line["scores"])["average"]
+    assert average is not None, line["name"]
+    return average
+
+
+def ap_of(line: Mapping[str, Any]) -> float:
     """AP of a line, or the mean of the diagonal if only that was measured (``single_task``).
 
     -1 for a run that diverged, so that it is never chosen.

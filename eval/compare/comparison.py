@@ -14,18 +14,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from eval.column_blocks import BLOCKS
 from eval.compare import bootstrap
 from eval.compare.bootstrap import Array
+from eval.compare.contributions import contributions
 from eval.compare.groups import Group, RunSlot, check_comparable, group_runs
-from eval.compare.runs import Run, unpack
+from eval.compare.runs import Run
 from eval.continual import MatrixEntry, mean_change
 from moram_dist.registry import InputError
 
-METRICS = {"AP": "ap", "BWT": "bwt_gem", "learned": "mean_diagonal"}
-"""The compared metrics: name in tables -> name in ``sequence_metrics``."""
+SEEN_METRICS = {"AP": "ap", "BWT": "bwt_gem", "learned": "mean_diagonal"}
+METRICS = SEEN_METRICS | {title: metric for metric, title in BLOCKS.items()}
+"""The compared metrics: name in tables -> name in ``sequence_metrics``. Those that are not of
+``SEEN_METRICS`` need scores on tasks not learned yet."""
 
-PAIRED = ("AP", "BWT")
-"""Metrics whose differences are tested."""
+PAIRED = ("AP", "BWT", "Transfer", "Average")
+"""Metrics whose differences are tested. Last is AP under another name."""
 
 RESAMPLES, SEED = 10_000, 0
 
@@ -146,30 +150,6 @@ def compare(runs: Sequence[Run], *, resamples: int | None = None) -> Comparison:
         differences=tuple(differences),
         one_run_error=(min(errors[1:], default=0.0), max(errors)),
     )
-
-
-def contributions(run: Run, metric: str) -> dict[str, Array] | None:
-    """The contribution of each item to a metric, by task: the metric is the sum of tasks' means.
-
-    Returns:
-        Task to array (N,), N items; None if the run did not measure the metric.
-    """
-    t = len(run.tasks)
-    last = [unpack(items) for items in run.last]
-    learned = [unpack(items) for items in run.learned]
-    parts: list[Array | None]
-    if metric == "BWT":
-        if t == 1:
-            return None
-        parts = [
-            None if a is None or b is None else (a - b) / (t - 1)
-            for a, b in zip(last, learned, strict=True)
-        ]
-    else:
-        source = last if metric == "AP" else learned
-        parts = [None if items is None else items / t for items in source]
-    known = [part for part in parts if part is not None]
-    return dict(zip(run.tasks, known, strict=True)) if len(known) == t else None
 
 
 def forgetting_curve(group: Group) -> list[MatrixEntry]:

@@ -19,7 +19,28 @@ PROVENANCE = {
     "unverified": "unverified",
 }
 
+SAME_BASE = {"CLIP ViT-B/16": ("clip-vit-base-patch16",)}
+"""Base model as published -> names of the folder of the same weights."""
+
 KNOWN_METRICS = frozenset(sequence_metrics([[0.0]]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What our compared runs have in common."""
+
+    base: str
+    """The name of its folder."""
+
+    protocol: str
+    orders: tuple[str, ...] = ()
+    """All that were run."""
+
+    shots: str = ""
+    """Training pictures of each class; empty for texts, as are ``splits``."""
+
+    splits: str = ""
+    """Whose lists split the data sets of pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +68,31 @@ class Reference:
     note: str
     """Other differences from our runs; may be empty."""
 
-    def mark(self, base: str, protocol: str) -> str:
-        """Whether it is comparable with our runs on that base and protocol, and if not, why."""
+    shots: str = ""
+    """Training pictures of each class: a number or ``all``; empty for texts."""
+
+    splits: str = ""
+    """Whose lists split the data sets of pictures; empty for texts, or if it is not stated."""
+
+    def mark(self, ours: Setting, order: str | None = None) -> str:
+        """Whether it is comparable with our runs, and if not, why.
+
+        Args:
+            ours: what our runs have in common.
+            order: the order of the value in question; None for all orders together.
+        """
+        same_base = ours.base in SAME_BASE.get(self.model, ())
         reasons = [
             f"other {what}" if said else f"{what} not stated"
-            for what, said, ours in (
-                ("base model", self.model, base),
-                ("protocol", self.protocol, protocol),
+            for what, said, own in (
+                ("base model", self.model, self.model if same_base else ours.base),
+                ("protocol", self.protocol, ours.protocol),
+                ("shots", self.shots, ours.shots),
+                ("splits", self.splits, ours.splits),
             )
-            if said != ours
+            if said != own
         ]
+        reasons += ["other order"] if order is not None and order not in ours.orders else []
         reasons += [self.note] if self.note else []
         verdict = f"not comparable: {'; '.join(reasons)}" if reasons else "comparable"
         return f"{verdict} ({PROVENANCE[self.provenance]})"

@@ -6,7 +6,6 @@ which is small enough to be kept with the code and suffices to make every table 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
-from eval.compare.bootstrap import Array
+from eval.column_blocks import column_blocks
+from eval.compare.items import Items, is_score, read_cell
 from eval.continual import MatrixEntry, Scores
 from eval.predictions import predictions_path
 from eval.run_files import part, read_base, read_benchmark
@@ -27,10 +25,6 @@ from moram_dist.config import MethodConfig, RunConfig
 from moram_dist.reading import read_mapping, record
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records
-
-Items = str | list[float] | None
-"""Scores of a test set's items, in its order: a string of 0 and 1 if each is 0 or 100, otherwise
-numbers. None if the cell was not measured."""
 
 OF_THE_RUN = frozenset(
     {
@@ -90,6 +84,10 @@ class Run:
 
     learned: tuple[Items, ...]
     """Per task, its items' scores right after it was learned."""
+
+    cells: tuple[tuple[Items, ...], ...] = ()
+    """Items' scores of the whole matrix: row t after task t, a column per task. Empty unless all of
+    it was measured."""
 
     def to_json(self) -> str:
         """The run as one line."""
@@ -167,15 +165,13 @@ def read_run_directory(folder: Path, answers: str | None = None, recall: str | N
     end = len(matrix.tasks) - 1
     if len(matrix.scores) <= end:
         raise InputError(f"{folder}: not finished: {len(matrix.scores)} of {end + 1} tasks")
-    last, learned, tests = [], [], []
-    for i, task in enumerate(matrix.tasks):
-        cells = [
-            _read_cell(predictions_path(folder, row, i, task, suffix), matrix.scores[row][i])
-            for row in (end, i)
-        ]
-        last.append(cells[0][0])
-        learned.append(cells[1][0])
-        tests.append(cells[0][1] or cells[1][1])
+    whole = bool(column_blocks(matrix.scores))
+    read = {
+        (row, i): read_cell(predictions_path(folder, row, i, task, suffix), matrix.scores[row][i])
+        for i, task in enumerate(matrix.tasks)
+        for row in (range(end + 1) if whole else {i, end})
+    }
+    columns = range(end + 1)
     values = {
         "name": folder.name,
         "benchmark": benchmark.name,
@@ -188,21 +184,14 @@ def read_run_directory(folder: Path, answers: str | None = None, recall: str | N
         "base": {"name": Path(base.name).name, "fingerprint": base.fingerprint},
         "settings": settings,
         "tasks": matrix.tasks,
-        "tests": tests,
+        "tests": [read[end, i][1] or read[i, i][1] for i in columns],
         "scores": matrix.scores,
-        "last": last,
-        "learned": learned,
+        "last": [read[end, i][0] for i in columns],
+        "learned": [read[i, i][0] for i in columns],
+        "cells": [[read[row, i][0] for i in columns] for row in columns] if whole else [],
     }
     run = _checked(record(Run, values, folder), str(folder))
     return replace(run, settings=_defining_settings(run))
-
-
-def unpack(items: Items) -> Array | None:
-    """Item scores, 0 to 100, as an array (N,); None if they were not measured."""
-    if isinstance(items, str):
-        digits = np.frombuffer(items.encode(), dtype=np.uint8)
-        return np.where(digits == ord("1"), 100.0, 0.0)
-    return None if items is None else np.array(items, dtype=np.float64)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -237,54 +226,26 @@ def _defining_settings(run: Run) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in left_out}
 
 
-def _pack(scores: Sequence[float]) -> Items:
-    if set(scores) <= {0.0, 100.0}:
-        return "".join("1" if score else "0" for score in scores)
-    return list(scores)
-
-
-def _is_score(value: Any) -> bool:
-    """Whether a JSON value is a number from 0 to 100; NaN is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
-
-
-def _read_cell(path: Path, mean: MatrixEntry) -> tuple[Items, str]:
-    """Item scores of a cell and the digest of its test set; None and empty if not measured."""
-    if mean is None:
-        return None, ""
-    scores, digest = [], hashlib.sha256()
-    for where, line in read_records(path):
-        if not _is_score(line.get("score")):
-            raise InputError(
-                f"{where}: no score yet; rerun the command that trained the run to resume it"
-            )
-        scores.append(float(line["score"]))
-        question = [line.get(key) for key in ("id", "prompt", "references")]
-        try:
-            text = json.dumps(question, ensure_ascii=False)
-        except RecursionError:
-            raise InputError(f"{where}: nested too deeply") from None
-        digest.update(text.encode(errors="surrogatepass"))
-    if not scores or abs(sum(scores) / len(scores) - mean) > 1e-6:
-        raise InputError(f"{path}: its scores do not have the mean {mean} that the matrix holds")
-    return _pack(scores), digest.hexdigest()[:16]
-
-
 def _checked(run: Run, where: str) -> Run:
     """Return the run. Raises InputError if its parts do not fit together."""
     t = len(run.tasks)
     cells = [cell for row in run.scores for cell in row if cell is not None]
-    items = [one for one in (*run.last, *run.learned) if one is not None]
-    lengths = [(len(a), len(b)) for a, b in zip(run.last, run.learned, strict=False) if a and b]
+    rows = (run.last, run.learned, *run.cells)
+    items = [one for row in rows for one in row if one is not None]
+    lengths = [
+        {len(one) for one in column if one is not None} for column in zip(*rows, strict=False)
+    ]
     for what, holds in {
         "tasks": t > 0 and len(set(run.tasks)) == t,
         "tests, last and learned": t == len(run.tests) == len(run.last) == len(run.learned),
-        "scores": [len(row) for row in run.scores] == [t] * t and all(map(_is_score, cells)),
+        "cells": not run.cells
+        or ([len(row) for row in run.cells] == [t] * t and all(all(row) for row in run.cells)),
+        "scores": [len(row) for row in run.scores] == [t] * t and all(map(is_score, cells)),
         "scores of items": all(
-            set(one) <= {"0", "1"} if isinstance(one, str) else all(map(_is_score, one))
+            set(one) <= {"0", "1"} if isinstance(one, str) else all(map(is_score, one))
             for one in items
         ),
-        "numbers of items": all(items) and all(a == b for a, b in lengths),
+        "numbers of items": all(items) and all(len(found) <= 1 for found in lengths),
         "base": {"name", "fingerprint"} <= run.base.keys(),
     }.items():
         if not holds:

@@ -6,30 +6,32 @@ import csv
 import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from eval.compare.comparison import METRICS, PAIRED, Comparison, Difference, Estimate
+from eval.compare.blocks import block_tables
+from eval.compare.comparison import (
+    METRICS,
+    PAIRED,
+    SEEN_METRICS,
+    Comparison,
+    Difference,
+    Estimate,
+)
+from eval.compare.published import published_tables
 from eval.compare.references import Reference
-from eval.markup import MINUS, latex_text, markdown_text
+from eval.compare.setting import setting_of
+from eval.compare.table import Table
+from eval.markup import MINUS, latex_text, markdown_text, points
 from eval.scoring_modes import ORACLE_NOTE
 
 MOST_SIZES = 20
 """More test sets are summarised instead of listed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A titled table of plain text."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
 def tables(comparison: Comparison) -> list[Table]:
-    """The table of scores, and a table of differences per tested metric."""
+    """The table of scores, those of its columns, and one of differences per tested metric."""
     return [
         _scores(comparison),
+        *block_tables(comparison),
         *(
             _differences(metric, found)
             for metric in PAIRED
@@ -52,7 +54,7 @@ def markdown(comparison: Comparison, references: Sequence[Reference] = ()) -> st
     published = [one for one in references if one.benchmark == run.benchmark]
     shown = tables(comparison)
     if published:
-        shown.append(_published(published, run.base["name"], run.protocol))
+        shown += published_tables(published, setting_of(comparison))
     for table in shown:
         lines += ["", f"## {table.title}", "", _markdown_row(table.header)]
         lines += [_markdown_row(["---"] * len(table.header)), *map(_markdown_row, table.rows)]
@@ -145,6 +147,8 @@ def _scores(comparison: Comparison) -> Table:
     orders = comparison.orders
     several = len(orders) > 1
     with_settings = any(group.settings for group in comparison.groups)
+    measured = {metric for _, metric in comparison.estimates}
+    metrics = [metric for metric in METRICS if metric in SEEN_METRICS or metric in measured]
     rows = []
     for group in comparison.groups:
         cells = [group.label]
@@ -152,18 +156,18 @@ def _scores(comparison: Comparison) -> Table:
         cells.append(str(len(group.runs)))
         for order in orders if several else []:
             of_order = comparison.by_order.get((group.label, order))
-            cells.append("–" if of_order is None else _number(of_order.value))
+            cells.append(points(None if of_order is None else of_order.value))
         ap = comparison.estimates.get((group.label, "AP"))
         cells.append("–" if ap is None or ap.spread is None else f"{ap.spread:.1f}")
-        for metric in METRICS:
+        for metric in metrics:
             one = comparison.estimates.get((group.label, metric))
-            cells.append("–" if one is None else f"{_number(one.value)} {_span(one.both)}")
+            cells.append("–" if one is None else f"{points(one.value)} {_span(one.both)}")
         rows.append(tuple(cells))
     header = ["method", *(["settings"] if with_settings else []), "runs"]
     header += [f"AP, order {order}" for order in orders] if several else []
     return Table(
         title="Scores: mean over runs, 95 % over items and runs",
-        header=(*header, "sd of AP", *METRICS),
+        header=(*header, "sd of AP", *metrics),
         rows=tuple(rows),
     )
 
@@ -186,7 +190,7 @@ def _differences(metric: str, found: Sequence[Difference]) -> Table:
             (
                 f"{one.first} {MINUS} {one.second}",
                 str(one.estimate.runs),
-                _number(one.estimate.value),
+                points(one.estimate.value),
                 _span(one.estimate.items),
                 _span(one.estimate.both),
                 "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}",
@@ -198,30 +202,8 @@ def _differences(metric: str, found: Sequence[Difference]) -> Table:
     )
 
 
-def _published(references: Sequence[Reference], base: str, protocol: str) -> Table:
-    return Table(
-        title="Published numbers",
-        header=("method", "base model", "metric", "by order", "source", "comparable with ours"),
-        rows=tuple(
-            (
-                one.method,
-                one.model or "not stated",
-                one.metric,
-                ", ".join(f"{order}: {_number(value)}" for order, value in one.values.items()),
-                one.source,
-                one.mark(base, protocol),
-            )
-            for one in references
-        ),
-    )
-
-
-def _number(value: float) -> str:
-    return f"{value:.1f}".replace("-", MINUS)
-
-
 def _span(span: tuple[float, float]) -> str:
-    return f"({_number(span[0])} to {_number(span[1])})"
+    return f"({points(span[0])} to {points(span[1])})"
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

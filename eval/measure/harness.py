@@ -119,7 +119,7 @@ class Evaluator:
         The model did not change, and greedy decoding gives the same answers.
         """
         source = row
-        while source >= 0 and not self.method.training_data(self.benchmark, source):
+        while source >= 0 and not self.method.learns(self.benchmark, source):
             source -= 1
             for column, modes in self._missing(row).items():
                 for mode in modes:

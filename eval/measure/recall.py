@@ -9,7 +9,13 @@ from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
 from moram_dist.config import EvalConfig
 from moram_dist.models.language_model import Base
-from moram_dist.recognise import RECOGNISERS, Recognised, Recogniser, TaskStatistics
+from moram_dist.recognise import (
+    RECOGNISERS,
+    PromptFeatures,
+    Recognised,
+    Recogniser,
+    TaskStatistics,
+)
 from moram_dist.tasks.task import Benchmark
 from moram_dist.train.recognition import features_of
 
@@ -47,6 +53,8 @@ class PrefixAssignment:
         self.memory = memory
         self._statistics: list[TaskStatistics] = []
         """Of the first tasks, as many as were needed so far."""
+        self._features: dict[int, PromptFeatures] = {}
+        """Of this rank's share of a column, where they cost a pass; they never change."""
 
     def portions(
         self, row: int, column: int, recall: str
@@ -75,7 +83,11 @@ class PrefixAssignment:
         recogniser = self._recogniser(row)
         task = self.benchmark.tasks[column]
         mine = range(env.rank(), len(task.test), env.world_size())
-        prompts = features_of(self.base, task, [task.test[i] for i in mine])
+        prompts = self._features.get(column)
+        if prompts is None:
+            prompts = features_of(self.base, task, [task.test[i] for i in mine])
+        if self.base.family.reads_pictures:
+            self._features[column] = prompts
         share = dict(zip(mine, recogniser.recognise(prompts), strict=True))
         return {i: one for part in env.gather_objects(share) for i, one in part.items()}
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from eval.column_blocks import BLOCKS, column_blocks
 from eval.confusion import read_confusion
 from eval.continual import HEADLINE, sequence_metrics
 from eval.score_matrix import ScoreMatrix
@@ -19,6 +20,11 @@ def row_metrics(
     measured: Collection[ScoringMode],
 ) -> dict[str, float]:
     """All metrics of the main scoring mode, and the headline metrics of each other mode.
+
+    Once the matrix of a mode is whole, its headline metrics include Transfer, Average and Last. The
+    main mode also has the columns of the first two by task; those of Last are the last row's
+    ``score/<task>``. They are named ``transfer_on/<task>``, as MLflow's stores in files cannot keep
+    a metric ``transfer`` beside a folder ``transfer``.
 
     Args:
         run_dir: the run.
@@ -36,9 +42,11 @@ def row_metrics(
             named = zip(matrix.tasks, matrix.rows[row], strict=True)
             metrics |= {f"score/{task}": value for task, value in named if value is not None}
             metrics |= found
+            metrics |= _by_column(matrix) if row + 1 == len(matrix.tasks) else {}
         else:
             prefix = mode.metric_prefix(main)
-            kept = ("average_so_far", *HEADLINE)
+            whole = column_blocks(matrix.scores)
+            kept = ("average_so_far", *HEADLINE, *(BLOCKS if whole else ()))
             metrics |= {f"{prefix}/{name}": found[name] for name in kept if name in found}
     recognising = next((mode for mode in matrices if mode.recall == "prefix"), None)
     if recognising is not None and recognising in measured and row >= 0:
@@ -60,3 +68,14 @@ def _of_sequence(matrix: ScoreMatrix, row: int) -> dict[str, float]:
         final = sequence_metrics(matrix.scores, base=matrix.base)
         found |= {name: value for name, value in final.items() if value is not None}
     return found
+
+
+def _by_column(matrix: ScoreMatrix) -> dict[str, float]:
+    """Transfer and Average of each task; empty until the matrix is whole."""
+    return {
+        f"{block.metric}_on/{task}": value
+        for block in column_blocks(matrix.scores)
+        if block.metric != "last"
+        for task, value in zip(matrix.tasks, block.columns, strict=True)
+        if value is not None
+    }

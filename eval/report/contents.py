@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from eval.column_blocks import ColumnBlock, column_blocks
 from eval.confusion import Confusion
 from eval.continual import MatrixEntry, Row, Scores
 from eval.run_files import CurvePoint, ScoredExample
@@ -47,6 +49,9 @@ class ReportContents:
     predictions: dict[str, list[ScoredExample]]
     """Task to some of its examples in the last row."""
 
+    wrong: WrongAnswers | None
+    """Wrong answers on pictures in the last row; None if the tasks are texts."""
+
     config: dict[str, Any]
     """run.yaml, flat: dotted name to value."""
 
@@ -77,6 +82,11 @@ class ModeScores:
         return [self.row(i)[i] for i in range(len(self.matrix.tasks))]
 
     @property
+    def blocks(self) -> tuple[ColumnBlock, ...]:
+        """Transfer, Average and Last of each task; empty unless the matrix is whole."""
+        return column_blocks(self.matrix.scores)
+
+    @property
     def last(self) -> Row:
         """The last row so far; None for each task if there is no row."""
         return self.row(len(self.matrix.scores) - 1)
@@ -98,6 +108,37 @@ class Recognition:
     """Who answered the prompts of no task, in words."""
 
     confusion: Confusion
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongAnswer:
+    """A picture that was taken for another class."""
+
+    name: str
+    """The picture's."""
+
+    thumbnail: str
+    """The picture as a data URI; empty if it could not be opened."""
+
+    right: str
+    """Its class."""
+
+    answer: str
+    """The class that it was taken for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongAnswers:
+    """Some wrong answers of each task on pictures."""
+
+    shown: Mapping[str, tuple[WrongAnswer, ...]] = field(default_factory=dict)
+    """By task; tasks without wrong answers are left out."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """By task, the number of all its wrong answers."""
+
+    missing: str = ""
+    """Why no picture can be shown; empty if they can."""
 
 
 @dataclass(frozen=True, kw_only=True)

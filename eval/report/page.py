@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from eval.column_blocks import BLOCKS
 from eval.confusion import UNKNOWN
 from eval.continual import HEADLINE
 from eval.markup import MINUS, visible
@@ -104,6 +105,7 @@ _TEMPLATES = Environment(
 )
 _TEMPLATES.filters["score"] = _score
 _TEMPLATES.globals.update(
+    BLOCKS=BLOCKS,
     DASH=DASH,
     DEFINITIONS=DEFINITIONS,
     HEADLINE=HEADLINE,

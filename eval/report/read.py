@@ -11,6 +11,7 @@ from eval.confusion import read_confusion
 from eval.continual import MatrixEntry, Scores, average_so_far, forgetting_per_task
 from eval.predictions import predictions_path
 from eval.report.contents import ModeScores, Recognition, ReportContents, TaskFacts
+from eval.report.wrong_pictures import read_wrong_answers
 from eval.run_files import (
     BenchmarkFile,
     ScoredExample,
@@ -63,6 +64,7 @@ def read_contents(run_dir: Path) -> ReportContents:
         tasks=_tasks(matrix, benchmark, read_stored_tasks(run_dir)),
         notes=benchmark.notes,
         predictions=_read_predictions(run_dir, matrix),
+        wrong=read_wrong_answers(run_dir, config, matrix),
         config=config,
         environment=environment,
     )

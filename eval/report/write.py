@@ -56,6 +56,11 @@ def _numbers(contents: ReportContents) -> dict[str, Any]:
         "average_so_far": contents.average,
         "forgetting": dict(zip(contents.main.matrix.tasks, contents.forgetting, strict=False)),
     }
+    if contents.main.blocks:
+        numbers["columns"] = {
+            block.metric: dict(zip(contents.main.matrix.tasks, block.columns, strict=True))
+            for block in contents.main.blocks
+        }
     if len(contents.modes) > 1:
         numbers["metrics_by_way"] = [
             asdict(one.mode) | {"metrics": one.metrics} for one in contents.modes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -28,7 +28,7 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
             item = waiting.popleft().result()
             if item is end:
                 return
-            yield item  # type: ignore[misc]  # it is no other object than an item
+            yield cast(T, item)
     finally:
         thread.shutdown(cancel_futures=True)
 

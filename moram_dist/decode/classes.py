@@ -21,6 +21,10 @@ Texts = tuple[str, ...]
 
 TEXTS_AT_ONCE = 256
 
+FUSION = "moram_fusion"
+"""Attribute of a model whose class logits a method changes: a function of the pictures' features
+(B, D), the logits (B, C) and the classes, which returns scores (B, C)."""
+
 ATTRIBUTE = "moram_classes"
 """Attribute of a model whose class features are known: ``Texts`` -> (D,)."""
 

@@ -6,7 +6,8 @@ from moram_dist.families.answers import (
     answer_batch,
     is_generated,
 )
-from moram_dist.families.family import FAMILIES, Family, Tower, family_of, family_of_model
+from moram_dist.families.choose import family_of, family_of_model
+from moram_dist.families.family import FAMILIES, Family, Tower
 from moram_dist.families.text import TextFamily
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch import nn
 
 from moram_dist.config import ANSWERS
 from moram_dist.decode.labels import best
-from moram_dist.families.family import family_of_model
+from moram_dist.families.choose import family_of_model
 from moram_dist.tasks.task import Decoding, Example, Task
 
 GENERATE, CONSTRAINED, LABELS, LABELS_MEAN = ANSWERS

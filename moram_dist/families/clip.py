@@ -8,7 +8,7 @@ Shape letters: B pictures, C classes, L tokens of a text, D features.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,16 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moram_dist.adapters.adapter import bare
 from moram_dist.comm import env
 from moram_dist.data.ahead import read_all
-from moram_dist.data.preprocessor import FILE, read_pixels
 from moram_dist.data.stream import IGNORED, MicroBatch
 from moram_dist.data.tokens import Pairs, WorkProgress
 from moram_dist.decode import LabelScores
 from moram_dist.decode.classes import (
+    FUSION,
     class_features,
     image_features,
     knowing,
@@ -35,7 +34,7 @@ from moram_dist.decode.classes import (
 )
 from moram_dist.families.family import FAMILIES, Family, Tower
 from moram_dist.families.pictures import EncodedPicture, PictureReader, StepPictures
-from moram_dist.losses import cross_entropy, text_to_image
+from moram_dist.losses import smoothed_cross_entropy, text_to_image
 from moram_dist.recognise import PromptFeatures
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Decoding, Example, Task
@@ -57,7 +56,6 @@ class Clip(Family):
     splits_steps = False
     can_be_planned = True
     reads_pictures = True
-    decodes = True
 
     image_size: int = 0
     """Height and width of a picture in pixels."""
@@ -93,6 +91,8 @@ class Clip(Family):
     def with_tokenizer(self, tokenizer: Any, source: str) -> PictureReader:
         """The tokenizer together with the rules for pictures."""
         from transformers.utils import cached_file
+
+        from moram_dist.data.preprocessor import FILE, read_pixels
 
         path = cached_file(source, FILE, _raise_exceptions_for_missing_entries=False)
         pixels = read_pixels(Path(source) if path is None else Path(path).parent)
@@ -235,8 +235,8 @@ class Clip(Family):
             prompts=(),
             lengths=(self.picture_tokens,),
             shared=(num_classes, ids_CL.shape[1]),
-            text_to_image_B=torch.tensor([one.classes.text_to_image for one in examples]),
-            smoothing_B=torch.tensor([one.classes.smoothing for one in examples]),
+            text_to_image_B=_numbers(one.classes.text_to_image for one in examples),
+            smoothing_B=_numbers(one.classes.smoothing for one in examples),
             finds_pictures=any(classes.text_to_image for classes in together),
         )
 
@@ -269,7 +269,7 @@ class Clip(Family):
         weights_B = batch.text_to_image_B[learned_B].to(logits_BC)
         if not len(weights_B):  # a rank without pictures
             smoothing_B = weights_B = logits_BC.new_zeros(len(logits_BC))
-        total = _smoothed(logits_BC, targets_B, smoothing_B) / num_answer_tokens
+        total = smoothed_cross_entropy(logits_BC, targets_B, smoothing_B) / num_answer_tokens
         if batch.finds_pictures:
             total = total + text_to_image(logits_BC, targets_B, weights_B)
         return total
@@ -322,23 +322,15 @@ class Clip(Family):
         self, model: Any, tokenizer: Any, examples: Sequence[Example], task: Task
     ) -> Tensor:
         images_BD = image_features(model, self._pixels(tokenizer, examples, task))
-        return similarity(
-            images_BD, class_features(model, tokenizer, task.texts), model.logit_scale
-        )
+        texts_CD = class_features(model, tokenizer, task.texts)
+        logits_BC = similarity(images_BD, texts_CD, model.logit_scale)
+        fusion = getattr(model, FUSION, None)
+        return logits_BC if fusion is None else fusion(images_BD, logits_BC, task.texts)
 
     def _pixels(self, tokenizer: Any, examples: Sequence[Example], task: Task) -> Tensor:
         read = read_all(lambda one: tokenizer.read(task, one.prompt), examples, THREADS)
         return torch.from_numpy(np.stack(read))
 
 
-def _smoothed(logits_BC: Tensor, targets_B: Tensor, smoothing_B: Tensor) -> Tensor:
-    """Summed cross-entropy with the targets spread over a row's own classes."""
-    loss = cross_entropy(logits_BC, targets_B)
-    if not smoothing_B.any():
-        return loss
-    log_p_BC = F.log_softmax(logits_BC.float(), -1)
-    own_BC = logits_BC.isfinite()
-    spread_B = -log_p_BC.masked_fill(~own_BC, 0).sum(1) / own_BC.sum(1)
-    picked_B = F.nll_loss(log_p_BC, targets_B, ignore_index=IGNORED, reduction="none")
-    there_B = targets_B != IGNORED
-    return loss + (smoothing_B * (spread_B - picked_B)).where(there_B, 0).sum()
+def _numbers(values: Iterable[float]) -> Tensor:
+    return torch.tensor([*values], dtype=torch.float64)

@@ -8,9 +8,8 @@
     answers      generate, score_labels, ...  the answers that are scored
 
 A family is one file that registers a subclass of ``Family``; the package's ``__init__`` imports it.
-Instances hold no model: ``family_of`` makes them from a configuration of transformers. Every family
-must implement the abstract methods; the defaults of the others suit families that do not read text
-token by token.
+Instances hold no model: ``families.choose`` makes them from a model's configuration. Every family
+must implement the abstract methods; the other defaults suit families that read no text.
 """
 
 from __future__ import annotations
@@ -54,16 +53,13 @@ class Family(ABC):
     """Whether ``launch/plan.py`` can estimate the family's forward passes."""
 
     loads_sharded: ClassVar[bool] = True
-    """Whether ZeRO-3 can shard the model while it is loaded, and not only afterwards."""
+    """Whether ZeRO-3 can shard the model while it loads."""
 
     splits_steps: ClassVar[bool] = True
-    """Whether a rank may read its part of a step in several forward passes."""
+    """Whether a rank may read its part of a step in several passes."""
 
     reads_pictures: ClassVar[bool] = False
-    """Whether prompts are pictures and not texts."""
-
-    decodes: ClassVar[bool] = False
-    """Whether ``collate`` reads files, so that it is worth doing ahead of the step."""
+    """Whether prompts name pictures: reading them is worth doing ahead of a step, and once."""
 
     # Loading.
 
@@ -352,17 +348,3 @@ class Family(ABC):
 
 
 FAMILIES: Registry[type[Family]] = Registry("model family")
-
-
-def family_of(architecture: Any) -> Family:
-    """The first family that accepts this transformers configuration.
-
-    Models that no other family accepts count as causal.
-    """
-    kinds = (FAMILIES[name] for name in FAMILIES)
-    return next(kind for kind in kinds if kind.accepts(architecture)).of(architecture)
-
-
-def family_of_model(model: Any) -> Family:
-    """The family of a transformers model; a module without a configuration counts as causal."""
-    return family_of(getattr(model, "config", None))

@@ -1,19 +1,24 @@
-"""Pictures as examples: what is known of one before it is opened, and how it is opened."""
+"""Pictures as examples: what is known of one before it is opened, and how it is opened.
+
+PIL is imported only where a picture is opened: a memory of a language model works without it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from moram_dist.data.picture_files import PictureFolder
-from moram_dist.data.pictures import Pixels, at
 from moram_dist.data.stream import MicroBatch
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Task
+
+if TYPE_CHECKING:
+    from moram_dist.data.picture_files import PictureFolder
+    from moram_dist.data.pictures import Pixels
 
 
 class PictureReader:
@@ -43,6 +48,8 @@ class PictureReader:
                 f"task {task.name} has texts as prompts, and this base reads pictures: choose a "
                 "benchmark of pictures, such as images"
             )
+        from moram_dist.data.picture_files import PictureFolder
+
         return self._folders.setdefault(task.pictures, PictureFolder(task.pictures))
 
     def classes(self, task: Task) -> ClassTexts:
@@ -98,6 +105,8 @@ class EncodedPicture:
 
     def read(self) -> np.ndarray:
         """Its pixels, (3, H, W)."""
+        from moram_dist.data.pictures import at
+
         image = self.folder.open(self.name)
         if not self.place:
             return self.pixels.for_test(image)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from moram_dist.adapters import reached, targets
-from moram_dist.families.family import family_of_model
+from moram_dist.families.choose import family_of_model
 
 
 def choose_targets(

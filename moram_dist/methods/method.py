@@ -7,6 +7,7 @@
     begin_task(i)             start of task i; initial values of parameters
     penalty(seen)             added to the loss of each micro-batch
     before_step(engine)       after backward, before the optimizer step
+    read_features(i, ...)     at the end of task i, for methods in closed form
     end_task(i, look)         consolidate the task; tensors for its memory file
 
 The loop does not distinguish methods in any other way. Evaluation uses ``asked``, ``eval_rows``,
@@ -28,6 +29,7 @@ from moram_dist.adapters.dropout import TokenKeys
 from moram_dist.adapters.prefix import Prefix
 from moram_dist.atoms import Placer
 from moram_dist.config import EvalRows, MethodConfig
+from moram_dist.recognise import PromptFeatures
 from moram_dist.registry import Registry
 from moram_dist.tasks.task import Benchmark, Example, Task
 
@@ -82,6 +84,9 @@ class Method:
     Config: type[MethodConfig] = MethodConfig
     """The settings that its results depend on. Settings of other methods do not reach it."""
 
+    reads_features = False
+    """Whether ``read_features`` is called at each task's end."""
+
     trains: bool = True
     """Whether it takes steps, so that its results depend on ``TrainConfig``."""
 
@@ -133,10 +138,15 @@ class Method:
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
         """Examples that task i trains on, each with the task by whose rules it is encoded.
 
-        If empty, the task is not trained: the model and its scores stay those before it.
+        If empty, the task takes no step. Unless ``learns`` says otherwise, the model and its scores
+        then stay those before it.
         """
         task = benchmark.tasks[i]
         return [(task, example) for example in task.train]
+
+    def learns(self, benchmark: Benchmark, i: int) -> bool:
+        """Whether task i changes the model."""
+        return bool(self.training_data(benchmark, i))
 
     def epochs(self, benchmark: Benchmark, i: int) -> float:
         """Passes over ``training_data``, unless the user gives a number."""
@@ -173,6 +183,12 @@ class Method:
 
     def before_step(self, engine: Any) -> None:
         """Called after the last backward of a step, before the optimizer step."""
+
+    def read_features(self, i: int, task: Task, features: PromptFeatures) -> None:
+        """Before ``end_task``, the features of all of the task's training prompts, in order.
+
+        They are those of the bare base, the same on all ranks.
+        """
 
     def end_task(self, i: int, look: ExampleLosses) -> dict[str, Tensor]:
         """Consolidate the task; returns unsharded tensors for its memory file, on every rank.

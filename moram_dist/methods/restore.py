@@ -74,6 +74,11 @@ def load_memory(
     if not 0 <= count <= len(manifest.tasks):
         raise InputError(f"upto={upto}, but {files.path} holds {len(manifest.tasks)} tasks")
     kind = METHODS[manifest.method]
+    if kind.reads_features:
+        raise InputError(
+            f"{files.path}: {manifest.method} answers beside the model, not in it, so there is "
+            "nothing to put into a model; its run evaluates it"
+        )
     recall = recall or kind.recall or EvalConfig.recall
     recogniser = recogniser or kind.recogniser or EvalConfig.recogniser
     by_prompt = _recogniser(files, manifest, count, recall, recogniser, unknown)

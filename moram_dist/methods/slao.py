@@ -41,7 +41,7 @@ class Slao(SequentialLora):
         tensors = self._trained()
         for name in self.layers:
             trained = tensors[f"{name}.lora_B"]
-            tensors[f"{name}.trained_B"] = trained
+            tensors[f"{name}.trained_B"] = trained.clone()  # files refuse shared memory
             if i > 0:
                 tensors[f"{name}.lora_B"] = merged(self.merged[name], trained, i + 1)
         self.load_task(i, tensors)

@@ -128,13 +128,13 @@ IMAGE_SETS: dict[str, ImageSet] = {
         tests=19_850,
     ),
     "cifar100": ImageSet(
-        folders=("cifar100", "cifar-100-binary"),
+        folders=("cifar100", "cifar-100-binary", "cifar-100-python"),
         template=PHOTO,
         classes=100,
         tests=10_000,
     ),
     "cifar10": ImageSet(
-        folders=("cifar10", "cifar-10-batches-bin"),
+        folders=("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py"),
         template=PHOTO,
         classes=10,
         tests=10_000,

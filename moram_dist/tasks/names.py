@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unicodedata import category
+
 from moram_dist.registry import InputError
 from moram_dist.terminal import quoted
 
@@ -25,12 +27,11 @@ def class_name(name: object, where: str) -> str:
     """``name``, checked to be a text that can be asked for and stored.
 
     Raises:
-        InputError: not a text, blank, or not UTF-8 (a folder's name can be any bytes).
+        InputError: not a text, blank, or not UTF-8 (a folder's name can be any
+            bytes).
     """
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"{where}: a class name must be a text, got {quoted(name)}")
-    if not name.isprintable():  # surrogates, as which undecodable bytes are read, are not
-        raise InputError(
-            f"{where}: class name {quoted(name)} holds characters that cannot be shown"
-        )
+    if any(category(x) in ("Cc", "Cs") for x in name):
+        raise InputError(f"{where}: class name {quoted(name)} holds control characters or bytes")
     return name

@@ -64,7 +64,8 @@ def _idx_pictures(folder: Path, name: str) -> tuple[Picture, ...]:
             f"{16 + count * rows * columns} bytes, but the file has {size}"
         )
     plain = name.removesuffix(".gz").replace("images-idx3", "labels-idx1")
-    path = folder / plain if (folder / plain).exists() else folder / f"{plain}.gz"
+    packed = folder / f"{plain}.gz"
+    path = packed if packed.exists() and not (folder / plain).exists() else folder / plain
     (labels,) = _idx_header(path, 2049, 2)
     if labels != count:
         raise InputError(f"{path}: {labels} labels, but {name} holds {count} pictures")

@@ -72,7 +72,7 @@ def _picture(record: Any, names: dict[int, str], where: str) -> Picture:
     if not isinstance(record, list) or len(record) != 3:
         raise InputError(f"{where}: expected [picture, label, class name], got {quoted(record)}")
     name, label, called = record
-    if not isinstance(name, str) or not name or not name.isprintable():
+    if not isinstance(name, str) or not name:
         raise InputError(f"{where}: expected a picture's path, got {quoted(name)}")
     if type(label) is not int or label < 0:
         raise InputError(f"{where}: a label must be a whole number from 0, got {quoted(label)}")

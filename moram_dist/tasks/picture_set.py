@@ -63,14 +63,16 @@ def complete(found: PictureSet, names: Names = ()) -> PictureSet:
 
     Raises:
         InputError: a class without a name or without training pictures, a name given twice, no
-            test pictures, or a picture that is not there.
+            test pictures, or a picture whose name cannot be stored.
     """
     named = replace(found, names=_names(found, names))
     if not named.test:
         raise InputError(f"{named.where}: holds no test pictures")
     trained: set[int] = set()
     for split in ("train", "test"):
-        for index, (_, label) in enumerate(getattr(named, split)):
+        for index, (name, label) in enumerate(getattr(named, split)):
+            if not _is_text(name):
+                raise InputError(f"{named.where}: the file name {quoted(name)} is not UTF-8")
             if not 0 <= label < len(named.names):
                 raise InputError(
                     f"{named.where}: {split} picture {index} has label {label}, which has no name; "
@@ -84,6 +86,15 @@ def complete(found: PictureSet, names: Names = ()) -> PictureSet:
                 f"{named.where}: class {label}, {quoted(name)}, has no training pictures"
             )
     return named
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8; Python reads other bytes as surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _names(found: PictureSet, names: Names) -> tuple[str, ...]:

@@ -132,8 +132,8 @@ def _refusal(folder: Path) -> InputError:
             )
         if found := [name for name in files if name.endswith(".mat")]:
             return InputError(
-                f"{place / found[0]}: MATLAB files are not read; put CoOp's split_zhou_*.json into "
-                f"{folder}, or use parquet or folders train/<class>, test/<class>"
+                f"{place / found[0]}: MATLAB files are not read; use parquet or folders "
+                "train/<class> and test/<class>, or CoOp's split_zhou_*.json for its splits"
             )
     folders, files = entries(folder)
     return InputError(

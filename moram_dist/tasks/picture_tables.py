@@ -22,6 +22,9 @@ VALIDATED = "tested on the validation split, as there is no test split"
 
 _LABELS = ("label", "fine_label")
 
+_BUFFER = 65_536
+"""Bytes read at a time. Without it, one picture is read with all the others of its row group."""
+
 
 def find_tables(folder: Path) -> dict[str, list[Path]]:
     """Parquet files of each split, by their own or their folder's name; empty if there are none."""
@@ -86,14 +89,16 @@ def _read(path: Path) -> tuple[list[int], tuple[str, ...]]:
     """Labels and class names of a file."""
     pyarrow, parquet = _pyarrow(path)
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, buffer_size=_BUFFER) as file:
             schema = file.schema_arrow
             _check_pictures(file, path)
             features = _features(schema)
             column = _label_column(pyarrow, schema, features, path)
             labels = file.read([column]).column(column).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path}: not a parquet file: {error}") from None
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: not a parquet file, or a damaged one: {error}") from None
     for row, label in enumerate(labels):
         if type(label) is not int:
             raise InputError(f"{path}, row {row}: no label in column {column!r}")
@@ -113,7 +118,7 @@ def _pyarrow(path: Path) -> tuple[ModuleType, ModuleType]:
 
 
 def _check_pictures(file: Any, path: Path) -> None:
-    """Raises InputError where no column can hold pictures, or where their bytes are left out."""
+    """Raises InputError where no column can hold pictures, or the first has no bytes."""
     columns = [
         field.name
         for field in file.schema_arrow
@@ -125,16 +130,13 @@ def _check_pictures(file: Any, path: Path) -> None:
             f"{path}: no column of pictures, a struct of bytes and path; found: {shortly(there)}"
         )
     name = "image" if "image" in columns else columns[0]
-    for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group)
-        for index in range(rows.num_columns):
-            chunk = rows.column(index)
-            known = chunk.statistics if chunk.path_in_schema == f"{name}.bytes" else None
-            if known is not None and known.has_null_count and known.null_count:
-                raise InputError(
-                    f"{path}: {known.null_count} pictures are only paths to other files; write "
-                    "their bytes into the file, as datasets does in push_to_hub"
-                )
+    for batch in file.iter_batches(batch_size=1, columns=[f"{name}.bytes"]):
+        if batch.column(0)[0].as_py()["bytes"] is None:
+            raise InputError(
+                f"{path}: pictures are only paths to other files; let datasets write their bytes "
+                "into the file, as its push_to_hub does"
+            )
+        return
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ A picture is a prompt and its class the answer. Where the classes of all tasks c
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -24,6 +25,9 @@ LEARNING_RATE = 5e-4
 BATCH_SIZE = 64
 STEPS = 500
 """MoRAM's settings on X-TAIL, from its run script; with 16 shots of 100 classes, 20 epochs."""
+
+HELD_OUT = {"test": "val"}
+"""The value of ``--splits`` for a task that is scored on its validation pictures."""
 
 _MOST_NOTED = 5
 
@@ -52,8 +56,12 @@ def check_source(benchmark: str, source: Source, protocols: Iterable[str]) -> tu
     protocol = known[0] if source.protocol is None else source.protocol
     if protocol not in known:
         raise unknown(f"protocol of {benchmark}", protocol, known)
-    if source.splits:
-        raise InputError(f"{benchmark}: splits are for benchmarks of text")
+    for task, splits in source.splits.items():
+        if splits != HELD_OUT:
+            raise InputError(
+                f"{benchmark}: splits of task {task}: the only other split of pictures is "
+                f"{json.dumps(HELD_OUT)}"
+            )
     for name in ("limit_train", "limit_eval", "shots"):
         value = getattr(source, name)
         if value is not None and value < 1:
@@ -105,12 +113,7 @@ def picture_tasks(
                 name=part.name,
                 pictures=part.data.folder,
                 train=_train(part, own, source),
-                test=_examples(
-                    "test",
-                    part.data.test,
-                    spread(range(len(part.data.test)), source.limit_eval),
-                    own,
-                ),
+                test=_test(part, own, source),
                 **rules,
             )
         )
@@ -125,6 +128,15 @@ def _train(part: Part, labels: Sequence[str], source: Source) -> tuple[Example, 
             pictures, part.data.names, shots=shots, seed=source.seed, task=part.name
         )
     return _examples("train", pictures, spread(places, source.limit_train), labels)
+
+
+def _test(part: Part, labels: Sequence[str], source: Source) -> tuple[Example, ...]:
+    split, pictures = "test", part.data.test
+    if part.name in source.splits:
+        split, pictures = "val", part.data.val
+        if not pictures:
+            raise InputError(f"{part.data.where}: has no validation pictures for --splits")
+    return _examples(split, pictures, spread(range(len(pictures)), source.limit_eval), labels)
 
 
 def _examples(

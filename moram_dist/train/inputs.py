@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from moram_dist.config import RunConfig
+from moram_dist.families.pictures import PictureReader
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
 from moram_dist.models.identity import BaseIdentity, changes, identify
@@ -86,6 +87,9 @@ class RunInputs:
     deepspeed: dict[str, Any]
     """The values of ``RESULTS_OF_DEEPSPEED`` in the run's file."""
 
+    pictures: dict[str, Any] = field(default_factory=dict)
+    """How pictures become pixels (``data.pictures.Pixels``), for a model that reads pictures."""
+
     version: int = VERSION
 
 
@@ -117,6 +121,7 @@ def gather(
         tokenizer=identify_tokenizer(source, tokenizer),
         precision=str(language_model.resolve_dtype(config.model)).removeprefix("torch."),
         deepspeed=dict(_of_deepspeed(ds_config)),
+        pictures=_plain(asdict(tokenizer.pixels)) if isinstance(tokenizer, PictureReader) else {},
     )
 
 
@@ -138,6 +143,8 @@ def differences(then: RunInputs, now: RunInputs) -> list[str]:
     lines += settings(then.decoding, now.decoding, "decoding", defaults_of(Decoding))
     lines += [f"base: {line}" for line in changes(then.base, now.base)]
     lines += [f"tokenizer: {line}" for line in tokenizer_changes(then.tokenizer, now.tokenizer)]
+    names = then.pictures.keys() | now.pictures.keys()
+    lines += settings(then.pictures, now.pictures, "pictures", dict.fromkeys(names))
     lines += precision(then.precision, now.precision)
     lines += settings(
         then.deepspeed, now.deepspeed, "--ds_config", dict.fromkeys(RESULTS_OF_DEEPSPEED)
@@ -201,7 +208,7 @@ def settings(
 
 def _task(task: Task, config: RunConfig) -> TaskInputs:
     method = METHODS[config.method.method]
-    rules = {field.name: _plain(getattr(task, field.name)) for field in fields(TaskRules)}
+    rules = {item.name: _plain(getattr(task, item.name)) for item in fields(TaskRules)}
     if config.train.epochs is not None or not method.trains:
         del rules["epochs"]
     return TaskInputs(

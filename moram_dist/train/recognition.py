@@ -19,13 +19,18 @@ take 128 MiB at an embedding size of 4,096."""
 def statistics_of(base: Base, task: Task) -> TaskStatistics:
     """Statistics of a task's training prompts, bitwise equal on any number of ranks."""
     prompts = task.train[:: 1 + (len(task.train) - 1) // MOST_PROMPTS]
+    return TaskStatistics.of(all_features(base, task, prompts))
+
+
+def all_features(base: Base, task: Task, examples: Sequence[Example]) -> PromptFeatures:
+    """The features of these examples, in order, on every rank."""
     world = env.world_size()
-    parts = env.gather_objects(features_of(base, task, prompts[env.rank() :: world]))
-    together = torch.empty(len(prompts), parts[0].mean_ND.shape[1] + 1, dtype=torch.float64)
+    parts = env.gather_objects(features_of(base, task, examples[env.rank() :: world]))
+    together = torch.empty(len(examples), parts[0].mean_ND.shape[1] + 1, dtype=torch.float64)
     for rank, part in enumerate(parts):
         together[rank::world, :-1] = part.mean_ND
         together[rank::world, -1] = part.tokens_N
-    return TaskStatistics.of(PromptFeatures(together[:, :-1], together[:, -1]))
+    return PromptFeatures(together[:, :-1], together[:, -1])
 
 
 def features_of(base: Base, task: Task, examples: Sequence[Example]) -> PromptFeatures:

@@ -105,7 +105,7 @@ class TaskData:
             pad_id=self._run.base.tokenizer.pad_token_id,
             first=first,
         )
-        for step in ahead(found, STEPS_AHEAD) if family.decodes else found:
+        for step in ahead(found, STEPS_AHEAD) if family.reads_pictures else found:
             self._run.watchdog.at(f"step {step.index} of task {self._name(i)}")
             yield step
 

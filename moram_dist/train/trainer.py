@@ -19,7 +19,7 @@ from moram_dist.train.checkpoint import Checkpoint, SaveTimer
 from moram_dist.train.context import RunContext
 from moram_dist.train.engine import set_learning_rate, start_fresh
 from moram_dist.train.forward import Forward
-from moram_dist.train.recognition import statistics_of
+from moram_dist.train.recognition import all_features, statistics_of
 from moram_dist.train.schedule import learning_rate
 from moram_dist.train.state import read_state, write_state
 from moram_dist.train.stop import Stopped, StopSignals
@@ -231,6 +231,9 @@ class Trainer:
         """Freeze task i's tensors and write them to disk atomically."""
         task = self.benchmark.tasks[i]
         self.watchdog.at(f"the end of task {task.name}")
+        if self.method.reads_features:
+            self.watchdog.at(f"the features of task {task.name}'s prompts")
+            self.method.read_features(i, task, all_features(self.base, task, task.train))
         tensors = self.method.end_task(i, lambda limit: self.data.look(i, limit))
         # The logged losses do not include the method's penalty, so check its effect here.
         broken = next((n for n, t in tensors.items() if not t.isfinite().all()), None)

@@ -29,7 +29,7 @@ class Engine:
         self.module = module
         learned = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, lr=0.0, weight_decay=0.0)
-        self.train, self.eval = module.train, module.eval
+        self.train, self.eval, self.modules = module.train, module.eval, module.modules
         self.at_boundary = True
 
     def __call__(self, **inputs: Any) -> Any:

@@ -25,6 +25,7 @@ def make_run(
     recall: str | None = None,
     mark: str = "",
     base: str = "f00d",
+    benchmark: str = "standard_cl",
     protocol: str = "default",
     questions: str = "",
 ) -> Path:
@@ -37,7 +38,7 @@ def make_run(
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     identity = {"name": "models/small", "fingerprint": base}
-    content = {"name": "standard_cl", "order": order, "protocol": protocol}
+    content = {"name": benchmark, "order": order, "protocol": protocol}
     matrix = [
         [
             sum(cells[row, column]) / len(cells[row, column]) if (row, column) in cells else None

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from moram_dist.data.picture_files import open_picture
+from moram_dist.registry import InputError
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -46,3 +50,18 @@ def write_parquet(path: Path, pictures: list[bytes | None], *, rows_in_group: in
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     table = pa.table({"label": list(range(len(pictures))), "image": pa.array(images, kind)})
     parquet.write_table(table, path, row_group_size=rows_in_group)
+
+
+def same(found: Image.Image, expected: Any) -> None:
+    """Assert that a picture is RGB and has these pixels (H, W, 3)."""
+    assert found.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def refused(folder: Path, name: str) -> str:
+    """Why a picture is refused: one line, here without the picture's name before it."""
+    with pytest.raises(InputError) as error:
+        open_picture(folder, name)
+    said = str(error.value)
+    assert "\n" not in said and said.startswith(str(folder / name)), said
+    return said.removeprefix(f"{folder / name}: ")

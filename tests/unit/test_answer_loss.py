@@ -55,9 +55,10 @@ def test_the_loss_and_its_gradient_a_few_rows_at_a_time(together, monkeypatch):
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     expected = F.cross_entropy(theirs[0], targets[0], ignore_index=IGNORED, reduction="sum")
     found = answer_loss(ForwardOutput(ours, targets, 1.0, again=lambda: ours))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     (3 * found).backward()
     (3 * expected).backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+    half = answer_loss(ForwardOutput(logits.bfloat16(), targets, 1.0, again=lambda: ours))
+    assert half.dtype == torch.float32
     assert answer_loss(ForwardOutput(logits, targets, 1.0, again=lambda: ours)) == found

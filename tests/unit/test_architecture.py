@@ -23,7 +23,7 @@ LAYERS = [  # a package imports only packages on lines above its own
     {"adapters", "recognise"},
     {"atoms"},
     {"data", "memory"},
-    {"decode"},
+    {"decode", "losses"},
     {"families"},
     {"models"},
     {"methods"},

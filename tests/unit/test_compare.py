@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from eval.compare.command import compare_runs
-from eval.compare.comparison import compare, contributions, forgetting_curve
+from eval.compare.comparison import compare, forgetting_curve
+from eval.compare.contributions import contributions
 from eval.compare.groups import group_runs
 from eval.compare.runs import read_run_directory, read_runs
 from eval.continual import sequence_metrics

@@ -11,9 +11,12 @@ import torch
 from moram_dist.config_io import build, differences, fields
 from moram_dist.methods import METHODS
 from moram_dist.methods.method import ForwardOutput
+from moram_dist.recognise import PromptFeatures
 from moram_dist.registry import InputError
+from moram_dist.tasks.task import Example, Task
 from tests.helpers.configs import config_of
 from tests.helpers.tiny import tiny_model, tokens
+from tests.helpers.tiny_clip import tiny_clip
 from tests.unit.test_data_methods import THREE
 
 NAMES = [name for name, (section, _) in fields().items() if section == "method"]
@@ -41,6 +44,8 @@ def read_in_a_run(name):
     """What a method reads in two tasks on a tiny model, and in what is asked."""
     config = Reading(config_of(name))
     method = METHODS[name](config, seed=0, num_tasks=3)
+    if method.reads_features:
+        return read_in_closed_form(config, method)
     model = tiny_model()
     method.build(model)
     ids = tokens(2, 5)
@@ -65,6 +70,24 @@ def read_in_a_run(name):
 
         method.end_task(i, look)
     method.asked(THREE, lambda task, prompt: True)
+    return config.read
+
+
+def read_in_closed_form(config, method):
+    """What a method reads that learns from features of pictures."""
+    method.build(tiny_clip())
+    task = Task(
+        name="t",
+        metric="exact_match",
+        labels=("a",),
+        texts=(("a",),),
+        train=(Example("0", "0.png", ("a",)),),
+        test=(),
+    )
+    features = torch.ones(1, method.num_features)
+    method.read_features(0, task, PromptFeatures(features.double(), torch.ones(1)))
+    method.end_task(0, None)
+    method.fused(features, torch.ones(1, 1), task.texts)
     return config.read
 
 
@@ -103,7 +126,7 @@ def test_only_what_a_method_uses_refuses(name):
 def test_only_a_method_that_trains_depends_on_how(name):
     now = build({"method": name, "learning_rate": 1, "batch_size": 3})
     named = differences(now, build({"method": name}))
-    assert bool(named) == METHODS[name].trains == (name not in ("zero_shot", "in_context"))
+    assert bool(named) == METHODS[name].trains == (name not in ("zero_shot", "in_context", "rail"))
     seed = build({"method": name, "seed": 3})
     assert differences(seed, build({"method": name}))
 

@@ -7,14 +7,14 @@ from dataclasses import asdict
 
 import pytest
 
-from eval.compare.references import Reference, read_references
+from eval.compare.references import Reference, Setting, read_references
 from moram_dist.registry import InputError
 
 
 def test_the_file_is_what_its_schema_says():
     references = read_references()
     assert {one.benchmark for one in references} == {
-        *("trace", "superni", "long_sequence", "standard_cl", "x_tail", "mtil")
+        *("trace", "superni", "long_sequence", "standard_cl", "xtail", "mtil")
     }
     rows = [json.dumps(asdict(one), sort_keys=True) for one in references]
     assert len(set(rows)) == len(rows)
@@ -61,14 +61,14 @@ ONE = {
 
 def test_marks():
     one = Reference(**ONE)
-    assert one.mark("M", "moram") == "comparable (read in the source)"
-    assert one.mark("other", "original") == (
+    assert one.mark(Setting(base="M", protocol="moram")) == "comparable (read in the source)"
+    assert one.mark(Setting(base="other", protocol="original")) == (
         "not comparable: other base model; other protocol (read in the source)"
     )
     unsaid = Reference(
         **ONE | {"model": "", "protocol": "", "note": "cut", "provenance": "unverified"}
     )
-    assert unsaid.mark("M", "moram") == (
+    assert unsaid.mark(Setting(base="M", protocol="moram")) == (
         "not comparable: base model not stated; protocol not stated; cut (unverified)"
     )
 

@@ -143,6 +143,25 @@ def test_long_texts_do_not_make_the_page_long(tmp_path):
     assert write_report(folder).stat().st_size < 5 * 2**20
 
 
+def test_a_whole_matrix_has_transfer_average_and_last_by_task(run_dir):
+    said = text_of(write_report(run_dir).read_text(encoding="utf-8"))
+    *_, third = TASKS
+    assert f"C-STANCE FOMC {third} mean Transfer 12.50 3.50 8.00 Average" in said
+    average = [mean(row[j] for row in SCORES) for j in range(3)]
+    shown = " ".join(f"{value:.2f}" for value in [*average, mean(average)])
+    assert f"Average {shown} Last 48.50 73.25 59.00 60.25" in said
+    saved = json.loads((run_dir / "report" / "metrics.json").read_text())["columns"]
+    assert saved["transfer"] == dict(zip(TASKS, [None, 12.5, 3.5], strict=True))
+    assert saved["last"] == dict(zip(TASKS, SCORES[-1], strict=True))
+
+
+def test_seen_tasks_alone_have_no_such_columns(tmp_path):
+    seen = [[v if j <= i else None for j, v in enumerate(row)] for i, row in enumerate(SCORES)]
+    run_dir = make_run(tmp_path / "run", scores=seen, base=None)
+    assert "Transfer, Average" not in write_report(run_dir).read_text(encoding="utf-8")
+    assert "columns" not in json.loads((run_dir / "report" / "metrics.json").read_text())
+
+
 def test_incomplete_run_has_a_report(tmp_path):
     run_dir = make_run(
         tmp_path / "run", scores=[[61.25, None, None], [None, 71.5, None]], base=None

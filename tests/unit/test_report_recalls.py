@@ -221,6 +221,44 @@ def test_what_is_tracked_of_a_row(run_dir):
     assert ScoringMode("labels", "all").metric_prefix(prefix) == "answers_labels.recall_all"
 
 
+def test_what_is_tracked_of_a_whole_matrix(tmp_path):
+    """Three tasks: nothing more after the second, and at the end the blocks by mode and column."""
+    names = ["topic", "mood", "form"]
+    whole = [[60.0, 10.0, 30.0], [50.0, 70.0, 40.0], [40.0, 61.0, 80.0]]
+    seen = [[row[j] if j <= i else None for j in range(3)] for i, row in enumerate(whole)]
+    tasks = tuple(Task(name=name, metric="accuracy", train=(), test=()) for name in names)
+    benchmark = Benchmark(name="b", order="o", protocol="p", tasks=tasks)
+    for name, scores in (("scores", whole), ("scores.prefix", whole), ("scores.oracle", seen)):
+        content = {"tasks": names, "metrics": dict.fromkeys(names, "accuracy"), "scores": scores}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    matrices = score_matrices(tmp_path, benchmark, MODES)
+    found = row_metrics(tmp_path, matrices, 2, MODES)
+    assert [found[name] for name in ("transfer", "average", "last")] == [22.5, 49.0, 181 / 3]
+    assert {name: value for name, value in found.items() if "_on/" in name} == {
+        "transfer_on/mood": 10.0,
+        "transfer_on/form": 35.0,
+        "average_on/topic": 50.0,
+        "average_on/mood": 47.0,
+        "average_on/form": 50.0,
+    }
+    assert (found["recall_prefix/transfer"], found["recall_prefix/average"]) == (22.5, 49.0)
+    assert "recall_oracle_told_the_task/last" not in found
+    del matrices[MODES[0]].rows[2]
+    assert not [n for n in row_metrics(tmp_path, matrices, 1, MODES[:1]) if n.startswith("trans")]
+
+
+def test_the_last_lines_have_the_blocks_of_each_recall(tmp_path):
+    whole = {(0, 0): [100.0], (0, 1): [0.0], (1, 0): [100.0], (1, 1): [100.0]}
+    for mark in ("", ".prefix"):
+        make_run(tmp_path, whole, tasks=TASKS, recall="all,prefix", mark=mark)
+    asked = EvalConfig(recall="all,prefix")
+    record = RecordConfig(tracking="none")
+    config = RunConfig(method=config_of(), eval=asked, record=record)
+    lines = [line.split() for line in summary(tmp_path, tmp_path / "x", config).split("\n")]
+    assert "AP BWT forgetting Transfer Average Last".split() in lines
+    assert "recall prefix 100.00 0.00 0.00 0.00 75.00 100.00".split() in lines
+
+
 def test_scoring_modes_of_a_run_that_an_older_version_began():
     path = Path("run.yaml")
     assert saved_scoring_modes({}, path) == (ScoringMode("generate", "all"),)

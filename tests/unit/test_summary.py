@@ -53,6 +53,35 @@ def test_many_tasks_are_a_screen_and_not_a_matrix(tmp_path):
     assert lines[44].startswith("AP 99.81   BWT -0.19")
 
 
+def test_a_whole_matrix_has_three_blocks_of_columns(tmp_path):
+    scores = [[60.0, 10.0, 30.0], [50.0, 70.0, 40.0], [40.0, 61.0, 80.0]]
+    tasks = ["topic", "mood", "language"]
+    content = {"tasks": tasks, "metrics": dict.fromkeys(tasks, "m"), "scores": scores}
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    lines = summary(tmp_path, tmp_path / "report.html", SILENT).split("\n")
+    assert lines[2:11] == [
+        "after      topic    mood  language",
+        "topic      60.00   10.00     30.00",
+        "mood       50.00   70.00     40.00",
+        "language   40.00   61.00     80.00",
+        "",
+        "           topic    mood  language    mean",
+        "Transfer           10.00     35.00   22.50",
+        "Average    50.00   47.00     50.00   49.00",
+        "Last       40.00   61.00     80.00   60.33",
+    ]
+    assert lines[12].startswith("AP 60.33   BWT ") and "Transfer" not in lines[12]
+
+
+def test_many_tasks_have_the_means_of_the_blocks(tmp_path):
+    names = [f"task{i:03d}" for i in range(30)]
+    scores = [[100.0 if i <= t else 50.0 for i in range(30)] for t in range(30)]
+    content = {"tasks": names, "metrics": dict.fromkeys(names, "m"), "scores": scores}
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    said = summary(tmp_path, tmp_path / "report.html", SILENT)
+    assert "Transfer 50.00   Average 75.83   Last 100.00" in said
+
+
 @pytest.mark.parametrize(
     ("uri", "line"),
     [

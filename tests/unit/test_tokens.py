@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -177,7 +178,10 @@ def test_steps_of_earlier_tasks_are_counted_once():
             return 1
 
     config = RunConfig(method=config_of(), train=TrainConfig(batch_size=10))
-    data = TaskData(make_context(config=config, method=Method(), engine=None, base=None))
+    benchmark = SimpleNamespace(tasks=[SimpleNamespace(steps=None)] * 5)
+    data = TaskData(
+        make_context(config=config, benchmark=benchmark, method=Method(), engine=None, base=None)
+    )
     for _ in range(3):  # at each log line
         assert [data.first_step(i) for i in range(5)] == [0, 10, 30, 60, 100]
     assert counted == [0, 1, 2, 3]
