@@ -49,7 +49,8 @@ class ModelConfig:
     """The frozen base model."""
 
     model: str = EMBEDDED
-    """Folder or Hugging Face id of a causal language model or a T5; `demo` is the built-in one."""
+    """Folder or Hugging Face id of a causal language model, a T5, or a CLIP for pictures; `demo` is
+    the built-in one."""
 
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Type of parameters and compute: fp32, bf16, or auto (bf16 on an accelerator, else fp32)."""

@@ -135,7 +135,7 @@ FLAGS = [
     ({"method": "gain_lora"}, "--method gain_lora reads prompts as texts, and --model {clip}"),
     ({"model": "demo"}, "--benchmark images is of pictures, and --model demo reads texts"),
     ({"shots": 0}, "--shots must be > 0, got 0"),
-    ({"splits": "{birds: {train: test}}"}, "images: splits are for benchmarks of text"),
+    ({"splits": "{birds: {train: test}}"}, "images: splits of task birds: the only other split"),
 ]
 
 

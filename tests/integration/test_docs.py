@@ -34,6 +34,7 @@ from tests.helpers.documents import ROOT, Command, blocks, commands, pages
 
 WALK = bool(os.environ.get("WALK"))
 MODEL = "../shared/models/t0-llama-5m"
+CLIP = "../shared/models/clip-tiny"
 SHORT = (
     "--limit_train 8 --limit_eval 2 --epochs 1 --max_prompt_tokens 64 --max_answer_tokens 4 "
     "--batch_size 8"
@@ -44,6 +45,9 @@ TIMEOUT_S = 570
 CHANGED = (  # what is looked for, what stands there in the walk, why
     (r"\b(?:PATH_OR_HF_ID|ID)\b", MODEL, "a base of 5 M parameters, as none of 7 B is at hand"),
     (r"\bBASE\b", repr(MODEL), "as above, in Python"),
+    (r"openai/clip-vit-base-patch16", CLIP, "the small CLIP here"),
+    (r"--data_dir my_pictures", "--data_dir ../shared/data/vision", "the pictures here"),
+    (r"^(moram train.*--benchmark images)", r"\1 --order gtsrb,mnist --epochs 1", "two of seven"),
     (r"(--benchmark (trace|superni)\b.*--data_dir) DIR", r"\1 ../shared/data/\2", "the data here"),
     (r"(--benchmark standard_cl.*--data_dir) DIR", r"\1 ../shared/data/long_sequence", "as above"),
     (r"(--recipe.*trace.*--data_dir) DIR", rf"\1 ../shared/data/trace --model {MODEL}", "as above"),
@@ -73,6 +77,8 @@ NOT_RUN = (  # what is looked for, why
     (r"^python tools/compare_demo.py", "24 whole runs, a quarter of an hour on quiet cores"),
     (r"kill_test.py --runs 40 --seed 0", "of the log, which says what was run then"),
     (r"^python tools/bench_(?:labels|placement).py", "minutes that need a quiet machine"),
+    (r"--recipe \S*clip|audit --benchmark xtail", "its data sets are not here"),
+    (r"use_safetensors=False", "needs the hub, and reads a pickle"),
     (r"^mlflow server$", "named in passing; mlflow ui is run"),
 )
 
