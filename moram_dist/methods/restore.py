@@ -17,6 +17,7 @@ from moram_dist.adapters.inject import put
 from moram_dist.adapters.prompts import forget
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.config import EvalConfig, MethodConfig
+from moram_dist.families import family_of_model
 from moram_dist.methods.by_prompt import ByPrompt
 from moram_dist.methods.method import METHODS
 from moram_dist.models.identity import is_base, origin
@@ -60,10 +61,10 @@ def load_memory(
         unknown: who answers a prompt that resembles no task's: ``all`` tasks, or only the ``base``.
 
     Raises:
-        InputError: there is no memory, no statistics of prompts for ``recall="prefix"``, or fewer
-            tasks than ``upto``; a file is missing or changed; the model already has a memory or an
-            adapter, is not the base, or has no layers of the memory's names and sizes. The model is
-            then unchanged.
+        InputError: there is no memory, no statistics of prompts for ``recall="prefix"`` or a model
+            that reads pictures, or fewer tasks than ``upto``; a file is missing or changed; the
+            model already has a memory or an adapter, is not the base, or has no layers of the
+            memory's names and sizes. The model is then unchanged.
     """
     folder = Path(path)
     files = MemoryFiles(folder / "memory" if (folder / "memory").is_dir() else folder)
@@ -82,6 +83,11 @@ def load_memory(
     recall = recall or kind.recall or EvalConfig.recall
     recogniser = recogniser or kind.recogniser or EvalConfig.recogniser
     by_prompt = _recogniser(files, manifest, count, recall, recogniser, unknown)
+    if by_prompt is not None and family_of_model(model).reads_pictures:
+        raise InputError(
+            f"recall='prefix': a pass of {type(model).__name__} has pictures and texts, which one "
+            "task cannot answer together; use recall='all', or answered_by for a known task"
+        )
     _check_plain(model)
     linears = _linears(model, manifest, files.path)
     if not any_base:

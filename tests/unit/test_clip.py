@@ -20,6 +20,7 @@ from moram_dist.families.targets import choose_targets
 from moram_dist.losses import text_to_image
 from moram_dist.methods import METHODS
 from moram_dist.methods.restore import load_memory
+from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark, Decoding
 from moram_dist.train.forward import Forward
 from tests.helpers.configs import config_of
@@ -269,5 +270,7 @@ def test_a_whole_run(tmp_path):
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             answers = family_of_model(model).generate(model, reader(), task.test, task, Decoding())
             assert [line["prediction"] for line in lines] == answers
+    with pytest.raises(InputError, match="recall='prefix': a pass of CLIPModel has pictures and"):
+        load_memory(tiny_clip(), folder, recall="prefix", any_base=True)
     main = [json.loads(line) for line in path.with_name("on_001_others.jsonl").open()]
     assert {line["recognised"] for line in main} == {"others"}
