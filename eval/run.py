@@ -126,7 +126,9 @@ def _audited(args: argparse.Namespace) -> tuple[Audited, str]:
     tokenizer = load_tokenizer(model)
     family = family_of(check(model))
     benchmark = read(source)
-    if any(task.pictures for task in benchmark.tasks):
+    if any(task.pictures is not None for task in benchmark.tasks):
+        if not all(isinstance(task.pictures, Path) for task in benchmark.tasks):
+            raise InputError(f"--benchmark {args.benchmark}: has no files of pictures to audit")
         if args.model is not None and not family.reads_pictures:
             raise InputError(f"--model {model.model}: reads no pictures; leave --model out")
         whole = read(dataclasses.replace(source, every_picture=True))

@@ -44,7 +44,7 @@ def look_at_pictures(benchmark: Benchmark, say: Callable[[str], None]) -> Looked
     folders: dict[Path, PictureFolder] = {}
     places: dict[tuple[Path, str], PictureFolder] = {}
     for task in benchmark.tasks:
-        assert task.pictures is not None  # eval.run chooses this audit for pictures
+        assert isinstance(task.pictures, Path)  # eval.run chooses this audit for files
         folder = folders.setdefault(task.pictures, PictureFolder(task.pictures))
         for example in (*task.train, *task.test):
             places[task.pictures, example.prompt] = folder

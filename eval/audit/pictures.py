@@ -9,6 +9,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from eval.audit.classes import check_counts, check_names, counts, own_labels
@@ -93,7 +94,7 @@ def _examples(task: Task, split: str) -> Sequence[Example]:
 
 
 def _seen(task: Task, example: Example, looked: Looked) -> LookedAt:
-    assert task.pictures is not None
+    assert isinstance(task.pictures, Path)
     return looked[task.pictures, example.prompt]
 
 

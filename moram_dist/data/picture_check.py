@@ -38,7 +38,7 @@ def check_pictures(benchmark: Benchmark, *, trained: bool, say: Callable[[str], 
     """Look at pictures as the module says.
 
     Args:
-        benchmark: tasks without pictures are passed over.
+        benchmark: tasks whose prompts are no files of pictures are passed over.
         trained: whether the run reads training pictures.
         say: prints progress every few seconds.
 
@@ -48,7 +48,7 @@ def check_pictures(benchmark: Benchmark, *, trained: bool, say: Callable[[str], 
     folders: dict[Path, PictureFolder] = {}
     of_split: dict[str, list[Named]] = {"train": [], "test": []}
     for task in benchmark.tasks:
-        if task.pictures is None:
+        if not isinstance(task.pictures, Path):
             continue
         folder = folders.setdefault(task.pictures, PictureFolder(task.pictures))
         for split, found in of_split.items():

@@ -80,6 +80,6 @@ def test_a_picture_drawn_twice_is_read_once(benchmark, monkeypatch):
     assert sorted(opened) == sorted(example.prompt for example in task.train)
 
 
-def test_tasks_of_texts_are_passed_over(benchmark):
+def test_tasks_without_files_of_pictures_are_passed_over(benchmark):
     texts = replace(benchmark.tasks[0], pictures=None)
     check(replace(benchmark, tasks=(texts,)))
