@@ -19,7 +19,10 @@ from moram_dist.registry import InputError, one_of
 from moram_dist.section import Count, section
 
 EMBEDDED = "demo"
-"""Name of the base model and of the benchmark that ship with the package."""
+"""Name of a benchmark that ships with the package, and of the base model for it."""
+
+EMBEDDED_IMAGES = "demo_images"
+"""The same for pictures."""
 
 DEFAULT_METHOD = "moram"
 """The method of a run that names none."""
