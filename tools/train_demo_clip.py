@@ -1,6 +1,6 @@
 """Train the CLIP of the demo of pictures and its tokenizer from scratch, on drawn pictures.
 
-    python tools/train_demo_clip.py [--out moram_dist/models/demo_clip] [--steps 1500]
+    python tools/train_demo_clip.py [--out moram_dist/models/demo_clip] [--steps 1200]
 
 One seeded run on one CPU core takes about five minutes.
 
@@ -176,7 +176,7 @@ def main() -> None:
     """Train both and write the model folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("moram_dist/models/demo_clip"))
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     arguments = parser.parse_args()
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -69,9 +69,9 @@ def shape(label: str, rng: Random, colour: str | None = None) -> Image.Image:
     """A shape of some colour, size and tilt, on grey paper."""
     paper = Paper.of(rng)
     fill = _shade(colour or rng.choice(list(COLOURS)), rng)
-    radius = rng.uniform(0.2, 0.4) * SIZE
+    radius = rng.uniform(0.3, 0.42) * SIZE
     middle = tuple(SIZE / 2 + rng.uniform(-1, 1) * (SIZE / 2 - radius) for _ in "xy")
-    tilt = rng.uniform(-0.35, 0.35)
+    tilt = rng.uniform(-0.25, 0.25)
 
     def at(points: list[Point]) -> list[Point]:
         """Points of the unit circle, tilted and put into place."""
@@ -121,11 +121,11 @@ def digit(label: str, rng: Random) -> Image.Image:
     """A digit of straight strokes, each of whose corners is moved a little."""
     paper = Paper.of(rng)
     ink = _ink(rng, paper)
-    w, h = rng.uniform(18, 30), rng.uniform(32, 46)
+    w, h = rng.uniform(26, 34), rng.uniform(42, 52)
     left, top = rng.uniform(4, SIZE - w - 4), rng.uniform(4, SIZE - h - 4)
-    slant, width = rng.uniform(-6, 6), rng.randint(4, 7)
+    slant, width = rng.uniform(-6, 6), rng.randint(5, 8)
     corners = [
-        (left + w * x + slant * (0.5 - y) + rng.gauss(0, 1.2), top + h * y + rng.gauss(0, 1.2))
+        (left + w * x + slant * (0.5 - y) + rng.gauss(0, 1), top + h * y + rng.gauss(0, 1))
         for x, y in _STROKES[label]
     ]
     paper.pen.line(corners, fill=ink, width=width, joint="curve")
@@ -217,4 +217,4 @@ def _aged(picture: Image.Image, rng: Random) -> Image.Image:
     """Softened, and with a little grain."""
     soft = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2)))
     grain = Image.frombytes("RGB", (SIZE // 2, SIZE // 2), rng.randbytes(3 * SIZE * SIZE // 4))
-    return Image.blend(soft, grain.resize((SIZE, SIZE)), rng.uniform(0, 0.25))
+    return Image.blend(soft, grain.resize((SIZE, SIZE)), rng.uniform(0, 0.2))

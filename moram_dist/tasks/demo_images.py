@@ -21,7 +21,7 @@ from moram_dist.tasks.picture_tasks import RULES, Part, picture_tasks
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Drawn, Source
 
 PROTOCOLS = ("default", "all")
-SHOTS = 16
+SHOTS = 32
 TEST_PICTURES = 20
 """Of each class."""
 
