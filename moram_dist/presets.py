@@ -35,7 +35,7 @@ PICTURES = {"schedule": "cosine", "beta2": 0.9999, "clip": 0.0, "eval_rows": "al
 
 OF_BENCHMARK: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("xtail", "mtil", "images"), PICTURES),
-    EMBEDDED_IMAGES: {**PICTURES, "model": EMBEDDED_IMAGES},
+    EMBEDDED_IMAGES: {**PICTURES, "dropout": 0.0, "model": EMBEDDED_IMAGES},
 }
 """Settings that replace the configuration's defaults, whatever the preset."""
 

@@ -1,4 +1,4 @@
-"""Short runs of the demo of pictures: killed and resumed, on other numbers of ranks, and as typed."""
+"""Short runs of the demo of pictures: killed and resumed, on one rank, and as typed."""
 
 from __future__ import annotations
 
