@@ -35,6 +35,7 @@ BATCH = 128
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = 100
 VOCABULARY = 512
+"""Most tokens; by then each word of the texts is one."""
 POSITIONS = 16
 PIXELS = Pixels(size=32, edge=32)
 START, END = "<|startoftext|>", "<|endoftext|>"
