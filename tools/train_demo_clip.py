@@ -8,6 +8,10 @@ The pictures are drawn as the demo's, from other seeds, and the base sees only s
 eight shapes, five of eight colours, three of six kinds of stripes and three of eight digits. Of
 dots it learns few and many, not their number. So before training it knows some tasks in part and
 others hardly, and nothing of a class that it has not seen.
+
+Weights are a function of the seed and the tokenizer. The library that trains tokenizers numbers
+tokens in an order of chance, so the tokenizer that ships is kept; one is trained only where the
+folder of ``--tokenizer`` has none.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from moram_dist.data import drawing
 from moram_dist.data.pictures import Pixels
 from moram_dist.tasks.demo_pictures import SUBJECTS
 
+SHIPPED = Path("moram_dist/models/demo_clip")
 SEED = 0
 BATCH = 128
 LEARNING_RATE = 1e-3
@@ -176,13 +181,17 @@ def train_model(steps: int, tokenizer: CLIPTokenizer) -> CLIPModel:
 def main() -> None:
     """Train both and write the model folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("moram_dist/models/demo_clip"))
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    parser.add_argument("--tokenizer", type=Path, default=SHIPPED)
     parser.add_argument("--steps", type=int, default=1200)
     arguments = parser.parse_args()
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)  # so that sums, and therefore weights, do not depend on cores
-    tokenizer = train_tokenizer(Random(f"tokenizer/{SEED}"))
+    if (arguments.tokenizer / "tokenizer.json").exists():
+        tokenizer = CLIPTokenizer.from_pretrained(arguments.tokenizer)
+    else:
+        tokenizer = train_tokenizer(Random(f"tokenizer/{SEED}"))
     model = train_model(arguments.steps, tokenizer)
     model.bfloat16().save_pretrained(arguments.out)
     tokenizer.model_max_length = POSITIONS
