@@ -22,7 +22,7 @@ OWN = {
     "ds_config": "DeepSpeed JSON file, or the name of one of ds_configs; default zero3.json.",
     "recipe": "YAML file of flags, or the name of one of launch/recipes; flags given here win.",
     "preset": "published or recommended settings, under recipe and flags; default: published, and "
-    "recommended for the demo.",
+    "recommended for the demos.",
 }
 LAUNCHERS = ("local_rank",)
 """Flags that a launcher adds; the environment holds the same values."""

@@ -19,7 +19,10 @@ from moram_dist.registry import InputError, one_of
 from moram_dist.section import Count, section
 
 EMBEDDED = "demo"
-"""Name of the base model and of the benchmark that ship with the package."""
+"""Name of a benchmark that ships with the package, and of the base model for it."""
+
+EMBEDDED_IMAGES = "demo_images"
+"""The same for pictures."""
 
 DEFAULT_METHOD = "moram"
 """The method of a run that names none."""
@@ -49,8 +52,8 @@ class ModelConfig:
     """The frozen base model."""
 
     model: str = EMBEDDED
-    """Folder or Hugging Face id of a causal language model, a T5, or a CLIP for pictures; `demo` is
-    the built-in one."""
+    """Folder or Hugging Face id of a causal language model, a T5 or a CLIP; `demo` and, for
+    pictures, `demo_images` are built in, and the default for the benchmarks of these names."""
 
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Type of parameters and compute: fp32, bf16, or auto (bf16 on an accelerator, else fp32)."""
@@ -71,7 +74,7 @@ class DataConfig:
 
     benchmark: str = EMBEDDED
     """demo (generated), trace, superni, long_sequence, standard_cl, or jsonl (your own files); of
-    pictures, for CLIP: xtail, mtil, or images (your own)."""
+    pictures, for CLIP: demo_images (drawn), xtail, mtil, or images (your own)."""
 
     data_dir: Path | None = None
     """Folder with the tasks' files or, for pictures, with a folder of each data set; for jsonl and

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moram_dist.config import EMBEDDED
+from moram_dist.config import EMBEDDED, EMBEDDED_IMAGES
 from moram_dist.registry import InputError, one_of
 
 PRESETS = ("published", "recommended")
@@ -33,7 +33,10 @@ configuration and of each benchmark's protocol."""
 PICTURES = {"schedule": "cosine", "beta2": 0.9999, "clip": 0.0, "eval_rows": "all"}
 """As in the published MoRAM code for X-TAIL; its runs start without warm-up."""
 
-OF_BENCHMARK: Mapping[str, Mapping[str, Any]] = dict.fromkeys(("xtail", "mtil", "images"), PICTURES)
+OF_BENCHMARK: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(("xtail", "mtil", "images"), PICTURES),
+    EMBEDDED_IMAGES: {**PICTURES, "dropout": 0.0, "model": EMBEDDED_IMAGES},
+}
 """Settings that replace the configuration's defaults, whatever the preset."""
 
 
@@ -41,8 +44,8 @@ def preset_settings(preset: str | None, *, method: str, benchmark: str) -> Mappi
     """Settings of a preset by bare name.
 
     Args:
-        preset: None means recommended (if the method has it) on the demo, and published on all
-            other benchmarks.
+        preset: None means recommended (if the method has it) on the two demos, and published on
+            all other benchmarks.
         method: the run's.
         benchmark: the run's.
 
@@ -51,7 +54,8 @@ def preset_settings(preset: str | None, *, method: str, benchmark: str) -> Mappi
     """
     own = {**OF_BENCHMARK.get(benchmark, {})}
     if preset is None:
-        return {**own, **(RECOMMENDED.get(method, {}) if benchmark == EMBEDDED else {})}
+        demo = benchmark in (EMBEDDED, EMBEDDED_IMAGES)
+        return {**own, **(RECOMMENDED.get(method, {}) if demo else {})}
     one_of("preset", preset, PRESETS)
     if preset == "published":
         return own

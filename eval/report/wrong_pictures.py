@@ -1,6 +1,6 @@
 """Some wrong answers of a run on pictures, each with its picture as a small image inside the page.
 
-Predictions name pictures but not their folder. It is found by reading the benchmark again as
+Predictions name pictures but not where they are. It is found by reading the benchmark again as
 run.yaml describes it, from a relative ``data_dir`` only in the folder where the run was started.
 """
 
@@ -19,11 +19,12 @@ from eval.continual import Scores
 from eval.predictions import predictions_path
 from eval.report.contents import WrongAnswer, WrongAnswers
 from eval.run_files import part, scored_example
-from moram_dist.data.picture_files import PictureFolder
+from moram_dist.data.picture_source import Pictures, pictures_of
 from moram_dist.reading import read_object
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.readers import read_records
+from moram_dist.tasks.task import Drawn
 
 EDGE = 64
 """Pixels of a picture's longer edge in the page."""
@@ -55,7 +56,7 @@ def read_wrong_answers(
     if not matrix.scores or not _is_of_pictures(run_dir):
         return None
     try:
-        folders = _picture_folders(config, run_dir / "run.yaml")
+        places = _picture_places(config, run_dir / "run.yaml")
     except (InputError, OSError) as error:
         return WrongAnswers(missing=str(error))
     tasks = list(enumerate(matrix.tasks))
@@ -63,18 +64,18 @@ def read_wrong_answers(
     shown, counts = {}, {}
     for column, task in tasks[:: 1 + (len(tasks) - 1) // IN_ALL]:
         path = predictions_path(run_dir, len(matrix.scores) - 1, column, task)
-        if task not in folders or not os.path.exists(path):
+        if task not in places or not os.path.exists(path):
             continue
         examples = (scored_example(line, where) for where, line in read_records(path))
         wrong = [one for one in examples if one.score is not None and one.score < 100]
         if wrong:
-            folder = PictureFolder(folders[task])
+            pictures = pictures_of(places[task])
             stride = max(1, len(wrong) // each)
             counts[task] = len(wrong)
             shown[task] = tuple(
                 WrongAnswer(
                     name=one.prompt,
-                    thumbnail=thumbnail(folder, one.prompt),
+                    thumbnail=thumbnail(pictures, one.prompt),
                     right=" | ".join(one.references),
                     answer=one.prediction,
                 )
@@ -83,10 +84,10 @@ def read_wrong_answers(
     return WrongAnswers(shown=shown, counts=counts)
 
 
-def thumbnail(folder: PictureFolder, name: str) -> str:
+def thumbnail(pictures: Pictures, name: str) -> str:
     """A picture as a data URI, its longer edge of ``EDGE`` pixels; empty if it cannot be opened."""
     try:
-        picture = folder.open(name)
+        picture = pictures.open(name)
     except (InputError, OSError):
         return ""
     small = ImageOps.contain(picture, (EDGE, EDGE), Image.Resampling.BICUBIC)
@@ -103,8 +104,8 @@ def _is_of_pictures(run_dir: Path) -> bool:
     return any(isinstance(one, dict) and one.get("texts") for one in rules)
 
 
-def _picture_folders(config: Mapping[str, Any], where: Path) -> dict[str, Path]:
-    """Task -> the folder of its pictures. Raises InputError if the data cannot be read any more."""
+def _picture_places(config: Mapping[str, Any], where: Path) -> dict[str, Path | Drawn]:
+    """Task -> where its pictures are. Raises InputError if the data cannot be read any more."""
     asked = {
         name.removeprefix("data."): value
         for name, value in config.items()

@@ -151,7 +151,7 @@ class Clip(Family):
         return EncodedPicture(
             id=example.id,
             name=example.prompt,
-            folder=tokenizer.folder(task),
+            pictures=tokenizer.pictures(task),
             pixels=tokenizer.pixels,
             label=classes.labels.index(example.references[0]),
             classes=classes,

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from moram_dist.data.stream import MicroBatch
 from moram_dist.registry import InputError
-from moram_dist.tasks.task import Task
+from moram_dist.tasks.task import Drawn, Task
 
 if TYPE_CHECKING:
-    from moram_dist.data.picture_files import PictureFolder
+    from moram_dist.data.picture_source import Pictures
     from moram_dist.data.pictures import Pixels
 
 
@@ -29,7 +29,7 @@ class PictureReader:
         self.tokenizer = tokenizer
         self.pixels = pixels
         self.most = most
-        self._folders: dict[Path, PictureFolder] = {}
+        self._opened: dict[Path | Drawn, Pictures] = {}
         self._classes: dict[int, tuple[Task, ClassTexts]] = {}
         """By the task's ``id``, which no other object has as long as the task is kept."""
 
@@ -41,16 +41,16 @@ class PictureReader:
         found = self.tokenizer(text, truncation=True, max_length=self.most)["input_ids"]
         return tuple(found)
 
-    def folder(self, task: Task) -> PictureFolder:
-        """The folder of a task's pictures."""
+    def pictures(self, task: Task) -> Pictures:
+        """What opens a task's pictures."""
         if task.pictures is None:
             raise InputError(
                 f"task {task.name} has texts as prompts, and this base reads pictures: choose a "
                 "benchmark of pictures, such as images"
             )
-        from moram_dist.data.picture_files import PictureFolder
+        from moram_dist.data.picture_source import pictures_of
 
-        return self._folders.setdefault(task.pictures, PictureFolder(task.pictures))
+        return self._opened.setdefault(task.pictures, pictures_of(task.pictures))
 
     def classes(self, task: Task) -> ClassTexts:
         """The classes that training on a task distinguishes."""
@@ -60,7 +60,7 @@ class PictureReader:
 
     def read(self, task: Task, name: str) -> np.ndarray:
         """A picture as evaluation sees it, (3, H, W)."""
-        return self.pixels.for_test(self.folder(task).open(name))
+        return self.pixels.for_test(self.pictures(task).open(name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class EncodedPicture:
 
     id: str
     name: str
-    folder: PictureFolder
+    pictures: Pictures
     pixels: Pixels
     label: int
     """Index in ``classes``."""
@@ -107,7 +107,7 @@ class EncodedPicture:
         """Its pixels, (3, H, W)."""
         from moram_dist.data.pictures import at
 
-        image = self.folder.open(self.name)
+        image = self.pictures.open(self.name)
         if not self.place:
             return self.pixels.for_test(image)
         return self.pixels.for_training(image, at(*self.place))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moram_dist.config import EMBEDDED, ModelConfig
+from moram_dist.config import EMBEDDED, EMBEDDED_IMAGES, ModelConfig
 from moram_dist.families import Family, family_of
 from moram_dist.models import attention, load_report
 from moram_dist.models.folder import BaseError, because, check_folder, check_name, fetch, local
@@ -22,6 +22,9 @@ from moram_dist.models.tokenizer import read_tokenizer
 from moram_dist.registry import InputError
 
 DEMO_BASE = Path(__file__).parent / "demo_base"
+DEMO_CLIP = Path(__file__).parent / "demo_clip"
+SHIPPED = {EMBEDDED: DEMO_BASE, EMBEDDED_IMAGES: DEMO_CLIP}
+"""Name of a base that ships with the package -> its folder."""
 
 SIZES = re.compile(r"must match the|cannot be multiplied|is invalid for input of size")
 """Matches torch's messages for tensors whose shapes do not fit."""
@@ -66,7 +69,7 @@ def resolve_attention(config: ModelConfig, architecture: Any) -> str:
 
 def source(config: ModelConfig) -> str:
     """The folder or hub id that transformers loads."""
-    return str(DEMO_BASE) if config.model == EMBEDDED else config.model
+    return str(SHIPPED.get(config.model, config.model))
 
 
 def check(config: ModelConfig) -> Any:
@@ -79,7 +82,7 @@ def check(config: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     name = config.model
-    folder = DEMO_BASE if name == EMBEDDED else check_name(name)
+    folder = SHIPPED.get(name) or check_name(name)
     if folder is not None:
         check_folder(folder, name)
     try:

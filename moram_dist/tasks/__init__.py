@@ -2,6 +2,7 @@
 
 from moram_dist.tasks import (
     demo,
+    demo_images,
     images,
     jsonl,
     long_sequence,
@@ -21,6 +22,7 @@ __all__ = [
     "Source",
     "Task",
     "demo",
+    "demo_images",
     "digest",
     "images",
     "jsonl",

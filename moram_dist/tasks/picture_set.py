@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from moram_dist.registry import InputError
 from moram_dist.tasks.names import class_name
+from moram_dist.tasks.task import Drawn
 from moram_dist.terminal import quoted
 
 _ROW = re.compile(r"#[0-9]+$")
@@ -34,9 +35,9 @@ class PictureSet:
     where: Path
     """The list or folder that was read, for messages."""
 
-    folder: Path
+    folder: Path | Drawn
     """A picture's name is its path relative to this folder, or ``<file>#<row>`` inside a file that
-    holds many. Rows count from 0."""
+    holds many. Rows count from 0. A drawn picture's name says what is drawn."""
 
     names: tuple[str, ...] = ()
     """Class names in label order; empty if the files hold none."""

@@ -97,6 +97,11 @@ class TaskRules:
     together, stripped; empty if truncation removed it. Default: all generated text."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Says that pictures are no files, but drawn from their names: those of ``demo_images``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(TaskRules):
     """One task of a sequence."""
@@ -106,8 +111,9 @@ class Task(TaskRules):
     test: tuple[Example, ...]
     """The examples that are scored."""
 
-    pictures: Path | None = None
-    """The folder of the pictures that prompts name; None if prompts are texts."""
+    pictures: Path | Drawn | None = None
+    """The folder of the pictures that prompts name, if they are files; None if prompts are
+    texts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,6 +76,7 @@ NOT_RUN = (  # what is looked for, why
     (r"^pytest tests/gpu", "needs a GPU"),
     (r"^python tools/compare_demo.py", "24 whole runs, a quarter of an hour on quiet cores"),
     (r"kill_test.py --runs 40 --seed 0", "of the log, which says what was run then"),
+    (r"^python tools/train_demo_clip.py", "five minutes of training"),
     (r"^python tools/bench_(?:labels|placement).py", "minutes that need a quiet machine"),
     (r"--recipe \S*clip|audit --benchmark xtail", "its data sets are not here"),
     (r"use_safetensors=False", "needs the hub, and reads a pickle"),

@@ -83,11 +83,15 @@ def test_there_are_recipes():
     assert RECIPES
 
 
-def test_the_demo_has_its_base_and_the_package_ships_it():
-    base = ROOT / "moram_dist" / "models" / "demo_base"
-    for name in ("config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"):
-        assert (base / name).is_file(), name
-    assert '"moram_dist.models" = ["demo_base/*"]' in (ROOT / "pyproject.toml").read_text()
+def test_the_demos_have_their_bases_and_the_package_ships_them():
+    for base, others in (
+        ("demo_base", ("tokenizer.model",)),
+        ("demo_clip", ("tokenizer.json", "preprocessor_config.json")),
+    ):
+        for name in ("config.json", "model.safetensors", "tokenizer_config.json", *others):
+            assert (ROOT / "moram_dist" / "models" / base / name).is_file(), name
+    shipped = '"moram_dist.models" = ["demo_base/*", "demo_clip/*"]'
+    assert shipped in (ROOT / "pyproject.toml").read_text()
 
 
 def own_flags() -> set[str]:

@@ -131,7 +131,8 @@ def test_it_holds_no_secrets_and_no_more_than_it_needs(built):
         assert not path.name.startswith(".") and path.suffix != ".pyc", path
     for name in (".git", ".env", ".venv/bin/python", "moram_dist/__pycache__/x.pyc", "runs/a"):
         assert ignored(name), name
-    assert not ignored("moram_dist/models/demo_base/model.safetensors")
+    for base in ("demo_base", "demo_clip"):
+        assert not ignored(f"moram_dist/models/{base}/model.safetensors")
 
 
 def test_what_is_installed_is_pinned(built):
