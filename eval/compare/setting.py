@@ -6,8 +6,8 @@ from eval.compare.comparison import Comparison
 from eval.compare.references import Setting
 from eval.compare.runs import Run
 from moram_dist.tasks import mtil, xtail
-from moram_dist.tasks.image_sets import IMAGE_SETS
-from moram_dist.tasks.mtil_splits import FULL_SETS
+from moram_dist.tasks.pictures.mtil_splits import FULL_SETS
+from moram_dist.tasks.pictures.published_sets import IMAGE_SETS
 
 PUBLISHED = ("xtail", "mtil")
 """Benchmarks of pictures that have published numbers."""

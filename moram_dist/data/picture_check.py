@@ -19,7 +19,7 @@ from pathlib import Path
 from moram_dist.data.ahead import read_all
 from moram_dist.data.picture_files import PictureFolder
 from moram_dist.data.tokens import WorkProgress
-from moram_dist.tasks.shots import spread
+from moram_dist.tasks.pictures.shots import spread
 from moram_dist.tasks.task import Benchmark
 
 DECODED = 20_000

@@ -16,8 +16,8 @@ from pathlib import Path
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks.demo_pictures import SUBJECTS, picture_name
 from moram_dist.tasks.orders import choose_order
-from moram_dist.tasks.picture_set import Picture, PictureSet
-from moram_dist.tasks.picture_tasks import RULES, Part, picture_tasks
+from moram_dist.tasks.pictures.make_tasks import RULES, Part, picture_tasks
+from moram_dist.tasks.pictures.picture_set import Picture, PictureSet
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Drawn, Source
 
 PROTOCOLS = ("default", "all")

@@ -1,8 +1,8 @@
 """The user's own tasks of pictures, from a folder or a YAML list.
 
-A folder holds one subfolder per task, in any form of ``picture_shapes``; the simplest is
+A folder holds one subfolder per task, in any form of ``pictures.shapes``; the simplest is
 ``<task>/train/<class>/*.jpg`` and ``<task>/test/<class>/*.jpg``. A YAML list says more about each
-task; see ``images_listing``. A task with the name of a published data set has that one's text.
+task; see ``pictures.listing``. A task with the name of a published data set has that one's text.
 
 Protocol ``default`` compares a picture with its own task's classes, ``all`` with those of all
 tasks.
@@ -16,14 +16,11 @@ from functools import partial
 from pathlib import Path
 
 from moram_dist.registry import InputError
-from moram_dist.tasks.folders import entries
-from moram_dist.tasks.image_sets import known_set
-from moram_dist.tasks.images_listing import Entry, read_listing
 from moram_dist.tasks.names import task_name
 from moram_dist.tasks.orders import choose_order
-from moram_dist.tasks.picture_set import PictureSet, complete
-from moram_dist.tasks.picture_shapes import holds_no_data, read_shape
-from moram_dist.tasks.picture_tasks import (
+from moram_dist.tasks.pictures.folders import entries
+from moram_dist.tasks.pictures.listing import Entry, read_listing
+from moram_dist.tasks.pictures.make_tasks import (
     BATCH_SIZE,
     LEARNING_RATE,
     STEPS,
@@ -31,6 +28,9 @@ from moram_dist.tasks.picture_tasks import (
     check_source,
     picture_tasks,
 )
+from moram_dist.tasks.pictures.picture_set import PictureSet, complete
+from moram_dist.tasks.pictures.published_sets import known_set
+from moram_dist.tasks.pictures.shapes import holds_no_data, read_shape
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Source, Task
 
 PROTOCOLS = ("default", "all")

@@ -15,17 +15,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from moram_dist.tasks.image_sets import (
-    IMAGE_SETS,
-    PROMPTS,
-    differences,
-    find_folder,
-    read_image_set,
-)
-from moram_dist.tasks.image_templates import ENSEMBLES
-from moram_dist.tasks.mtil_splits import FULL_SETS, read_full_set
 from moram_dist.tasks.orders import choose_order
-from moram_dist.tasks.picture_tasks import (
+from moram_dist.tasks.pictures.make_tasks import (
     BATCH_SIZE,
     LEARNING_RATE,
     RULES,
@@ -34,6 +25,15 @@ from moram_dist.tasks.picture_tasks import (
     check_source,
     picture_tasks,
 )
+from moram_dist.tasks.pictures.mtil_splits import FULL_SETS, read_full_set
+from moram_dist.tasks.pictures.published_sets import (
+    IMAGE_SETS,
+    PROMPTS,
+    differences,
+    find_folder,
+    read_image_set,
+)
+from moram_dist.tasks.pictures.templates import ENSEMBLES
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Source
 
 SHOTS = 5

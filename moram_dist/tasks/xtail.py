@@ -1,8 +1,8 @@
 """X-TAIL: ten image classification tasks, 16 pictures a class; all 1,100 classes compete in tests.
 
 ``data_dir`` holds one folder per data set, with CoOp's list of it (``split_zhou_*.json``) where the
-data set has one; ``image_sets`` has the names. A cut-down copy of a data set works too, with a
-note.
+data set has one; ``pictures.published_sets`` has the names. A cut-down copy of a data set works
+too, with a note.
 
 Source: Xu et al. 2024 (RAIL), arXiv:2406.18868, for the tasks. Protocol ``moram`` is the code of Lu
 et al. 2026, arXiv:2506.21035; ``rail`` has RAIL's prompts; ``default`` repairs the prompts and
@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from moram_dist.tasks.image_sets import IMAGE_SETS, PROMPTS, differences, read_image_set
 from moram_dist.tasks.orders import choose_order
-from moram_dist.tasks.picture_tasks import (
+from moram_dist.tasks.pictures.make_tasks import (
     BATCH_SIZE,
     LEARNING_RATE,
     RULES,
@@ -24,6 +23,12 @@ from moram_dist.tasks.picture_tasks import (
     Part,
     check_source,
     picture_tasks,
+)
+from moram_dist.tasks.pictures.published_sets import (
+    IMAGE_SETS,
+    PROMPTS,
+    differences,
+    read_image_set,
 )
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Source
 

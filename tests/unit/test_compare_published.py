@@ -15,7 +15,7 @@ from eval.compare.published import published_tables
 from eval.compare.references import Setting, read_references
 from eval.compare.runs import read_runs
 from eval.compare.setting import setting_of
-from moram_dist.tasks.image_sets import IMAGE_SETS
+from moram_dist.tasks.pictures.published_sets import IMAGE_SETS
 from tests.helpers.made_up_runs import make_run, random_scores
 
 PICTURES = [one for one in read_references() if one.benchmark in ("xtail", "mtil")]

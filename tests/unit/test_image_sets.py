@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from moram_dist.registry import InputError
-from moram_dist.tasks.image_sets import IMAGE_SETS, PROMPTS, find_folder, known_set
-from moram_dist.tasks.image_templates import CALTECH_NAMES, ENSEMBLES, EUROSAT_NAMES
 from moram_dist.tasks.mtil import SETS
-from moram_dist.tasks.mtil_splits import FULL_SETS
-from moram_dist.tasks.picture_set import Picture
-from moram_dist.tasks.shots import draw_shots, spread
-from moram_dist.tasks.torch_permutation import torch_permutation
+from moram_dist.tasks.pictures.mtil_splits import FULL_SETS
+from moram_dist.tasks.pictures.picture_set import Picture
+from moram_dist.tasks.pictures.published_sets import IMAGE_SETS, PROMPTS, find_folder, known_set
+from moram_dist.tasks.pictures.shots import draw_shots, spread
+from moram_dist.tasks.pictures.templates import CALTECH_NAMES, ENSEMBLES, EUROSAT_NAMES
+from moram_dist.tasks.pictures.torch_permutation import torch_permutation
 
 TEXTS = {  # data set, class -> text by protocol
     ("aircraft", "707-320"): {

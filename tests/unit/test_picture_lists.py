@@ -11,8 +11,8 @@ import pytest
 
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source
-from moram_dist.tasks.picture_set import Picture, complete
-from moram_dist.tasks.picture_shapes import read_shape
+from moram_dist.tasks.pictures.picture_set import Picture, complete
+from moram_dist.tasks.pictures.shapes import read_shape
 from tests.helpers.picture_sets import ANIMALS, coop, split_records, touch, write
 
 RECORDS = split_records(ANIMALS, {"train": 2, "val": 1, "test": 2})

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from moram_dist.registry import InputError
-from moram_dist.tasks.picture_set import Picture, complete
-from moram_dist.tasks.picture_shapes import holds_no_data, read_shape
+from moram_dist.tasks.pictures.picture_set import Picture, complete
+from moram_dist.tasks.pictures.shapes import holds_no_data, read_shape
 from tests.helpers.picture_sets import ANIMALS, class_folders, idx, parquet, touch, write
 
 

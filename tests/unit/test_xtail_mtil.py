@@ -8,11 +8,12 @@ from collections import Counter
 import pytest
 
 from moram_dist.registry import InputError
-from moram_dist.tasks import BENCHMARKS, Source, picture_lists
-from moram_dist.tasks.image_sets import IMAGE_SETS
+from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.mtil import ORDERS as MTIL_ORDERS
-from moram_dist.tasks.picture_set import complete
-from moram_dist.tasks.torch_permutation import torch_permutation
+from moram_dist.tasks.pictures import lists
+from moram_dist.tasks.pictures.picture_set import complete
+from moram_dist.tasks.pictures.published_sets import IMAGE_SETS
+from moram_dist.tasks.pictures.torch_permutation import torch_permutation
 from moram_dist.tasks.xtail import ORDERS as XTAIL_ORDERS
 from tests.helpers.picture_sets import class_folders, coop, idx, split_records, touch, write
 
@@ -113,7 +114,7 @@ def test_published_lists(shared, tmp_path, monkeypatch, task, train, test):
     folder = tmp_path / data.folders[0]
     touch(folder, (first,))
     (folder / data.list_file).symlink_to(path)
-    monkeypatch.setattr(picture_lists, "check_present", lambda *_: None)
+    monkeypatch.setattr(lists, "check_present", lambda *_: None)
     found = read("xtail", tmp_path, order=task)
     assert found.notes == ()
     (own,) = found.tasks
@@ -124,7 +125,7 @@ def test_published_lists(shared, tmp_path, monkeypatch, task, train, test):
     )
     assert set(Counter(e.references for e in own.train).values()) == {16}
     assert len({e.prompt for e in own.train}) == len({e.id for e in own.train}) == len(own.train)
-    listed = complete(picture_lists.read_split_list(path, folder)).train
+    listed = complete(lists.read_split_list(path, folder)).train
     assert len(listed) == train and {e.prompt for e in own.train} <= {p.name for p in listed}
 
 

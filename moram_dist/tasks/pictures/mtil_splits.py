@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moram_dist.registry import InputError
-from moram_dist.tasks.class_folders import pictures_by_folder
-from moram_dist.tasks.folders import below, entries, pictures_in
-from moram_dist.tasks.image_sets import DIGITS
-from moram_dist.tasks.image_templates import CALTECH_NAMES, EUROSAT_NAMES
-from moram_dist.tasks.picture_lists import read_split_list
-from moram_dist.tasks.picture_set import Picture, PictureSet, complete
-from moram_dist.tasks.picture_shapes import find_list, read_name_lists, read_own_shape
-from moram_dist.tasks.torch_permutation import torch_permutation
+from moram_dist.tasks.pictures.class_folders import pictures_by_folder
+from moram_dist.tasks.pictures.folders import below, entries, pictures_in
+from moram_dist.tasks.pictures.lists import read_split_list
+from moram_dist.tasks.pictures.picture_set import Picture, PictureSet, complete
+from moram_dist.tasks.pictures.published_sets import DIGITS
+from moram_dist.tasks.pictures.shapes import find_list, read_name_lists, read_own_shape
+from moram_dist.tasks.pictures.templates import CALTECH_NAMES, EUROSAT_NAMES
+from moram_dist.tasks.pictures.torch_permutation import torch_permutation
 
 SEED = 42
 

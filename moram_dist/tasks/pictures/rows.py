@@ -19,8 +19,8 @@ from pathlib import Path
 
 from moram_dist.reading import read_text
 from moram_dist.registry import InputError
-from moram_dist.tasks.folders import entries, shortly
-from moram_dist.tasks.picture_set import Picture, PictureSet
+from moram_dist.tasks.pictures.folders import entries, shortly
+from moram_dist.tasks.pictures.picture_set import Picture, PictureSet
 
 _IDX = re.compile(r"(.*?)(train|t10k|test)-images-idx3-ubyte(\.gz)?$")
 _PIXELS = 3 * 32 * 32

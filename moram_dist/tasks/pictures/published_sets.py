@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moram_dist.registry import InputError
-from moram_dist.tasks.folders import entries, shortly
-from moram_dist.tasks.image_templates import PHOTO
-from moram_dist.tasks.picture_lists import read_split_list
-from moram_dist.tasks.picture_set import PictureSet, complete
-from moram_dist.tasks.picture_shapes import find_list, read_shape
+from moram_dist.tasks.pictures.folders import entries, shortly
+from moram_dist.tasks.pictures.lists import read_split_list
+from moram_dist.tasks.pictures.picture_set import PictureSet, complete
+from moram_dist.tasks.pictures.shapes import find_list, read_shape
+from moram_dist.tasks.pictures.templates import PHOTO
 
 DIGITS = tuple(
     f"{digit} - {word}"

@@ -16,9 +16,9 @@ from typing import Any
 
 from moram_dist.reading import read_object, read_text
 from moram_dist.registry import InputError
-from moram_dist.tasks.folders import below
 from moram_dist.tasks.names import class_name
-from moram_dist.tasks.picture_set import Picture, PictureSet, check_present
+from moram_dist.tasks.pictures.folders import below
+from moram_dist.tasks.pictures.picture_set import Picture, PictureSet, check_present
 from moram_dist.tasks.readers import kind_of
 from moram_dist.terminal import quoted
 

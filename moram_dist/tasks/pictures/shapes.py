@@ -11,12 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from moram_dist.registry import InputError
-from moram_dist.tasks.class_folders import TEST, TRAIN, VAL, read_class_folders, split_folder
-from moram_dist.tasks.folders import PICTURES, below, entries, shortly
-from moram_dist.tasks.picture_files import has_cifar, has_idx, read_cifar, read_idx
-from moram_dist.tasks.picture_lists import NAME_LISTS, read_aircraft, read_split_list
-from moram_dist.tasks.picture_set import PictureSet
-from moram_dist.tasks.picture_tables import VALIDATED, find_tables, read_tables
+from moram_dist.tasks.pictures.class_folders import (
+    TEST,
+    TRAIN,
+    VAL,
+    read_class_folders,
+    split_folder,
+)
+from moram_dist.tasks.pictures.folders import PICTURES, below, entries, shortly
+from moram_dist.tasks.pictures.lists import NAME_LISTS, read_aircraft, read_split_list
+from moram_dist.tasks.pictures.picture_set import PictureSet
+from moram_dist.tasks.pictures.rows import has_cifar, has_idx, read_cifar, read_idx
+from moram_dist.tasks.pictures.tables import VALIDATED, find_tables, read_tables
 
 _DEPTH = 2
 """Archives unpack into a folder of their own, often below one that a person made."""

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from moram_dist.registry import InputError
-from moram_dist.tasks.folders import entries, pictures_in, shortly
-from moram_dist.tasks.picture_set import Picture, PictureSet
+from moram_dist.tasks.pictures.folders import entries, pictures_in, shortly
+from moram_dist.tasks.pictures.picture_set import Picture, PictureSet
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing")

@@ -27,12 +27,12 @@ from typing import Any
 
 from moram_dist.reading import read_yaml
 from moram_dist.registry import InputError, unknown
-from moram_dist.tasks.class_folders import read_class_folders
-from moram_dist.tasks.image_templates import PHOTO
 from moram_dist.tasks.names import class_name, task_name
-from moram_dist.tasks.picture_set import Names, PictureSet, complete
-from moram_dist.tasks.picture_shapes import read_shape
-from moram_dist.tasks.picture_tables import read_tables
+from moram_dist.tasks.pictures.class_folders import read_class_folders
+from moram_dist.tasks.pictures.picture_set import Names, PictureSet, complete
+from moram_dist.tasks.pictures.shapes import read_shape
+from moram_dist.tasks.pictures.tables import read_tables
+from moram_dist.tasks.pictures.templates import PHOTO
 from moram_dist.terminal import quoted
 
 _TEXT_KEYS = ("name", "folder", "train", "test")

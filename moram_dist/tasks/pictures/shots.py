@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeVar
 
-from moram_dist.tasks.picture_set import Picture
+from moram_dist.tasks.pictures.picture_set import Picture
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from moram_dist.registry import InputError, unknown
-from moram_dist.tasks.picture_set import Picture, PictureSet
-from moram_dist.tasks.shots import draw_shots, spread
+from moram_dist.tasks.pictures.picture_set import Picture, PictureSet
+from moram_dist.tasks.pictures.shots import draw_shots, spread
 from moram_dist.tasks.task import Example, Source, Task, TaskRules
 from moram_dist.terminal import quoted
 

@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from moram_dist.registry import InputError
-from moram_dist.tasks.class_folders import TEST, TRAIN, VAL
-from moram_dist.tasks.folders import below, entries, shortly
-from moram_dist.tasks.picture_set import Picture, PictureSet
+from moram_dist.tasks.pictures.class_folders import TEST, TRAIN, VAL
+from moram_dist.tasks.pictures.folders import below, entries, shortly
+from moram_dist.tasks.pictures.picture_set import Picture, PictureSet
 
 VALIDATED = "tested on the validation split, as there is no test split"
 """Note about a data set in which the validation split stands in for the test split."""

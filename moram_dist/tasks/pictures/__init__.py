@@ -1,0 +1,1 @@
+"""Data sets of pictures: find their files, read names and labels, draw shots. No pixels."""
