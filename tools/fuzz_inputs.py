@@ -1,4 +1,4 @@
-"""The inputs of ``tools/fuzz.py``: seven areas, each with a command that reads them.
+"""The inputs of ``tools/fuzz.py``: eight areas, each with a command that reads them.
 
 An area is a function of a random generator, an empty folder to fill, and the folder of a successful
 run. It returns the command to try on what it wrote.
@@ -13,12 +13,14 @@ from pathlib import Path
 from random import Random
 
 from moram_dist import config_io
+from moram_dist.config import EMBEDDED_IMAGES
 from tools.mutations import (
     ODD,
     TEXTS,
     dump_json,
     dump_yaml,
     spoil_bytes,
+    spoil_file,
     spoil_folder,
     spoil_value,
 )
@@ -102,6 +104,33 @@ def listings(rng: Random, folder: Path, run: Path) -> Do:
     if rng.random() < 0.3:
         return evaluate(["audit", *words])
     return check_run([*words, "--order", rng.choice(("one,two", "two", "default"))])
+
+
+def pictures(rng: Random, folder: Path, run: Path) -> Do:
+    """A user's own pictures: folders of classes, and a list of them."""
+    from PIL import Image
+
+    listed: dict[str, list[list[object]]] = {"train": [], "test": []}
+    for split, records in listed.items():
+        for label, name in enumerate(("cat", "dog")):
+            for n in range(2):
+                path = folder / "one" / split / name / f"{n}.{rng.choice(('png', 'jpg'))}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.effect_noise((20, 24), 60).convert("RGB").save(path)
+                records.append([str(path.relative_to(folder / "one")), label, name])
+    if rng.random() < 0.5:
+        (folder / "one" / "split.json").write_text(dump_json(listed))
+    (folder / "tasks.yaml").write_bytes(
+        dump_yaml([{"name": "one", "folder": "one", "template": "a {}.", "epochs": 1}])
+    )
+    kind = rng.random()
+    spoil_folder(rng, folder, "tasks.yaml" if kind < 0.3 else "one/split.json*")
+    if kind > 0.5:
+        spoil_file(rng, rng.choice(sorted((folder / "one").rglob("?.*"))))
+    words = ["--benchmark", "images", "--data_dir", "."]
+    if rng.random() < 0.3:
+        return evaluate(["audit", *words])
+    return check_run([*words, "--model", EMBEDDED_IMAGES, "--order", "one"])
 
 
 def deepspeed_files(rng: Random, folder: Path, run: Path) -> Do:
@@ -198,6 +227,7 @@ AREAS: dict[str, Callable[[Random, Path, Path], Do]] = {
     "flags": flags,
     "recipes": recipes,
     "listings": listings,
+    "pictures": pictures,
     "deepspeed": deepspeed_files,
     "models": model_folders,
     "memories": memory_folders,
