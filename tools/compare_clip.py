@@ -52,6 +52,9 @@ class Variant:
     flags: Mapping[str, object] = field(default_factory=dict)
 
 
+PREFIX = "prefix,all"
+"""The same, with the setting that is best for recall ``prefix``."""
+
 RECOMMENDED = {"temperature": 0.3, "top_k": 16}
 VARIANTS = {
     "zero_shot": Variant(method="zero_shot", choices={}),
@@ -61,6 +64,7 @@ VARIANTS = {
         method="sequential_lora", flags={"target_modules": PICTURES_ONLY}
     ),
     "inc_lora": Variant(method="inc_lora", recall=BOTH),
+    "inc_lora_prefix": Variant(method="inc_lora", recall=PREFIX),
     "o_lora": Variant(method="o_lora", recall=BOTH),
     "lwf": Variant(method="lwf"),
     "replay": Variant(method="replay"),
@@ -73,6 +77,7 @@ VARIANTS = {
     "moram_recommended": Variant(
         method="moram", choices=ATOM_RATES, recall=BOTH, flags=RECOMMENDED
     ),
+    "moram_prefix": Variant(method="moram", choices=ATOM_RATES, recall=PREFIX, flags=RECOMMENDED),
     "moram_quiet": Variant(
         method="moram",
         choices=ATOM_RATES,
