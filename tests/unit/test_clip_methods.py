@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from moram_dist.config import EvalConfig
+from moram_dist.families import family_of_model
 from moram_dist.methods import METHODS
 from moram_dist.registry import InputError
-from moram_dist.tasks.task import Benchmark
+from moram_dist.tasks.task import Benchmark, Decoding
 from tests.helpers.configs import config_of
 from tests.helpers.in_memory import run_in_memory
 from tests.helpers.tiny_clip import draw_task, reader, tiny_clip
@@ -57,3 +60,16 @@ def test_on_pictures(method, benchmark, tmp_path):
     learned = [scores["scores"][i][i] for i in range(2)]
     if METHODS[method].trains:
         assert min(learned) > 50, scores  # the base: 42 and 67
+
+
+def test_all_classes_are_never_easier_than_own(benchmark):
+    """Where classes of all tasks compete, only pictures that are right among their own can be."""
+    model, read, (first, second) = tiny_clip(), reader(), benchmark.tasks
+    labels = (*(f"1/{label}" for label in first.labels), *(f"2/{one}" for one in second.labels))
+    both = replace(first, labels=labels, texts=(*first.texts, *second.texts))
+    family = family_of_model(model)
+    own = family.generate(model, read, first.test, first, Decoding())
+    among_all = family.generate(model, read, first.test, both, Decoding())
+    assert any(found.startswith("2/") for found in among_all)
+    for alone, found in zip(own, among_all, strict=True):
+        assert found.startswith("2/") or found == f"1/{alone}"
