@@ -75,6 +75,7 @@ NOT_RUN = (  # what is looked for, why
     (r"^pip install", "the environment is there, and not to be touched"),
     (r"^pytest tests/gpu", "needs a GPU"),
     (r"^python tools/compare_clip.py", "some 80 runs, an hour and a half on quiet cores"),
+    (r"^python tools/compare_gemma.py", "hours, and its base is not here"),
     (r"^python tools/compare_demo.py", "24 whole runs, a quarter of an hour on quiet cores"),
     (r"kill_test.py --runs 40 --seed 0", "of the log, which says what was run then"),
     (r"^python tools/train_demo_clip.py", "five minutes of training"),
