@@ -14,9 +14,9 @@ S = TypeVar("S")
 def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
     """The same items in the same order, taken in another thread up to ``depth`` ahead.
 
-    An exception of ``items`` is raised in the place of the item that it stands for. After the end,
-    after an exception and after ``close``, the thread has ended; it finishes at most the item that
-    it is working on. The first item is taken when the first one is asked for.
+    If ``items`` raises, so does this iterator, after the items before. The thread starts with the
+    first ``next``. It has ended after the last item, after an exception, and after ``close``, which
+    waits for the item in progress.
     """
     end = object()
     waiting: deque[Future[T | object]] = deque()

@@ -13,7 +13,7 @@ from moram_dist.terminal import quoted
 
 
 class DrawnPictures:
-    """The pictures of the demo, in the place of a ``PictureFolder``. Any thread may ask."""
+    """Opens the pictures of the demo, as a ``PictureFolder`` opens files. Thread-safe."""
 
     def open(self, name: str) -> Image.Image:
         """The picture in RGB, the same at each call; see ``demo_pictures.picture_name``.

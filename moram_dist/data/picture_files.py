@@ -24,7 +24,7 @@ MOST_BYTES = 2**28
 
 
 class PictureFolder:
-    """The pictures below a folder, in RGB. Any thread may ask.
+    """The pictures below a folder, in RGB. Thread-safe.
 
     A name is a path relative to the folder, or ``<file>#<row>`` with the row counted from 0: in an
     idx file (``...idx3-ubyte``, also ``.gz``), a binary file of CIFAR-10 or CIFAR-100 (``.bin``) or

@@ -37,7 +37,7 @@ CIFAR_SHAPE = (3, 32, 32)
 
 
 class Rows(Protocol):
-    """The pictures of a file. Any thread may ask."""
+    """The pictures of a file. Thread-safe."""
 
     @property
     def count(self) -> int:

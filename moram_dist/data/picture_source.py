@@ -13,7 +13,7 @@ from moram_dist.tasks.task import Drawn
 
 
 class Pictures(Protocol):
-    """Where pictures come from. Any thread may ask."""
+    """Opens pictures by name. Thread-safe."""
 
     def open(self, name: str) -> Image.Image:
         """The picture in RGB. Raises InputError where there is no such picture."""

@@ -22,7 +22,6 @@ from moram_dist.adapters.adapter import bare
 from moram_dist.comm import env
 from moram_dist.data.ahead import read_all
 from moram_dist.data.stream import IGNORED, MicroBatch
-from moram_dist.data.tokens import Pairs, WorkProgress
 from moram_dist.decode import LabelScores
 from moram_dist.decode.classes import (
     FUSION,
@@ -157,12 +156,6 @@ class Clip(Family):
             classes=classes,
             num_tokens=self.picture_tokens,
         )
-
-    def encode_task(
-        self, tokenizer: Any, pairs: Pairs, folder: Path, told: WorkProgress
-    ) -> list[EncodedPicture]:
-        """Nothing but names is read here, so nothing is cached."""
-        return [self.encode_training(tokenizer, example, task) for task, example in pairs]
 
     def encode_question(self, tokenizer: Any, prompt: str, task: Task) -> Sequence[Any]:
         """The picture, as rows of its first channel to its last, (3, H, W)."""

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from moram_dist.data.stream import MicroBatch
-from moram_dist.data.tokens import Pairs, WorkProgress, encode_task
+from moram_dist.data.tokens import Pairs, WorkProgress
 from moram_dist.decode import LabelScores, Room
 from moram_dist.decode.labels import best
 from moram_dist.losses import cross_entropy
@@ -171,16 +171,15 @@ class Family(ABC):
     def encode_task(
         self, tokenizer: Any, pairs: Pairs, folder: Path, told: WorkProgress
     ) -> Sequence[Any]:
-        """Encode the training examples of a task: ``data.tokens.encode_task``."""
-        return encode_task(self, tokenizer, pairs, folder, told)
+        """Encode the training examples of a task. All ranks call it together.
 
-    def to_rows(self, encoded: Any) -> dict[str, Tensor]:
-        """Store an encoded example as flat tensors (n,) by name, for ``encode_task``."""
-        raise NotImplementedError
-
-    def from_rows(self, id: str, rows: dict[str, Tensor], num_answer: int) -> Any:
-        """Restore an encoded example from ``to_rows``."""
-        raise NotImplementedError
+        Args:
+            tokenizer: of the base.
+            pairs: each example with the task whose rules encode it.
+            folder: for a cache, on a file system that all ranks share.
+            told: reports the progress.
+        """
+        return [self.encode_training(tokenizer, example, task) for task, example in pairs]
 
     def in_step(self, examples: Sequence[Any], place: Sequence[int]) -> Sequence[Any]:
         """The encoded examples of one optimizer step, told what they need to know about it.

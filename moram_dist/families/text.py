@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from moram_dist.adapters.prompts import new_rows
 from moram_dist.comm.zero3 import whole
 from moram_dist.data.answers import read_answers
 from moram_dist.data.candidates import Candidates
+from moram_dist.data.tokens import Pairs, WorkProgress, encode_task
 from moram_dist.decode.constrained import choose_labels
 from moram_dist.decode.generate import Beginning, greedy
 from moram_dist.decode.labels import LabelScores, Passes, score_labels
@@ -37,6 +39,14 @@ class TextFamily(Family):
     @abstractmethod
     def encode_candidates(self, tokenizer: Any, example: Example, task: Task) -> Candidates:
         """The labels of a task after one prompt, tokenised as in training."""
+
+    @abstractmethod
+    def to_rows(self, encoded: Any) -> dict[str, Tensor]:
+        """Store an encoded example as flat tensors (n,) by name."""
+
+    @abstractmethod
+    def from_rows(self, id: str, rows: dict[str, Tensor], num_answer: int) -> Any:
+        """Restore an encoded example from ``to_rows``."""
 
     @abstractmethod
     def begin(self, prompts: Sequence[Sequence[int]], pad_id: int) -> Beginning:
@@ -96,6 +106,12 @@ class TextFamily(Family):
         )
 
     # Examples.
+
+    def encode_task(
+        self, tokenizer: Any, pairs: Pairs, folder: Path, told: WorkProgress
+    ) -> Sequence[Any]:
+        """Encode in batches, and cache many examples: ``data.tokens.encode_task``."""
+        return encode_task(self, tokenizer, pairs, folder, told)
 
     def features(
         self, model: Any, tokenizer: Any, examples: Sequence[Example], task: Task

@@ -49,8 +49,6 @@ def test_a_score_of_zero_counts():
 
 def test_published_matrices(shared):
     path = shared / "data" / "vision" / "published_matrices.json"
-    if not path.is_file():
-        pytest.skip(f"{path} does not exist")
     published = json.loads(path.read_text())
     assert len(published) == 13
     for one in published:
