@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated
 
 import torch
@@ -113,7 +114,13 @@ class Rail(Method):
         self._weights_MC = None
 
     def fused(self, images_BD: Tensor, logits_BC: Tensor, classes: Sequence[Texts]) -> Tensor:
-        """Scores (B, C) of the classes: the base's probabilities, joined where it may be."""
+        """Scores (B, C) of the classes: the base's probabilities, joined with the regression.
+
+        Args:
+            images_BD: features of pictures, of unit length.
+            logits_BC: the base's.
+            classes: the texts of each of the C classes.
+        """
         known = torch.tensor([self.classes.get(texts[:1], -1) for texts in classes])
         found_BC = logits_BC.double().softmax(-1)
         learned_C = (known >= 0).to(logits_BC.device)
@@ -127,14 +134,16 @@ class Rail(Method):
         return found_BC
 
     def _hidden(self, x_ND: Tensor) -> Tensor:
-        """(N, M) in float64: rectified random projections, drawn as torch draws a linear layer."""
+        """(N, M) in float64: rectified random projections of unit-length features (N, D)."""
+        return (x_ND.double() @ self._projection_DM).relu()
+
+    @cached_property
+    def _projection_DM(self) -> Tensor:
+        """Drawn as torch draws the weights of a linear layer."""
         generator = torch.Generator().manual_seed(self.seed)
         bound = 1 / math.sqrt(self.num_features)
-        shape = (self.num_features, self.config.hidden)
-        projection = torch.empty(shape, dtype=torch.float64).uniform_(
-            -bound, bound, generator=generator
-        )
-        return (x_ND.double() @ projection).relu()
+        drawn_DM = torch.empty(self.num_features, self.config.hidden, dtype=torch.float64)
+        return drawn_DM.uniform_(-bound, bound, generator=generator)
 
     def _weights(self) -> Tensor:
         """``(H^T H + ridge I)^-1 H^T Y``, (M, C), or the same in the smaller of its two forms."""
