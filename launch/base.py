@@ -53,8 +53,8 @@ def check_fit(config: RunConfig, benchmark: Benchmark, family: Family) -> None:
     """Compare the benchmark, the method and the size of a pass with the kind of base.
 
     Raises:
-        InputError: texts for a base that reads pictures, or the reverse; a method that reads texts;
-            or steps in several passes, for a family that cannot split them.
+        InputError: texts for a base that reads pictures, or the reverse; a method for the other
+            kind; or steps in several passes, for a family that cannot split them.
     """
     base = f"--model {config.model.model}"
     for task in benchmark.tasks:
@@ -71,6 +71,11 @@ def check_fit(config: RunConfig, benchmark: Benchmark, family: Family) -> None:
     method, train = config.method.method, config.train
     if family.reads_pictures and METHODS[method].reads_texts:
         raise InputError(f"--method {method} reads prompts as texts, and {base} reads pictures")
+    if METHODS[method].reads_features and not family.reads_pictures:
+        raise InputError(
+            f"--method {method} answers pictures by classes, and {base} reads texts; give the "
+            "folder or id of a CLIP"
+        )
     if family.splits_steps:
         return
     for name in ("micro_batch_size", "micro_batch_tokens"):

@@ -1,14 +1,13 @@
-"""Look at pictures before a run starts, so that a damaged one does not stop it hours later.
+"""Check pictures before a run starts, so that a damaged one does not stop it hours later.
 
-What is looked at, at the start of a run that has no records yet:
+When a run first starts:
 
-- Every picture of a list or folder exists: readers of benchmarks see to that.
-- All training pictures are decoded, if they are at most ``DECODED``; otherwise the headers of
-  ``OPENED`` of them are read.
-- The headers of ``OPENED`` test pictures are read.
+- The readers of benchmarks have checked that every listed picture exists.
+- At most ``DECODED`` training pictures are all decoded. Of more, ``OPENED`` headers are read.
+- ``OPENED`` headers of test pictures are read.
 
-Where not all are looked at, those that are lie evenly over the tasks. ``moram audit`` decodes every
-picture. One that can only be found to be damaged later stops the run, with its name.
+A sample is spread evenly over the tasks. ``moram audit`` decodes every picture. A damaged picture
+that the check misses stops the run later, by name.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ DECODED = 20_000
 """Most training pictures that are all decoded; X-TAIL, with 16 of each class, has 17,600."""
 
 OPENED = 5_000
-"""Most pictures of a split, over all tasks, of which the header is read."""
+"""Most headers that are read of a split, over all tasks."""
 
 THREADS = 4
 AT_ONCE = 512
@@ -35,10 +34,10 @@ Named = tuple[PictureFolder, str]
 
 
 def check_pictures(benchmark: Benchmark, *, trained: bool, say: Callable[[str], None]) -> None:
-    """Look at pictures as the module says.
+    """Check pictures as described above.
 
     Args:
-        benchmark: tasks whose prompts are no files of pictures are passed over.
+        benchmark: tasks whose prompts are not picture files are skipped.
         trained: whether the run reads training pictures.
         say: prints progress every few seconds.
 

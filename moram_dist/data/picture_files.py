@@ -95,7 +95,7 @@ def open_picture(folder: Path, name: str) -> Image.Image:
 
 
 def _read(path: Path) -> bytes:
-    """A file's bytes. In memory, a file that claims too many makes a decoder reserve no more."""
+    """A file's bytes. Read whole, so that a false size in its header reserves no memory."""
     size = _check_kind(path)
     if size > MOST_BYTES:
         raise InputError(f"{size:,} bytes, and {MOST_BYTES:,} are the most of a picture")

@@ -50,7 +50,9 @@ class PictureReader:
             )
         from moram_dist.data.picture_source import pictures_of
 
-        return self._opened.setdefault(task.pictures, pictures_of(task.pictures))
+        if task.pictures not in self._opened:
+            self._opened[task.pictures] = pictures_of(task.pictures)
+        return self._opened[task.pictures]
 
     def classes(self, task: Task) -> ClassTexts:
         """The classes that training on a task distinguishes."""

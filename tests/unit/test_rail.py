@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from launch.base import check_fit
+from launch.settings import resolve
 from moram_dist.config import EvalConfig
+from moram_dist.config_io import build
 from moram_dist.decode import classes as classes_module
+from moram_dist.families.causal import Causal
 from moram_dist.methods import METHODS
 from moram_dist.methods.rail import RailConfig
 from moram_dist.methods.restore import load_memory
@@ -129,3 +133,9 @@ def test_a_language_model_is_refused():
     method = METHODS["rail"](RailConfig(method="rail"), seed=0)
     with pytest.raises(InputError, match="CLIP"):
         method.build(tiny_model())
+
+
+def test_a_language_model_is_refused_before_a_run():
+    config, benchmark = resolve(build({"method": "rail"}))
+    with pytest.raises(InputError, match="--method rail answers pictures by classes, and --model"):
+        check_fit(config, benchmark, Causal())
