@@ -129,7 +129,7 @@ def bytes_table(group: AtomGroup) -> list[list[Any]]:
         group.traffic.clear()
         one_pass(bank, placement, x)
         received = sum(traffic.bytes for traffic in group.traffic.values())
-        stored = bank.stored_bytes + (bank.copy_PF.nbytes if name == "resident" else 0)
+        stored = bank.stored_bytes + (bank.copy_F.nbytes if name == "resident" else 0)
         rows.append([P, name, f"{stored:,}", f"{stored / total:.2f}", f"{received:,}"])
         rows[-1].append("the same" if received == formulas[name] else f"{formulas[name]:,}")
     return rows

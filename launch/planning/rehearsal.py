@@ -103,7 +103,7 @@ class Rehearsal:
     def stored_bytes(self) -> int:
         """Frozen atoms on a rank: its shard, and the copy of all atoms if it keeps one."""
         banks = [memory.bank for memory in self.method.memories.values()]
-        return sum(bank.shard_F.nbytes + bank.copy_PF.nbytes for bank in banks)
+        return sum(bank.shard_F.nbytes + bank.copy_F.nbytes for bank in banks)
 
     def task_file(self, device: torch.device = META) -> dict[str, Tensor]:
         """The tensors of a task's memory file."""

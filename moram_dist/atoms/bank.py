@@ -1,10 +1,11 @@
-"""The frozen atoms of some linears on one rank: its shard and, optionally, a copy of all shards.
+"""The frozen atoms of some linears on one rank: its shard and, optionally, a copy of all atoms.
 
-A shard is one flat tensor, so that one collective moves it: for each linear its keys, then its
-values, each padded to the largest shard of any rank. Atom i belongs to rank i mod P of the group
-(``comm.partition``), so each task's atoms are spread over all ranks. A rank that has all shards
-also reserves room for active atoms: a forward pass writes them behind the frozen ones, so both form
-one matrix and the frozen atoms are not copied.
+A shard is one flat tensor, so that one collective moves it: the keys of each linear, then the
+values of each, padded to the largest shard of any rank. Atom i belongs to rank i mod P of the group
+(``comm.partition``), so each task's atoms are spread over all ranks. A copy of the whole memory has
+the same layout with one row per atom, in the order of the memory, and reserves room for active
+atoms: a forward pass writes them behind the frozen ones, so both form one matrix and the frozen
+atoms are not copied.
 
 Shape letters: N atoms in the memory, R new ones, D inputs, E outputs, P ranks, F flat numbers.
 """
@@ -29,7 +30,7 @@ class Bank(nn.Module):
     """Holds frozen atoms as buffers: ZeRO-3 neither shards nor moves them, and they can grow."""
 
     shard_F: Tensor
-    copy_PF: Tensor
+    copy_F: Tensor
 
     def __init__(
         self,
@@ -46,9 +47,8 @@ class Bank(nn.Module):
             shapes: (D, E) of each linear.
             group: the ranks that hold the memory together.
             like: a tensor of the memory's dtype and device.
-            copied: whether this rank also keeps a copy of all shards.
-            num_active: active atoms to reserve room for behind the frozen ones, if this rank has
-                all shards.
+            copied: whether this rank also keeps a copy of all atoms.
+            num_active: active atoms to reserve room for behind the frozen ones of a whole memory.
         """
         super().__init__()
         self.shapes = tuple(shapes)
@@ -59,9 +59,7 @@ class Bank(nn.Module):
         """Frozen atoms per linear in the whole memory."""
         empty = torch.empty(0, dtype=like.dtype, device=like.device)
         self.register_buffer("shard_F", empty, persistent=False)
-        self.register_buffer("copy_PF", empty.view(group.size, 0), persistent=False)
-        self._room = 0
-        """Rows of each matrix in a shard, padding included."""
+        self.register_buffer("copy_F", empty, persistent=False)
         self._sealed: list[str] | None = None
         self._grams: dict[int, Tensor] = {}
         self._images: dict[int, Image] = {}
@@ -78,81 +76,87 @@ class Bank(nn.Module):
 
     def own(self) -> list[Atoms]:
         """The atoms of each linear in this rank's shard."""
-        return self.views(self.shard_F, self.group.rank)
+        return self.views(self.shard_F, self.group.rank, self.group.size)
 
-    def all_here(self) -> dict[int, Tensor]:
-        """Every shard, flat. Only for a rank that has them all."""
-        return dict(enumerate(self.copy_PF if self.group.size > 1 else self.shard_F[None]))
+    def whole(self) -> Tensor:
+        """All atoms, flat, in the order of the memory. Only for a rank that has them all."""
+        return self.copy_F if self.group.size > 1 else self.shard_F
 
-    def views(self, flat_F: Tensor, shard: int) -> list[Atoms]:
-        """The atoms of each linear in a flat shard."""
-        rows = shard_size(self.num_atoms, shard, self.group.size)
+    def in_order(self, flat_PF: Tensor) -> Tensor:
+        """The shards of all ranks as one flat memory, with room for active atoms."""
+        num_ranks, size = flat_PF.shape
+        if num_ranks == 1:
+            return flat_PF[0]
+        rows = size // self._width
+        all_rows = num_ranks * rows + self.num_active
+        out_F = flat_PF.new_zeros(all_rows * self._width)
+        matrices = out_F.split([all_rows * width for width in self._widths])
+        shards = flat_PF.split([rows * width for width in self._widths], -1)
+        for matrix_F, shards_PF, width in zip(matrices, shards, self._widths, strict=True):
+            of_ranks_RPF = matrix_F[: num_ranks * rows * width].view(rows, num_ranks, width)
+            of_ranks_RPF.copy_(shards_PF.unflatten(1, (rows, width)).transpose(0, 1))
+        return out_F
+
+    def views(self, flat_F: Tensor, shard: int = 0, num_shards: int = 1) -> list[Atoms]:
+        """The atoms of each linear in a flat shard, or in a flat memory."""
+        rows = shard_size(self.num_atoms, shard, num_shards)
         return [(k[:rows], v[:rows]) for k, v in self._matrices(flat_F)]
 
-    def joined(
-        self, flat_F: Tensor, shard: int, active: Mapping[int, Atoms], num_frozen: int
-    ) -> dict[int, Atoms]:
-        """Frozen atoms of linears in a flat shard, followed by active ones.
+    def joined(self, flat_F: Tensor, active: Mapping[int, Atoms], num_frozen: int) -> list[Atoms]:
+        """Frozen atoms of linears, followed by active ones.
 
         Args:
-            flat_F: the shard, as a placement supplies it.
-            shard: its index.
-            active: linear to the active atoms that will be frozen into this shard; empty if only
-                some of the frozen atoms are queried.
-            num_frozen: frozen atoms to query: all of the memory's, or the first ones.
+            flat_F: a shard, or the whole memory.
+            active: linear to the active atoms that will be frozen into it; empty if only some of
+                the frozen atoms are queried.
+            num_frozen: rows of frozen atoms to query: all of them, or the first ones.
 
         Returns:
-            Linear to its atoms: a view that is valid until the next call if there is room, else a
-            copy.
+            The atoms of each linear in ``active``: views that are valid until the next call if
+            there is room, else copies.
         """
-        first = shard_size(num_frozen, shard, self.group.size)
         matrices = self._matrices(flat_F)
-        return {
-            i: (self._behind(matrices[i][0], k, first), self._behind(matrices[i][1], v, first))
+        return [
+            (_behind(matrices[i][0], k, num_frozen), _behind(matrices[i][1], v, num_frozen))
             for i, (k, v) in active.items()
-        }
+        ]
 
-    def _behind(self, matrix: Tensor, active: Tensor, first: int) -> Tensor:
-        if not len(active):
-            return matrix[:first]
-        last = first + len(active)
-        if last > len(matrix) or active.dtype != matrix.dtype:
-            return torch.cat([matrix[:first], active])
-        matrix[first:last] = active
-        return matrix[:last]
+    @property
+    def _widths(self) -> list[int]:
+        """Columns of each matrix of a flat shard, in its order."""
+        return [d for d, _ in self.shapes] + [e for _, e in self.shapes]
+
+    @property
+    def _width(self) -> int:
+        return sum(self._widths)
 
     def _matrices(self, flat_F: Tensor) -> list[Atoms]:
         """Keys and values of each linear in a flat shard, padding included."""
-        parts = iter(flat_F.split([self._room * size for shape in self.shapes for size in shape]))
-        return [
-            (next(parts).view(self._room, d), next(parts).view(self._room, e))
-            for d, e in self.shapes
-        ]
+        rows = len(flat_F) // self._width
+        parts = flat_F.split([rows * width for width in self._widths])
+        found = [part.view(rows, width) for part, width in zip(parts, self._widths, strict=True)]
+        half = len(self.shapes)
+        return list(zip(found[:half], found[half:], strict=True))
 
     def gram(self, linear: int) -> Tensor:
         """K^T K of all frozen atoms of a linear, (D, D) in float32 or more; cached until it grows.
 
-        Only for a rank that has all shards.
+        Only for a rank that has all atoms.
         """
         if linear not in self._grams:
             precise = torch.promote_types(self.shard_F.dtype, torch.float32)
-            width = self.shapes[linear][0]
-            gram_DD = self.shard_F.new_zeros(width, width, dtype=precise)
-            for shard, flat_F in self.all_here().items():
-                keys_ND = self.views(flat_F, shard)[linear][0].to(precise)
-                gram_DD.addmm_(keys_ND.T, keys_ND)
-            self._grams[linear] = gram_DD
+            keys_ND = self.views(self.whole())[linear][0].to(precise)
+            self._grams[linear] = keys_ND.T @ keys_ND
         return self._grams[linear]
 
     def image(self, linear: int) -> Image:
         """The ``Image`` of a linear's frozen atoms for scans; cached until the bank grows.
 
-        Only for a rank that has all shards.
+        Only for a rank that has all atoms.
         """
         if linear not in self._images:
-            shards = self.all_here().items()
-            keys = {shard: self.views(flat_F, shard)[linear][0] for shard, flat_F in shards}
-            self._images[linear] = image(keys, self.gram(linear))
+            keys_ND = self.views(self.whole())[linear][0]
+            self._images[linear] = image(keys_ND, self.gram(linear))
         return self._images[linear]
 
     def grow(self, atoms: Sequence[Atoms]) -> None:
@@ -166,11 +170,12 @@ class Bank(nn.Module):
         mine = new_rows(self.num_atoms, self.group.rank, self.group.size)
         before = self.own()
         num_new = len(atoms[0][0])
-        behind = self.num_active if self.copied or self.group.size == 1 else 0
+        behind = self.num_active if self.group.size == 1 else 0
         room = largest_shard(self.num_atoms + num_new + behind, self.group.size)
         parts: list[Tensor] = []
-        for old, new in zip(before, atoms, strict=True):
-            for kept, added in zip(old, new, strict=True):
+        for which in range(2):  # keys, then values
+            for old, new in zip(before, atoms, strict=True):
+                kept, added = old[which], new[which]
                 if added.shape != (num_new, kept.shape[1]):
                     raise RuntimeError(
                         f"atoms of shape {tuple(added.shape)} in a memory of {kept.shape[1]}"
@@ -180,9 +185,8 @@ class Bank(nn.Module):
                 parts += [rows.flatten(), empty.flatten()]
         self.shard_F = torch.cat(parts)
         self.num_atoms += num_new
-        self._room = room
         if self.copied:
-            self.copy_PF = self.group.all_gather(self.shard_F, "copies")
+            self.copy_F = self.in_order(self.group.all_gather(self.shard_F, "copies"))
         self._sealed = None
         self._grams.clear()
         self._images.clear()
@@ -192,14 +196,22 @@ class Bank(nn.Module):
 
         The next call after the bank has grown counts as the first.
         """
-        flats = [(self.group.rank, self.shard_F)]
-        if self.copied:
-            flats += enumerate(self.copy_PF)
+        atoms = self.own() + (self.views(self.copy_F) if self.copied else [])
         now = [
-            hashlib.sha256(atoms.cpu().view(torch.uint8).numpy().tobytes()).hexdigest()
-            for shard, flat_F in flats
-            for pair in self.views(flat_F, shard)
-            for atoms in pair
+            hashlib.sha256(part.cpu().view(torch.uint8).numpy().tobytes()).hexdigest()
+            for pair in atoms
+            for part in pair
         ]
         self._sealed = self._sealed or now
         return now == self._sealed
+
+
+def _behind(matrix: Tensor, active: Tensor, first: int) -> Tensor:
+    """The first rows of a matrix, followed by active atoms."""
+    if not len(active):
+        return matrix[:first]
+    last = first + len(active)
+    if last > len(matrix) or active.dtype != matrix.dtype:
+        return torch.cat([matrix[:first], active])
+    matrix[first:last] = active
+    return matrix[:last]

@@ -1,14 +1,14 @@
 """Placements: where the atoms of a memory and the tokens that query it meet, and what is sent.
 
-    Resident     every rank keeps a copy of all shards      nothing is sent in a step
+    Resident     every rank keeps a copy of all atoms       nothing is sent in a step
     Gathered     shards are sent to the tokens              all atoms, in forward and in backward
     Stationary   tokens are sent to the shards              tokens, candidates, partial sums
 
-All three compute the same products of an owner's tokens and a shard's atoms (``atoms.recall``) and
-combine the same parts in the same order. Results are bitwise equal, unless a rank has a copy of
-more atoms than inputs and uses K^T K in backward. Bytes received per rank for one linear, with P
-ranks, N atoms (rounded up to a multiple of P), T tokens per rank, K = min(top_k, N / P) candidates,
-e bytes per number:
+Resident and gathered atoms are one part, in the order of the memory: neither the work nor a single
+bit of the results depends on the number of ranks. Stationary atoms are a part per rank, and the
+sums over parts round differently. Bytes received per rank for one linear, with P ranks, N atoms
+(rounded up to a multiple of P), T tokens per rank, K = min(top_k, N / P) candidates, e bytes per
+number:
 
     gathered     forward    (P - 1) / P N (D + E) e          backward   the same
     stationary   forward    (P - 1) T D e + (P - 1) P T (4 + 8 K) + (P - 1) T E e
@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -37,13 +36,13 @@ from moram_dist.atoms.shard import each
 from moram_dist.comm.collectives import AtomGroup, Pending
 
 Pair = tuple[int, int]
-"""The rank that owns the tokens, and the rank that owns the shard."""
-
-Part = TypeVar("Part")
-
+"""The rank that owns the tokens, and the shard: 0 if one holds the whole memory, else a rank."""
 
 class Placement(ABC):
     """Decides which pairs of an owner and a shard this rank computes, and exchanges the results."""
+
+    num_shards: int
+    """Into how many shards the atoms of a recall are split: one per rank, or one in all."""
 
     def __init__(self, group: AtomGroup) -> None:
         self.group = group
@@ -83,7 +82,9 @@ class Placement(ABC):
 
 
 class _Local(Placement):
-    """Computes all pairs of this rank's own tokens, so results need no communication."""
+    """All atoms answer this rank's own tokens as one shard: results need no communication."""
+
+    num_shards = 1
 
     def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
         """This rank's own rows."""
@@ -92,24 +93,24 @@ class _Local(Placement):
     def candidates(
         self, offered: Mapping[Pair, ShardCandidates], num_linears: int
     ) -> dict[int, list[ShardCandidates]]:
-        """The offers of all shards, which are here already."""
-        return {self.group.rank: _by_shard(offered)}
+        """The offers, which are here already."""
+        return {self.group.rank: [*offered.values()]}
 
     def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
-        """The terms, which are all here already."""
-        return {self.group.rank: _by_shard(parts)}
+        """The terms, which are here already."""
+        return {self.group.rank: [*parts.values()]}
 
     def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
-        """The parts, which are all here already."""
-        return [list(linear) for linear in zip(*_by_shard(parts), strict=True)]
+        """The parts, which are here already."""
+        return [list(linear) for linear in zip(*parts.values(), strict=True)]
 
 
 class Resident(_Local):
-    """Keeps a copy of all shards, gathered once per task: frozen atoms never go stale."""
+    """Keeps a copy of all atoms, gathered once per task: frozen atoms never go stale."""
 
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
-        """All shards, from the copy."""
-        return bank.all_here()
+        """All atoms, from the copy."""
+        return {0: bank.whole()}
 
     def grams(self, bank: Bank, linears: Sequence[int]) -> list[Tensor] | None:
         """From the copy, once per task, if there are more atoms than inputs."""
@@ -139,13 +140,13 @@ class Gathered(_Local):
         self._under_way: dict[int, Pending] = {}
 
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
-        """All shards, fetched; also starts to fetch the next bank's."""
+        """All atoms, fetched; also starts to fetch the next bank's."""
         at = next(i for i, other in enumerate(self.banks) if other is bank)
         flat_PF = (self._under_way.pop(at, None) or self._start(at)).wait()
         following = at + 1 if forward else at - 1
         if 0 <= following < len(self.banks) and following not in self._under_way:
             self._under_way[following] = self._start(following)
-        return dict(enumerate(flat_PF))
+        return {0: bank.in_order(flat_PF)}
 
     def forget(self) -> None:
         """Wait for pending fetches and drop them: the banks are about to change."""
@@ -163,6 +164,7 @@ class Stationary(Placement):
     def __init__(self, group: AtomGroup, num_tokens: Sequence[int]) -> None:
         """``num_tokens``: how many each rank of the group has in this pass."""
         super().__init__(group)
+        self.num_shards = group.size
         self.num_tokens = tuple(num_tokens)
 
     def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
@@ -237,11 +239,6 @@ class Stationary(Placement):
         """Pad with zeros to the number of rows of the rank that has the most."""
         beyond = [0, 0] * (rows_TF.ndim - 1)
         return F.pad(rows_TF, (*beyond, 0, max(self.num_tokens) - len(rows_TF)))
-
-
-def _by_shard(parts: Mapping[Pair, Part]) -> list[Part]:
-    """The parts of one owner's pairs, in the order of shards."""
-    return [parts[pair] for pair in sorted(parts)]
 
 
 def _most_inputs(bank: Bank, linears: Sequence[int]) -> int:

@@ -44,8 +44,8 @@ class RecallCall:
 
     @property
     def num_shards(self) -> int:
-        """Shards of the memory: one per rank of its group."""
-        return self.bank.group.size
+        """Into how many shards the atoms are split: see ``Placement``."""
+        return self.placement.num_shards
 
     def shards(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], *, forward: bool
@@ -58,7 +58,7 @@ class RecallCall:
             active = {
                 i: (k[own], v[own]) for i, k, v in zip(self.members, keys, values, strict=True)
             }
-            out[shard] = [*self.bank.joined(flat_F, shard, active, self.num_frozen).values()]
+            out[shard] = self.bank.joined(flat_F, active, self.first_active(shard))
         return out
 
     def active_rows(self, shard: int) -> slice:
@@ -85,12 +85,12 @@ class RecallCall:
         inputs: Sequence[Tensor],
         shards: Mapping[int, Sequence[Atoms]],
     ) -> ShardCandidates:
-        """The best frozen atoms, found by a scan. Only for a rank that has all shards."""
+        """The best frozen atoms, found by a scan. Only for a rank that has all atoms."""
         most = min(self.routing.top_k, self.num_frozen)
-        found = []
-        for one, (x_TD, image) in enumerate(zip(inputs, images, strict=True)):
-            keys = {shard: own[one][0][: self.first_active(shard)] for shard, own in shards.items()}
-            found.append(scan(x_TD, image, keys, num_kept=most)[0])
+        found = [
+            scan(x_TD, image, keys_ND[: self.num_frozen], num_kept=most)[0]
+            for x_TD, image, (keys_ND, _) in zip(inputs, images, shards[0], strict=True)
+        ]
         return ShardCandidates(*(torch.cat(field) for field in zip(*found, strict=True)))
 
     def grams(self) -> list[Tensor] | None:

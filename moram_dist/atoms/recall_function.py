@@ -1,10 +1,10 @@
 """A recall as an autograd function; ``recall_forward`` and ``recall_backward`` compute it.
 
-The computation is the same for every placement. A memory is split into shards, each token is owned
-by a rank, and scores, candidates and partial sums are computed for pairs of an owner and a shard. A
-placement decides which pairs this rank computes, and sends the results to the tokens' owners. Sums
-over shards are taken in the order of shards. So a pair is the same product of the same matrices on
-any rank, and placements agree bitwise (except with K^T K, see ``recall_backward``).
+The computation is the same for every placement. Atoms come in one or more shards, each token is
+owned by a rank, and scores, candidates and partial sums are computed for pairs of an owner and a
+shard. A placement decides which pairs this rank computes, and sends the results to the tokens'
+owners. A rank that has all atoms computes with one shard, so its results do not depend on the
+number of ranks. Sums over several shards are taken in the order of shards.
 
 Active atoms come after the frozen ones of the shard that they will be frozen into, so freezing
 changes neither these products nor the outputs. The gradients of their scores are sent to the

@@ -21,14 +21,13 @@ columns, S pairs of a token and an atom.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from moram_dist.atoms.reference import products_of_pairs
-from moram_dist.atoms.routing import ShardCandidates, candidates, merged
+from moram_dist.atoms.routing import ShardCandidates, candidates
 from moram_dist.atoms.top_k import best
 
 BEYOND = {"cpu": 4}
@@ -71,50 +70,46 @@ def supported(device: torch.device) -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def image(shards: Mapping[int, Tensor], gram_DD: Tensor) -> Image:
-    """Build the image from the keys (rows, D) of all shards."""
-    first = shards[0]
-    num_atoms, num_inputs = sum(map(len, shards.values())), first.shape[1]
-    key_NF = first.new_zeros(num_atoms, num_inputs + FURTHER, dtype=torch.bfloat16)
-    for shard, keys_ND in shards.items():
-        mine_NF = key_NF[shard :: len(shards)]
-        mine_NF[:, :num_inputs] = keys_ND
-        precise_ND = keys_ND.to(gram_DD.dtype)
-        low_ND = mine_NF[:, :num_inputs].to(gram_DD.dtype)
-        mine_NF[:, num_inputs] = _up(torch.linalg.vector_norm(precise_ND - low_ND, dim=-1))
-        mine_NF[:, num_inputs + 1] = _up(torch.linalg.vector_norm(low_ND, dim=-1))
+def image(keys_ND: Tensor, gram_DD: Tensor) -> Image:
+    """Build the image of all keys."""
+    num_atoms, num_inputs = keys_ND.shape
+    key_NF = keys_ND.new_zeros(num_atoms, num_inputs + FURTHER, dtype=torch.bfloat16)
+    key_NF[:, :num_inputs] = keys_ND
+    precise_ND, low_ND = keys_ND.to(gram_DD.dtype), key_NF[:, :num_inputs].to(gram_DD.dtype)
+    key_NF[:, num_inputs] = _up(torch.linalg.vector_norm(precise_ND - low_ND, dim=-1))
+    key_NF[:, num_inputs + 1] = _up(torch.linalg.vector_norm(low_ND, dim=-1))
     return Image(key_NF, gram_DD, _largest_eigenvalue(gram_DD) ** 0.5)
 
 
 def scan(
-    x_TD: Tensor, of: Image, shards: Mapping[int, Tensor], *, num_kept: int
+    x_TD: Tensor, of: Image, keys_ND: Tensor, *, num_kept: int
 ) -> tuple[ShardCandidates, Tensor]:
     """The best frozen atoms of each token; ties as in ``top_k.best``.
 
     Args:
         x_TD: tokens, in float32 or more.
         of: the ``image`` of the keys.
-        shards: shard to its keys (rows, D), all of them.
+        keys_ND: the keys.
         num_kept: how many atoms, at most N.
 
     Returns:
-        The best atoms of all shards together, and which tokens were certified, (T,).
+        The best atoms, and which tokens were certified, (T,).
     """
     at_once = max(1, SCORES_AT_ONCE // len(of.key_NF))
-    parts = [_scan(some, of, shards, num_kept) for some in x_TD.split(at_once)]
+    parts = [_scan(some, of, keys_ND, num_kept) for some in x_TD.split(at_once)]
     found, certified = zip(*parts, strict=True)
     whole = ShardCandidates(*(torch.cat(field) for field in zip(*found, strict=True)))
     certified_T = torch.cat(certified)
     unsure = (~certified_T).nonzero()[:, 0]
     for rows in unsure.split(at_once) if len(unsure) else ():
-        exact = _in_full(x_TD[rows], shards, num_kept, len(of.key_NF))
+        exact = _in_full(x_TD[rows], keys_ND, num_kept)
         for field, rest in zip(whole, exact, strict=True):
             field[rows] = rest
     return whole, certified_T
 
 
 def _scan(
-    x_TD: Tensor, of: Image, shards: Mapping[int, Tensor], num_kept: int
+    x_TD: Tensor, of: Image, keys_ND: Tensor, num_kept: int
 ) -> tuple[ShardCandidates, Tensor]:
     num_atoms = len(of.key_NF)
     num_candidates = min(PER_KEPT * num_kept, num_atoms)
@@ -128,9 +123,9 @@ def _scan(
     first_TC = torch.zeros_like(index_TC, dtype=torch.bool)
     first_TC[:, :num_kept] = True
     score_TC = x_TD.new_full(index_TC.shape, -torch.inf)
-    _score(score_TC, x_TD, shards, index_TC, first_TC)
+    _score(score_TC, x_TD, keys_ND, index_TC, first_TC)
     enough_T1 = score_TC[:, :num_kept].amin(-1, keepdim=True)
-    _score(score_TC, x_TD, shards, index_TC, (bound_TC >= enough_T1) & ~first_TC)
+    _score(score_TC, x_TD, keys_ND, index_TC, (bound_TC >= enough_T1) & ~first_TC)
 
     index_TC, order_TC = index_TC.sort(-1)  # so that ties go to the lower index
     score_TC = score_TC.gather(1, order_TC)
@@ -162,37 +157,24 @@ def rounded_up(bound: Tensor) -> Tensor:
     return bound + UNIT * bound.abs()
 
 
-def _in_full(
-    x_TD: Tensor, shards: Mapping[int, Tensor], num_kept: int, num_atoms: int
-) -> ShardCandidates:
+def _in_full(x_TD: Tensor, keys_ND: Tensor, num_kept: int) -> ShardCandidates:
     """The best atoms, from the exact scores of all atoms."""
-    found = [
-        candidates(
-            x_TD @ keys_ND.to(x_TD.dtype).T,
-            num_kept=num_kept,
-            shard=shard,
-            num_shards=len(shards),
-            num_atoms=num_atoms,
-        )
-        for shard, keys_ND in shards.items()
-    ]
-    return merged(found, num_kept)
+    return candidates(
+        x_TD @ keys_ND.to(x_TD.dtype).T,
+        num_kept=num_kept,
+        shard=0,
+        num_shards=1,
+        num_atoms=len(keys_ND),
+    )
 
 
 def _score(
-    score_TC: Tensor,
-    x_TD: Tensor,
-    shards: Mapping[int, Tensor],
-    index_TC: Tensor,
-    asked_TC: Tensor,
+    score_TC: Tensor, x_TD: Tensor, keys_ND: Tensor, index_TC: Tensor, asked_TC: Tensor
 ) -> None:
     """Fill in the exact scores of the atoms that ``asked_TC`` marks."""
-    shard_TC = index_TC % len(shards)
-    for shard, keys_ND in shards.items():
-        here_TC = asked_TC & (shard_TC == shard)
-        token_S, place_S = here_TC.nonzero(as_tuple=True)
-        row_S = index_TC[token_S, place_S].div(len(shards), rounding_mode="floor")
-        score_TC[token_S, place_S] = products_of_pairs(x_TD, keys_ND, token_S, row_S)
+    token_S, place_S = asked_TC.nonzero(as_tuple=True)
+    row_S = index_TC[token_S, place_S]
+    score_TC[token_S, place_S] = products_of_pairs(x_TD, keys_ND, token_S, row_S)
 
 
 def _quadratic(x_TD: Tensor, gram_DD: Tensor) -> Tensor:

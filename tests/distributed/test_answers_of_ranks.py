@@ -87,5 +87,5 @@ def test_answers_do_not_depend_on_how_ranks_work_together(tmp_path):
             for a, b in zip(lines, other[name], strict=True):
                 assert a["prediction"] == b["prediction"]
                 assert a.get("log_likelihoods", {}) == pytest.approx(
-                    b.get("log_likelihoods", {}), abs=1e-5
+                    b.get("log_likelihoods", {}), rel=1e-5
                 )

@@ -1,7 +1,8 @@
 """A memory split over ranks answers as the formula does, wherever atoms and tokens meet.
 
-Every placement against ``tests.helpers.oracle`` in float64, outputs, gradients and chosen sets; all
-placements against each other in float32, bit for bit; what they move, against its formula.
+Every placement against ``tests.helpers.oracle`` in float64, outputs, gradients and chosen sets; in
+float32, resident and gathered atoms against one process, bit for bit, and stationary ones against
+them to rounding; what they move, against its formula.
 """
 
 from __future__ import annotations
@@ -138,34 +139,49 @@ def gradients(outputs: list[Tensor], leaves: tuple[Tensor, ...], upstream: list[
     return torch.autograd.grad(outputs, leaves, upstream, allow_unused=True, materialize_grads=True)
 
 
-def check_same_bits(group: AtomGroup, dtype: torch.dtype) -> None:
-    """At sizes where sums round; also when the active atoms have been frozen."""
+def check_one_process(group: AtomGroup, dtype: torch.dtype) -> None:
+    """At sizes where sums round: who holds the atoms does not change a bit, nor does freezing.
+
+    Stationary atoms are summed by shards, so they agree to rounding.
+    """
     num_frozen, width, num_tokens = 41, 96, 50 + 7 * env.rank()
     keys = [draw(49, width, seed=i).to(dtype) for i in range(3)]
     values = [draw(49, width - 16 * i, seed=5 + i).to(dtype) for i in range(3)]
     x = draw(num_tokens, width, seed=30 + env.rank()).to(dtype).requires_grad_()
     others = [x, x, (x.detach() * 1.25).requires_grad_()]
     active = [t[num_frozen:].clone().requires_grad_() for t in (*keys, *values)]
-    bank, frozen = (filled(group, keys, values, count) for count in (num_frozen, 49))
-    routing = Routing(top_k=8, temperature=0.03, threshold=0.05)
     none = [t[:0] for t in (*keys, *values)]
-    results = []
-    for placement in placements(group, bank, num_tokens):
+    routing = Routing(top_k=8, temperature=0.3, threshold=0.05)
+
+    def results(group: AtomGroup, bank: Bank, frozen: Bank, placement: Placement) -> list[Tensor]:
         found = recall_together(
             bank, placement, routing, others, active[:3], active[3:], members=range(3)
         )
         upstream = [draw(*y.shape, seed=40 + env.rank()).to(dtype) for y in found]
-        results.append([*found, *torch.autograd.grad(found, (x, others[2], *active), upstream)])
-    for other in results[1:]:
-        for ours, theirs in zip(other, results[0], strict=True):
-            assert ours.dtype == dtype and ours.abs().max() > 0
-            assert torch.equal(ours, theirs)
-    for placement in placements(group, frozen, num_tokens):
+        other = next(p for p in placements(group, frozen, num_tokens) if type(p) is type(placement))
         after = recall_together(
-            frozen, placement, routing, others, none[:3], none[3:], members=range(3)
+            frozen, other, routing, others, none[:3], none[3:], members=range(3)
         )
-        for ours, theirs in zip(after, results[0][:3], strict=True):
-            assert torch.equal(ours, theirs), "freezing changed an output"
+        assert all(map(torch.equal, after, found)), "freezing changed an output"
+        return [*found, *torch.autograd.grad(found, (x, others[2], *active), upstream)]
+
+    alone = AtomGroup()
+    expected = results(alone, *banks(alone, keys, values, (num_frozen, 49)), Resident(alone))
+    bank, frozen = banks(group, keys, values, (num_frozen, 49))
+    for placement in placements(group, bank, num_tokens):
+        for ours, theirs in zip(results(group, bank, frozen, placement), expected, strict=True):
+            assert ours.dtype == dtype and ours.abs().max() > 0
+            if placement.num_shards == 1:
+                assert torch.equal(ours, theirs)
+            else:
+                worst = (ours - theirs).abs().max() / theirs.abs().max()
+                assert worst < (1e-6 if dtype == torch.float32 else 2e-2), worst
+
+
+def banks(
+    group: AtomGroup, keys: list[Tensor], values: list[Tensor], counts: tuple[int, ...]
+) -> list[Bank]:
+    return [filled(group, keys, values, count) for count in counts]
 
 
 def check_ownership(group: AtomGroup) -> None:
@@ -184,16 +200,19 @@ def check_ownership(group: AtomGroup) -> None:
         assert max(per_rank) - min(per_rank) <= atom
         assert max(per_rank) <= -(-total // P) * atom
         assert bank.shard_F.nbytes == -(-total // P) * atom
-        for shard in range(P):
-            flat = bank.copy_PF[shard] if P > 1 else bank.shard_F
-            tensors = [t for pair in bank.views(flat, shard) for t in pair]
+        for atoms, step in ((bank.own(), slice(group.rank, None, P)), (all_of(bank), slice(None))):
+            tensors = [t for pair in atoms for t in pair]
             for found, rows in zip(tensors, whole, strict=True):
-                assert torch.equal(found, torch.stack(rows[shard::P]) if rows[shard::P] else found)
-            assert len(tensors[0]) == shard_size(total, shard, P)
+                assert torch.equal(found, torch.stack(rows[step]) if rows[step] else found)
+            assert len(tensors[0]) == len(whole[0][step])
+        assert len(bank.own()[0][0]) == shard_size(total, group.rank, P)
     assert bank.intact()
-    flat = bank.copy_PF[-1] if P > 1 else bank.shard_F
-    flat[2] += 1e-6
+    bank.whole()[2] += 1e-6
     assert not bank.intact()
+
+
+def all_of(bank: Bank) -> list[tuple[Tensor, Tensor]]:
+    return bank.views(bank.whole())
 
 
 def check_bytes(group: AtomGroup) -> None:
@@ -281,7 +300,7 @@ def all_checks(rank: int, world_size: int) -> None:
             error.add_note(str(case))
             raise
     for dtype in (torch.float32, torch.bfloat16):
-        check_same_bits(group, dtype)
+        check_one_process(group, dtype)
     for check in (check_ownership, check_bytes, check_coalescing_and_prefetch):
         group.traffic.clear()
         check(group)

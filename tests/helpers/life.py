@@ -138,9 +138,10 @@ class Life:
         for name, layer in self.method.layers.items():
             bank, which = layer.asked.memory.bank, layer.asked.layers.index(layer)
             flat = env.gather_objects(bank.shard_F)
-            shards = [bank.views(shard, rank)[which] for rank, shard in enumerate(flat)]
-            for rank, copy in enumerate(bank.copy_PF if bank.copied else []):
-                assert all(map(torch.equal, bank.views(copy, rank)[which], shards[rank]))
+            shards = [bank.views(f, rank, len(flat))[which] for rank, f in enumerate(flat)]
+            for rank, shard in enumerate(shards if bank.copied else []):
+                copies = bank.views(bank.copy_F)[which]
+                assert all(torch.equal(c[rank :: len(flat)], s) for c, s in zip(copies, shard))
             for kind, rows in zip(("keys", "values"), zip(*shards, strict=True), strict=True):
                 order = [rows[i % len(rows)][i // len(rows)] for i in range(num_atoms)]
                 out[f"{name}.{kind}"] = torch.stack(order)

@@ -252,7 +252,7 @@ def spoil_a_frozen_atom(rank: int) -> None:
     def step(trainer, i, step, total):
         if rank == 1 and (i, step.index) == (1, 0):
             memory = next(iter(trainer.method.memories.values()))
-            memory.bank.copy_PF[0].view(torch.int32)[5] ^= 1
+            memory.bank.copy_F.view(torch.int32)[5] ^= 1
         return whole_step(trainer, i, step, total)
 
     Trainer._step = step  # type: ignore[method-assign]

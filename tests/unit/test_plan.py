@@ -118,9 +118,9 @@ def test_bytes_are_those_of_the_formulas(model, ranks):
 def test_a_copy_is_gathered_once_a_task(model):
     resident = rehearsal(model, "auto")
     assert resident.takes(100) == "resident" and not resident.announced(100)
-    room = 8 * 2 * HIDDEN * 4 * 2  # a rank's: half of 8 frozen atoms and of room for 8, two linears
-    assert resident.grow() == {"copies": room}
-    assert resident.stored_bytes == 3 * room
+    shard = 4 * 2 * HIDDEN * 4 * 2  # half of 8 frozen atoms, two linears
+    assert resident.grow() == {"copies": shard}
+    assert resident.stored_bytes == (1 + 4) * shard  # the copy also has room for 8 active atoms
 
 
 def test_auto_takes_what_a_run_takes(model):

@@ -18,12 +18,11 @@ def draw(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def scanned(x_TD, key_ND, num_kept, num_shards=1):
+def scanned(x_TD, key_ND, num_kept):
     """What the scan finds: candidates, and which tokens were certified."""
     precise = torch.promote_types(key_ND.dtype, torch.float32)
-    shards = {shard: key_ND[shard::num_shards].contiguous() for shard in range(num_shards)}
-    image = scan.image(shards, key_ND.to(precise).T @ key_ND.to(precise))
-    return scan.scan(x_TD, image, shards, num_kept=num_kept)
+    image = scan.image(key_ND, key_ND.to(precise).T @ key_ND.to(precise))
+    return scan.scan(x_TD, image, key_ND, num_kept=num_kept)
 
 
 def assert_right(found, x_TD, key_ND, num_kept):
@@ -52,7 +51,7 @@ def test_no_score_exceeds_its_bound(kind, scale):
     if kind == "halfway between bf16 numbers":
         x_TD, key_ND = torch.full_like(x_TD, 1 + 2.0**-8 - 2.0**-20), torch.full_like(key_ND, 1.0)
     x_TD = x_TD * scale
-    bound_TN = scan.bounds(x_TD, scan.image({0: key_ND}, key_ND.T @ key_ND))
+    bound_TN = scan.bounds(x_TD, scan.image(key_ND, key_ND.T @ key_ND))
     bound_TN = scan.rounded_up(bound_TN).double()
     score_TN = x_TD.double() @ key_ND.double().T
     assert (score_TN <= bound_TN).all() and (x_TD @ key_ND.T <= bound_TN).all()
@@ -62,13 +61,12 @@ def test_no_score_exceeds_its_bound(kind, scale):
 
 
 @pytest.mark.parametrize("num_kept", [1, 4, 16])
-@pytest.mark.parametrize("num_shards", [1, 3])
-def test_random_keys_are_certified(num_kept, num_shards):
+def test_random_keys_are_certified(num_kept):
     x_TD, key_ND = draw(100, 128, seed=1), draw(2000, 128, seed=2)
-    found, certified_T = scanned(x_TD, key_ND, num_kept, num_shards)
+    found, certified_T = scanned(x_TD, key_ND, num_kept)
     assert certified_T.all()
     assert assert_right(found, x_TD, key_ND, num_kept).float().mean() > 0.9
-    again, _ = scanned(x_TD, key_ND, num_kept, num_shards)
+    again, _ = scanned(x_TD, key_ND, num_kept)
     assert all(map(torch.equal, found, again))
 
 
