@@ -38,6 +38,7 @@ from moram_dist.comm.collectives import AtomGroup, Pending
 Pair = tuple[int, int]
 """The rank that owns the tokens, and the shard: 0 if one holds the whole memory, else a rank."""
 
+
 class Placement(ABC):
     """Decides which pairs of an owner and a shard this rank computes, and exchanges the results."""
 

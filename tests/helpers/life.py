@@ -141,7 +141,9 @@ class Life:
             shards = [bank.views(f, rank, len(flat))[which] for rank, f in enumerate(flat)]
             for rank, shard in enumerate(shards if bank.copied else []):
                 copies = bank.views(bank.copy_F)[which]
-                assert all(torch.equal(c[rank :: len(flat)], s) for c, s in zip(copies, shard))
+                assert all(
+                    torch.equal(c[rank :: len(flat)], s) for c, s in zip(copies, shard, strict=True)
+                )
             for kind, rows in zip(("keys", "values"), zip(*shards, strict=True), strict=True):
                 order = [rows[i % len(rows)][i // len(rows)] for i in range(num_atoms)]
                 out[f"{name}.{kind}"] = torch.stack(order)
