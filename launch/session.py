@@ -18,7 +18,7 @@ from launch.base import check_base, check_loaded, targets_of
 from launch.settings import deepspeed_config, quiet, resolve
 from launch.summary import summary
 from moram_dist.adapters.targets import Targets
-from moram_dist.atoms import Placer
+from moram_dist.atoms import Placer, native
 from moram_dist.atoms.memory_files import Manifest
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
@@ -91,7 +91,7 @@ class Session:
     def _work(self, progress: Progress) -> None:
         progress.say(f"run directory: {self.run_dir.path}")
         # The watchdog must report first: a backend's message about a timeout is unreadable.
-        join(self.config.parallel.wait_limit + WATCHDOG_FIRST_S, self.watchdog.still)
+        join(self.config.parallel.wait_limit + WATCHDOG_FIRST_S, self.watchdog.still, native.load)
         self.watchdog.at("the model to load")
         self.watchdog.start()
         with StopSignals(self.config.record.stop_signals) as stop:

@@ -1,4 +1,4 @@
-"""Choose the backend for work on selected atoms: Triton kernels or plain torch."""
+"""Choose the backend for work on selected atoms: Triton kernels, C++, or plain torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from moram_dist.atoms import kernels, reference
+from moram_dist.atoms import kernels, native, reference
 
 
 def backend(tensor: Tensor) -> Any:
     """The module that implements the functions of ``reference`` for this tensor's device."""
-    return kernels if kernels.serve(tensor) else reference
+    if kernels.serve(tensor):
+        return kernels
+    return native if native.serve(tensor) else reference

@@ -118,27 +118,20 @@ class Memory(nn.Module):
     def _recall(self, x: Tensor, members: tuple[int, ...], tasks: int | None) -> tuple[Tensor, ...]:
         """``tasks``: answer with the first tasks only; None: all, and the one being learned."""
         routing = self.settings.routing
-        learning = self.learning and tasks is None
-        keys, values = zip(*(self._answering(i, learning) for i in members), strict=True)
+        learns = self.learning and tasks is None
+        active = [self.stored(i) for i in members] if learns else []
         return tuple(
             recall_together(
                 self.bank,
                 self.placer.of_source if self.reads_source else self.placer.now,
                 replace(routing, threshold=0.0) if self.training else routing,
                 [self._dropped(i, x) for i in members],
-                keys,
-                values,
+                [keys for keys, _ in active],
+                [values for _, values in active],
                 members,
                 None if tasks is None else self.ends[tasks],
             )
         )
-
-    def _answering(self, i: int, learning: bool) -> Atoms:
-        """The active atoms of linear ``i``; empty unless ``learning``."""
-        if learning:
-            return self.stored(i)
-        keys_RD, values_RE = self.active(i)
-        return keys_RD[:0], values_RE[:0]
 
     def _dropped(self, i: int, x: Tensor) -> Tensor:
         """Input of linear ``i`` after dropout: the very same tensor if nothing is dropped.

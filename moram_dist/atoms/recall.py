@@ -10,12 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moram_dist.atoms import native
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Placement, Resident
 from moram_dist.atoms.recall_call import RecallCall
 from moram_dist.atoms.recall_function import RecallFunction
 from moram_dist.atoms.routing import Routing
 from moram_dist.comm.collectives import AtomGroup
+
+AT_ONCE = 64
+"""Tokens that one operation answers on a CPU; with more, calls cost little beside products."""
 
 
 def recall(
@@ -66,8 +70,8 @@ def recall_together(
     placement: Placement,
     routing: Routing,
     inputs: Sequence[Tensor],
-    active_keys: Sequence[Tensor],
-    active_values: Sequence[Tensor],
+    active_keys: Sequence[Tensor] = (),
+    active_values: Sequence[Tensor] = (),
     members: Sequence[int] = (0,),
     num_frozen: int | None = None,
 ) -> list[Tensor]:
@@ -80,7 +84,7 @@ def recall_together(
         placement: where their atoms and tokens meet.
         routing: how atoms are chosen.
         inputs: one per linear, (..., D); linears that share an input pass the same object.
-        active_keys: one per linear, (R, D), the same on all ranks.
+        active_keys: one per linear, (R, D), the same on all ranks; none if there are none.
         active_values: one per linear, (R, E), the same on all ranks.
         members: indices of these linears in the bank.
         num_frozen: query only the first ``num_frozen`` frozen atoms, with R = 0; default: all.
@@ -89,20 +93,68 @@ def recall_together(
         One per linear, (..., E).
     """
     num_frozen = bank.num_atoms if num_frozen is None else num_frozen
-    if num_frozen + len(active_keys[0]) == 0:
+    num_active = len(active_keys[0]) if active_keys else 0
+    if num_frozen + num_active == 0:
         return [
-            x.new_zeros(*x.shape[:-1], values.shape[1])
-            for x, values in zip(inputs, active_values, strict=True)
+            x.new_zeros(*x.shape[:-1], bank.shapes[i][1])
+            for x, i in zip(inputs, members, strict=True)
         ]
+    recorded = torch.is_grad_enabled()
+    if not recorded and not num_active:
+        answers = _at_once(bank, placement, routing, inputs, tuple(members), num_frozen)
+        if answers is not None:
+            return answers
     call = RecallCall(
         bank=bank,
         members=tuple(members),
         placement=placement,
         routing=routing,
         num_frozen=num_frozen,
-        num_active=len(active_keys[0]),
-        recorded=torch.is_grad_enabled(),
+        num_active=num_active,
+        recorded=recorded,
     )
+    if not active_keys:
+        sizes = [bank.shapes[i] for i in members]
+        active_keys = [bank.shard_F.new_empty(0, d) for d, _ in sizes]
+        active_values = [bank.shard_F.new_empty(0, e) for _, e in sizes]
     rows = {id(x): x.reshape(-1, x.shape[-1]) for x in inputs}
     found = RecallFunction.apply(call, *(rows[id(x)] for x in inputs), *active_keys, *active_values)
     return [y.view(*x.shape[:-1], y.shape[1]) for x, y in zip(inputs, found, strict=True)]
+
+
+def _at_once(
+    bank: Bank,
+    placement: Placement,
+    routing: Routing,
+    inputs: Sequence[Tensor],
+    members: tuple[int, ...],
+    num_frozen: int,
+) -> list[Tensor] | None:
+    """Answers of few tokens by one operation on a CPU, as in decoding; None if it does not serve.
+
+    Without gradients, over frozen atoms that are all here, for consecutive linears that share
+    their input.
+    """
+    x = inputs[0]
+    if (
+        x.numel() > AT_ONCE * x.shape[-1]
+        or not isinstance(placement, Resident)
+        or not native.serve(x)
+        or bank.shard_F.dtype != x.dtype
+        or members[-1] - members[0] + 1 != len(members)
+        or any(other is not x for other in inputs)
+        or placement.images(bank, members) is not None
+    ):
+        return None
+    keys, values = bank.stacked(members)
+    found = native.answers(
+        x.reshape(-1, x.shape[-1]),
+        keys,
+        values,
+        len(members),
+        num_frozen,
+        top_k=routing.top_k,
+        temperature=routing.temperature,
+        threshold=routing.threshold,
+    )
+    return [y.view(*x.shape[:-1], y.shape[1]) for y in found]

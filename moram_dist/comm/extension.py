@@ -1,6 +1,6 @@
-"""Build the extensions that torch compiles for DeepSpeed, with messages and a safe lock.
+"""Build the extensions that torch compiles, with messages and a safe lock.
 
-An example is the one for CPU ranks on one machine, which is loaded when they join. torch compiles
+Examples are DeepSpeed's for CPU ranks on one machine, and ours for atoms on a CPU. torch compiles
 with ninja, which rebuilds if anything has changed: the interpreter, torch, ninja itself. It does so
 silently, and guards the folder by a file ``lock`` that a killed build leaves behind, so that others
 wait for ever. Here a process that loads also holds our lock, which the system frees if it dies.
@@ -72,10 +72,14 @@ def guard(still: Still) -> None:
         cpp_extension._jit_compile = guarded
 
 
-def prepare(rendezvous: Rendezvous) -> None:
-    """Load the extension of CPU ranks before they join. All ranks call it, after ``guard``.
+def prepare(rendezvous: Rendezvous, load: Callable[[], object]) -> None:
+    """Load the extensions of CPU ranks before they join. All ranks call it, after ``guard``.
 
     A build is not a hang, so it has a separate limit, independent of ``--wait_limit``.
+
+    Args:
+        rendezvous: where ranks wait for each other.
+        load: loads further extensions than DeepSpeed's.
 
     Raises:
         MachineError: a build fails, or takes longer than ``LIMIT_S``.
@@ -86,14 +90,15 @@ def prepare(rendezvous: Rendezvous) -> None:
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is not None and deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
         builder.load()
+    load()
     if rendezvous.arrive("loaded"):
         return
     for _ in range(int(LIMIT_S / AGAIN_S)):
         if rendezvous.wait_for_all("loaded", AGAIN_S):
             return
         if env.rank() == 0:
-            _say(f"waiting for ranks that have not loaded {NAME} yet ...")
-    raise MachineError(f"{NAME} was not loaded on every machine within {LIMIT_S:.0f} s")
+            _say("waiting for ranks that have not loaded their extensions yet ...")
+    raise MachineError(f"extensions were not loaded on every machine within {LIMIT_S:.0f} s")
 
 
 def build(place: Path, load: Callable[[], Any], still: Still = lambda: None) -> Any:
@@ -117,7 +122,7 @@ def build(place: Path, load: Callable[[], Any], still: Still = lambda: None) -> 
     def announced(build_directory: str, *rest: Any, **named: Any) -> None:
         if not _has_work(Path(build_directory)):
             return run_ninja(build_directory, *rest, **named)
-        _say(f"building DeepSpeed's extension {place.name} in {place} (once, some minutes) ...")
+        _say(f"building extension {place.name} in {place} (once, up to minutes) ...")
         with _reminders(f"still building {place.name}", still):
             run_ninja(build_directory, *rest, **named)
 
@@ -127,8 +132,7 @@ def build(place: Path, load: Callable[[], Any], still: Still = lambda: None) -> 
             return load()
     except (RuntimeError, ImportError, OSError) as error:
         raise MachineError(
-            f"DeepSpeed's extension {place.name} cannot be built in {place}: "
-            f"{_first_error(str(error))}"
+            f"extension {place.name} cannot be built in {place}: {_first_error(str(error))}"
         ) from None
     finally:
         cpp_extension._run_ninja_build = run_ninja

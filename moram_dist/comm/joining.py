@@ -16,12 +16,17 @@ from moram_dist.comm import env, extension, rendezvous
 from moram_dist.registry import MachineError
 
 
-def join(timeout_s: float = 1800.0, still: Callable[[], None] = lambda: None) -> None:
+def join(
+    timeout_s: float = 1800.0,
+    still: Callable[[], None] = lambda: None,
+    load: Callable[[], object] = lambda: None,
+) -> None:
     """Join the other ranks (gloo on a CPU, NCCL on CUDA). Announces a build of extensions.
 
     Args:
         timeout_s: longest wait for the other ranks in any single collective.
         still: called from time to time, here and later, while an extension is compiled.
+        load: loads further extensions of CPU ranks than DeepSpeed's.
 
     Raises:
         InputError: the port at which the ranks meet is taken.
@@ -50,7 +55,7 @@ def join(timeout_s: float = 1800.0, still: Callable[[], None] = lambda: None) ->
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // env.local_world_size()))
         extension.guard(still)
         if meeting:
-            extension.prepare(meeting)
+            extension.prepare(meeting, load)
     # If LOCAL_SIZE is set, DeepSpeed allocates 69 MB of shared memory per CPU rank, for an
     # all-reduce of inference engines that is not used here, and leaks it when the rank ends.
     local_size = os.environ.pop("LOCAL_SIZE", None)

@@ -16,7 +16,7 @@ import os
 import pytest
 import torch
 
-from moram_dist.atoms import kernels, recall, reference, routing, shard
+from moram_dist.atoms import kernels, native, recall, reference, routing, shard
 from moram_dist.atoms.backend import backend
 from moram_dist.atoms.kernels import launch
 from moram_dist.atoms.routing import Mixture, Routing
@@ -43,6 +43,7 @@ def in_torch(monkeypatch):
     def call(function, *arguments, **settings):
         with monkeypatch.context() as patch:
             patch.setattr(kernels, "serve", lambda tensor: False)
+            patch.setattr(native, "serve", lambda tensor: False)
             return function(*arguments, **settings)
 
     return call

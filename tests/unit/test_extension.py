@@ -67,7 +67,7 @@ def works_in(place: Path) -> list[str]:
 def test_whatever_is_built_is_announced_and_nothing_else(tmp_path, capfd):
     for command, announced in [("touch $out", 1), ("touch $out", 0), ("touch  $out", 1)]:
         extension.build(tmp_path, loader(tmp_path, command))
-        assert capfd.readouterr().err.count("building DeepSpeed's extension") == announced
+        assert capfd.readouterr().err.count("building extension") == announced
     (tmp_path / "made").unlink()
     extension.build(tmp_path, loader(tmp_path))
     assert "building" in capfd.readouterr().err
@@ -161,7 +161,7 @@ def test_every_extension_of_the_process_is_guarded(tmp_path, capfd, monkeypatch)
     cpp_extension.load("tiny", [source], is_python_module=False, is_standalone=True)
     said = capfd.readouterr().err
     assert f"removing {stale}" in said
-    assert said.count(f"building DeepSpeed's extension tiny in {stale.parent}") == 1
+    assert said.count(f"building extension tiny in {stale.parent}") == 1
 
 
 def test_the_installed_ninja_comes_before_any_other(tmp_path, monkeypatch):

@@ -1,0 +1,160 @@
+"""Operations in C++ for atoms on a CPU, where calling many small operations costs most.
+
+``operations.cpp`` is built once by torch's extension mechanism, and loaded in later processes. A
+machine without a compiler or ninja computes in plain torch (``atoms.reference``), to which tests
+compare each operation.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._appdirs import user_cache_dir
+
+from moram_dist.atoms import reference
+from moram_dist.atoms.reference import mix, pick, products
+from moram_dist.comm import extension
+from moram_dist.registry import MachineError
+from moram_dist.terminal import say
+
+__all__ = [
+    "add",
+    "answers",
+    "load",
+    "mix",
+    "pick",
+    "products",
+    "route",
+    "score_gradient",
+    "serve",
+    "sums",
+    "weigh",
+]
+
+SOURCE = Path(__file__).with_name("operations.cpp")
+
+FLAGS = ["-O3", "-fopenmp"]
+"""Not for this machine's processor alone: several machines may share the folder."""
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def serve(tensor: Tensor) -> bool:
+    """Whether the operations can process a tensor."""
+    return tensor.device.type == "cpu" and tensor.dtype in DTYPES and load()
+
+
+@functools.cache
+def load() -> bool:
+    """Load the operations, and build them first if necessary; whether they are there."""
+    text = SOURCE.read_bytes() + "".join([*FLAGS, torch.__version__, platform.machine()]).encode()
+    name = f"moram_{hashlib.sha256(text).hexdigest()[:16]}"
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or user_cache_dir("torch_extensions")
+    place = Path(root) / name
+    try:
+        torch.ops.load_library(place / f"{name}.so")
+        return True
+    except OSError:  # not there, or half a file of a build that was killed
+        pass
+    if not (find_spec("ninja") and shutil.which(os.environ.get("CXX", "c++"))):
+        return False
+    from torch.utils import cpp_extension
+
+    extension.guard(lambda: None)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        cpp_extension.load(
+            name,
+            [str(SOURCE)],
+            extra_cflags=FLAGS,
+            extra_ldflags=["-fopenmp"],
+            build_directory=str(place),
+            is_python_module=False,
+        )
+    except (MachineError, OSError) as error:
+        say(f"recall runs in plain torch, slower for few tokens: {error}", error=True)
+        return False
+    return True
+
+
+def route(
+    score_TN: Tensor,
+    num_kept: int,
+    *,
+    shard: int = 0,
+    num_shards: int = 1,
+    num_atoms: int,
+    listed_TN: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """``reference.route``; a NaN counts as the lowest score."""
+    if listed_TN is not None:
+        return reference.route(score_TN, num_kept, num_atoms=num_atoms, listed_TN=listed_TN)
+    return torch.ops.moram.route(score_TN, num_kept, shard, num_shards, num_atoms)
+
+
+def weigh(
+    score_TK: Tensor, norm_T1: Tensor, temperature: float, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference.weigh``."""
+    return torch.ops.moram.weigh(score_TK, norm_T1, temperature, threshold)
+
+
+def sums(score_TK: Tensor, relevance_TK: Tensor, spoken_TK: Tensor, u_TK: Tensor) -> Tensor:
+    """``reference.sums``."""
+    return torch.ops.moram.sums(score_TK, relevance_TK, spoken_TK, u_TK)
+
+
+def score_gradient(
+    score_TK: Tensor,
+    norm_T1: Tensor,
+    relevance_TK: Tensor,
+    weight_TK: Tensor,
+    spoken_TK: Tensor,
+    u_TK: Tensor,
+    totals_T2: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """``reference.score_gradient``."""
+    given = (score_TK, norm_T1, relevance_TK, weight_TK, spoken_TK, u_TK, totals_T2)
+    return torch.ops.moram.score_gradient(*given, temperature)
+
+
+def add(row_TK: Tensor, here_TK: Tensor | None, number_TK: Tensor, to_TN: Tensor) -> None:
+    """``reference.add``, to a contiguous tensor."""
+    torch.ops.moram.add(row_TK, here_TK, number_TK.to(to_TN.dtype), to_TN)
+
+
+def answers(
+    x_TD: Tensor,
+    keys: Tensor,
+    values: Sequence[Tensor],
+    num_linears: int,
+    num_atoms: int,
+    *,
+    top_k: int,
+    temperature: float,
+    threshold: float,
+) -> list[Tensor]:
+    """A whole recall without gradients, for linears that share an input: (T, E) for each.
+
+    Args:
+        x_TD: the input.
+        keys: of the linears, below each other: (L rows, D).
+        values: alike in one matrix, or in one for each linear if their sizes differ.
+        num_linears: L.
+        num_atoms: N, >= 1; the first rows of each linear are atoms, the others padding.
+        top_k: for this and the next two see ``routing.mixture``.
+        temperature: of the softmax.
+        threshold: atoms with a relevance below this are silenced.
+    """
+    sizes = (num_linears, num_atoms, top_k)
+    return torch.ops.moram.answers(x_TD, keys, values, *sizes, temperature, threshold)

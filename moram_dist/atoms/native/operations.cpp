@@ -1,0 +1,299 @@
+// The work on chosen atoms on a CPU, each step as one operation. atoms/reference.py has the same
+// functions in torch, where each is several operations: with few tokens, calling them is most of
+// the cost. Loops are plain, so the result for a token does not depend on the other tokens.
+//
+// Letters: T tokens, N scores of a token, K atoms kept per token, L linears, E outputs.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kShort = 64;  // up to this many are kept by insertion
+constexpr int64_t kNumbersATask = 4096;
+
+int64_t rows_at_once(int64_t numbers_per_row) {
+  return std::max<int64_t>(1, kNumbersATask / std::max<int64_t>(1, numbers_per_row));
+}
+
+// NaN counts as the lowest score.
+template <typename F>
+inline F ordered(F score) {
+  return score == score ? score : -std::numeric_limits<F>::infinity();
+}
+
+// The `kept` largest of a row, lower places first among ties; ascending places.
+template <typename F>
+void best(const F* score, int64_t num, int64_t kept, std::vector<int64_t>& place) {
+  place.resize(kept);
+  if (kept == num) {
+    std::iota(place.begin(), place.end(), 0);
+    return;
+  }
+  if (kept > kShort) {
+    std::vector<int64_t> all(num);
+    std::iota(all.begin(), all.end(), 0);
+    auto before = [score](int64_t a, int64_t b) {
+      const F x = ordered(score[a]), y = ordered(score[b]);
+      return x > y || (x == y && a < b);
+    };
+    std::nth_element(all.begin(), all.begin() + kept - 1, all.end(), before);
+    std::copy_n(all.begin(), kept, place.begin());
+  } else {
+    F value[kShort];  // descending
+    int64_t count = 0;
+    for (int64_t i = 0; i < num; ++i) {
+      const F mine = ordered(score[i]);
+      if (count == kept && !(mine > value[kept - 1])) continue;
+      int64_t at = count < kept ? count++ : kept - 1;
+      for (; at > 0 && mine > value[at - 1]; --at) {
+        value[at] = value[at - 1];
+        place[at] = place[at - 1];
+      }
+      value[at] = mine;
+      place[at] = i;
+    }
+  }
+  std::sort(place.begin(), place.end());
+}
+
+template <typename F>
+double sum_of_squares(const F* score, int64_t num) {
+  double lanes[8] = {0};
+  int64_t i = 0;
+  for (; i + 8 <= num; i += 8)
+    for (int64_t lane = 0; lane < 8; ++lane) {
+      const double s = score[i + lane];
+      lanes[lane] += s * s;
+    }
+  for (; i < num; ++i) lanes[0] += static_cast<double>(score[i]) * score[i];
+  return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) +
+         ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+}
+
+// Relevance, weight, and weight with 0 for silenced atoms, of one token.
+template <typename F>
+void weigh_row(const F* score, F norm, F tau, F threshold, int64_t kept, F* relevance, F* weight,
+               F* spoken) {
+  F highest = -std::numeric_limits<F>::infinity();
+  for (int64_t k = 0; k < kept; ++k) {
+    relevance[k] = score[k] / norm;
+    highest = std::max(highest, relevance[k]);
+  }
+  F total = 0;
+  for (int64_t k = 0; k < kept; ++k) {
+    weight[k] = std::exp((relevance[k] - highest) / tau);
+    total += weight[k];
+  }
+  const bool nothing = std::isinf(norm) && norm > 0;
+  for (int64_t k = 0; k < kept; ++k) {
+    weight[k] = nothing ? 0 : weight[k] / total;
+    spoken[k] = threshold > 0 && !(relevance[k] >= threshold) ? 0 * weight[k] : weight[k];
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> route(const Tensor& given, int64_t num_kept, int64_t shard,
+                                         int64_t num_shards, int64_t num_atoms) {
+  const Tensor score = given.contiguous();
+  const int64_t rows = score.size(0), num = score.size(1), kept = std::min(num_kept, num);
+  Tensor squares = at::empty({rows, 1}, score.options());
+  Tensor found = at::empty({rows, num_kept}, score.options());
+  Tensor index = at::empty({rows, num_kept}, score.options().dtype(at::kInt));
+  AT_DISPATCH_FLOATING_TYPES(score.scalar_type(), "route", [&] {
+    const scalar_t* all = score.const_data_ptr<scalar_t>();
+    scalar_t* square = squares.mutable_data_ptr<scalar_t>();
+    scalar_t* out = found.mutable_data_ptr<scalar_t>();
+    int* atom = index.mutable_data_ptr<int>();
+    at::parallel_for(0, rows, rows_at_once(num), [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> place;
+      for (int64_t t = begin; t < end; ++t) {
+        const scalar_t* row = all + t * num;
+        square[t] = static_cast<scalar_t>(sum_of_squares(row, num));
+        best(row, num, kept, place);
+        for (int64_t k = 0; k < num_kept; ++k) {
+          const bool here = k < kept;
+          out[t * num_kept + k] =
+              here ? row[place[k]] : -std::numeric_limits<scalar_t>::infinity();
+          atom[t * num_kept + k] =
+              static_cast<int>(here ? place[k] * num_shards + shard : num_atoms);
+        }
+      }
+    });
+  });
+  return {squares, found, index};
+}
+
+std::tuple<Tensor, Tensor, Tensor> weigh(const Tensor& given, const Tensor& norms, double tau,
+                                         double threshold) {
+  const Tensor score = given.contiguous(), norm = norms.contiguous();
+  const int64_t rows = score.size(0), kept = score.size(1);
+  Tensor relevance = at::empty_like(score), weight = at::empty_like(score);
+  Tensor spoken = at::empty_like(score);
+  AT_DISPATCH_FLOATING_TYPES(score.scalar_type(), "weigh", [&] {
+    const scalar_t *s = score.const_data_ptr<scalar_t>(), *n = norm.const_data_ptr<scalar_t>();
+    scalar_t* r = relevance.mutable_data_ptr<scalar_t>();
+    scalar_t* w = weight.mutable_data_ptr<scalar_t>();
+    scalar_t* m = spoken.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, rows, rows_at_once(kept), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        const int64_t at = t * kept;
+        weigh_row<scalar_t>(s + at, n[t], tau, threshold, kept, r + at, w + at, m + at);
+      }
+    });
+  });
+  return {relevance, weight, spoken};
+}
+
+Tensor sums(const Tensor& score, const Tensor& relevance, const Tensor& spoken, const Tensor& u) {
+  const Tensor all[] = {score.contiguous(), relevance.contiguous(), spoken.contiguous(),
+                        u.contiguous()};
+  const int64_t rows = score.size(0), kept = score.size(1);
+  Tensor out = at::empty({rows, 2}, score.options());
+  AT_DISPATCH_FLOATING_TYPES(score.scalar_type(), "sums", [&] {
+    const scalar_t *p = all[0].const_data_ptr<scalar_t>(), *s = all[1].const_data_ptr<scalar_t>();
+    const scalar_t *w = all[2].const_data_ptr<scalar_t>(), *v = all[3].const_data_ptr<scalar_t>();
+    scalar_t* total = out.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, rows, rows_at_once(kept), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        scalar_t a = 0, b = 0;
+        for (int64_t i = t * kept; i < (t + 1) * kept; ++i) {
+          const scalar_t wq = w[i] * p[i] * v[i];
+          a += wq;
+          b += wq * s[i];
+        }
+        total[2 * t] = a;
+        total[2 * t + 1] = b;
+      }
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> score_gradient(const Tensor& score, const Tensor& norms,
+                                          const Tensor& relevance, const Tensor& weight,
+                                          const Tensor& spoken, const Tensor& u,
+                                          const Tensor& totals, double temperature) {
+  const Tensor all[] = {score.contiguous(),  norms.contiguous(),  relevance.contiguous(),
+                        weight.contiguous(), spoken.contiguous(), u.contiguous(),
+                        totals.contiguous()};
+  const int64_t rows = score.size(0), kept = score.size(1);
+  Tensor direct = at::empty({rows, kept}, score.options());
+  Tensor through_norm = at::empty({rows, 1}, score.options());
+  AT_DISPATCH_FLOATING_TYPES(score.scalar_type(), "score_gradient", [&] {
+    const scalar_t* in[7];
+    for (int i = 0; i < 7; ++i) in[i] = all[i].const_data_ptr<scalar_t>();
+    const auto [p, n, s, w, m, v, total] = std::tie(in[0], in[1], in[2], in[3], in[4], in[5], in[6]);
+    scalar_t* out = direct.mutable_data_ptr<scalar_t>();
+    scalar_t* factor = through_norm.mutable_data_ptr<scalar_t>();
+    const scalar_t tau = temperature;
+    const scalar_t *p_ = p, *n_ = n, *s_ = s, *w_ = w, *m_ = m, *v_ = v, *total_ = total;
+    at::parallel_for(0, rows, rows_at_once(kept), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        const scalar_t a = total_[2 * t], b = total_[2 * t + 1], scale = tau * n_[t];
+        scalar_t mean = 0;
+        for (int64_t i = t * kept; i < (t + 1) * kept; ++i) {
+          const scalar_t q = m_[i] == w_[i] ? p_[i] * v_[i] : 0;
+          out[i] = m_[i] * v_[i] + w_[i] * (q - a) / scale;
+          mean += w_[i] * s_[i];
+        }
+        factor[t] = -((b - a * mean) / tau) / (n_[t] * n_[t]);
+      }
+    });
+  });
+  return {direct, through_norm};
+}
+
+void add(const Tensor& row, const std::optional<Tensor>& here, const Tensor& number, Tensor to) {
+  const Tensor place = row.contiguous(), what = number.contiguous();
+  const Tensor valid = here ? here->contiguous() : Tensor();
+  const int64_t rows = place.size(0), kept = place.size(1), num = to.size(1);
+  TORCH_CHECK(to.is_contiguous(), "numbers are added to a contiguous tensor only");
+  AT_DISPATCH_FLOATING_TYPES(to.scalar_type(), "add", [&] {
+    AT_DISPATCH_INDEX_TYPES(place.scalar_type(), "add", [&] {
+      const index_t* at_ = place.const_data_ptr<index_t>();
+      const scalar_t* x = what.const_data_ptr<scalar_t>();
+      const bool* ok = valid.defined() ? valid.const_data_ptr<bool>() : nullptr;
+      scalar_t* out = to.mutable_data_ptr<scalar_t>();
+      at::parallel_for(0, rows, rows_at_once(kept), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t)
+          for (int64_t i = t * kept; i < (t + 1) * kept; ++i)
+            if (!ok || ok[i]) out[t * num + at_[i]] += x[i];
+      });
+    });
+  });
+}
+
+// Outputs of linears that share an input, one tensor (T, E) each. The scores of token t and linear
+// l are a row of `scores`, (T, L rows); the first `num_atoms` columns of each linear are atoms.
+// Values are below each other in one matrix, or in one for each linear if their sizes differ.
+std::vector<Tensor> answers(const Tensor& x, const Tensor& keys, at::TensorList values,
+                            int64_t num_linears, int64_t num_atoms, int64_t num_kept, double tau,
+                            double threshold) {
+  const Tensor scores = at::mm(x, keys.t());
+  const int64_t tokens = x.size(0), rows = keys.size(0) / num_linears;
+  const int64_t kept = std::min(num_kept, num_atoms);
+  const bool together = static_cast<int64_t>(values.size()) < num_linears;
+  std::vector<Tensor> out;
+  for (int64_t l = 0; l < num_linears; ++l)
+    out.push_back(at::zeros({tokens, values[together ? 0 : l].size(1)}, x.options()));
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "answers", [&] {
+    const scalar_t* all = scores.const_data_ptr<scalar_t>();
+    at::parallel_for(0, tokens * num_linears, 1, [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> place;
+      std::vector<scalar_t> p(kept), r(kept), w(kept), m(kept);
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t t = b / num_linears, l = b % num_linears;
+        const scalar_t* row = all + b * rows;
+        best(row, num_atoms, kept, place);
+        for (int64_t k = 0; k < kept; ++k) p[k] = row[place[k]];
+        scalar_t norm = static_cast<scalar_t>(std::sqrt(sum_of_squares(row, num_atoms)));
+        if (norm == 0) norm = std::numeric_limits<scalar_t>::infinity();
+        weigh_row<scalar_t>(p.data(), norm, tau, threshold, kept, r.data(), w.data(), m.data());
+        const Tensor& matrix = values[together ? 0 : l];
+        const int64_t width = matrix.size(1);
+        const scalar_t* value = matrix.const_data_ptr<scalar_t>() + (together ? l * rows : 0) * width;
+        scalar_t* y = out[l].mutable_data_ptr<scalar_t>() + t * width;
+        for (int64_t k = 0; k < kept; ++k) {
+          const scalar_t strength = m[k] * p[k];
+          const scalar_t* v = value + place[k] * width;
+          for (int64_t e = 0; e < width; ++e) y[e] += strength * v[e];
+        }
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(moram, m) {
+  m.def("route(Tensor score, int num_kept, int shard, int num_shards, int num_atoms)"
+        " -> (Tensor, Tensor, Tensor)");
+  m.def("weigh(Tensor score, Tensor norm, float temperature, float threshold)"
+        " -> (Tensor, Tensor, Tensor)");
+  m.def("sums(Tensor score, Tensor relevance, Tensor spoken, Tensor u) -> Tensor");
+  m.def("score_gradient(Tensor score, Tensor norm, Tensor relevance, Tensor weight, Tensor spoken,"
+        " Tensor u, Tensor totals, float temperature) -> (Tensor, Tensor)");
+  m.def("add(Tensor row, Tensor? here, Tensor number, Tensor(a!) to) -> ()");
+  m.def("answers(Tensor x, Tensor keys, Tensor[] values, int num_linears, int num_atoms,"
+        " int num_kept, float temperature, float threshold) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(moram, CPU, m) {
+  m.impl("route", route);
+  m.impl("weigh", weigh);
+  m.impl("sums", sums);
+  m.impl("score_gradient", score_gradient);
+  m.impl("add", add);
+  m.impl("answers", answers);
+}

@@ -1,0 +1,153 @@
+"""Each operation in C++ against the torch code that it stands in for, and whole recalls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moram_dist.atoms import native, reference
+from moram_dist.atoms.bank import Bank
+from moram_dist.atoms.placement import Resident
+from moram_dist.atoms.recall import AT_ONCE, recall_together
+from moram_dist.atoms.routing import Routing
+from moram_dist.comm.collectives import AtomGroup
+from tests.helpers import oracle
+
+pytestmark = pytest.mark.skipif(not native.load(), reason="no compiler or no ninja")
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def draw(*shape, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def often_equal(*shape, dtype):
+    numbers = draw(*shape, dtype=dtype).mul(2).round()
+    return numbers * torch.where(draw(*shape, seed=1) > 0, 1, -1).to(dtype)  # 0 and -0 too
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("numbers", [draw, often_equal])
+@pytest.mark.parametrize(
+    ("num_atoms", "num_kept"), [(0, 3), (1, 1), (5, 8), (8, 8), (9, 8), (240, 16), (700, 100)]
+)
+def test_route(num_atoms, num_kept, numbers, dtype):
+    score_TN = numbers(7, num_atoms, dtype=dtype)
+    where = {"shard": 1, "num_shards": 3, "num_atoms": 3 * num_atoms}
+    found = native.route(score_TN, num_kept, **where)
+    expected = reference.route(score_TN, num_kept, **where)
+    assert [t.dtype for t in found] == [t.dtype for t in expected]
+    torch.testing.assert_close(found[0], expected[0])
+    assert torch.equal(found[1], expected[1]) and torch.equal(found[2], expected[2])
+
+
+@pytest.mark.parametrize("num_kept", [4, 65])
+def test_route_of_numbers_that_are_not_finite(num_kept):
+    score_TN = draw(3, 90)
+    score_TN[1, :40] = torch.nan
+    score_TN[2, [3, 70]] = torch.tensor([torch.inf, -torch.inf])
+    squares, _, index = native.route(score_TN, num_kept, num_atoms=90)
+    assert squares.isnan().flatten().tolist() == [False, True, False]
+    assert ((index >= 0) & (index < 90)).all() and (index.diff(dim=-1) > 0).all()
+    assert 3 in index[2] and 70 not in index[2]
+    if num_kept == 4:
+        assert (index[1] >= 40).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+def test_weights_and_their_gradient(threshold, dtype):
+    score_TK, u_TK = draw(300, 16, dtype=dtype), draw(300, 16, seed=1, dtype=dtype)
+    score_TK[1] = 0
+    norm_T1 = score_TK.norm(dim=-1, keepdim=True) * 1.5
+    norm_T1[1] = torch.inf
+    found = native.weigh(score_TK, norm_T1, 0.1, threshold)
+    expected = reference.weigh(score_TK, norm_T1, 0.1, threshold)
+    torch.testing.assert_close(found, expected)
+    assert (expected[2] == 0).sum() > (20 if threshold else 0)
+    sums = (score_TK, expected[0], expected[2], u_TK)
+    totals_T2 = native.sums(*sums)
+    torch.testing.assert_close(totals_T2, reference.sums(*sums))
+    given = (score_TK, norm_T1, *expected, u_TK, totals_T2, 0.1)
+    torch.testing.assert_close(native.score_gradient(*given), reference.score_gradient(*given))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("some_elsewhere", [False, True])
+def test_add(some_elsewhere, dtype):
+    row_TK = torch.stack([torch.randperm(20)[:5] for _ in range(9)]).int()
+    here_TK = draw(9, 5, seed=2) > 0 if some_elsewhere else None
+    number_TK, found = draw(9, 5), draw(9, 20, seed=1, dtype=dtype)
+    expected = found.clone()
+    native.add(row_TK, here_TK, number_TK, found)
+    reference.add(row_TK, here_TK, number_TK, expected)
+    assert torch.equal(found, expected)
+    with pytest.raises(RuntimeError, match="contiguous"):
+        native.add(row_TK, here_TK, number_TK, draw(20, 9).T)
+
+
+@pytest.mark.parametrize("outputs", [(12, 12, 12), (12, 5, 7)])
+@pytest.mark.parametrize("num_atoms", [1, 7, 240])
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+@pytest.mark.parametrize("members", [(0, 1, 2), (1, 2), (2,)])
+def test_a_recall_at_once_is_the_formula(members, threshold, num_atoms, outputs):
+    """Of some linears of a bank with room behind its atoms; the first tasks' atoms too."""
+    keys = [draw(num_atoms, 10, seed=i, dtype=torch.float64) for i in range(3)]
+    values = [draw(num_atoms, e, seed=5 + i, dtype=torch.float64) for i, e in enumerate(outputs)]
+    bank = Bank([(10, e) for e in outputs], AtomGroup(), like=keys[0], num_active=4)
+    bank.grow(list(zip(keys, values, strict=True)))
+    x = draw(2, 3, 10, seed=9, dtype=torch.float64)
+    x[0, 0] = 0
+    asked = {"top_k": 6, "temperature": 0.3, "threshold": threshold}
+    for asked_atoms in {num_atoms, -(-num_atoms // 2)}:
+        with torch.no_grad():
+            found = recall_together(
+                bank,
+                Resident(bank.group),
+                Routing(**asked),
+                [x] * len(members),
+                members=members,
+                num_frozen=asked_atoms,
+            )
+        for y, i in zip(found, members, strict=True):
+            expected = oracle.recall(x, keys[i][:asked_atoms], values[i][:asked_atoms], **asked)
+            torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_when_one_operation_answers(monkeypatch):
+    """Few tokens, no gradients, no active atoms, one input."""
+    calls, answers = [], native.answers
+    monkeypatch.setattr(native, "answers", lambda *a, **k: calls.append(1) or answers(*a, **k))
+    bank = Bank([(8, 8)] * 2, AtomGroup(), like=torch.zeros(1))
+    bank.grow([(draw(20, 8), draw(20, 8))] * 2)
+    routing = Routing(top_k=4, temperature=0.3)
+
+    def ask(inputs, active=()):
+        more = [[active] * len(inputs)] * 2 if len(active) else [(), ()]
+        where = (bank, Resident(bank.group), routing, inputs)
+        return recall_together(*where, *more, range(len(inputs)))
+
+    few, many = draw(AT_ONCE, 8), draw(AT_ONCE + 1, 8)
+    with torch.no_grad():
+        at_once = ask([few, few])
+        assert calls == [1]
+        ask([many, many])
+        ask([few, few.clone()])
+        ask([few, few], draw(3, 8))
+        bank.double()
+        ask([few.double()] * 2)
+        assert calls == [1, 1]  # after the bank has moved to another dtype
+    assert calls == [1, 1]
+    bank.float()
+    in_torch = ask([few, few])
+    assert calls == [1, 1]
+    torch.testing.assert_close(at_once, in_torch)
+
+
+def test_a_machine_without_a_compiler_computes_in_torch(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not native.load.__wrapped__()
+    assert not [*tmp_path.iterdir()]
