@@ -1,6 +1,6 @@
 // The work on chosen atoms on a CPU, each step as one operation. atoms/reference.py has the same
 // functions in torch, where each is several operations: with few tokens, calling them is most of
-// the cost. Loops are plain, so the result for a token does not depend on the other tokens.
+// the cost. The result for a token does not depend on the other tokens.
 //
 // Letters: T tokens, N scores of a token, K atoms kept per token, L linears, E outputs.
 
@@ -19,66 +19,101 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kShort = 64;  // up to this many are kept by insertion
+constexpr int kRounds = 24;  // of bisection, before scores count as tied
 constexpr int64_t kNumbersATask = 4096;
 
 int64_t rows_at_once(int64_t numbers_per_row) {
   return std::max<int64_t>(1, kNumbersATask / std::max<int64_t>(1, numbers_per_row));
 }
 
-// NaN counts as the lowest score.
+// Loops over whole rows, once for float and once for double. The compiler makes versions of each for
+// wider vectors, and the processor's is chosen when the library is loaded.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_WIDE_VECTORS \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_WIDE_VECTORS
+#endif
+
+#define LOOPS(F)                                                                            \
+  FOR_WIDE_VECTORS int64_t count_reaching(const F* score, int64_t num, F bound) {           \
+    int32_t count = 0;                                                                      \
+    for (int64_t i = 0; i < num; ++i) count += score[i] >= bound;                           \
+    return count;                                                                           \
+  }                                                                                         \
+  FOR_WIDE_VECTORS void range_of(const F* score, int64_t num, F& low, F& high) {            \
+    F lows[16], highs[16];                                                                  \
+    std::fill_n(lows, 16, score[0]);                                                        \
+    std::fill_n(highs, 16, score[0]);                                                       \
+    for (int64_t i = 0; i + 16 <= num; i += 16)                                             \
+      for (int64_t lane = 0; lane < 16; ++lane) {                                           \
+        const F s = score[i + lane];                                                        \
+        lows[lane] = s < lows[lane] ? s : lows[lane];                                       \
+        highs[lane] = s > highs[lane] ? s : highs[lane];                                    \
+      }                                                                                     \
+    for (int64_t i = num / 16 * 16; i < num; ++i) {                                         \
+      lows[0] = std::min(lows[0], score[i]);                                                \
+      highs[0] = std::max(highs[0], score[i]);                                              \
+    }                                                                                       \
+    low = *std::min_element(lows, lows + 16);                                               \
+    high = *std::max_element(highs, highs + 16);                                            \
+  }                                                                                         \
+  FOR_WIDE_VECTORS double sum_of_squares(const F* score, int64_t num) {                     \
+    double lanes[16] = {0};                                                                 \
+    for (int64_t i = 0; i + 16 <= num; i += 16)                                             \
+      for (int64_t lane = 0; lane < 16; ++lane) {                                           \
+        const double s = score[i + lane];                                                   \
+        lanes[lane] += s * s;                                                               \
+      }                                                                                     \
+    for (int64_t i = num / 16 * 16; i < num; ++i)                                           \
+      lanes[0] += static_cast<double>(score[i]) * score[i];                                 \
+    return std::accumulate(lanes, lanes + 16, 0.0);                                         \
+  }                                                                                         \
+  FOR_WIDE_VECTORS void add_scaled(const F* value, F strength, int64_t width, F* y) {       \
+    for (int64_t e = 0; e < width; ++e) y[e] += strength * value[e];                        \
+  }
+LOOPS(float)
+LOOPS(double)
+
+// A bound that exactly `kept` scores of a row reach, by bisection; false if ties, NaN or infinite
+// scores prevent it.
 template <typename F>
-inline F ordered(F score) {
-  return score == score ? score : -std::numeric_limits<F>::infinity();
+bool separated(const F* score, int64_t num, int64_t kept, F& bound) {
+  F low, high;
+  range_of(score, num, low, high);
+  if (!std::isfinite(low) || !std::isfinite(high)) return false;
+  for (int round = 0; round < kRounds; ++round) {
+    bound = low + (high - low) / 2;
+    const int64_t reached = count_reaching(score, num, bound);
+    if (reached == kept) return true;
+    (reached > kept ? low : high) = bound;
+  }
+  return false;
 }
 
-// The `kept` largest of a row, lower places first among ties; ascending places.
+// The `kept` largest of a row, lower places first among ties, NaN last; ascending places.
 template <typename F>
 void best(const F* score, int64_t num, int64_t kept, std::vector<int64_t>& place) {
   place.resize(kept);
+  F bound;
   if (kept == num) {
     std::iota(place.begin(), place.end(), 0);
-    return;
-  }
-  if (kept > kShort) {
+  } else if (separated(score, num, kept, bound)) {
+    for (int64_t i = 0, found = 0; found < kept; ++i)
+      if (score[i] >= bound) place[found++] = i;
+  } else {
+    auto ordered = [score](int64_t i) {
+      return score[i] == score[i] ? score[i] : -std::numeric_limits<F>::infinity();
+    };
     std::vector<int64_t> all(num);
     std::iota(all.begin(), all.end(), 0);
-    auto before = [score](int64_t a, int64_t b) {
-      const F x = ordered(score[a]), y = ordered(score[b]);
+    std::nth_element(all.begin(), all.begin() + kept - 1, all.end(), [&](int64_t a, int64_t b) {
+      const F x = ordered(a), y = ordered(b);
       return x > y || (x == y && a < b);
-    };
-    std::nth_element(all.begin(), all.begin() + kept - 1, all.end(), before);
+    });
     std::copy_n(all.begin(), kept, place.begin());
-  } else {
-    F value[kShort];  // descending
-    int64_t count = 0;
-    for (int64_t i = 0; i < num; ++i) {
-      const F mine = ordered(score[i]);
-      if (count == kept && !(mine > value[kept - 1])) continue;
-      int64_t at = count < kept ? count++ : kept - 1;
-      for (; at > 0 && mine > value[at - 1]; --at) {
-        value[at] = value[at - 1];
-        place[at] = place[at - 1];
-      }
-      value[at] = mine;
-      place[at] = i;
-    }
+    std::sort(place.begin(), place.end());
   }
-  std::sort(place.begin(), place.end());
-}
-
-template <typename F>
-double sum_of_squares(const F* score, int64_t num) {
-  double lanes[8] = {0};
-  int64_t i = 0;
-  for (; i + 8 <= num; i += 8)
-    for (int64_t lane = 0; lane < 8; ++lane) {
-      const double s = score[i + lane];
-      lanes[lane] += s * s;
-    }
-  for (; i < num; ++i) lanes[0] += static_cast<double>(score[i]) * score[i];
-  return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) +
-         ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
 }
 
 // Relevance, weight, and weight with 0 for silenced atoms, of one token.
@@ -264,9 +299,7 @@ std::vector<Tensor> answers(const Tensor& x, const Tensor& keys, at::TensorList 
         const scalar_t* value = matrix.const_data_ptr<scalar_t>() + (together ? l * rows : 0) * width;
         scalar_t* y = out[l].mutable_data_ptr<scalar_t>() + t * width;
         for (int64_t k = 0; k < kept; ++k) {
-          const scalar_t strength = m[k] * p[k];
-          const scalar_t* v = value + place[k] * width;
-          for (int64_t e = 0; e < width; ++e) y[e] += strength * v[e];
+          add_scaled(value + place[k] * width, m[k] * p[k], width, y);
         }
       }
     });
