@@ -134,7 +134,7 @@ class Bank(nn.Module):
 
     def _matrices(self, flat_F: Tensor) -> list[Atoms]:
         """Keys and values of each linear in a flat shard, padding included."""
-        rows = len(flat_F) // self._width
+        rows = flat_F.shape[0] // self._width
         parts = flat_F.split([rows * width for width in self._widths])
         found = [part.view(rows, width) for part, width in zip(parts, self._widths, strict=True)]
         half = len(self.shapes)
@@ -235,10 +235,10 @@ class Bank(nn.Module):
 
 def _behind(matrix: Tensor, active: Tensor, first: int) -> Tensor:
     """The first rows of a matrix, followed by active atoms."""
-    if not len(active):
+    if not active.shape[0]:
         return matrix[:first]
-    last = first + len(active)
-    if last > len(matrix) or active.dtype != matrix.dtype:
+    last = first + active.shape[0]
+    if last > matrix.shape[0] or active.dtype != matrix.dtype:
         return torch.cat([matrix[:first], active])
     matrix[first:last] = active
     return matrix[:last]

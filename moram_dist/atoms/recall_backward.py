@@ -30,7 +30,7 @@ from moram_dist.atoms.bank import Atoms
 from moram_dist.atoms.placement import Pair
 from moram_dist.atoms.recall_call import RecallCall
 from moram_dist.atoms.recall_saved import Saved
-from moram_dist.atoms.routing import Mixture, in_order
+from moram_dist.atoms.routing import Mixture, in_order, summed
 from moram_dist.atoms.shard import Chosen, add, each, mixed, products
 
 
@@ -62,7 +62,7 @@ def backward(
     precise = torch.promote_types(saved.inputs[0].dtype, torch.float32)
     mixtures = {owner: saved.mixture(owner, call.routing) for owner in saved.mixtures}
     upstream = [
-        x.new_zeros(len(x), v.shape[1]) if g is None else g
+        x.new_zeros(x.shape[0], v.shape[1]) if g is None else g
         for g, x, v in zip(grads, saved.inputs, saved.values, strict=True)
     ]
     shards = call.shards(saved.keys, saved.values, forward=False)
@@ -149,12 +149,12 @@ def _of_pair(
     add(chosen.since(first) if by_gram else chosen, direct_BK, dp_BN)
     of_inputs: list[Tensor] = []
     if wants_inputs:
-        keys = [k.to(dp_BN.dtype) for k, _ in atoms]
+        keys = [k if k.dtype == dp_BN.dtype else k.to(dp_BN.dtype) for k, _ in atoms]
         begin = first if by_gram else 0
         parts = each(dp_BN, num_linears)
         of_inputs = [dp_TN @ k[begin:] for dp_TN, k in zip(parts, keys, strict=True)]
         if by_gram:
-            frozen = mixed(chosen.before(first), direct_BK, keys)
+            frozen = mixed(chosen.before(first), direct_BK, keys, dp_BN.dtype)
             of_inputs = [part.add_(other) for part, other in zip(of_inputs, frozen, strict=True)]
     active_BR = dp_BN if by_gram else dp_BN[:, first:]
     packed = each(call.packed(active_BR), num_linears)
@@ -171,10 +171,9 @@ def _of_inputs(
     precise = through_norm_B1.dtype
     out: list[Tensor | None] = []
     for one, (x_TD, parts) in enumerate(zip(inputs, collected, strict=True)):
-        terms = [part.to(precise) for part in parts]
         if grams is not None:
-            terms.append((x_TD.to(precise) @ grams[one].to(precise)) * norms[one])
-        out.append(in_order(terms).to(x_TD.dtype))
+            parts = [*parts, (x_TD.to(precise) @ grams[one].to(precise)) * norms[one]]
+        out.append(summed(parts, precise, x_TD.dtype))
     return out
 
 

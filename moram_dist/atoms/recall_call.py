@@ -73,7 +73,7 @@ class RecallCall:
         row_BK = index_BK.div(self.num_shards, rounding_mode="floor")
         shard_BK = index_BK % self.num_shards
         # A token with NaN scores may have chosen an index that is not an atom.
-        num_rows = {shard: len(atoms[0][0]) for shard, atoms in shards.items()}
+        num_rows = {shard: atoms[0][0].shape[0] for shard, atoms in shards.items()}
         return {
             shard: Chosen(row_BK.clamp(max=max(rows - 1, 0)), (shard_BK == shard) & (row_BK < rows))
             for shard, rows in num_rows.items()
@@ -109,6 +109,8 @@ class RecallCall:
 
     def packed(self, active_TR: Tensor) -> Tensor:
         """Columns of a shard's active atoms, padded to the same number for every shard."""
+        if self.num_shards == 1:
+            return active_TR.contiguous()
         room = largest_shard(self.num_active, self.num_shards)
         return F.pad(active_TR, (0, room - active_TR.shape[1])).contiguous()
 

@@ -14,7 +14,7 @@ from moram_dist.atoms.bank import Atoms
 from moram_dist.atoms.placement import Pair
 from moram_dist.atoms.recall_call import RecallCall
 from moram_dist.atoms.recall_saved import Saved, SavedMixture
-from moram_dist.atoms.routing import Mixture, ShardCandidates, candidates, in_order, mixture
+from moram_dist.atoms.routing import Mixture, ShardCandidates, candidates, mixture, summed
 from moram_dist.atoms.shard import mixed, scored
 from moram_dist.comm.partition import largest_shard
 
@@ -49,12 +49,8 @@ def forward(
         strength_BK = mix.spoken_TK * mix.score_TK
         chosen = call.chosen(mix, shards)
         for shard, atoms in shards.items():
-            parts = mixed(chosen[shard], strength_BK, [v for _, v in atoms])
-            partial[owner, shard] = [part.to(dtype) for part in parts]
-    outputs = [
-        in_order([part.to(precise) for part in parts]).to(dtype)
-        for parts in call.placement.collect(partial, "outputs")
-    ]
+            partial[owner, shard] = mixed(chosen[shard], strength_BK, [v for _, v in atoms], dtype)
+    outputs = [summed(p, precise, dtype) for p in call.placement.collect(partial, "outputs")]
     if not keep:
         return outputs, None
     by_gram = call.grams() is not None
@@ -108,6 +104,6 @@ def _of_active_atoms(
     """Copies of active atoms' scores, so that the scores of all atoms can be freed."""
     kept = {}
     for (owner, shard), score_BN in scores.items():
-        num_active = len(shards[shard][0][0]) - call.first_active(shard)
+        num_active = shards[shard][0][0].shape[0] - call.first_active(shard)
         kept[owner, shard] = score_BN[:, score_BN.shape[1] - num_active :].contiguous()
     return kept

@@ -72,7 +72,7 @@ def each(stacked_B: Tensor, num_linears: int) -> Sequence[Tensor]:
     """Split a stacked tensor (B, ...) into one part (T, ...) per linear."""
     if num_linears == 1:
         return [stacked_B]
-    size = len(stacked_B) // num_linears
+    size = stacked_B.shape[0] // num_linears
     return stacked_B.view(num_linears, size, *stacked_B.shape[1:]).unbind()
 
 
@@ -87,27 +87,34 @@ def scored(tokens: Sequence[Tensor], keys: Sequence[Tensor], precise: torch.dtyp
     pairs = zip(tokens, keys, strict=True)
     if x_TD.is_cuda and halves and x_TD.numel() and k_ND.numel():
         return _stacked([torch.mm(x, k.T, out_dtype=precise) for x, k in pairs])
-    out_BN = x_TD.new_empty(len(tokens) * len(x_TD), len(k_ND), dtype=precise)
+    out_BN = x_TD.new_empty(len(tokens) * x_TD.shape[0], k_ND.shape[0], dtype=precise)
     for (x, k), out_TN in zip(pairs, each(out_BN, len(tokens)), strict=True):
-        torch.mm(x.to(precise), k.to(precise).T, out=out_TN)
+        if x.dtype != precise or k.dtype != precise:
+            x, k = x.to(precise), k.to(precise)
+        torch.mm(x, k.T, out=out_TN)
     return out_BN
 
 
-def mixed(chosen: Chosen, strength_BK: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
+def mixed(
+    chosen: Chosen, strength_BK: Tensor, rows: Sequence[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
     """For each linear, the sum of its tokens' chosen rows (N, F), weighted by strength: (T, F)."""
     num_linears, like_NF = len(rows), rows[0]
     if _few(like_NF, chosen, MIX_ALL):
-        weight_BN = spread(chosen, strength_BK, len(like_NF), like_NF.dtype)
+        weight_BN = spread(chosen, strength_BK, like_NF.shape[0], like_NF.dtype)
         parts = each(weight_BN, num_linears)
-        return [weight_TN @ rows_NF for weight_TN, rows_NF in zip(parts, rows, strict=True)]
-    mix = backend(like_NF).mix
-    pieces = zip(chosen.each(num_linears), each(strength_BK, num_linears), rows, strict=True)
-    return [mix(*here, strength_TK, rows_NF) for here, strength_TK, rows_NF in pieces]
+        found = [weight_TN @ rows_NF for weight_TN, rows_NF in zip(parts, rows, strict=True)]
+    else:
+        mix = backend(like_NF).mix
+        pieces = zip(chosen.each(num_linears), each(strength_BK, num_linears), rows, strict=True)
+        found = [mix(*here, strength_TK, rows_NF) for here, strength_TK, rows_NF in pieces]
+    return [part if part.dtype == dtype else part.to(dtype) for part in found]
 
 
 def spread(chosen: Chosen, numbers_TK: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
     """Place each number at its row, 0 elsewhere: (T, num_rows)."""
-    return add(chosen, numbers_TK, numbers_TK.new_zeros(len(numbers_TK), num_rows, dtype=dtype))
+    to_TN = numbers_TK.new_zeros(numbers_TK.shape[0], num_rows, dtype=dtype)
+    return add(chosen, numbers_TK, to_TN)
 
 
 def add(chosen: Chosen, numbers_TK: Tensor, to_TN: Tensor) -> Tensor:
@@ -123,8 +130,9 @@ def products(
 ) -> Tensor:
     """Each linear's tokens (T, F) times their chosen rows (N, F): (B, K)."""
     num_linears, like_NF = len(rows), rows[0]
-    tokens = [token_TF.to(like_NF.dtype) for token_TF in tokens]
-    if not len(like_NF):
+    if tokens[0].dtype != like_NF.dtype:
+        tokens = [token_TF.to(like_NF.dtype) for token_TF in tokens]
+    if not like_NF.shape[0]:
         return tokens[0].new_zeros(chosen.row_TK.shape, dtype=precise)
     if _few(like_NF, chosen, MULTIPLY_ALL):
         found = [token_TF @ rows_NF.T for token_TF, rows_NF in zip(tokens, rows, strict=True)]
@@ -141,4 +149,4 @@ def _stacked(parts: Sequence[Tensor]) -> Tensor:
 
 def _few(rows_NF: Tensor, chosen: Chosen, per_chosen: Mapping[str, int]) -> bool:
     limit = per_chosen.get(rows_NF.device.type, 1)
-    return len(rows_NF) <= limit * chosen.row_TK.shape[1]
+    return rows_NF.shape[0] <= limit * chosen.row_TK.shape[1]

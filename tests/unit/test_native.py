@@ -151,3 +151,17 @@ def test_a_machine_without_a_compiler_computes_in_torch(monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert not native.load.__wrapped__()
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("some_elsewhere", [False, True])
+@pytest.mark.parametrize("width", [5, 16, 100])
+def test_rows(width, some_elsewhere, dtype):
+    row_TK = torch.stack([torch.randperm(20)[:5] for _ in range(9)]).int()
+    here_TK = draw(9, 5, seed=2) > 0 if some_elsewhere else None
+    strength_TK, rows_NF = draw(9, 5, dtype=dtype), draw(20, width, seed=1, dtype=dtype)
+    found = native.mix(row_TK, here_TK, strength_TK, rows_NF)
+    torch.testing.assert_close(found, reference.mix(row_TK, here_TK, strength_TK, rows_NF))
+    tokens_TF = draw(9, width, seed=3, dtype=dtype)
+    given = (tokens_TF, row_TK, here_TK, rows_NF, dtype)
+    torch.testing.assert_close(native.products(*given), reference.products(*given))

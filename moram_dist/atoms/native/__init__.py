@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._appdirs import user_cache_dir
 
 from moram_dist.atoms import reference
-from moram_dist.atoms.reference import mix, pick, products
+from moram_dist.atoms.reference import pick
 from moram_dist.comm import extension
 from moram_dist.registry import MachineError
 from moram_dist.terminal import say
@@ -131,6 +131,22 @@ def score_gradient(
 def add(row_TK: Tensor, here_TK: Tensor | None, number_TK: Tensor, to_TN: Tensor) -> None:
     """``reference.add``, to a contiguous tensor."""
     torch.ops.moram.add(row_TK, here_TK, number_TK.to(to_TN.dtype), to_TN)
+
+
+def mix(row_TK: Tensor, here_TK: Tensor | None, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
+    """``reference.mix``."""
+    return torch.ops.moram.mix(row_TK, here_TK, strength_TK.to(rows_NF.dtype), rows_NF)
+
+
+def products(
+    tokens_TF: Tensor,
+    row_TK: Tensor,
+    here_TK: Tensor | None,
+    rows_NF: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """``reference.products``, of tokens and rows of one dtype."""
+    return torch.ops.moram.products(tokens_TF, row_TK, here_TK, rows_NF).to(dtype)
 
 
 def answers(

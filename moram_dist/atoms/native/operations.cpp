@@ -71,6 +71,14 @@ int64_t rows_at_once(int64_t numbers_per_row) {
   }                                                                                         \
   FOR_WIDE_VECTORS void add_scaled(const F* value, F strength, int64_t width, F* y) {       \
     for (int64_t e = 0; e < width; ++e) y[e] += strength * value[e];                        \
+  }                                                                                         \
+  FOR_WIDE_VECTORS F dot(const F* a, const F* b, int64_t width) {                           \
+    F lanes[16] = {0}, total = 0;                                                           \
+    for (int64_t i = 0; i + 16 <= width; i += 16)                                           \
+      for (int64_t lane = 0; lane < 16; ++lane) lanes[lane] += a[i + lane] * b[i + lane];   \
+    for (int64_t i = width / 16 * 16; i < width; ++i) total += a[i] * b[i];                 \
+    for (int64_t lane = 0; lane < 16; ++lane) total += lanes[lane];                         \
+    return total;                                                                           \
   }
 LOOPS(float)
 LOOPS(double)
@@ -268,6 +276,52 @@ void add(const Tensor& row, const std::optional<Tensor>& here, const Tensor& num
   });
 }
 
+// The sum of each token's rows, weighted by strength; 0 for rows of other shards.
+Tensor mix(const Tensor& row, const std::optional<Tensor>& here, const Tensor& strength,
+           const Tensor& matrix) {
+  const Tensor place = row.contiguous(), weight = strength.contiguous();
+  const Tensor valid = here ? here->contiguous() : Tensor(), from = matrix.contiguous();
+  const int64_t rows = place.size(0), kept = place.size(1), width = from.size(1);
+  Tensor out = at::zeros({rows, width}, from.options());
+  AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "mix", [&] {
+    AT_DISPATCH_INDEX_TYPES(place.scalar_type(), "mix", [&] {
+      const index_t* at_ = place.const_data_ptr<index_t>();
+      const scalar_t *w = weight.const_data_ptr<scalar_t>(), *v = from.const_data_ptr<scalar_t>();
+      const bool* ok = valid.defined() ? valid.const_data_ptr<bool>() : nullptr;
+      scalar_t* y = out.mutable_data_ptr<scalar_t>();
+      at::parallel_for(0, rows, rows_at_once(kept * width), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t)
+          for (int64_t i = t * kept; i < (t + 1) * kept; ++i)
+            if (!ok || ok[i]) add_scaled(v + at_[i] * width, w[i], width, y + t * width);
+      });
+    });
+  });
+  return out;
+}
+
+// Each token times its rows; 0 for rows of other shards.
+Tensor products(const Tensor& tokens, const Tensor& row, const std::optional<Tensor>& here,
+                const Tensor& matrix) {
+  const Tensor place = row.contiguous(), x = tokens.contiguous(), from = matrix.contiguous();
+  const Tensor valid = here ? here->contiguous() : Tensor();
+  const int64_t rows = place.size(0), kept = place.size(1), width = from.size(1);
+  Tensor out = at::empty({rows, kept}, from.options());
+  AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "products", [&] {
+    AT_DISPATCH_INDEX_TYPES(place.scalar_type(), "products", [&] {
+      const index_t* at_ = place.const_data_ptr<index_t>();
+      const scalar_t *p = x.const_data_ptr<scalar_t>(), *v = from.const_data_ptr<scalar_t>();
+      const bool* ok = valid.defined() ? valid.const_data_ptr<bool>() : nullptr;
+      scalar_t* y = out.mutable_data_ptr<scalar_t>();
+      at::parallel_for(0, rows, rows_at_once(kept * width), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t)
+          for (int64_t i = t * kept; i < (t + 1) * kept; ++i)
+            y[i] = !ok || ok[i] ? dot(p + t * width, v + at_[i] * width, width) : 0;
+      });
+    });
+  });
+  return out;
+}
+
 // Outputs of linears that share an input, one tensor (T, E) each. The scores of token t and linear
 // l are a row of `scores`, (T, L rows); the first `num_atoms` columns of each linear are atoms.
 // Values are below each other in one matrix, or in one for each linear if their sizes differ.
@@ -318,6 +372,8 @@ TORCH_LIBRARY(moram, m) {
   m.def("score_gradient(Tensor score, Tensor norm, Tensor relevance, Tensor weight, Tensor spoken,"
         " Tensor u, Tensor totals, float temperature) -> (Tensor, Tensor)");
   m.def("add(Tensor row, Tensor? here, Tensor number, Tensor(a!) to) -> ()");
+  m.def("mix(Tensor row, Tensor? here, Tensor strength, Tensor rows) -> Tensor");
+  m.def("products(Tensor tokens, Tensor row, Tensor? here, Tensor rows) -> Tensor");
   m.def("answers(Tensor x, Tensor keys, Tensor[] values, int num_linears, int num_atoms,"
         " int num_kept, float temperature, float threshold) -> Tensor[]");
 }
@@ -328,5 +384,7 @@ TORCH_LIBRARY_IMPL(moram, CPU, m) {
   m.impl("sums", sums);
   m.impl("score_gradient", score_gradient);
   m.impl("add", add);
+  m.impl("mix", mix);
+  m.impl("products", products);
   m.impl("answers", answers);
 }
