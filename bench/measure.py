@@ -1,7 +1,7 @@
 """Measure the cost of a call: exact counts of operations, and CPU time of the process.
 
-CPU time depends least on other processes. FLOPs are torch's count; embedding_bag, which torch does
-not count, adds two for each number of each chosen row. A dispatched operation is one kernel call;
+CPU time depends least on other processes. FLOPs are torch's count; operations on chosen rows, which
+torch does not count, add two for each number of each row. A dispatched operation is one kernel call;
 views and allocations without writing do not count. Saved bytes are the storages that autograd holds
 for the backward pass, each once, without the input, parameters and frozen atoms, which every
 implementation needs.
@@ -41,12 +41,14 @@ WITHOUT_KERNEL = {
 }
 """Operations that start no kernel although their schema returns a new tensor, or none."""
 
-BAG_ROWS = {
-    aten._embedding_bag: 0,
-    aten._embedding_bag_forward_only: 0,
-    aten._embedding_bag_per_sample_weights_backward: 1,
+CHOSEN_ROWS = {
+    "aten._embedding_bag": (0, 1),
+    "aten._embedding_bag_forward_only": (0, 1),
+    "aten._embedding_bag_per_sample_weights_backward": (1, 2),
+    "moram.mix": (3, 0),
+    "moram.products": (3, 1),
 }
-"""Operation on chosen rows -> position of the rows among its arguments; indices come next."""
+"""Operation on chosen rows -> positions of the rows and of their indices among its arguments."""
 
 LEAST_S = 0.02
 """Shorter calls are timed several at once."""
@@ -120,6 +122,15 @@ def look(way: Contender, upstream_TD: Tensor, *, top_k: int, counted: bool = Tru
     )
 
 
+def _of_answers(
+    x_TD: Tensor, keys: Tensor, values: list[Tensor], linears: int, atoms: int, kept: int, *_: float
+) -> int:
+    """Products with all keys, and of chosen values."""
+    sizes = [matrix.shape[1] for matrix in values]
+    chosen = min(kept, atoms) * sum(sizes if len(sizes) == linears else sizes * linears)
+    return 2 * x_TD.shape[0] * (keys.numel() + chosen)
+
+
 class Saved:
     """The storages that autograd saves, except those of given tensors."""
 
@@ -161,8 +172,11 @@ class Work(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         packet = func.overloadpacket
-        if packet in BAG_ROWS:
-            self.flops += 2 * args[BAG_ROWS[packet] + 1].numel() * args[BAG_ROWS[packet]].shape[1]
+        if str(packet) in CHOSEN_ROWS:
+            rows, indices = (args[place] for place in CHOSEN_ROWS[str(packet)])
+            self.flops += 2 * indices.numel() * rows.shape[1]
+        elif str(packet) == "moram.answers":
+            self.flops += _of_answers(*args)
         elif packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
         if not func.is_view and packet not in WITHOUT_KERNEL:
