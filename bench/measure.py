@@ -1,9 +1,9 @@
 """Measure the cost of a call: exact counts of operations, and CPU time of the process.
 
 CPU time depends least on other processes. FLOPs are torch's count; operations on chosen rows, which
-torch does not count, add two for each number of each row. A dispatched operation is one kernel call;
-views and allocations without writing do not count. Saved bytes are the storages that autograd holds
-for the backward pass, each once, without the input, parameters and frozen atoms, which every
+torch does not count, add two for each number of each row. A dispatched operation is one kernel
+call; views and allocations without writing do not count. Saved bytes are the storages that autograd
+holds for the backward pass, each once, without the input, parameters and frozen atoms, which every
 implementation needs.
 """
 
