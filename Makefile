@@ -28,10 +28,8 @@ $(VENV)/installed: requirements.txt requirements-dev.txt pyproject.toml
 	@touch $@
 
 demo: setup
-	$(BIN)/deepspeed --num_gpus $(RANKS) launch/train.py --ds_config ds_configs/zero3.json \
-		--output_dir $(RUNS)/demo
-	$(BIN)/deepspeed --num_gpus $(RANKS) launch/train.py --ds_config ds_configs/zero3.json \
-		--output_dir $(RUNS)/demo-published --preset published
+	@$(BIN)/moram train --ranks $(RANKS) --output_dir $(RUNS)/demo
+	@$(BIN)/moram train --ranks $(RANKS) --output_dir $(RUNS)/demo-published --preset published
 	@$(BIN)/python tools/demo_scores.py $(RUNS)/demo $(RUNS)/demo-published
 
 test: setup check

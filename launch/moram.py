@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import NoReturn
@@ -62,10 +62,28 @@ def train(words: Sequence[str]) -> None:
         if find_spec("deepspeed") is None:
             raise InputError("training needs more packages: pip install 'moram-dist[train,track]'")
         if ranks is not None:
-            start_ranks(ranks, as_words(flags))
+            say(f"starting {ranks} process{'es' if ranks > 1 else ''} ...", error=True)
+            if not report_if_complete(flags):
+                start_ranks(ranks, as_words(flags))
+            return
         if not started:
             say("one process; moram train --ranks N starts several on this machine", error=True)
     train_here(as_words(flags))
+
+
+def report_if_complete(flags: Mapping[str, str]) -> bool:
+    """Report a run with nothing left to do in this process; ranks would take longer to start."""
+    from launch.flags import read_flags
+
+    config, ds_path = read_flags((), flags)
+    if not (config.run_dir / "report" / "index.html").exists():  # written when all is done
+        return False
+    from launch.session import prepare
+
+    session = prepare(config, ds_path, trains=False)
+    if complete := session.is_complete():
+        session.run()
+    return complete
 
 
 def start_ranks(count: int, words: Sequence[str]) -> NoReturn:

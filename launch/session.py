@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from eval.measure.harness import Evaluator
-from eval.report.write import write_report
 from eval.score_matrix import score_matrices
 from eval.scoring_modes import scoring_modes
 from launch import described
@@ -71,7 +70,7 @@ class Session:
     def run(self) -> None:
         """Train and evaluate whatever is missing, then write the report."""
         progress = Progress(enabled=env.is_main())
-        complete = self._complete()
+        complete = self.is_complete()
         if complete:
             if self.inputs is not None and not self.run_dir.has_inputs:
                 with self.run_dir.locked():
@@ -83,6 +82,8 @@ class Session:
             with self.run_dir.locked() if env.is_main() else nullcontext():
                 self._work(progress)
         if env.is_main():
+            from eval.report.write import write_report  # draws figures: slow to import
+
             report = write_report(self.run_dir.path)
             if complete:
                 self._catch_up(progress)
@@ -154,6 +155,8 @@ class Session:
         try:
             trainer.run()
             if env.is_main():
+                from eval.report.write import write_report
+
                 write_report(self.run_dir.path)
                 for folder, paths in described.files(self.run_dir.path).items():
                     tracker.attach(paths, folder)
@@ -185,7 +188,8 @@ class Session:
             num_tasks=len(self.benchmark.tasks),
         )
 
-    def _complete(self) -> bool:
+    def is_complete(self) -> bool:
+        """Whether all tasks are learned and every score that is asked for is there."""
         last = len(self.benchmark.tasks) - 1
         if self.run_dir.finished_tasks() <= last:
             return False
@@ -228,18 +232,26 @@ class Session:
         return env.from_main(saved)
 
 
-def prepare(config: RunConfig, ds_path: Path) -> Session:
+def prepare(config: RunConfig, ds_path: Path, *, trains: bool = True) -> Session:
     """Check all input without starting any work.
+
+    Args:
+        config: from the flags.
+        ds_path: DeepSpeed's file.
+        trains: whether the session may train. For a run that looks complete, False leaves out the
+            checks that need DeepSpeed or the model's code, which take seconds to import.
 
     Raises:
         InputError: one line that names the flag, file, field or task.
     """
     quiet()
     config, benchmark = resolve(config)
-    ds_config = deepspeed_config(config, ds_path, env.world_size())
-    model = language_model.skeleton(config.model)
-    targets = targets_of(config.method, model)
-    benchmark = check_base(config, benchmark, model)
+    ds_config = deepspeed_config(config, ds_path, env.world_size(), check=trains)
+    targets = None
+    if trains:
+        model = language_model.skeleton(config.model)
+        targets = targets_of(config.method, model)
+        benchmark = check_base(config, benchmark, model)
     tokenizer = language_model.load_tokenizer(config.model)
     run_dir = RunDir(config.run_dir)
     run_dir.check(config)

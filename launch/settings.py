@@ -20,8 +20,16 @@ from moram_dist.train import ds_check
 from moram_dist.train import ds_config as ds
 
 
-def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[str, Any]:
+def deepspeed_config(
+    config: RunConfig, ds_path: Path, world_size: int, *, check: bool = True
+) -> dict[str, Any]:
     """DeepSpeed's settings for a resolved configuration.
+
+    Args:
+        config: resolved.
+        ds_path: DeepSpeed's file.
+        world_size: number of ranks.
+        check: whether to check the file by DeepSpeed, which takes seconds to import.
 
     Raises:
         InputError: DeepSpeed or this trainer does not accept the file, or the file and the flags
@@ -29,7 +37,8 @@ def deepspeed_config(config: RunConfig, ds_path: Path, world_size: int) -> dict[
     """
     assert config.train.batch_size is not None  # resolved
     file = ds.read(ds_path)
-    ds_check.check(file, path=ds_path)
+    if check:
+        ds_check.check(file, path=ds_path)
     return ds.resolve(
         file,
         path=ds_path,

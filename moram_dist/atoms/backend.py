@@ -12,5 +12,7 @@ from moram_dist.atoms import kernels, native, reference
 def backend(tensor: Tensor) -> Any:
     """The module that implements the functions of ``reference`` for this tensor's device."""
     if kernels.serve(tensor):
-        return kernels
+        from moram_dist.atoms.kernels import launch  # imports Triton, which takes a second
+
+        return launch
     return native if native.serve(tensor) else reference

@@ -15,29 +15,7 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
-if THERE := find_spec("triton") is not None:
-    from moram_dist.atoms.kernels.launch import (
-        add,
-        mix,
-        pick,
-        products,
-        route,
-        score_gradient,
-        sums,
-        weigh,
-    )
-
-__all__ = [
-    "add",
-    "mix",
-    "pick",
-    "products",
-    "route",
-    "score_gradient",
-    "serve",
-    "sums",
-    "weigh",
-]
+THERE = find_spec("triton") is not None
 
 
 def serve(tensor: Tensor) -> bool:
