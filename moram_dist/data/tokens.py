@@ -235,7 +235,13 @@ def _digest(encoder: Encoder, tokenizer: Any, pairs: Pairs) -> str | None:
             )
         out.update(
             json.dumps(
-                [rules[id(task)], example.id, example.prompt, example.references[0]]
+                [
+                    rules[id(task)],
+                    example.id,
+                    example.prompt,
+                    example.references[0],
+                    *example.learned,
+                ]
             ).encode()
         )
     return out.hexdigest()[:32]

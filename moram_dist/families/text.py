@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from moram_dist.tasks.task import Decoding, Example, Task
 
 class TextFamily(Family):
     """A subclass says how text is encoded and where answers are; the rest is implemented here."""
+
+    learns_turns: ClassVar[bool] = False
+    """Whether an example can have several answers, each after everything before it."""
 
     # To be implemented by subclasses.
 
