@@ -49,11 +49,10 @@ def learned_example(task: Task, tokenizer: Any, family: TextFamily) -> LearnedEx
 
 def parts_of_page(examples: tuple[LearnedExample, ...]) -> list[Part]:
     """A section of Markdown: each example as an indented block."""
-    parts: list[Part] = [("\n## What is learned: the first training example of each task\n", False)]
+    parts: list[Part] = [("\n## What is learned: the first training example of each task", False)]
     for example in examples:
-        parts.append((f"\n{example.task}, {example.id}:\n\n    ", False))
+        parts.append((f"\n\n{example.task}, {example.id}:\n\n    ", False))
         parts += [(text.replace("\n", "\n    "), learned) for text, learned in example.parts]
-        parts.append(("\n", False))
     return parts
 
 

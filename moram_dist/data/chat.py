@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from typing import Any
 
 from jinja2 import TemplateError
@@ -21,9 +20,9 @@ from jinja2 import TemplateError
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Benchmark, Example, Task
 
-TODAY = date(2024, 7, 26)
-"""The day that a template may write into its text, as LLaMA-3.2's does: the one that it falls back
-on. A run that is resumed on another day must read the same text."""
+TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+"""The date in templates that write today's, as LLaMA-3.2's does: the one that it falls back on. A
+run that is resumed on another day must read the same text."""
 
 
 def has_chats(benchmark: Benchmark) -> bool:
@@ -184,6 +183,12 @@ class _Template:
         """The text of the end-of-sequence token."""
         return str(self.tokenizer.eos_token)
 
+    @property
+    def source(self) -> str:
+        """The template's text, with a fixed date."""
+        own = str(self.tokenizer.get_chat_template())
+        return TODAY + own if "strftime_now" in own else own
+
     def asking(self, turns: Sequence[tuple[str, str]], where: str) -> str:
         """The text of a chat up to the point where the assistant answers."""
         return self._text(turns, where, ask=True)
@@ -199,7 +204,7 @@ class _Template:
                 [{"role": role, "content": content} for role, content in turns],
                 tokenize=False,
                 add_generation_prompt=ask,
-                strftime_now=TODAY.strftime,
+                chat_template=self.source,
                 **options,
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:

@@ -151,13 +151,19 @@ def _chat(name: str, record: dict[str, Any], where: str, fields: _Fields) -> Exa
     field = fields.chat or ("messages" if record.get("messages") is not None else "conversations")
     value = record.get(field)
     if not isinstance(value, list) or len(value) < 2:
-        raise InputError(f"{where}: {field!r} must be a list of at least two turns")
+        raise InputError(
+            f"{where}: {field!r} must be a list of at least two turns, got {_size(value)}"
+        )
     turns = [_turn(turn, f"{where}, {field}[{index}]", field) for index, turn in enumerate(value)]
     *asked, (last, answer) = turns
     if last != "assistant":
         raise InputError(f"{where}: the last of {field!r} must be the assistant's answer")
     prompt = "\n".join(f"{role}: {text}" for role, text in asked)
     return Example(id=name, prompt=prompt, references=(answer,), turns=tuple(asked))
+
+
+def _size(value: Any) -> str:
+    return f"{len(value)}" if isinstance(value, list) else kind_of(value)
 
 
 def _turn(turn: Any, place: str, field: str) -> tuple[str, str]:

@@ -48,12 +48,8 @@ class DataSet:
         is_folder = Path(self.source).is_dir()
         if not is_folder and not _ID.fullmatch(self.source):
             raise InputError(f"{self.source}: no such folder, and no id of a data set on the hub")
-        try:
-            import datasets
-        except ImportError:
-            raise InputError(
-                f"{self.source}: is read with the library datasets: pip install datasets"
-            ) from None
+        import datasets
+
         datasets.disable_progress_bars()  # of every rank
         try:
             return datasets.load_dataset(self.source, self.subset, split=self.split)

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +62,11 @@ class _Entry:
 
     def read(self, source: Source, notes: list[str]) -> Task:
         """The task; adds what its reader has to say about it to ``notes``."""
-        read = partial(read_examples, **self.fields, say=notes.append)
-        train = read(self.train, split="train", limit=source.limit_train)
-        test = read(self.test, split="test", limit=source.limit_eval)
+        say, fields = notes.append, self.fields
+        train = read_examples(
+            self.train, split="train", limit=source.limit_train, say=say, **fields
+        )
+        test = read_examples(self.test, split="test", limit=source.limit_eval, say=say, **fields)
         return Task(name=self.name, train=train, test=test, **asdict(self.rules))
 
 

@@ -74,12 +74,10 @@ def _parquet(path: Path) -> Records:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise InputError(f"{path}: is read with pyarrow: pip install pyarrow") from None
+        raise InputError(f"{path}: is read with pyarrow: pip install 'moram-dist[data]'") from None
     try:
         with parquet.ParquetFile(path) as file:
-            rows = (
-                row for batch in file.iter_batches(ROWS_AT_ONCE) for row in batch.to_pylist()
-            )
+            rows = (row for batch in file.iter_batches(ROWS_AT_ONCE) for row in batch.to_pylist())
             for index, row in enumerate(rows):
                 yield f"{path}, record {index}", row
     except FileNotFoundError:
