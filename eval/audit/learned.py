@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -34,7 +35,7 @@ def learned_example(task: Task, tokenizer: Any, family: TextFamily) -> LearnedEx
     ids = batch.inputs["input_ids"][0].tolist()
     parts: list[Part] = []
     if "decoder_input_ids" in batch.inputs:
-        parts.append((_text(tokenizer, ids), False))
+        parts.append((f"{_shortened(_text(tokenizer, ids))}\n", False))
         ids = batch.inputs["decoder_input_ids"][0].tolist()
     learned = [label != IGNORED for label in batch.labels[0].tolist()]
     start = 0
@@ -47,7 +48,7 @@ def learned_example(task: Task, tokenizer: Any, family: TextFamily) -> LearnedEx
     return LearnedExample(task=task.name, id=example.id, parts=tuple(parts))
 
 
-def parts_of_page(examples: tuple[LearnedExample, ...]) -> list[Part]:
+def parts_of_page(examples: Sequence[LearnedExample]) -> list[Part]:
     """A section of Markdown: each example as an indented block."""
     parts: list[Part] = [("\n## What is learned: the first training example of each task", False)]
     for example in examples:
