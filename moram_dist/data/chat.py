@@ -160,13 +160,15 @@ def _earlier_turns(
             continue
         where = f"task {task}, {chat.id}, turn {index}"
         asked = template.asking(chat.turns[:index], where)
-        answered = template.text(chat.turns[: index + 1], where)
+        answered = template.text(chat.turns[: index + 1], where).rstrip()
+        if not written.prompt.startswith(answered):  # Phi-3's, for one, ends every text with EOS
+            answered = answered.removesuffix(template.eos).rstrip()
         if not (answered.startswith(asked) and written.prompt.startswith(answered)):
             raise InputError(
                 f"{where}: the tokenizer's chat template does not begin the chat as it writes its "
                 "beginning, so the turns that are learned cannot be found; take --loss_turns last"
             )
-        spans.append((len(asked), len(answered.rstrip())))
+        spans.append((len(asked), len(answered)))
     return tuple(spans)
 
 

@@ -20,6 +20,7 @@ from tests.helpers.chats import (
     GEMMA,
     INST,
     LLAMA3,
+    PHI3,
     QWEN,
     QWEN3,
     letters,
@@ -62,6 +63,10 @@ GEMMA_TEXT = (
     "<bos><start_of_turn>user\nA cat?<end_of_turn>\n<start_of_turn>model\n{first}\n"
     "<start_of_turn>user\nA saw?<end_of_turn>\n<start_of_turn>model\n{last}"
 )
+PHI3_TEXT = (
+    "<|user|>\nA cat?<|end|>\n<|assistant|>\n{first}\n"
+    "<|user|>\nA saw?<|end|>\n<|assistant|>\n{last}"
+)
 INST_TEXT = "<s>[INST] A cat? [/INST]{first}[INST] A saw? [/INST]{last}"
 
 MASKS = [  # template, special tokens, chat, text, first answer, last of all turns, last alone
@@ -92,6 +97,7 @@ MASKS = [  # template, special tokens, chat, text, first answer, last of all tur
         "tool<end_of_turn><eos>",
         "tool<eos>",
     ),
+    (PHI3, {}, CHAT, PHI3_TEXT, "pet<|end|>", "tool<|end|></s>", "tool</s>"),
     (INST, {}, CHAT, INST_TEXT, " pet</s>", *[" tool</s>"] * 2),
 ]
 
