@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import pairwise
 from typing import Any
 
-from moram_dist.data.stream import IGNORED
 from moram_dist.families.text import TextFamily
 from moram_dist.tasks.task import Task
 
@@ -28,23 +27,18 @@ class LearnedExample:
 
 
 def learned_example(task: Task, tokenizer: Any, family: TextFamily) -> LearnedExample:
-    """The first training example of a task, from the labels that training would use."""
+    """The first training example of a task, encoded as training encodes it."""
     example = task.train[0]
-    encoded = family.encode_training(tokenizer, example, task)
-    batch = family.collate([encoded], tokenizer.pad_token_id)
-    ids = batch.inputs["input_ids"][0].tolist()
     parts: list[Part] = []
-    if "decoder_input_ids" in batch.inputs:
-        parts.append((f"{_shortened(_text(tokenizer, ids))}\n", False))
-        ids = batch.inputs["decoder_input_ids"][0].tolist()
-    learned = [label != IGNORED for label in batch.labels[0].tolist()]
-    start = 0
-    for is_learned, group in groupby(learned):
-        end = start + len([*group])
-        # Decoded with what precedes it: some tokenizers drop a blank at the beginning of a text.
-        text = _text(tokenizer, ids[:end]).removeprefix(_text(tokenizer, ids[:start]))
-        parts.append((_shortened(text), is_learned))
-        start = end
+    for ids, learned in family.rows_read(family.encode_training(tokenizer, example, task)):
+        if parts:
+            parts.append(("\n", False))
+        cuts = [0, *(end for span in learned for end in span), len(ids)]
+        for index, (first, end) in enumerate(pairwise(cuts)):
+            # Decoded with what precedes it: some tokenizers drop a blank at the beginning.
+            text = _text(tokenizer, ids[:end]).removeprefix(_text(tokenizer, ids[:first]))
+            if text:
+                parts.append((_shortened(text), index % 2 == 1))
     return LearnedExample(task=task.name, id=example.id, parts=tuple(parts))
 
 
@@ -57,7 +51,7 @@ def parts_of_page(examples: Sequence[LearnedExample]) -> list[Part]:
     return parts
 
 
-def _text(tokenizer: Any, ids: list[int]) -> str:
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 

@@ -16,6 +16,7 @@ from moram_dist.adapters.prompts import new_rows
 from moram_dist.comm.zero3 import whole
 from moram_dist.data.answers import read_answers
 from moram_dist.data.candidates import Candidates
+from moram_dist.data.encode import Span
 from moram_dist.data.tokens import Pairs, WorkProgress, encode_task
 from moram_dist.decode.constrained import choose_labels
 from moram_dist.decode.generate import Beginning, greedy
@@ -90,6 +91,10 @@ class TextFamily(Family):
     @abstractmethod
     def describe(self, there: Positions) -> str:
         """The positions as text for messages: "1024 positions"."""
+
+    def rows_read(self, encoded: Any) -> list[tuple[Sequence[int], Sequence[Span]]]:
+        """The rows that the model reads for a training example: tokens, and what is learned."""
+        return [(encoded.tokens, encoded.learned)]
 
     # Structure.
 
