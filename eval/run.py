@@ -149,7 +149,7 @@ def _audited(args: argparse.Namespace) -> tuple[Audited, list[tuple[str, bool]]]
         data_dir=source.data_dir,
         say=_progress,
     )
-    return texts, [(markdown(texts) + "\n", False), *parts_of_page(texts.learned)]
+    return texts, [(markdown(texts).rstrip() + "\n", False), *parts_of_page(texts.learned)]
 
 
 def _progress(line: str) -> None:
