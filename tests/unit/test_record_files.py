@@ -186,7 +186,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "said"), BAD)
+@pytest.mark.parametrize(("name", "content", "said"), BAD, ids=[bad[2] for bad in BAD])
 def test_files_that_are_refused(tmp_path, name, content, said):
     path = tmp_path / name
     path.write_bytes(content)
