@@ -36,10 +36,10 @@ from moram_dist.command_line import Parser, run_command, spelled
 from moram_dist.config import ModelConfig
 from moram_dist.files import write_atomically
 from moram_dist.metrics import METRICS
-from moram_dist.registry import InputError, unknown
+from moram_dist.registry import InputError, one_of, unknown
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.rules import RULES, choose_protocol
-from moram_dist.terminal import make_output_last, say
+from moram_dist.terminal import make_output_last, marked, say, say_marked
 from moram_dist.values import coerce
 
 
@@ -79,15 +79,15 @@ def report(argv: Sequence[str]) -> None:
 def audit(argv: Sequence[str]) -> int:
     """Print the contents of a benchmark and the problems found in it, as Markdown.
 
-    --model names the tokenizer, --out a .md or .json file to write. For pictures, --shots is the
-    number of each class that a run will train on. With --strict, exit code 1 if the findings
-    include an error.
+    --model names the tokenizer, --out a .md or .json file to write. For chats, --loss_turns is all
+    or last, as in training. For pictures, --shots is the number of each class that a run will train
+    on. With --strict, exit code 1 if the findings include an error.
     """
     args = _parse(
         audit,
         argv,
         "--benchmark",
-        optional="--data_dir --order --protocol --shots --model --out",
+        optional="--data_dir --order --protocol --shots --loss_turns --model --out",
         switches="--strict",
     )
     out = Path(args.out) if args.out is not None else None
@@ -95,22 +95,23 @@ def audit(argv: Sequence[str]) -> int:
         raise InputError(f"--out {out}: expected a name that ends in .md or .json")
     if out is not None and os.path.isdir(out):
         raise InputError(f"--out {out}: is a folder")
-    found, text = _audited(args)
-    say(text)
+    found, parts = _audited(args)
+    say_marked(parts)
     if out is not None:
         as_json = json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False)
-        write_atomically(out, (as_json if out.suffix == ".json" else text) + "\n")
+        write_atomically(out, (as_json if out.suffix == ".json" else marked(parts)) + "\n")
     return 1 if args.strict and found.has_errors else 0
 
 
-def _audited(args: argparse.Namespace) -> tuple[Audited, str]:
-    """The audit of a benchmark, and its text."""
+def _audited(args: argparse.Namespace) -> tuple[Audited, list[tuple[str, bool]]]:
+    """The audit of a benchmark, and its text in parts, of which some are marked."""
     # These import torch, which most other commands do not need.
     from eval.audit.benchmark import audit_benchmark
+    from eval.audit.learned import parts_of_page
     from eval.audit.picture_table import picture_markdown
     from eval.audit.pictures import audit_pictures
     from eval.audit.table import markdown
-    from moram_dist.data.chat import write_chats
+    from moram_dist.data.chat import has_chats, no_chats, write_chats
     from moram_dist.families import TextFamily, family_of
     from moram_dist.models.language_model import check, load_tokenizer
 
@@ -134,17 +135,21 @@ def _audited(args: argparse.Namespace) -> tuple[Audited, str]:
         whole = read(dataclasses.replace(source, every_picture=True))
         encoder = tokenizer if family.reads_pictures else None
         pictures = audit_pictures(benchmark, whole, encoder, say=_progress)
-        return pictures, picture_markdown(pictures)
+        return pictures, [(picture_markdown(pictures), False)]
     if not isinstance(family, TextFamily):
         raise InputError(f"--model {model.model}: reads no texts, and the benchmark is of texts")
+    if args.loss_turns is not None and not has_chats(benchmark):
+        raise no_chats(benchmark)
+    turns = args.loss_turns or "all"
+    one_of("loss_turns", turns, ("all", "last"))
     texts = audit_benchmark(
-        write_chats(benchmark, tokenizer),
+        write_chats(benchmark, tokenizer, turns, several=family.learns_turns),
         tokenizer,
         family,
         data_dir=source.data_dir,
         say=_progress,
     )
-    return texts, markdown(texts)
+    return texts, [(markdown(texts).rstrip() + "\n", False), *parts_of_page(texts.learned)]
 
 
 def _progress(line: str) -> None:

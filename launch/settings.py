@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from moram_dist.config import RunConfig
-from moram_dist.data.chat import has_chats, write_chats
+from moram_dist.data.chat import has_chats, no_chats, write_chats
+from moram_dist.families import TextFamily, family_of
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
 from moram_dist.recognise import RECOGNISERS
@@ -18,6 +19,7 @@ from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source
 from moram_dist.train import ds_check
 from moram_dist.train import ds_config as ds
+from moram_dist.train.older_runs import chose_no_turns
 
 
 def deepspeed_config(
@@ -56,7 +58,24 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Benchmark]:
         InputError: the benchmark refuses its settings or data.
     """
     benchmark = _benchmark(config)
+    if has_chats(benchmark):
+        config, benchmark = _with_chats(config, benchmark)
+    elif config.data.loss_turns is not None:
+        raise no_chats(benchmark)
     return _resolved(config, benchmark), benchmark
+
+
+def _with_chats(config: RunConfig, benchmark: Benchmark) -> tuple[RunConfig, Benchmark]:
+    """The configuration with the turns to learn, and the benchmark with its chats written."""
+    older = chose_no_turns(config.run_dir)
+    turns = config.data.loss_turns or ("last" if older else "all")
+    family = family_of(language_model.check(config.model))
+    tokenizer = language_model.load_tokenizer(config.model)
+    several = isinstance(family, TextFamily) and family.learns_turns
+    written = write_chats(benchmark, tokenizer, turns, several=several)
+    recorded = None if older and turns == "last" else turns
+    data = dataclasses.replace(config.data, loss_turns=recorded)
+    return dataclasses.replace(config, data=data), written
 
 
 def _benchmark(config: RunConfig) -> Benchmark:
@@ -66,7 +85,7 @@ def _benchmark(config: RunConfig) -> Benchmark:
             **{
                 f.name: getattr(data, f.name)
                 for f in dataclasses.fields(data)
-                if f.name != "benchmark"
+                if f.name not in ("benchmark", "loss_turns")
             },
             seed=config.train.seed,
         )
@@ -87,10 +106,7 @@ def _benchmark(config: RunConfig) -> Benchmark:
             f"{benchmark.name} has any"
         )
     tasks = tuple(dataclasses.replace(task, **lengths) for task in benchmark.tasks)
-    benchmark = dataclasses.replace(benchmark, tasks=tasks)
-    if has_chats(benchmark):
-        return write_chats(benchmark, language_model.load_tokenizer(config.model))
-    return benchmark
+    return dataclasses.replace(benchmark, tasks=tasks)
 
 
 def _resolved(config: RunConfig, benchmark: Benchmark) -> RunConfig:

@@ -98,6 +98,9 @@ class DataConfig:
     splits: dict[str, dict[str, str]] = field(default_factory=dict)
     """Replace a task's split: {"MeetingBank": {"train": "eval"}}, or by a file path."""
 
+    loss_turns: Literal["all", "last"] | None = None
+    """Turns of the assistant that training learns in chats: all (the default) or the last one."""
+
 
 @section
 class MethodConfig:

@@ -7,9 +7,11 @@ module handles all errors that parsers raise, and hostile input.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import stat
 import typing
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -22,14 +24,22 @@ from moram_dist.registry import InputError
 
 T = TypeVar("T")
 
+MOST_UNPACKED = 2**32
+"""Most bytes of an unpacked ``.gz`` file, which is read into memory."""
+
 MOST_YAML_VALUES = 100_000
 """Most values in a YAML file with its aliases expanded, however few bytes they take."""
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file's text, without a byte order mark. Raises InputError where it cannot be read."""
+    """A UTF-8 file's text, without a byte order mark; that of a ``.gz`` file is unpacked.
+
+    Raises InputError where it cannot be read.
+    """
     try:
         _check_kind(path)
+        if path.suffix == ".gz":
+            return _unpacked(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
@@ -41,6 +51,17 @@ def read_text(path: Path) -> str:
         raise
     except ValueError:  # a name with a null byte
         raise InputError(f"{str(path)!r}: cannot be a file's name") from None
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            content = file.read(MOST_UNPACKED + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: no whole gzip file: {error}") from None
+    if len(content) > MOST_UNPACKED:
+        raise InputError(f"{path}: more than {MOST_UNPACKED:,} bytes unpacked; split the file")
+    return content
 
 
 def _check_kind(path: Path) -> None:

@@ -58,7 +58,9 @@ def _in_words(kind: Any, error: ValidationError) -> InputError:
     name, value = str(first["loc"][0]), first["input"]
     known = kind.__pydantic_fields__.get(name)
     if first["type"] == "literal_error":
-        return unknown(f"--{name}", str(value), get_args(known.annotation))
+        parts = get_args(known.annotation)  # of a Literal its values, of a union its types
+        values = [one for part in parts for one in (get_args(part) or (part,))]
+        return unknown(f"--{name}", str(value), [one for one in values if isinstance(one, str)])
     wanted = _violated(known, value) if known and isinstance(value, int | float) else None
     if wanted is not None:
         return InputError(f"--{name} must be {wanted}, got {value}")

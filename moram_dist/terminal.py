@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 LONGEST_VALUE = 200
@@ -48,6 +49,33 @@ def one_line(message: object) -> str:
         return line
     head, tail = LONGEST_LINE * 2 // 3, LONGEST_LINE // 3
     return f"{line[:head]} ... [{len(line) - head - tail} characters] ... {line[-tail:]}"
+
+
+def has_colour() -> bool:
+    """Whether standard output shows colours: a terminal, unless NO_COLOR or FORCE_COLOR decide."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def marked(parts: Iterable[tuple[str, bool]]) -> str:
+    """Texts as one, with ``[[`` and ``]]`` around those that are marked."""
+    return "".join(f"[[{text}]]" if mark else text for text, mark in parts)
+
+
+def say_marked(parts: Sequence[tuple[str, bool]]) -> None:
+    """Print texts as one, the marked ones in colour or, where there is none, as ``marked`` does."""
+    if not has_colour():
+        say(marked(parts))
+        return
+    print("".join(_green(text) if mark else shown(text) for text, mark in parts), flush=True)
+
+
+def _green(text: str) -> str:
+    # Each line by itself, since pagers forget a colour at the end of one.
+    return "\n".join(f"\x1b[1;32m{line}\x1b[0m" for line in shown(text).split("\n"))
 
 
 def say(text: str, *, end: str = "\n", error: bool = False) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from eval.audit.files import check_files
 from eval.audit.findings import ERROR, WARNING, Audited, Finding, by_severity, notes_of
+from eval.audit.learned import LearnedExample, learned_example
 from eval.audit.texts import check_texts
 from moram_dist.data.encode import plain
 from moram_dist.data.round_trip import lost_answers, lost_labels
@@ -72,6 +73,7 @@ class Audit(Audited):
 
     tokenizer: str
     splits: tuple[SplitAudit, ...]
+    learned: tuple[LearnedExample, ...]
 
 
 def audit_benchmark(
@@ -109,6 +111,7 @@ def audit_benchmark(
         protocol=benchmark.protocol,
         tokenizer=Path(tokenizer.name_or_path).name,
         splits=tuple(splits),
+        learned=tuple(learned_example(task, tokenizer, family) for task in benchmark.tasks),
         findings=by_severity(findings),
     )
 

@@ -7,7 +7,7 @@ between prompt and answer, and the loss covers only the answer and EOS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from moram_dist.tasks.task import Example, Task
@@ -32,13 +32,28 @@ class EncodedExample(Protocol):
         ...
 
 
+Span = tuple[int, int]
+"""Indices of the first token and of the one after the last."""
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """One training example as token ids; the last ``num_answer`` are learned."""
+    """One training example as token ids; the last ones are learned."""
 
     id: str
     tokens: tuple[int, ...]
     num_answer: int
+    """Number of tokens that are learned."""
+
+    earlier: tuple[Span, ...] = field(default=(), kw_only=True)
+    """Tokens before the last ones that are learned too, in order."""
+
+    @property
+    def learned(self) -> tuple[Span, ...]:
+        """All tokens that are learned."""
+        end = len(self.tokens)
+        last = self.num_answer - sum(b - a for a, b in self.earlier)
+        return (*self.earlier, (end - last, end))
 
     @property
     def num_tokens(self) -> int:
@@ -76,8 +91,17 @@ def cut_prompt(tokenizer: Any, tokens: list[int], prompt: str, task: Task) -> li
 
 
 def answer_text(example: Example, task: Task) -> str:
-    """The answer that is learned, with the separator where the prompt needs one."""
-    return ("" if example.prompt[-1:].isspace() else task.separator) + example.references[0]
+    """The answer that is learned, with the separator where the prompt needs one, and the ending."""
+    before = "" if example.prompt[-1:].isspace() else task.separator
+    return before + example.references[0] + task.ending
+
+
+def texts_of(example: Example, task: Task) -> list[str]:
+    """The texts that ``encode_training`` tokenises."""
+    answer = answer_text(example, task)
+    joined = [example.prompt + answer] if task.joined else []
+    ends = {end for span in example.learned for end in span}
+    return [example.prompt, answer, *joined, *(example.prompt[:end] for end in sorted(ends))]
 
 
 def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
@@ -92,6 +116,9 @@ def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
     their head; EOS and BOS are added if there is room. With truncation on the right, the prompt
     loses its tail so that the whole answer fits. Without ``task.shared_limit``, the prompt is cut
     as in ``encode_prompt``, and answer and EOS to ``task.max_answer_tokens``.
+
+    Parts of the prompt that are learned too begin where the answer would: at the first token that
+    differs from the text before them alone. Only the default rules can have such parts.
     """
     prompt, answer = example.prompt, answer_text(example, task)
     asked, learned = plain(tokenizer, prompt), plain(tokenizer, answer)
@@ -110,12 +137,28 @@ def encode_training(tokenizer: Any, example: Example, task: Task) -> Encoded:
         asked = cut(asked, max(0, limit - len(learned) - 1), "right")
         tokens = _with_bos(tokenizer, [*asked, *learned], task, limit)
         return Encoded(example.id, tuple(tokens), len(learned))
+    spans = _learned_of_prompt(tokenizer, example, asked)
     tokens, num_answer = cut([*asked, *learned], limit, "left"), len(learned)
     if len(tokens) < limit:
         tokens = [*tokens, end]
         num_answer += 1
     tokens = _with_bos(tokenizer, tokens, task, limit)
-    return Encoded(example.id, tuple(tokens), min(num_answer, len(tokens) - 1))
+    num_answer = min(num_answer, len(tokens) - 1)
+    moved = len(tokens) - num_answer - len(asked)  # BOS minus what is cut
+    # A row's first token is never predicted.
+    earlier = tuple((max(a + moved, 1), b + moved) for a, b in spans if b + moved > 1)
+    total = num_answer + sum(b - a for a, b in earlier)
+    return Encoded(example.id, tuple(tokens), total, earlier=earlier)
+
+
+def _learned_of_prompt(tokenizer: Any, example: Example, asked: list[int]) -> list[Span]:
+    """The tokens of the prompt that are learned, as spans that do not touch the answer."""
+
+    def index(end: int) -> int:
+        return _common(plain(tokenizer, example.prompt[:end]), asked)
+
+    spans = [(index(first), index(end)) for first, end in example.learned]
+    return [(first, end) for first, end in spans if first < end]
 
 
 def _common(first: list[int], second: list[int]) -> int:

@@ -51,5 +51,7 @@ def _texts(benchmark: Benchmark) -> Iterator[tuple[str, list[str]]]:
                 some = examples[start : start + TEXTS_AT_ONCE]
                 texts = [text for e in some for text in (e.prompt, *e.references)]
                 yield f"a {split} example of task {task.name}", texts
+        if task.ending:
+            yield f"the end of a turn in task {task.name}", [task.ending]
         if task.labels:
             yield f"a label of task {task.name}", [*task.labels]

@@ -200,8 +200,8 @@ def pad_answers(examples: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tenso
     ids_BT, _ = pad_right([example.tokens for example in examples], pad_id)
     labels_BT = torch.full_like(ids_BT, IGNORED)
     for row, example in enumerate(examples):
-        length, learned = len(example.tokens), example.num_answer
-        labels_BT[row, length - learned : length] = ids_BT[row, length - learned : length]
+        for first, end in example.learned:
+            labels_BT[row, first:end] = ids_BT[row, first:end]
     return ids_BT, labels_BT
 
 

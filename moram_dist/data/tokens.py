@@ -29,7 +29,11 @@ Pairs = Sequence[tuple[Task, Example]]
 """Examples, each with the task whose rules encode it."""
 
 CHUNK = 1000
-"""Examples whose texts are tokenised in one call."""
+"""Most examples whose texts are tokenised in one call."""
+
+CHUNK_CHARACTERS = 8_000_000
+"""About the most characters of these texts. A long chat is tokenised up to each of its turns, and
+the tokens of all these beginnings are in memory at once."""
 
 CACHED_FROM = 10_000
 """Fewest examples of a task that are cached; fewer are encoded in about a second."""
@@ -135,13 +139,25 @@ def encode_all(
     encoder: Encoder, tokenizer: Any, pairs: Pairs, done: Callable[[int], None]
 ) -> Iterator[EncodedExample]:
     """Encode each example for training; ``done`` is called with the number encoded so far."""
-    for start in range(0, len(pairs), CHUNK):
-        chunk = pairs[start : start + CHUNK]
-        texts = [text for task, example in chunk for text in encoder.texts(example, task)]
+    count = 0
+    for chunk, texts in _chunks(encoder, pairs):
         batch = InBatches(tokenizer, texts)
         for task, example in chunk:
             yield encoder.encode_training(batch, example, task)
-        done(start + len(chunk))
+        count += len(chunk)
+        done(count)
+
+
+def _chunks(encoder: Encoder, pairs: Pairs) -> Iterator[tuple[Pairs, list[str]]]:
+    """Examples in groups that are tokenised in one call, with their texts."""
+    start, texts, size = 0, [], 0
+    for index, (task, example) in enumerate(pairs):
+        more = encoder.texts(example, task)
+        texts += more
+        size += sum(map(len, more))
+        if index + 1 - start == CHUNK or size > CHUNK_CHARACTERS or index + 1 == len(pairs):
+            yield pairs[start : index + 1], texts
+            start, texts, size = index + 1, [], 0
 
 
 @dataclass(frozen=True)
@@ -235,7 +251,13 @@ def _digest(encoder: Encoder, tokenizer: Any, pairs: Pairs) -> str | None:
             )
         out.update(
             json.dumps(
-                [rules[id(task)], example.id, example.prompt, example.references[0]]
+                [
+                    rules[id(task)],
+                    example.id,
+                    example.prompt,
+                    example.references[0],
+                    *example.learned,
+                ]
             ).encode()
         )
     return out.hexdigest()[:32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.data.candidates import Candidates, encode_candidates
-from moram_dist.data.encode import Encoded, answer_text, encode_prompt, encode_training
+from moram_dist.data.encode import Encoded, encode_prompt, encode_training, texts_of
 from moram_dist.data.stream import IGNORED, MicroBatch, pad_answers
 from moram_dist.decode.continuous_batching import Room, can_batch_continuously
 from moram_dist.decode.generate import Beginning, after_prompts, generate_stream
@@ -50,6 +51,7 @@ class Causal(TextFamily):
 
     kind = "causal"
     can_be_planned = True
+    learns_turns = True
 
     @classmethod
     def accepts(cls, architecture: Any) -> bool:
@@ -108,10 +110,8 @@ class Causal(TextFamily):
         """None: nothing besides tokenizer, task and example determines the encoding."""
 
     def texts(self, example: Example, task: Task) -> list[str]:
-        """The prompt and the answer, and with ``task.joined`` also both as one text."""
-        answer = answer_text(example, task)
-        joined = [example.prompt + answer] if task.joined else []
-        return [example.prompt, answer, *joined]
+        """See ``data.encode.texts_of``."""
+        return texts_of(example, task)
 
     def encode_training(self, tokenizer: Any, example: Example, task: Task) -> Encoded:
         """Prompt, answer and EOS in one row."""
@@ -126,12 +126,15 @@ class Causal(TextFamily):
         return encode_candidates(tokenizer, example, task)
 
     def to_rows(self, encoded: Encoded) -> dict[str, Tensor]:
-        """The tokens."""
-        return {"tokens": torch.tensor(encoded.tokens, dtype=torch.int32)}
+        """The tokens, and the spans that are learned besides the last."""
+        rows = {"tokens": encoded.tokens, "earlier": [*itertools.chain(*encoded.earlier)]}
+        return {name: torch.tensor(row, dtype=torch.int32) for name, row in rows.items()}
 
     def from_rows(self, id: str, rows: dict[str, Tensor], num_answer: int) -> Encoded:
-        """Restore the tokens."""
-        return Encoded(id, tuple(rows["tokens"].tolist()), num_answer)
+        """Restore the tokens and the spans."""
+        tokens, ends = (rows[name].tolist() for name in ("tokens", "earlier"))
+        earlier = tuple(zip(ends[::2], ends[1::2], strict=True))
+        return Encoded(id, tuple(tokens), num_answer, earlier=earlier)
 
     def lengths(self, encoded: Encoded) -> tuple[int, int]:
         """Tokens of prompt and answer in the row."""

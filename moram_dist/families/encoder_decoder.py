@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moram_dist.atoms import reads_source
 from moram_dist.data.candidates import NO_LIMIT, Candidates
-from moram_dist.data.encode import Encoded, cut_prompt, plain
+from moram_dist.data.encode import Encoded, Span, cut_prompt, plain
 from moram_dist.data.stream import MicroBatch, pad_answers, pad_right
 from moram_dist.decode.generate import Beginning
 from moram_dist.decode.labels import Passes, tails_of
@@ -156,6 +156,10 @@ class EncoderDecoder(TextFamily):
         """Restore both texts."""
         tokens, source = (tuple(rows[name].tolist()) for name in ("tokens", "sources"))
         return EncodedPair(id, tokens, num_answer, source)
+
+    def rows_read(self, encoded: EncodedPair) -> list[tuple[Sequence[int], Sequence[Span]]]:
+        """The encoder's tokens, then the decoder's."""
+        return [(encoded.source, ()), (encoded.tokens, encoded.learned)]
 
     def lengths(self, encoded: EncodedPair) -> tuple[int, int]:
         """Tokens of the encoder's text and of the decoder's."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from moram_dist.adapters.prompts import new_rows
 from moram_dist.comm.zero3 import whole
 from moram_dist.data.answers import read_answers
 from moram_dist.data.candidates import Candidates
+from moram_dist.data.encode import Span
 from moram_dist.data.tokens import Pairs, WorkProgress, encode_task
 from moram_dist.decode.constrained import choose_labels
 from moram_dist.decode.generate import Beginning, greedy
@@ -29,6 +30,9 @@ from moram_dist.tasks.task import Decoding, Example, Task
 
 class TextFamily(Family):
     """A subclass says how text is encoded and where answers are; the rest is implemented here."""
+
+    learns_turns: ClassVar[bool] = False
+    """Whether an example can have several answers, each after everything before it."""
 
     # To be implemented by subclasses.
 
@@ -87,6 +91,10 @@ class TextFamily(Family):
     @abstractmethod
     def describe(self, there: Positions) -> str:
         """The positions as text for messages: "1024 positions"."""
+
+    def rows_read(self, encoded: Any) -> list[tuple[Sequence[int], Sequence[Span]]]:
+        """The rows that the model reads for a training example: tokens, and what is learned."""
+        return [(encoded.tokens, encoded.learned)]
 
     # Structure.
 

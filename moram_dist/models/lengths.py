@@ -71,7 +71,7 @@ def first_beyond(
         return family.exceeds(there, need.prompt, need.answer)
 
     for task in asked.benchmark.tasks:
-        behind = max((_at_most(label) for label in task.labels), default=0)
+        behind = max((_at_most(label + task.ending) for label in task.labels), default=0)
         most = max(task.max_answer_tokens + 2, LEAST_ANSWER, behind)
         if not beyond(Need(task.max_prompt_tokens, most)):
             continue

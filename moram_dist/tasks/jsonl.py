@@ -1,12 +1,12 @@
 """The user's own tasks, from a folder or a YAML list.
 
-A folder holds one subfolder per task, each with ``train`` and ``test`` as ``.json`` or ``.jsonl``
-files of records in one of the forms of ``tasks.examples``, such as ``prompt`` and ``answer``. A
-YAML list gives each task's files and rules::
+A folder holds one subfolder per task, each with one file ``train`` and one ``test`` of a type of
+``tasks.record_files`` and records in one of the forms of ``tasks.examples``, such as ``prompt`` and
+``answer``. A YAML list gives each task's files and rules::
 
     - name: tickets
       train: tickets/train.jsonl        # relative to the YAML file
-      test: tickets/test.jsonl
+      test: tickets/test.parquet
       metric: choice                    # default exact_match_normalised
       labels: ["A", "B"]
       prompt_field: question            # default prompt
@@ -14,6 +14,12 @@ YAML list gives each task's files and rules::
       epochs: 3                         # default 1
       max_prompt_tokens: 512            # default 1024
       max_answer_tokens: 8              # default 512
+    - name: talks
+      dataset: owner/name               # on the hub, or a folder of the same form
+      subset: en                        # default: the only one
+      train: train[:90%]                # splits of the data set; default train and test
+      test: train[90%:]
+      chat_field: dialogue              # default messages or conversations
 """
 
 from __future__ import annotations
@@ -27,14 +33,18 @@ from moram_dist.metrics import METRICS
 from moram_dist.reading import read_yaml
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks.examples import read_examples
+from moram_dist.tasks.hub import DataSet
 from moram_dist.tasks.names import task_name
 from moram_dist.tasks.orders import choose_order
+from moram_dist.tasks.record_files import FILE_TYPES, in_words
 from moram_dist.tasks.task import BENCHMARKS, Benchmark, Source, Task, TaskRules
 from moram_dist.terminal import quoted
 
 _LISTING = "tasks.yaml"
 _METRIC = "exact_match_normalised"
-_TEXT_KEYS = ("name", "train", "test", "metric", "prompt_field", "answer_field")
+_SPLITS = ("train", "test")
+_FIELD_KEYS = ("prompt_field", "answer_field", "chat_field")
+_TEXT_KEYS = ("name", *_SPLITS, "dataset", "subset", "metric", *_FIELD_KEYS)
 _COUNT_KEYS = ("epochs", "max_prompt_tokens", "max_answer_tokens")
 _KEYS = (*_TEXT_KEYS, "labels", "separator", *_COUNT_KEYS)
 _SEPARATOR = " "
@@ -45,14 +55,18 @@ class _Entry:
     """One task before its files are read."""
 
     name: str
-    train: Path
-    test: Path
+    train: Path | DataSet
+    test: Path | DataSet
     rules: TaskRules
     fields: dict[str, str]
 
-    def read(self, source: Source) -> Task:
-        train = read_examples(self.train, split="train", limit=source.limit_train, **self.fields)
-        test = read_examples(self.test, split="test", limit=source.limit_eval, **self.fields)
+    def read(self, source: Source, notes: list[str]) -> Task:
+        """The task; adds what its reader has to say about it to ``notes``."""
+        say, fields = notes.append, self.fields
+        train = read_examples(
+            self.train, split="train", limit=source.limit_train, say=say, **fields
+        )
+        test = read_examples(self.test, split="test", limit=source.limit_eval, say=say, **fields)
         return Task(name=self.name, train=train, test=test, **asdict(self.rules))
 
 
@@ -76,11 +90,13 @@ def jsonl(source: Source) -> Benchmark:
     order, names = choose_order(
         source.order, named={"default": tuple(entries)}, tasks=tuple(entries)
     )
+    notes: list[str] = []
     return Benchmark(
         name="jsonl",
         order=order,
         protocol="default",
-        tasks=tuple(entries[name].read(source) for name in names),
+        tasks=tuple(entries[name].read(source, notes) for name in names),
+        notes=tuple(notes),
     )
 
 
@@ -88,7 +104,10 @@ def _entries(data_dir: Path) -> list[_Entry]:
     if not os.path.exists(
         data_dir
     ):  # unlike Path.exists, it returns False for names that are too long
-        raise InputError(f"--data_dir: no such file or folder: {data_dir}")
+        raise InputError(
+            f"--data_dir: no such file or folder: {data_dir} (a {_LISTING} names data sets of the "
+            "hub: dataset)"
+        )
     if not data_dir.is_dir():
         return _listed(data_dir)
     if (data_dir / _LISTING).is_file():
@@ -111,15 +130,15 @@ def _entries(data_dir: Path) -> list[_Entry]:
 
 
 def _split_file(folder: Path, split: str) -> Path:
-    files = [
-        path for suffix in ("json", "jsonl") if (path := folder / f"{split}.{suffix}").exists()
-    ]
-    if len(files) != 1:
-        there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        listed = ", ".join([*there[:8], *(["..."] if there[8:] else [])]) or "nothing"
-        found = "both are there" if files else f"found: {listed}"
-        raise InputError(f"{folder}: expected {split}.json or {split}.jsonl; {found}")
-    return files[0]
+    files = [path for suffix in FILE_TYPES if (path := folder / f"{split}{suffix}").exists()]
+    if len(files) == 1:
+        return files[0]
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    listed = ", ".join([*there[:8], *(["..."] if there[8:] else [])]) or "nothing"
+    found = f"{in_words([path.name for path in files], 'and')} are there" if files else listed
+    raise InputError(
+        f"{folder}: expected one file {split} that ends in {in_words(FILE_TYPES)}; found: {found}"
+    )
 
 
 def _listed(path: Path) -> list[_Entry]:
@@ -147,9 +166,13 @@ def _listed_entry(item: Any, path: Path, where: str) -> _Entry:
             raise InputError(f"{where}: separator must be a text (quote it), got {quoted(value)}")
         if key in _COUNT_KEYS and (type(value) is not int or value < 1):
             raise InputError(f"{where}: {key} must be a whole number from 1, got {quoted(value)}")
-    for key in ("name", "train", "test"):
+    for key in ("name",) if "dataset" in item else ("name", *_SPLITS):
         if key not in item:
             raise InputError(f"{where}: {key} is missing")
+    if "subset" in item and "dataset" not in item:
+        raise InputError(f"{where}: subset is a part of a data set; name that: dataset")
+    if "chat_field" in item and not {"prompt_field", "answer_field"}.isdisjoint(item):
+        raise InputError(f"{where}: chat_field names a whole chat; leave the other fields out")
     rules = TaskRules(
         metric=_metric(item, where),
         labels=_labels(item, where),
@@ -158,13 +181,23 @@ def _listed_entry(item: Any, path: Path, where: str) -> _Entry:
     )
     if rules.metric == "choice" and {len(label) for label in rules.labels} != {1}:
         raise InputError(f"{where}: metric choice needs labels of one character each")
+    train, test = (_source(item, split, path.parent) for split in _SPLITS)
     return _Entry(
         name=task_name(item["name"], where),
-        train=path.parent / item["train"],
-        test=path.parent / item["test"],
+        train=train,
+        test=test,
         rules=rules,
-        fields={key: item[key] for key in ("prompt_field", "answer_field") if key in item},
+        fields={key: item[key] for key in _FIELD_KEYS if key in item},
     )
+
+
+def _source(item: dict[str, Any], split: str, folder: Path) -> Path | DataSet:
+    """What a listed task reads for a split. Paths are relative to ``folder``."""
+    if "dataset" not in item:
+        return folder / item[split]
+    named = item["dataset"]
+    source = str(folder / named) if os.path.isdir(folder / named) else named
+    return DataSet(source, item.get("subset"), item.get(split, split))
 
 
 def _metric(item: dict[str, Any], where: str) -> str:

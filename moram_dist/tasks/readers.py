@@ -1,7 +1,8 @@
 """Read the records of a data file, and their fields.
 
-A ``.json`` file holds one list of objects, a ``.jsonl`` file one object per line. Every error is
-one line that names the file and the record, counted from 0 as in the examples' ids, or the line.
+A ``.json`` file holds one list of objects, a ``.jsonl`` file one object per line; either may be
+packed, with ``.gz`` after its name. Every error is one line that names the file and the record,
+counted from 0 as in the examples' ids, or the line.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         InputError: the file is missing, unreadable, not UTF-8, malformed, or holds anything but
             objects. An empty file is no error.
     """
-    if path.suffix == ".jsonl":
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if kind == ".jsonl":
         for where, value in read_json_lines(path):
             yield where, _object(value, where)
-    elif path.suffix == ".json":
+    elif kind == ".json":
         yield from check_records(path, read_json(path))
     else:
         raise InputError(f"{path}: expected a name that ends in .json or .jsonl")

@@ -28,10 +28,14 @@ class Example:
     """In a chat, (role, text) of each turn before the answer. ``data.chat`` writes the prompt from
     them with the tokenizer's template."""
 
+    learned: tuple[tuple[int, int], ...] = ()
+    """Parts of ``prompt`` that training learns in addition to the answer, as first character and
+    the one after the last: earlier answers of a chat."""
+
 
 def digest(examples: Iterable[Example]) -> str:
     """Hex sha256 of examples, independent of the file that they came from."""
-    content = [[e.prompt, *e.references] for e in examples]
+    content = [[e.prompt, *e.references, *map(list, e.learned)] for e in examples]
     text = json.dumps(content, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -74,6 +78,10 @@ class TaskRules:
     separator: str = ""
     """Inserted between prompt and answer in training, unless the prompt ends in white space. In
     evaluation the model has to generate it."""
+
+    ending: str = ""
+    """What ends an answer before EOS, in training and in answers that are labels: the end of a turn
+    in a chat. A generated answer ends there too."""
 
     truncate_prompt: str = "left"
     """The end at which a long prompt is cut: ``left`` keeps its tail."""

@@ -1,4 +1,4 @@
-"""Compare with runs of older versions, which wrote no inputs.json."""
+"""Resume runs of older versions, which wrote no inputs.json or chose no turns of chats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moram_dist.reading import read_object, record
+from moram_dist.reading import read_mapping, read_object, record
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Decoding
 from moram_dist.train.inputs import RunInputs, counts, defaults_of, precision, settings, task_order
@@ -29,6 +29,14 @@ def differences_from_older(folder: Path, now: RunInputs) -> list[str]:
     It recorded names and order of tasks, numbers of examples, metrics, decoding and precision.
     """
     return [*_of_benchmark(folder / "benchmark.json", now), *_of_precision(folder, now)]
+
+
+def chose_no_turns(folder: Path) -> bool:
+    """Whether a run is of a version without ``loss_turns``, which learned a chat's last turn."""
+    try:
+        return "loss_turns" not in read_mapping(folder / "run.yaml")["data"]
+    except (InputError, KeyError, TypeError):  # no run, or none that ``RunDir.check`` accepts
+        return False
 
 
 def _of_benchmark(path: Path, now: RunInputs) -> Iterator[str]:

@@ -13,23 +13,8 @@ from moram_dist.models.language_model import load_tokenizer
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Source
 from moram_dist.tasks.examples import read_examples
+from tests.helpers.chats import CHATML, GEMMA, INST
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-INST = (  # as Mistral's: BOS is in the text, and a blank stands before an answer
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} "
-    "[/INST]{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
-    "{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}<start_of_turn>"
-    "{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}"
-    "<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
 THINKS = CHATML.replace("{{ m['content'] }}", "<think></think>{{ m['content'] }}")
 LATE = "{% for m in messages %}{{ m['content'] }};{% endfor %}{{ messages | length }}"
 
@@ -66,8 +51,10 @@ def test_forms_of_records(tmp_path):
         {"messages": TURNS},
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
     ]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    found = read_examples(path, split="train")
+    found = []
+    for record in records:
+        path.write_text(json.dumps(record) + "\n")
+        found += read_examples(path, split="train")
     assert [(e.prompt, e.references) for e in found] == [
         ("p", ("a", "b")),
         ("Do.\nx", ("y",)),
@@ -98,7 +85,7 @@ def test_forms_of_records(tmp_path):
         ({"messages": [{"role": "usr", "content": "x"}, *TURNS]}, "did you mean 'user'"),
         ({"messages": [{"role": "user", "content": None}, *TURNS]}, "'content' must be a text"),
         ({"conversations": {"from": "human"}}, "must be a list of at least two turns"),
-        ({"conversations": TURNS}, "conversations[0]: no field 'from'"),
+        ({"conversations": [{"value": "x"}] * 2}, "conversations[0]: no field 'from'"),
         ({"instruction": "x", "output": "y", "input": 3}, "'input' must be a text, got a number"),
     ],
 )
@@ -113,9 +100,9 @@ def test_records_of_no_form(tmp_path, record, said):
 
 def test_other_files_are_named(tmp_path):
     (tmp_path / "t").mkdir()
-    for name in ("train.csv", "test.csv", ".hidden"):
+    for name in ("train.tsv", "test.tsv", ".hidden"):
         (tmp_path / "t" / name).touch()
-    with pytest.raises(InputError, match=r"train\.jsonl; found: test\.csv, train\.csv$"):
+    with pytest.raises(InputError, match=r"\.csv\.gz; found: test\.tsv, train\.tsv$"):
         BENCHMARKS["jsonl"](Source(data_dir=tmp_path))
 
 
@@ -144,11 +131,12 @@ def test_prompts_are_the_template_s(tmp_path, template, turns, prompt, gap):
     read = benchmark(tmp_path, [{"messages": turns}])
     assert has_chats(read)
     by = tokenizer(template)
-    (task,) = write_chats(read, by).tasks
+    (task,) = write_chats(read, by, "last").tasks
     assert task.train[0].prompt == task.test[0].prompt == prompt
     assert task.train[0].references == ("tool",)
     assert (task.separator, task.num_bos) == (gap, 0)
-    # What is learned: the answer with the white space before it, and EOS; BOS once or not at all.
+    # Learned of the last turn: the answer with the white space before it, and EOS; BOS at most
+    # once.
     encoded = encode_training(by, task.train[0], task)
     learned = encoded.tokens[-encoded.num_answer :]
     assert by.decode(learned[:-1]).strip() == "tool"

@@ -155,11 +155,13 @@ def test_bad_folders(folder, tmp_path):
     with pytest.raises(InputError, match="neither task folders nor tasks"):
         jsonl(tmp_path / "empty")
     (folder / "beta" / "test.json").unlink()
-    with pytest.raises(InputError, match=r"beta: expected test\.json or test\.jsonl; found: "):
+    with pytest.raises(
+        InputError, match=r"beta: expected one file test that ends in \.json,.*found: train\.json$"
+    ):
         jsonl(folder)
     for suffix in ("json", "jsonl"):
         write(folder / "beta" / f"test.{suffix}")
-    with pytest.raises(InputError, match="both are there"):
+    with pytest.raises(InputError, match=r"found: test\.json and test\.jsonl are there$"):
         jsonl(folder)
     (folder / "a,b").mkdir()
     with pytest.raises(InputError, match="cannot be a file name"):

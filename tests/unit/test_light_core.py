@@ -24,7 +24,7 @@ from tests.helpers.tiny import tiny_model, tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-HIDDEN = (*EXTRAS, "google", "datasets", "pandas", "scipy", "sklearn", "peft", "triton")
+HIDDEN = (*EXTRAS, "google", "pyarrow", "pandas", "scipy", "sklearn", "peft", "triton")
 
 INSTALLED_AS = {"PIL": "pillow"}
 """Package, as it is imported -> the name under which it is installed, where they differ."""
@@ -121,7 +121,7 @@ def test_pins_are_within_the_ranges():
     ranges = asked() | asked("dev")
     pins = pinned("requirements.txt") | pinned("requirements-dev.txt")
     for name, version in pins.items():
-        if name not in ("datasets", "triton"):  # of checkouts only
+        if name != "triton":  # of checkouts only
             assert ranges[name].specifier.contains(version), name
     assert ranges.keys() - {"numpy"} <= pins.keys()
 
@@ -130,7 +130,7 @@ def test_every_package_of_an_extra_is_told_when_it_is_missing():
     named = {
         canonicalize_name(INSTALLED_AS.get(name, name)): extra for name, extra in EXTRAS.items()
     }
-    for extra in ("train", "track", "report", "eval"):
+    for extra in ("train", "track", "report", "eval", "data"):
         own = PROJECT["optional-dependencies"][extra]
         for each in map(Requirement, own):
             # transformers imports protobuf, and says by itself what it lacks

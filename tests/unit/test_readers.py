@@ -89,7 +89,6 @@ BAD = [
     ("a.json", "[]", "holds no examples"),
     ("a.jsonl", "\n \n", "holds no examples"),
     ("a.json", b'[{"prompt": "Gr\xfcezi"}]', "not UTF-8 at byte 15"),
-    ("a.csv", "x,y", "ends in .json or .jsonl"),
 ]
 
 

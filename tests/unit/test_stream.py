@@ -13,8 +13,14 @@ PAD = 0
 
 
 def examples(count):
-    """Example k: a first token of its own, a length and an answer length that vary."""
-    return [Encoded(f"e{k}", (100 + k, *range(1, 3 + k % 4)), 1 + k % 3) for k in range(count)]
+    """Example k: a first token of its own, a length and what is learned that vary."""
+    out = []
+    for k in range(count):
+        learned = (
+            {"num_answer": 2, "earlier": ((1, 2),)} if k % 3 == 0 else {"num_answer": 1 + k % 3}
+        )
+        out.append(Encoded(f"e{k}", (100 + k, *range(1, 3 + k % 4)), **learned))
+    return out
 
 
 def stream(count, **changes):

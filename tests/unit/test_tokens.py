@@ -54,6 +54,23 @@ def told(lines=None):
     )
 
 
+def test_long_texts_are_tokenised_in_smaller_groups(tokenizer, pairs, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        tokens, "CHUNK_CHARACTERS", 3 * sum(map(len, Causal().texts(*pairs[0][::-1])))
+    )
+    monkeypatch.setattr(
+        tokens, "InBatches", lambda by, texts: calls.append(sum(map(len, texts))) or by
+    )
+    done = []
+    found = [*tokens.encode_all(Causal(), tokenizer, pairs[:8], done.append)]
+    assert found == [encode_training(tokenizer, example, task) for task, example in pairs[:8]]
+    assert len(calls) > 1 and sum(calls) == sum(
+        len(text) for task, example in pairs[:8] for text in Causal().texts(example, task)
+    )
+    assert done[-1] == 8 and len(done) == len(calls)
+
+
 @pytest.mark.parametrize("family", [Causal(), EncoderDecoder(0)])
 @pytest.mark.parametrize("cached_from", [1, 10**9])
 def test_all_at_once_is_what_one_by_one_is(
