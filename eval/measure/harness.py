@@ -288,8 +288,8 @@ class Evaluator:
         fits = env.all_true(needed < 0.6 * free)  # the rest is for the cache of keys and values
         if not fits:
             self.progress.say(
-                f"note: the whole model ({needed / 2**30:,.1f} GB) leaves too little free memory on "
-                "a rank, so ranks answer in step with sharded weights, which is slower; "
+                f"note: the whole model ({needed / 2**30:,.1f} GB) leaves a rank too little free "
+                "memory, so ranks answer in step with sharded weights, which is slower; "
                 "--eval_gather true gathers it all the same"
             )
         return fits

@@ -126,8 +126,9 @@ def behind_prompts(
 def can_share_prefix(model: nn.Module, longest: int) -> bool:
     """Whether all labels of a prompt can share one row without seeing each other.
 
-    That needs a custom attention mask (see ``taking_masks``) and custom positions. Models that encode order otherwise (ALiBi, recurrent state), or whose window is shorter
-    than ``longest`` tokens, would not see each label directly after its prompt.
+    That needs a custom attention mask (see ``taking_masks``) and custom positions. Models that
+    encode order otherwise (ALiBi, recurrent state), or whose window is shorter than ``longest``
+    tokens, would not see each label directly after its prompt.
     """
     config: Any = model.config
     config = config.get_text_config()
