@@ -7,6 +7,7 @@
     doctor     check that this machine can train
     submit     write a SLURM job script and submit it
     memory     show or verify the memory of a run
+    generate   answer a prompt, or a file of them, with the memory of a run
     report     write the report of a run
     compare    compare runs over orders and seeds
     audit      look for what is wrong with the files of a benchmark
@@ -36,6 +37,7 @@ MODULES = {
     "doctor": "launch.doctor",
     "submit": "launch.submit",
     "memory": "moram_dist.memory",
+    "generate": "launch.generate",
     "tracking": "moram_dist.tracking.__main__",
 }
 """Command -> the module whose ``main`` runs it. Imported when needed, as some need torch."""

@@ -1,0 +1,65 @@
+"""Run directories on the demo's base whose memory is drawn by hand, made in a second."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from moram_dist import config_io
+from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.families.targets import find_linears
+from moram_dist.methods import METHODS
+from moram_dist.models import language_model
+from moram_dist.models.identity import fingerprint_of
+from moram_dist.recognise import TaskStatistics
+from moram_dist.tasks import BENCHMARKS, Benchmark, Source
+from moram_dist.train import inputs
+from moram_dist.train.run_dir import RunDir
+
+TASKS = ("topic", "mood")
+
+
+def demo_benchmark() -> Benchmark:
+    return BENCHMARKS["demo"](Source(order=",".join(TASKS), limit_train=40, limit_eval=6))
+
+
+def draw_run(folder: Path, method: str = "moram", **flags: Any) -> Path:
+    """A run of two tasks of the demo that was never trained: its tensors are random numbers."""
+    benchmark = demo_benchmark()
+    flags = {"atoms_per_task": 4, "dtype": "fp32"} | flags
+    config = config_io.build({"method": method, "order": benchmark.order, **flags})
+    run = RunDir(folder)
+    run.describe(config, benchmark, {}, 1)
+    tokenizer = language_model.load_tokenizer(config.model)
+    found = inputs.gather(config, benchmark, {}, tokenizer, say=lambda line: None)
+    (folder / "inputs.json").write_text(json.dumps(asdict(found)))
+
+    model = AutoModelForCausalLM.from_pretrained(language_model.source(config.model))
+    asked = getattr(config.method, "target_modules", None)
+    targets = find_linears(model, asked) if asked else []
+    linears: dict[str, nn.Module] = {name: model.get_submodule(name) for name in targets}
+    kind = METHODS[method](config.method, seed=0, num_tasks=len(TASKS))
+    files = MemoryFiles(folder / "memory")
+    manifest = Manifest(
+        method=method,
+        settings=asdict(config.method),
+        base=fingerprint_of(language_model.source(config.model)),
+        modules=list(linears),
+    )
+    family = language_model.family_of(model.config)
+    for i, task in enumerate(benchmark.tasks):
+        generator = torch.Generator().manual_seed(i)
+        tensors = {
+            name: 0.2 * torch.randn([abs(n) for n in shape], generator=generator)
+            for name, shape in sorted(kind.shapes(i, linears).items())
+        }
+        features = family.features(model, tokenizer, task.train, task)
+        statistics = TaskStatistics.of(features).tensors()
+        manifest = files.publish(manifest, task.name, tensors, statistics)
+    return folder
