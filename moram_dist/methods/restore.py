@@ -90,10 +90,10 @@ def load_memory(
             "task cannot answer together; use recall='all', or answered_by for a known task"
         )
     _check_plain(model)
-    linears = _linears(model, manifest, files.path)
+    linears = linears_of(model, manifest, files.path)
     if not any_base:
         _check_base(model, manifest, files.path)
-    method = kind(_config(manifest, files.path), seed=0, num_tasks=len(manifest.tasks))
+    method = kind(config_of(manifest, files.path), seed=0, num_tasks=len(manifest.tasks))
     for i, task in enumerate(manifest.tasks[:count]):
         files.check(task, method.shapes(i, linears))  # all, before changing the model
     with _as_it_was_on_error(model, linears):
@@ -159,7 +159,7 @@ def recogniser_of(
     return kind([files.statistics(task) for task in manifest.tasks[:count]])
 
 
-def _config(manifest: Manifest, path: Path) -> MethodConfig:
+def config_of(manifest: Manifest, path: Path) -> MethodConfig:
     """The settings of the memory's method; older memories also hold those of all others."""
     known = {name for each in METHODS for name in _names(METHODS[each].Config)}
     strange = sorted(manifest.settings.keys() - known)
@@ -192,8 +192,8 @@ def _check_plain(model: nn.Module) -> None:
             )
 
 
-def _linears(model: nn.Module, manifest: Manifest, path: Path) -> dict[str, nn.Module]:
-    """The linears that the memory belongs to, by full name."""
+def linears_of(model: nn.Module, manifest: Manifest, path: Path) -> dict[str, nn.Module]:
+    """The linears that the memory belongs to, by full name. Raises InputError if one is gone."""
     present = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     lacking = [name for name in manifest.modules if name not in present]
     if lacking:

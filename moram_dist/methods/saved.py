@@ -102,12 +102,7 @@ class Saver:
                 self.files.verify(stored)
         make_folder(folder / "base")
         self._save_base(folder / "base", settings)
-        for task in self.manifest.tasks:
-            for stored in task.files:
-                content = self.files.verify(stored).read_bytes()
-                write_atomically(folder / "memory" / stored.file, content)
-        manifest = json.dumps(asdict(self.manifest), indent=2)
-        write_atomically(folder / "memory" / self.files.path.name, manifest)
+        write_memory(folder / "memory", self.files, self.manifest)
         write_atomically(folder / CONFIG, json.dumps({"model_type": MODEL_TYPE}, indent=2) + "\n")
         kernel = getattr(self.model.config, "_attn_implementation", None)
         saved = Saved(
@@ -161,6 +156,18 @@ class RefusedPush:
             "save_pretrained, or by moram export RUN --to hub, and give it to "
             "huggingface_hub.upload_folder"
         )
+
+
+def write_memory(folder: Path, files: MemoryFiles, manifest: Manifest) -> None:
+    """Copy the files of a memory that a manifest names, then write the manifest.
+
+    Raises:
+        InputError: a file is missing or changed.
+    """
+    for task in manifest.tasks:
+        for stored in task.files:
+            write_atomically(folder / stored.file, files.verify(stored).read_bytes())
+    write_atomically(folder / files.path.name, json.dumps(asdict(manifest), indent=2))
 
 
 def of_first(manifest: Manifest, count: int) -> Manifest:

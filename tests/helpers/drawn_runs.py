@@ -9,40 +9,42 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from moram_dist import config_io
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
 from moram_dist.families.targets import find_linears
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
-from moram_dist.models.identity import fingerprint_of
 from moram_dist.recognise import TaskStatistics
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source
 from moram_dist.train import inputs
 from moram_dist.train.run_dir import RunDir
 
 TASKS = ("topic", "mood")
+TRAIN, TEST = 40, 6
 HIDDEN = 128
 """Of the demo's base, for sizes that the memory's settings leave free."""
 
 
 def demo_benchmark() -> Benchmark:
-    return BENCHMARKS["demo"](Source(order=",".join(TASKS), limit_train=40, limit_eval=6))
+    return BENCHMARKS["demo"](Source(order=",".join(TASKS), limit_train=TRAIN, limit_eval=TEST))
 
 
 def draw_run(folder: Path, method: str = "moram", **flags: Any) -> Path:
     """A run of two tasks of the demo that was never trained: its tensors are random numbers."""
     benchmark = demo_benchmark()
     flags = {"atoms_per_task": 4, "dtype": "fp32"} | flags
-    config = config_io.build({"method": method, "order": benchmark.order, **flags})
+    flags |= {"order": ",".join(TASKS), "limit_train": TRAIN, "limit_eval": TEST}
+    config = config_io.build({"method": method, **flags})
     run = RunDir(folder)
     run.describe(config, benchmark, {}, 1)
     tokenizer = language_model.load_tokenizer(config.model)
     found = inputs.gather(config, benchmark, {}, tokenizer, say=lambda line: None)
     (folder / "inputs.json").write_text(json.dumps(asdict(found)))
 
-    model = AutoModelForCausalLM.from_pretrained(language_model.source(config.model))
+    source = language_model.source(config.model)
+    family = language_model.family_of(language_model.check(config.model))
+    model = family.auto_class().from_pretrained(source)
     asked = getattr(config.method, "target_modules", None)
     targets = find_linears(model, asked) if asked else []
     linears: dict[str, nn.Module] = {name: model.get_submodule(name) for name in targets}
@@ -51,10 +53,9 @@ def draw_run(folder: Path, method: str = "moram", **flags: Any) -> Path:
     manifest = Manifest(
         method=method,
         settings=asdict(config.method),
-        base=fingerprint_of(language_model.source(config.model)),
+        base=found.base.saved,
         modules=list(linears),
     )
-    family = language_model.family_of(model.config)
     for i, task in enumerate(benchmark.tasks):
         generator = torch.Generator().manual_seed(i)
         tensors = {
