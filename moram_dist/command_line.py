@@ -31,6 +31,7 @@ EXTRAS = {
     **dict.fromkeys(("accelerate", "deepspeed", "ninja"), "train"),
     **dict.fromkeys(("nltk", "rapidfuzz", "rouge_score", "sacrebleu", "sentencepiece"), "eval"),
     **dict.fromkeys(("PIL", "matplotlib"), "report"),
+    **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
     "mlflow": "track",
 }
 """Package, as it is imported -> the extra of moram-dist that installs it."""

@@ -15,6 +15,7 @@ from moram_dist.data.answers import read_answers
 from moram_dist.decode import Room
 from moram_dist.decode.generate import greedy
 from moram_dist.families import TextFamily, family_of
+from moram_dist.methods import METHODS
 from moram_dist.methods.restore import answered_by, load_memory, recogniser_of
 from moram_dist.models import language_model
 from moram_dist.recognise import Recogniser
@@ -88,6 +89,7 @@ class Answerer:
         self.tokenizer: Any = base.tokenizer
         assert isinstance(base.family, TextFamily)
         self.family: TextFamily = base.family
+        self.keeps_prefixes = METHODS[source.manifest.method].keeps_prefixes
 
     def encoded(self, prompt: str) -> list[int]:
         """The tokens that the model reads.
