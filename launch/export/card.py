@@ -54,7 +54,7 @@ def card(
     lines = [f"# {method} on {name}", ""]
     what = "memory" if lora is None else f"LoRA of rank {lora.rank}"
     if lora is not None and (loss or method == "single_task"):
-        lines.append(f"A {what} of the task {tasks[-1]}, made by moram-dist.")
+        lines.append(f"A {what} for the task {tasks[-1]}, made by moram-dist.")
     else:
         lines.append(f"A {what} that learned {len(tasks)} tasks in this order, by moram-dist:")
         lines += ["", *(f"{i}. {task}" for i, task in enumerate(tasks, start=1))]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from launch.settings import resolve
 from moram_dist import config_io
 from moram_dist.atoms.routing import Routing
@@ -26,7 +28,7 @@ TEST_EXAMPLES = 64
 
 
 def moram_as_lora(source: MemorySource, upto: int) -> tuple[Lora, list[str]]:
-    """The newest of the first ``upto`` tasks as a LoRA, and lines on what it loses.
+    """The first ``upto`` tasks as a LoRA for the newest of them, and lines on what it loses.
 
     Raises:
         InputError: the task's data is not there or is not that of the run, or ``Answerer`` refuses.
@@ -43,7 +45,10 @@ def moram_as_lora(source: MemorySource, upto: int) -> tuple[Lora, list[str]]:
         answerer.family,
         Routing(top_k=config.top_k, temperature=config.temperature, threshold=config.threshold),
         {
-            name: [(each[f"{name}.keys"], each[f"{name}.values"]) for each in tensors]
+            name: (
+                torch.cat([each[f"{name}.keys"] for each in tensors]),
+                torch.cat([each[f"{name}.values"] for each in tensors]),
+            )
             for name in source.manifest.modules
         },
     )
@@ -54,7 +59,7 @@ def moram_as_lora(source: MemorySource, upto: int) -> tuple[Lora, list[str]]:
     with measured.replaced(lora):
         replaced = _score(answerer, task, test)
     return lora, [
-        f"{task.name} as a LoRA of rank {lora.rank}, beside the memory after that task, on "
+        f"LoRA of rank {lora.rank} for {task.name}, beside the memory after that task, on "
         f"{len(test)} of its test examples:",
         f"KL to the memory {as_lora:.4f} nats per answer token (of the bare base: {of_base:.4f})",
         f"{task.metric} {replaced:.2f} (of the memory: {whole:.2f})",

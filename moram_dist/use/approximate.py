@@ -1,10 +1,10 @@
-"""One task of a MoRAM memory as a LoRA: an approximation, since atoms weigh each token anew.
+"""A MoRAM memory as a LoRA for one task: an approximation, since atoms weigh each token anew.
 
-Each atom of the task gets one weight for all tokens. The weights of a linear are the least-squares
-fit to what the memory adds on the tokens of the task's examples; docs/using.md compares them with
-the mean of the weights in the mixture. An atom's key and weighted value are a rank-1 term.
+Each atom up to the task's gets one weight for all tokens. The weights of a linear are the least-
+squares fit to what the memory adds on the tokens of the task's examples; docs/using.md compares
+them with simpler ones. An atom's key and weighted value are a rank-1 term.
 
-Shape letters: T tokens, N atoms, R atoms of the task, K atoms kept per token, D inputs, E outputs.
+Shape letters: T tokens, N atoms, K atoms kept per token, D inputs, E outputs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RIDGE = 1e-6
 
 
 class TaskAsLora:
-    """Measures a task's atoms in a model that has a MoRAM memory, and compares the LoRA with it."""
+    """Fits a LoRA to a model that has a MoRAM memory, and compares the two."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class TaskAsLora:
         tokenizer: Any,
         family: TextFamily,
         routing: Routing,
-        atoms: Mapping[str, Sequence[Terms]],
+        atoms: Mapping[str, Terms],
     ) -> None:
-        """``atoms``: keys and values of each task up to the one in question, by linear."""
+        """``atoms``: keys and values of the memory of ``model``, by linear."""
         self.model = model
         self.tokenizer = tokenizer
         self.family = family
@@ -57,13 +57,12 @@ class TaskAsLora:
 
     @torch.no_grad()
     def measure(self, task: Task, examples: Sequence[Example]) -> Lora:
-        """The LoRA of the last task, from these examples of it."""
-        fits = {name: _Fit(*own[-1]) for name, own in self.atoms.items()}
+        """The LoRA that does on these examples of the task what the memory does."""
+        fits = {name: _Fit(*own) for name, own in self.atoms.items()}
 
         def look(name: str, x: Tensor) -> None:
             x_TD = x.reshape(-1, x.shape[-1])
-            pairs = zip(*self.atoms[name], strict=True)
-            keys_ND, values_NE = (torch.cat(part).to(x) for part in pairs)
+            keys_ND, values_NE = (part.to(x) for part in self.atoms[name])
             score_TN = x_TD @ keys_ND.T
             update_TE = (self._weights(score_TN.float()).to(x) * score_TN) @ values_NE
             fits[name].add(x_TD, update_TE)
@@ -132,27 +131,27 @@ class TaskAsLora:
 
 
 class _Fit:
-    """The weights c that minimise ``sum_t |update_t - sum_r c_r (k_r x_t) v_r|^2``, (R,)."""
+    """The weights c that minimise ``sum_t |update_t - sum_n c_n (k_n x_t) v_n|^2``, (N,)."""
 
-    def __init__(self, keys_RD: Tensor, values_RE: Tensor) -> None:
-        self.keys_RD = keys_RD
-        self.values_RE = values_RE
-        self.products_RR = torch.zeros(len(keys_RD), len(keys_RD), dtype=torch.float64)
-        self.targets_R = torch.zeros(len(keys_RD), dtype=torch.float64)
+    def __init__(self, keys_ND: Tensor, values_NE: Tensor) -> None:
+        self.keys_ND = keys_ND
+        self.values_NE = values_NE
+        self.products_NN = torch.zeros(len(keys_ND), len(keys_ND), dtype=torch.float64)
+        self.targets_N = torch.zeros(len(keys_ND), dtype=torch.float64)
 
     def add(self, x_TD: Tensor, update_TE: Tensor) -> None:
         """Count tokens and what the memory adds to them."""
         x_TD, update_TE = x_TD.cpu().double(), update_TE.cpu().double()
-        score_TR, values_RE = x_TD @ self.keys_RD.double().T, self.values_RE.double()
-        self.products_RR += (score_TR.T @ score_TR) * (values_RE @ values_RE.T)
-        self.targets_R += (score_TR * (update_TE @ values_RE.T)).sum(0)
+        score_TN, values_NE = x_TD @ self.keys_ND.double().T, self.values_NE.double()
+        self.products_NN += (score_TN.T @ score_TN) * (values_NE @ values_NE.T)
+        self.targets_N += (score_TN * (update_TE @ values_NE.T)).sum(0)
 
     def terms(self) -> Terms:
         """Keys, and values times their weight."""
-        ridge = RIDGE * self.products_RR.diagonal().mean() + torch.finfo(torch.float64).tiny
-        eye = torch.eye(len(self.keys_RD), dtype=torch.float64)
-        weight_R = torch.linalg.solve(self.products_RR + ridge * eye, self.targets_R)
-        return self.keys_RD, self.values_RE * weight_R[:, None].to(self.values_RE)
+        ridge = RIDGE * self.products_NN.diagonal().mean() + torch.finfo(torch.float64).tiny
+        eye = torch.eye(len(self.keys_ND), dtype=torch.float64)
+        weight_N = torch.linalg.solve(self.products_NN + ridge * eye, self.targets_N)
+        return self.keys_ND, self.values_NE * weight_N[:, None].to(self.values_NE)
 
 
 def _divergence(of: Sequence[Tensor], to: Sequence[Tensor]) -> float:

@@ -102,15 +102,16 @@ def test_an_encoder_decoder(tmp_path):
 
 
 def test_a_task_of_moram_whose_weights_do_not_depend_on_the_token_is_exact(tmp_path, capsys):
-    """So hot that each of four atoms weighs a quarter."""
-    run = draw_run(tmp_path / "run", temperature=1e6, threshold=0, top_k=4)
-    out = tmp_path / "out"
-    assert main([str(run), "--to", "peft", "--task", "topic", "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "topic as a LoRA of rank 4" in said and "on 6 of its test examples" in said
-    assert "KL to the memory 0.0000 nats per answer token" in said
-    assert_equal(run, out, 1)
-    assert all(line in (out / "README.md").read_text() for line in said.splitlines())
+    """So hot that all atoms weigh the same."""
+    run = draw_run(tmp_path / "run", temperature=1e6, threshold=0, top_k=8)
+    for upto, task in enumerate(TASKS, start=1):
+        out = tmp_path / task
+        assert main([str(run), "--to", "peft", "--task", task, "--out", str(out)]) == 0
+        said = capsys.readouterr().out
+        assert f"LoRA of rank {4 * upto} for {task}" in said and "on 6 of its test exam" in said
+        assert "KL to the memory 0.0000 nats per answer token" in said
+        assert_equal(run, out, upto)
+        assert all(line in (out / "README.md").read_text() for line in said.splitlines())
 
 
 def test_a_task_of_moram_is_approximated_and_its_loss_is_told(run, tmp_path, capsys):
@@ -121,10 +122,10 @@ def test_a_task_of_moram_is_approximated_and_its_loss_is_told(run, tmp_path, cap
     assert len(numbers) == 2 and min(numbers) > 0
     assert score.startswith("exact_match_normalised ") and "(of the memory: " in score
     tensors = as_peft(out).state_dict()
-    keys = read_source(run).files.read(read_source(run).manifest.tasks[1])
-    name = "model.layers.0.self_attn.q_proj"
+    source, name = read_source(run), "model.layers.0.self_attn.q_proj"
+    keys = [source.files.read(task)[f"{name}.keys"] for task in source.manifest.tasks]
     lora_A = tensors[f"base_model.model.{name}.lora_A.default.weight"]
-    assert torch.equal(lora_A, keys[f"{name}.keys"])
+    assert torch.equal(lora_A, torch.cat(keys))
 
 
 def test_weights_are_the_least_squares_fit():
