@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from launch.generate import main
 from moram_dist import answered_by, load_memory
@@ -22,6 +22,7 @@ from moram_dist.use.prompt_file import answer_file, read_questions
 from moram_dist.use.text_stream import TextStream
 from tests.helpers.drawn_runs import demo_benchmark, draw_run
 from tests.helpers.tiny_clip import save_tiny_clip
+from tests.helpers.tiny_t5 import save_tiny_t5
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [example.prompt for task in demo_benchmark().tasks for example in task.test]
@@ -97,6 +98,25 @@ def test_a_memory_folder_with_its_base(run, capsys):
     words = [str(run / "memory"), "--model", "demo", "--prompt", PROMPTS[0]]
     assert main([*words, "--max_new_tokens", "8"]) == 0
     assert capsys.readouterr().out == one_by_one(run, 2)[0] + "\n"
+
+
+def test_an_encoder_decoder(tmp_path, prompts, capsys):
+    base = save_tiny_t5(tmp_path / "base")
+    run = draw_run(tmp_path / "run", model=str(base))
+    tokenizer = load_tokenizer(ModelConfig(model=str(base)))
+    model = AutoModelForSeq2SeqLM.from_pretrained(base, dtype=torch.float32)
+    load_memory(model, run, recall="all")
+    expected = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        out = model.generate(ids, max_new_tokens=8, do_sample=False)
+        expected.append(tokenizer.decode(out[0], skip_special_tokens=True))
+    words = ["--file", str(prompts), "--out", str(tmp_path / "out.jsonl"), "--recall", "all"]
+    assert main([str(run), *words]) == 0
+    assert answers(tmp_path / "out.jsonl") == expected
+    capsys.readouterr()
+    assert main([str(run), "--prompt", PROMPTS[0], "--recall", "all"]) == 0
+    assert capsys.readouterr().out == expected[0] + "\n"
 
 
 def test_a_prompt_that_the_rules_cut_is_told(run, capsys):
@@ -259,6 +279,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_no_package_of_training_is_needed(run):
     done = subprocess.run(
         [sys.executable, "-c", CHILD.format(hidden=HIDDEN), str(run), "--prompt", PROMPTS[0]],

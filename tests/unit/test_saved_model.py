@@ -26,6 +26,7 @@ from tests.helpers.drawn_runs import demo_benchmark, draw_run
 
 WITHOUT = {"in_context", "rail"}
 """Methods that put nothing into a model."""
+QUICK = {"moram", "sequential_lora", "single_task"}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,13 @@ def logits(model):
     return model(**batch()).logits
 
 
-@pytest.mark.parametrize("method", sorted({*METHODS} - WITHOUT))
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in sorted({*METHODS} - WITHOUT)
+    ],
+)
 def test_the_loaded_model_is_the_saved_one_bit_for_bit(tmp_path, method):
     run = draw_run(tmp_path / "run", method)
     model = load_memory(base(), run)

@@ -29,6 +29,7 @@ uvicorn = pytest.importorskip("uvicorn")
 from launch.serving.app import build_app  # noqa: E402
 from launch.serving.models import Served  # noqa: E402
 
+pytestmark = pytest.mark.slow
 PROMPTS = [example.prompt for task in demo_benchmark().tasks for example in task.test[:4]]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 NEW = 8
