@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from eval.continual import Scores
+from moram_dist.methods import METHODS
 from moram_dist.models.folder import local
 from moram_dist.models.language_model import SHIPPED
 from moram_dist.models.language_model import source as source_of
@@ -53,7 +54,9 @@ def card(
     name = base["name"]
     lines = [f"# {method} on {name}", ""]
     what = "memory" if lora is None else f"LoRA of rank {lora.rank}"
-    if lora is not None and (loss or method == "single_task"):
+    kind = METHODS[method]
+    alone = kind.as_lora == "newest" and kind.keeps_prefixes  # one LoRA for each task
+    if lora is not None and (loss or alone):
         lines.append(f"A {what} for the task {tasks[-1]}, made by moram-dist.")
     else:
         lines.append(f"A {what} that learned {len(tasks)} tasks in this order, by moram-dist:")

@@ -62,6 +62,8 @@ def _serve(words: Sequence[str]) -> None:
     answerer = Answerer(source, Asked(upto=args.upto, recall=args.recall, task=args.task))
     if not isinstance(answerer.family, Causal):
         raise InputError(f"{args.run}: transformers' server takes causal models only")
+    if not hasattr(answerer.tokenizer, "_tokenizer"):
+        raise InputError(f"{args.run}: transformers' server takes fast tokenizers only")
     name = args.run.resolve().name
     app = build_app(Served(name, source, answerer), key)
     host, port = listening.getsockname()[:2]

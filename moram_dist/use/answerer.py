@@ -100,7 +100,7 @@ class Answerer:
         ids = self.family.encode_question(self.tokenizer, prompt, self.task)
         there = replace(self.family.positions(self.model), trained=None)
         new = self.task.max_answer_tokens
-        if there.has_table and self.family.exceeds(there, len(ids), self.family.num_read(new) + 1):
+        if there.has_table and self.family.exceeds(there, len(ids), self.family.num_read(new)):
             raise InputError(
                 f"a prompt of {len(ids)} tokens and {new} new ones exceed the model's "
                 f"{self.family.describe(there)}; lower --max_new_tokens or shorten the prompt"

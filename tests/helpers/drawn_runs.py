@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from moram_dist import config_io
 from moram_dist.atoms.memory_files import Manifest, MemoryFiles
@@ -28,6 +30,18 @@ HIDDEN = 128
 
 def demo_benchmark() -> Benchmark:
     return BENCHMARKS["demo"](Source(order=",".join(TASKS), limit_train=TRAIN, limit_eval=TEST))
+
+
+def save_tiny_gpt2(folder: Path) -> Path:
+    """A GPT-2 with 256 positions and the demo's tokenizer, as a folder that a run takes."""
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 1024, "n_positions": 256}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=2))
+    model.save_pretrained(folder)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(language_model.DEMO_BASE / name, folder)
+    return folder
 
 
 def draw_run(folder: Path, method: str = "moram", **flags: Any) -> Path:

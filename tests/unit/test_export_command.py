@@ -13,8 +13,6 @@ import yaml
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    GPT2Config,
-    GPT2LMHeadModel,
 )
 
 from launch.export.card import card
@@ -23,7 +21,7 @@ from moram_dist import load_memory
 from moram_dist.models.language_model import DEMO_BASE
 from moram_dist.use.approximate import _Fit
 from moram_dist.use.source import read_source
-from tests.helpers.drawn_runs import TASKS, draw_run
+from tests.helpers.drawn_runs import TASKS, draw_run, save_tiny_gpt2
 from tests.helpers.tiny import tokens
 from tests.helpers.tiny_t5 import save_tiny_t5
 
@@ -80,12 +78,7 @@ def test_the_newest_task_by_default_and_some_linears_alone(tmp_path):
 
 
 def test_transposed_linears_of_gpt2(tmp_path):
-    base = tmp_path / "base"
-    torch.manual_seed(0)
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 1024, "n_positions": 256}
-    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)).save_pretrained(base)
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copy(DEMO_BASE / name, base)
+    base = save_tiny_gpt2(tmp_path / "base")
     flags = {"model": str(base), "target_modules": "c_attn,c_proj"}
     run = draw_run(tmp_path / "run", "sequential_lora", **flags)
     assert main([str(run), "--to", "peft", "--out", str(tmp_path / "out")]) == 0

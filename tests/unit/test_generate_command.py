@@ -20,7 +20,7 @@ from moram_dist.registry import InputError
 from moram_dist.use.answerer import Answerer
 from moram_dist.use.prompt_file import answer_file, read_questions
 from moram_dist.use.text_stream import TextStream
-from tests.helpers.drawn_runs import demo_benchmark, draw_run
+from tests.helpers.drawn_runs import demo_benchmark, draw_run, save_tiny_gpt2
 from tests.helpers.tiny_clip import save_tiny_clip
 from tests.helpers.tiny_t5 import save_tiny_t5
 
@@ -117,6 +117,20 @@ def test_an_encoder_decoder(tmp_path, prompts, capsys):
     capsys.readouterr()
     assert main([str(run), "--prompt", PROMPTS[0], "--recall", "all"]) == 0
     assert capsys.readouterr().out == expected[0] + "\n"
+
+
+def test_more_tokens_than_the_model_has_positions(tmp_path, capsys):
+    base = save_tiny_gpt2(tmp_path / "base")
+    flags = {"model": str(base), "target_modules": "c_attn"}
+    run = draw_run(tmp_path / "run", **flags)
+    capsys.readouterr()
+    words = [str(run), "--prompt", "a", "--recall", "all"]
+    length = 1 + len(load_tokenizer(ModelConfig())("a", add_special_tokens=False)["input_ids"])
+    last = 256 - length + 1  # nothing is read after the last one
+    assert main([*words, "--max_new_tokens", str(last + 1)]) == 2
+    said = capsys.readouterr().err
+    assert f"a prompt of {length} tokens and {last + 1} new ones exceed the model's 256" in said
+    assert main([*words, "--max_new_tokens", str(last)]) == 0
 
 
 def test_a_prompt_that_the_rules_cut_is_told(run, capsys):
