@@ -12,6 +12,7 @@ line; answers add "prediction" to it. If the program ends early, the same comman
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
@@ -27,7 +28,7 @@ from moram_dist.terminal import make_output_last, say
 from moram_dist.values import coerce
 
 if TYPE_CHECKING:
-    from moram_dist.use.answerer import Answerer
+    from moram_dist.use.answerer import Answerer, Plan
     from moram_dist.use.prompt_file import Question
     from moram_dist.use.source import MemorySource
 
@@ -64,27 +65,21 @@ def _generate(words: Sequence[str]) -> None:
         raise InputError(f"--max_new_tokens must be from 1 to {MOST_NEW_TOKENS:,}, got {most}")
 
     from launch.settings import quiet
-    from moram_dist.models.language_model import load_tokenizer
-    from moram_dist.use.answerer import Answerer, Asked, check_text
-    from moram_dist.use.prompt_file import Question, check_out, read_questions, user_says
+    from moram_dist.use.answerer import Answerer, Asked, check_text, plan
+    from moram_dist.use.prompt_file import check_out
     from moram_dist.use.source import read_source
 
     quiet()
     source = read_source(args.run, args.model)
     check_text(source.model)
-    if args.file is not None:
-        check_out(args.out)
-    if args.file is not None:
-        questions = read_questions(args.file, load_tokenizer(source.model), chat=args.chat)
-    elif args.chat:
-        text = user_says(load_tokenizer(source.model), args.prompt, "--chat")
-        questions = [Question({}, text)]
-    else:
-        questions = [Question({}, args.prompt)]
     asked = Asked(upto=args.upto, recall=args.recall, task=args.task, max_new_tokens=most)
+    plan(source, asked)
+    questions = _questions(args, source)
+    asked = replace(asked, is_chat=questions[0].is_chat)
+    digest = _digest(plan(source, asked), source, questions)
+    if args.file is not None:
+        check_out(args.out, digest)
     answerer = Answerer(source, asked)
-    if args.chat:
-        answerer.task = replace(answerer.task, num_bos=0)  # the template writes BOS
     for question in questions:
         answerer.encoded(question.text)
     num_cut = sum(answerer.is_cut(question.text) for question in questions)
@@ -97,7 +92,20 @@ def _generate(words: Sequence[str]) -> None:
     if args.file is None:
         _answer_one(answerer, questions[0].text)
     else:
-        _answer_file(answerer, source, questions, args.out)
+        _answer_file(answerer, questions, args.out, digest)
+
+
+def _questions(args: argparse.Namespace, source: MemorySource) -> list[Question]:
+    """The prompts, as the model reads them. Raises InputError as ``read_questions``."""
+    from moram_dist.models.language_model import load_tokenizer
+    from moram_dist.use.prompt_file import Question, read_questions, user_says
+
+    if args.file is None and not args.chat:
+        return [Question({}, args.prompt)]
+    tokenizer = load_tokenizer(source.model)
+    if args.file is not None:
+        return read_questions(args.file, tokenizer, chat=args.chat)
+    return [Question({}, user_says(tokenizer, args.prompt, "--chat"), is_chat=True)]
 
 
 def _answer_one(answerer: Answerer, prompt: str) -> None:
@@ -114,13 +122,11 @@ def _answer_one(answerer: Answerer, prompt: str) -> None:
     say("")
 
 
-def _answer_file(
-    answerer: Answerer, source: MemorySource, questions: Sequence[Question], out: Path
-) -> None:
+def _answer_file(answerer: Answerer, questions: Sequence[Question], out: Path, digest: str) -> None:
     from moram_dist.use.prompt_file import answer_file
 
     prompts = [question.text for question in questions]
-    with answer_file(out, _digest(answerer, source, prompts), questions) as kept:
+    with answer_file(out, digest, questions) as kept:
         if kept.found:
             say(f"{len(kept.found)} of {len(prompts)} answers are there already", error=True)
         left = [i for i in range(len(prompts)) if i not in kept.found]
@@ -140,13 +146,14 @@ def _answer_file(
     say(f"{len(prompts)} answers: {out}", error=True)
 
 
-def _digest(answerer: Answerer, source: MemorySource, prompts: Sequence[str]) -> str:
+def _digest(planned: Plan, source: MemorySource, questions: Sequence[Question]) -> str:
     """Of everything that determines the answers."""
-    tasks = source.manifest.tasks[: answerer.upto]
+    tasks = source.manifest.tasks[: planned.upto]
+    prompts = [question.text for question in questions]
     content = [
-        [list(prompts), asdict(answerer.task), asdict(answerer.decoding)],
+        [prompts, asdict(planned.task), asdict(source.decoding)],
         [source.manifest.settings, source.manifest.base, [task.sha256 for task in tasks]],
-        [answerer.recall, source.recogniser, source.unknown, source.model.dtype],
+        [planned.recall, source.recogniser, source.unknown, source.model.dtype],
     ]
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
 

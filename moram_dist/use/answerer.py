@@ -20,7 +20,7 @@ from moram_dist.methods.restore import answered_by, load_memory, recogniser_of
 from moram_dist.models import language_model
 from moram_dist.recognise import Recogniser
 from moram_dist.registry import InputError, one_of
-from moram_dist.tasks.task import Decoding, Example
+from moram_dist.tasks.task import Decoding, Example, Task
 from moram_dist.use.source import MemorySource
 from moram_dist.use.text_stream import TextStream
 
@@ -38,6 +38,43 @@ class Asked:
     recall: str | None = None
     task: str | None = None
     max_new_tokens: int | None = None
+    is_chat: bool = False
+    """Whether prompts are written by a chat template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What ``Asked`` means for a memory; known before the base is loaded."""
+
+    upto: int
+    """How many tasks answer."""
+
+    task: Task
+    """The rules for prompts and answers."""
+
+    recall: str
+
+
+def plan(source: MemorySource, asked: Asked) -> Plan:
+    """Read ``asked`` for a memory.
+
+    Raises:
+        InputError: no such task or recall.
+    """
+    upto = source.number(asked.upto)
+    task = source.task(asked.task, upto)
+    if asked.max_new_tokens is not None:
+        task = replace(task, max_answer_tokens=asked.max_new_tokens)
+    if asked.is_chat:
+        task = replace(task, num_bos=0)  # the template writes BOS
+    recall = asked.recall or source.recall
+    if recall == "oracle":
+        raise InputError(
+            "the run's scores are those of --recall oracle, which is told each prompt's task; "
+            "give --recall all or prefix"
+        )
+    one_of("recall", recall, ("all", "prefix"))
+    return Plan(upto=upto, task=task, recall=recall)
 
 
 def check_text(model: ModelConfig) -> None:
@@ -60,19 +97,10 @@ class Answerer:
             InputError: as ``load_memory``, no such task or recall, or a base that writes no text.
         """
         self.tasks = source.tasks
-        self.upto = source.number(asked.upto)
-        self.task = source.task(asked.task, self.upto)
-        if asked.max_new_tokens is not None:
-            self.task = replace(self.task, max_answer_tokens=asked.max_new_tokens)
+        found = plan(source, asked)
+        self.upto, self.task, self.recall = found.upto, found.task, found.recall
         self.decoding: Decoding = source.decoding
         self.unknown = source.unknown
-        self.recall = asked.recall or source.recall
-        if self.recall == "oracle":
-            raise InputError(
-                "the run's scores are those of --recall oracle, which is told each prompt's task; "
-                "give --recall all or prefix"
-            )
-        one_of("recall", self.recall, ("all", "prefix"))
         check_text(source.model)
         self.recogniser: Recogniser | None = recogniser_of(
             source.files, source.manifest, self.upto, self.recall, source.recogniser

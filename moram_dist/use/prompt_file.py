@@ -33,6 +33,9 @@ class Question:
     text: str
     """The prompt as the model reads it."""
 
+    is_chat: bool = False
+    """Whether the tokenizer's template wrote it, with BOS if it wants one."""
+
 
 def read_questions(path: Path, tokenizer: Any, *, chat: bool) -> list[Question]:
     """The prompts of a ``.jsonl`` or ``.json`` file: ``prompt``, or ``messages`` of a chat.
@@ -43,19 +46,22 @@ def read_questions(path: Path, tokenizer: Any, *, chat: bool) -> list[Question]:
         chat: whether a ``prompt`` is what the user says in a chat.
 
     Raises:
-        InputError: as ``read_records``; the file is empty, a record has no prompt, or a chat cannot
-            be written.
+        InputError: as ``read_records``; the file is empty, a record has no prompt, a chat cannot be
+            written, or some records are chats and some are not.
     """
     questions = []
     for where, record in read_records(path):
         if isinstance(record.get("messages"), list) and "prompt" not in record:
             text = write_chat(tokenizer, record["messages"], where)
-        else:
-            text = text_field(record, "prompt", where)
-            text = user_says(tokenizer, text, where) if chat else text
-        questions.append(Question(record, text))
+            questions.append(Question(record, text, is_chat=True))
+            continue
+        text = text_field(record, "prompt", where)
+        text = user_says(tokenizer, text, where) if chat else text
+        questions.append(Question(record, text, is_chat=chat))
     if not questions:
         raise InputError(f"{path}: holds no prompts")
+    if len({question.is_chat for question in questions}) > 1:
+        raise InputError(f"{path}: some records are chats and some are not; --chat makes all chats")
     return questions
 
 
@@ -101,19 +107,17 @@ class AnswerFile:
                 file.truncate(sum(len(line) + 1 for line in whole))
             if not whole:
                 append(file, _line({"digest": digest}))
-        for number, line in enumerate(whole):
+        if whole and not _begins(whole[0], digest):
+            raise _other(partial)
+        for line in whole[1:]:
             try:
                 entry = json.loads(line)
-                known = entry["digest"] == digest if number == 0 else 0 <= entry["index"] < total
+                known = 0 <= entry["index"] < total
             except (ValueError, KeyError, TypeError):
                 known = False
             if not known:
-                raise InputError(
-                    f"{partial} holds answers to other prompts, settings or tasks: remove it, or "
-                    "give another --out"
-                )
-            if number:
-                self.found[entry.pop("index")] = entry
+                raise _other(partial)
+            self.found[entry.pop("index")] = entry
 
     def add(self, index: int, answer: dict[str, Any]) -> None:
         """Keep an answer."""
@@ -138,7 +142,7 @@ def answer_file(out: Path, digest: str, questions: Sequence[Question]) -> Iterat
         InputError: ``out`` exists, or another process is writing it.
         WriteError: it cannot be written.
     """
-    partial = out.with_name(f"{out.name}.partial")
+    partial = _partial(out)
     try:
         with exclusive_lock(partial, wait=False) as file:
             answers = AnswerFile(file, partial, digest, len(questions))
@@ -152,10 +156,35 @@ def answer_file(out: Path, digest: str, questions: Sequence[Question]) -> Iterat
         raise InputError(f"{partial} is in use by another process") from None
 
 
-def check_out(out: Path) -> None:
-    """Raises InputError if ``out`` is there already, or is a folder."""
+def check_out(out: Path, digest: str) -> None:
+    """Raises InputError if ``out`` is there, or was begun with another digest."""
     if os.path.lexists(out):
         raise InputError(f"--out {out}: is there already; remove it or give another name")
+    partial = _partial(out)
+    if partial.is_file():
+        lines = partial.read_bytes().split(b"\n")
+        if len(lines) > 1 and not _begins(lines[0], digest):
+            raise _other(partial)
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial")
+
+
+def _begins(line: bytes, digest: str) -> bool:
+    """Whether a file of answers with this first line has that digest."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("digest") == digest
+
+
+def _other(partial: Path) -> InputError:
+    return InputError(
+        f"{partial} holds answers to other prompts, settings or tasks: remove it, or give another "
+        "--out"
+    )
 
 
 def _line(value: dict[str, Any]) -> bytes:

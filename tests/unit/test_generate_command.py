@@ -202,8 +202,15 @@ def test_chats_are_written_by_the_template(run, tmp_path, capsys):
     tokenizer = load_tokenizer(ModelConfig(model=str(base)))
     assert [q.text for q in read_questions(file, tokenizer, chat=True)] == [plain, plain]
     out = tmp_path / "out.jsonl"
-    assert main([*words, "--file", str(file), "--out", str(out), "--chat"]) == 0
+    words += ["--file", str(file), "--out", str(out)]
+    assert main([*words, "--chat"]) == 0
     assert answers(out) == [expected.removesuffix("\n")] * 2
+    out.unlink()
+    assert main(words) == 2
+    assert "some records are chats and some are not" in capsys.readouterr().err
+    file.write_text(json.dumps(chat) + "\n")
+    assert main(words) == 0
+    assert answers(out) == [expected.removesuffix("\n")]
 
 
 @pytest.mark.parametrize(
