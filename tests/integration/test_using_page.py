@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import re
-import shlex
 import subprocess
 import sys
 
@@ -44,6 +43,11 @@ def shell(text, **settings):
     )
 
 
+def words_of(text):
+    """The words of a command, as the shell reads them."""
+    return shell(f"printf '%s\\0' {text}").stdout.split("\0")[:-1]
+
+
 def python(text):
     """A snippet, in this process; what it printed."""
     code = re.sub(r"^python - <<'END'\n|\nEND$", "", text).replace("BASE", repr(str(DEMO_BASE)))
@@ -62,11 +66,11 @@ def test_every_command_works(folder, capsys):
             if text.startswith("pip "):
                 continue
             if text.startswith("moram serve"):
-                words = [sys.executable, ROOT, *shlex.split(text)[1:]]
+                words = [sys.executable, ROOT, *words_of(text)[1:]]
                 process = serving.enter_context(started(*words, cwd=folder, timeout_s=TIMEOUT_S))
                 assert process.stdout.readline().startswith("serving demo at http://127.0.0.1:")
             elif text.startswith("moram "):
-                assert main(shlex.split(text)[1:]) in (0, None), (text, capsys.readouterr())
+                assert main(words_of(text)[1:]) in (0, None), (text, capsys.readouterr())
             elif text.startswith("python - "):
                 python(text)
             else:
