@@ -28,7 +28,7 @@ from moram_dist.comm.zero3 import is_sharded, without_hooks
 from moram_dist.config import RECALLS
 from moram_dist.decode import Room
 from moram_dist.decode.cache import RoomyCache, bytes_per_token
-from moram_dist.families import Answered, answer_batch, is_generated
+from moram_dist.families import Answered, TextFamily, answer_batch, is_generated
 from moram_dist.files import write_atomically
 from moram_dist.metrics import score
 from moram_dist.tasks.task import Benchmark
@@ -58,7 +58,9 @@ class Evaluator:
         self.tracker = context.tracker
         self.progress = context.progress
         self.watchdog = context.watchdog
-        self.batch_tokens = batch_tokens(context.base.model, env.memory_bytes())
+        self.batch_tokens = BATCH_TOKENS
+        if isinstance(self.family, TextFamily):
+            self.batch_tokens = batch_tokens(context.base.model, env.memory_bytes())
         self.prefixes = PrefixAssignment(self.config, asked, context.base, context.run_dir.memory)
         self.modes = scoring_modes(self.config)
         self.matrices = score_matrices(self.run_dir, self.benchmark, self.modes)

@@ -125,8 +125,7 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Peak of a rank: of its process on a CPU if that was measured, else of its tensors and of
-        what libraries take beside them."""
+        """Peak of a rank: of its process where that was measured, else of tensors and libraries."""
         return self.process or max(self.training, self.evaluation) + self.libraries
 
     @property

@@ -65,7 +65,7 @@ class Bank(nn.Module):
         self._sealed: list[int] | None = None
         self._grams: dict[int, Tensor] = {}
         self._images: dict[int, Image] = {}
-        self._stacked: dict[tuple[int, ...], tuple[Tensor, Tensor, list[Tensor]]] = {}
+        self._rows: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
         """With the flat memory that they are views of: a bank may move to another device."""
 
     @property
@@ -142,29 +142,16 @@ class Bank(nn.Module):
         half = len(self.shapes)
         return list(zip(found[:half], found[half:], strict=True))
 
-    def stacked(self, members: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """All rows of consecutive linears with inputs of one size, padding included.
+    def rows(self) -> tuple[list[Tensor], list[Tensor]]:
+        """All keys, and all values, of each linear, padding included.
 
         Only for a rank that has all atoms.
-
-        Returns:
-            Keys, one linear's below the other's (L rows, D); and values: also below each other if
-            they have one size, else a matrix (rows, E) for each linear.
         """
         flat_F = self.whole()
-        if members not in self._stacked or self._stacked[members][0] is not flat_F:
-            first, stop, half = members[0], members[-1] + 1, len(self.shapes)
-            alike = len({self.shapes[i][1] for i in members}) == 1
-            groups = [(first, stop)] if alike else [(i, i + 1) for i in members]
-            values = [self._together(flat_F, half + begin, half + end) for begin, end in groups]
-            self._stacked[members] = flat_F, self._together(flat_F, first, stop), values
-        return self._stacked[members][1:]
-
-    def _together(self, flat_F: Tensor, first: int, stop: int) -> Tensor:
-        """Consecutive matrices below each other, as wide as the first."""
-        rows = len(flat_F) // self._width
-        before, inside = sum(self._widths[:first]), sum(self._widths[first:stop])
-        return flat_F[rows * before : rows * (before + inside)].view(-1, self._widths[first])
+        if self._rows is None or self._rows[0] is not flat_F:
+            keys, values = zip(*self._matrices(flat_F), strict=True)
+            self._rows = flat_F, [*keys], [*values]
+        return self._rows[1:]
 
     def gram(self, linear: int) -> Tensor:
         """K^T K of all frozen atoms of a linear, (D, D) in float32 or more; cached until it grows.
@@ -218,7 +205,7 @@ class Bank(nn.Module):
         self._sealed = None
         self._grams.clear()
         self._images.clear()
-        self._stacked.clear()
+        self._rows = None
 
     def intact(self) -> bool:
         """Whether every atom here, copies included, is unchanged since the first call.

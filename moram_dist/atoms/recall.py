@@ -16,6 +16,7 @@ from moram_dist.atoms.placement import Placement, Resident
 from moram_dist.atoms.recall_call import Mask, RecallCall
 from moram_dist.atoms.recall_function import RecallFunction
 from moram_dist.atoms.routing import Routing
+from moram_dist.atoms.shard import MIX_ALL
 from moram_dist.comm.collectives import AtomGroup
 
 AT_ONCE = 64
@@ -136,8 +137,7 @@ def _at_once(
 ) -> list[Tensor] | None:
     """Answers of few tokens by one operation on a CPU, as in decoding; None if it does not serve.
 
-    Without gradients, over frozen atoms that are all here, for consecutive linears that share
-    their input.
+    Without gradients, over frozen atoms that are all here, for linears that share their input.
     """
     x = inputs[0]
     if (
@@ -145,20 +145,19 @@ def _at_once(
         or not isinstance(placement, Resident)
         or not native.serve(x)
         or bank.shard_F.dtype != x.dtype
-        or members[-1] - members[0] + 1 != len(members)
         or any(other is not x for other in inputs)
         or placement.images(bank, members) is not None
     ):
         return None
-    keys, values = bank.stacked(members)
+    keys, values = bank.rows()
     found = native.answers(
         x.reshape(-1, x.shape[-1]),
-        keys,
-        values,
-        len(members),
+        [keys[i] for i in members],
+        [values[i] for i in members],
         num_frozen,
         top_k=routing.top_k,
         temperature=routing.temperature,
         threshold=routing.threshold,
+        mix_all=MIX_ALL["cpu"],
     )
     return [y.view(*x.shape[:-1], y.shape[1]) for y in found]

@@ -18,12 +18,12 @@ from moram_dist.data.answers import read_answers
 from moram_dist.data.candidates import Candidates
 from moram_dist.data.encode import Span
 from moram_dist.data.tokens import Pairs, WorkProgress, encode_task
+from moram_dist.decode.attention import one_text_a_row
 from moram_dist.decode.constrained import choose_labels
 from moram_dist.decode.generate import Beginning, greedy
 from moram_dist.decode.labels import LabelScores, Passes, score_labels
 from moram_dist.families.family import Family
 from moram_dist.families.positions import Positions
-from moram_dist.models.attention import one_text_a_row
 from moram_dist.recognise import PromptFeatures, prompt_features
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Decoding, Example, Task
