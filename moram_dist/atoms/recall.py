@@ -5,7 +5,7 @@ Shape letters: N atoms, R active atoms, D inputs, E outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Placement, Resident
 from moram_dist.atoms.recall_call import RecallCall
 from moram_dist.atoms.recall_function import RecallFunction
-from moram_dist.atoms.routing import Routing
+from moram_dist.atoms.routing import Mixture, Routing
 from moram_dist.comm.collectives import AtomGroup
 
 AT_ONCE = 64
@@ -74,6 +74,7 @@ def recall_together(
     active_values: Sequence[Tensor] = (),
     members: Sequence[int] = (0,),
     num_frozen: int | None = None,
+    show: Callable[[Mixture], None] | None = None,
 ) -> list[Tensor]:
     """``recall`` for several linears of a bank, over its frozen atoms followed by active ones.
 
@@ -88,6 +89,7 @@ def recall_together(
         active_values: one per linear, (R, E), the same on all ranks.
         members: indices of these linears in the bank.
         num_frozen: query only the first ``num_frozen`` frozen atoms, with R = 0; default: all.
+        show: gets the mixture of this rank's tokens, stacked as in ``shard``; not called for N = 0.
 
     Returns:
         One per linear, (..., E).
@@ -100,7 +102,7 @@ def recall_together(
             for x, i in zip(inputs, members, strict=True)
         ]
     recorded = torch.is_grad_enabled()
-    if not recorded and not num_active:
+    if not recorded and not num_active and show is None:
         answers = _at_once(bank, placement, routing, inputs, tuple(members), num_frozen)
         if answers is not None:
             return answers
@@ -112,6 +114,7 @@ def recall_together(
         num_frozen=num_frozen,
         num_active=num_active,
         recorded=recorded,
+        show=show,
     )
     if not active_keys:
         sizes = [bank.shapes[i] for i in members]

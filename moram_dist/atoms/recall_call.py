@@ -6,7 +6,7 @@ kept per token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,9 @@ class RecallCall:
 
     recorded: bool
     """Whether there may be a backward pass."""
+
+    show: Callable[[Mixture], None] | None = None
+    """Gets the mixture of this rank's own tokens."""
 
     @property
     def num_atoms(self) -> int:
