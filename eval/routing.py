@@ -12,14 +12,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from moram_dist.reading import read_object, record
 from moram_dist.registry import InputError
 
 SILENT = "silent"
-"""Names the column of the weight that is kept back."""
+"""Names the column of the weight of silenced atoms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class LinearRouting:
     weight: tuple[tuple[float, ...], ...]
     """Sums of weights that were not silenced, by the task of the atoms."""
 
-    silent: tuple[int, ...]
+    unanswered: tuple[int, ...]
     """Tokens that no atom answered: the relevance of each was below the threshold."""
 
     effective: tuple[float, ...]
@@ -63,7 +63,12 @@ class TaskRouting:
 
     def shares(self) -> list[list[float]]:
         """Percent of the mixture on each task's atoms, then silent; a row per task of tokens."""
-        return _shares(self.linears, len(self.tasks))
+        rows = []
+        for i in range(len(self.tasks)):
+            weights = zip(*(one.weight[i] for one in self.linears), strict=True)
+            row = [_ratio(100 * math.fsum(column), self._tokens(i)) for column in weights]
+            rows.append([*row, max(0.0, 100 - math.fsum(row))])
+        return rows
 
     @property
     def own(self) -> list[float]:
@@ -71,9 +76,9 @@ class TaskRouting:
         return [row[i] for i, row in enumerate(self.shares())]
 
     @property
-    def silent(self) -> list[float]:
+    def unanswered(self) -> list[float]:
         """Of each task's tokens, the percent that no atom answered, over all linears."""
-        return self._by_task(lambda one: one.silent, 100)
+        return self._by_task(lambda one: one.unanswered, 100)
 
     @property
     def effective(self) -> list[float]:
@@ -95,19 +100,24 @@ class TaskRouting:
         """The largest of all linears; None after the first task."""
         return max((one.cosine for one in self.linears if one.cosine is not None), default=None)
 
-    def by_linear(self) -> Iterator[tuple[str, list[list[float]]]]:
-        """The shares in each linear."""
+    @property
+    def means(self) -> dict[str, float]:
+        """Means over the tasks of tokens."""
+        return {
+            "own": _mean(self.own),
+            "unanswered": _mean(self.unanswered),
+            "effective_atoms": _mean(self.effective),
+        }
+
+    def by_linear(self) -> Iterator[tuple[str, TaskRouting]]:
+        """The same for each linear alone."""
         for one in self.linears:
-            yield one.name, _shares([one], len(self.tasks))
+            yield one.name, replace(self, linears=(one,))
 
     def metrics(self) -> dict[str, float]:
-        """Means over tasks, for a tracker."""
-        found = {
-            "routing/own": _mean(self.own),
-            "routing/silent": _mean(self.silent),
-            "routing/effective_atoms": _mean(self.effective),
-            "routing/unchosen_atoms": float(sum(self.unchosen)),
-        }
+        """The numbers that a tracker gets."""
+        found = {f"routing/{name}": value for name, value in self.means.items()}
+        found["routing/unchosen_atoms"] = float(sum(self.unchosen))
         if self.cosine is not None:
             found["routing/largest_key_cosine"] = self.cosine
         return found
@@ -117,8 +127,8 @@ class TaskRouting:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(["linear", "tokens of", *self.tasks, SILENT])
-        for linear, shares in [("", self.shares()), *self.by_linear()]:
-            for task, row in zip(self.tasks, shares, strict=True):
+        for linear, one in [("", self), *self.by_linear()]:
+            for task, row in zip(self.tasks, one.shares(), strict=True):
                 writer.writerow([linear, task, *(round(value, 4) for value in row)])
         return buffer.getvalue()
 
@@ -160,22 +170,13 @@ def read_routing(run_dir: Path, tasks: Sequence[str], row: int) -> TaskRouting |
 
 
 def _whole(one: LinearRouting, count: int) -> bool:
-    columns = (one.tokens, one.weight, one.silent, one.effective, one.atoms, one.unchosen)
+    columns = (one.tokens, one.weight, one.unanswered, one.effective, one.atoms, one.unchosen)
     numbers = [*one.effective, *(value for row in one.weight for value in row)]
     return (
         all(len(column) == count for column in (*columns, *one.weight))
         and all(map(math.isfinite, numbers))
         and all(tokens > 0 for tokens in one.tokens)
     )
-
-
-def _shares(linears: Sequence[LinearRouting], count: int) -> list[list[float]]:
-    rows = []
-    for i in range(count):
-        tokens = sum(one.tokens[i] for one in linears)
-        row = [_ratio(100 * sum(one.weight[i][j] for one in linears), tokens) for j in range(count)]
-        rows.append([*row, max(0.0, 100 - math.fsum(row))])
-    return rows
 
 
 def _ratio(total: float, number: int) -> float:

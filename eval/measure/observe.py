@@ -117,9 +117,9 @@ class Tally:
         self._chosen_N.scatter_add_(0, index_TK.flatten(), (spoken_TK > 0).long().flatten())
         has_mixture_T = (weight_TK > 0).any(-1)
         effective_T = torch.special.entr(weight_TK).sum(-1).exp() * has_mixture_T
-        silent = (spoken_TK <= 0).all(-1).sum()
+        unanswered = (spoken_TK <= 0).all(-1).sum()
         self._counts[tested, 0] += len(index_TK)
-        self._counts[tested, 1] += silent
+        self._counts[tested, 1] += unanswered
         self._counts[tested, 2] += _units(effective_T).sum()
 
     def sum_over_ranks(self) -> None:
@@ -129,14 +129,14 @@ class Tally:
 
     def result(self, name: str, cosine: float | None) -> LinearRouting:
         """The sums, and what was found of the keys."""
-        tokens, silent, effective = self._counts.T.tolist()
+        tokens, unanswered, effective = self._counts.T.tolist()
         sizes = [end - first for first, end in zip(self.ends, self.ends[1:], strict=False)]
         chosen = (self._chosen_N > 0).split(sizes)
         return LinearRouting(
             name=name,
             tokens=tuple(tokens),
             weight=tuple(tuple(map(_number, row)) for row in self._weight.tolist()),
-            silent=tuple(silent),
+            unanswered=tuple(unanswered),
             effective=tuple(map(_number, effective)),
             atoms=tuple(sizes),
             unchosen=tuple(int((~part).sum()) for part in chosen),

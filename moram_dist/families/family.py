@@ -171,9 +171,11 @@ class Family(ABC):
     def encode_task(
         self, tokenizer: Any, pairs: Pairs, folder: Path, told: WorkProgress
     ) -> Sequence[Any]:
-        """Encode training examples, each by its task's rules. All ranks call it together.
+        """Encode training examples. All ranks call it together.
 
         Args:
+            tokenizer: of the base.
+            pairs: each example with the task whose rules encode it.
             folder: for a cache, on a file system that all ranks share.
             told: reports the progress.
         """
@@ -216,7 +218,7 @@ class Family(ABC):
     def collate(
         self, examples: Sequence[Any], pad_id: int, rows: Sequence[int] | None = None
     ) -> MicroBatch:
-        """The micro-batch of these examples; ``rows``: their indices in the step, by default 0..."""
+        """The micro-batch of these examples; ``rows`` are their indices in the step, from 0."""
 
     # Forward.
 
