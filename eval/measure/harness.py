@@ -29,6 +29,7 @@ from moram_dist.comm import env
 from moram_dist.comm.zero3 import is_sharded, without_hooks
 from moram_dist.config import RECALLS
 from moram_dist.decode import Room
+from moram_dist.decode.cache import RoomyCache, bytes_per_token
 from moram_dist.families import Answered, answer_batch, is_generated
 from moram_dist.files import write_atomically
 from moram_dist.metrics import score
@@ -36,8 +37,11 @@ from moram_dist.tasks.task import Benchmark
 from moram_dist.train.context import RunContext
 
 BATCH_TOKENS = 2**16
-"""Tokens of the prompts and answers that are generated together: the cache of keys and values takes
-about half a megabyte per token in a 7 B model."""
+"""Most tokens of the prompts and answers that are generated together."""
+
+CACHE_SHARE = 0.3
+"""Part of a rank's memory that the cache of keys and values may take: half a megabyte per token in
+a 7B model. A part of the whole, not of what is free: batches must not depend on the moment."""
 
 
 class Evaluator:
@@ -56,6 +60,7 @@ class Evaluator:
         self.tracker = context.tracker
         self.progress = context.progress
         self.watchdog = context.watchdog
+        self.batch_tokens = batch_tokens(context.base.model, env.memory_bytes())
         self.prefixes = PrefixAssignment(self.config, asked, context.base, context.run_dir.memory)
         self.modes = scoring_modes(self.config)
         self.matrices = score_matrices(self.run_dir, self.benchmark, self.modes)
@@ -220,7 +225,7 @@ class Evaluator:
         keys = [(p, i) for p, share in enumerate(shares) for i in share]
         tasks = [self.asked.tasks[portion.column] for portion in portions]
         asked = ((key, tasks[p], tasks[p].test[i]) for key, (p, i) in enumerate(keys))
-        room = Room(rows=self.config.eval_batch_size, tokens=BATCH_TOKENS)
+        room = Room(rows=self.config.eval_batch_size, tokens=self.batch_tokens)
         found: list[dict[int, str]] = [{} for _ in portions]
         texts = self.family.stream(model, self.tokenizer, asked, self.benchmark.decoding, room)
         for p, task in enumerate(tasks):
@@ -251,7 +256,7 @@ class Evaluator:
         """This rank's share of a portion: index in the test set -> answer mode -> answer."""
         task, mine = self.asked.tasks[cell.column], self._share(portion)
         longest = max(min(len(e.prompt), task.max_prompt_tokens) for e in task.test)
-        size = BATCH_TOKENS // (longest + task.max_answer_tokens)
+        size = self.batch_tokens // (longest + task.max_answer_tokens)
         size = max(1, min(size, self.config.eval_batch_size))
         # Sharded weights need the same number of calls on every rank: a rank with fewer batches
         # repeats an example and drops the answer.
@@ -285,7 +290,22 @@ class Evaluator:
             return True
         needed = sum(p.ds_numel * p.element_size() for p in parameters)  # type: ignore[attr-defined]
         free, _ = torch.cuda.mem_get_info()
-        return env.all_true(needed < 0.6 * free)  # the rest is for the cache of keys and values
+        free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch's to reuse
+        fits = env.all_true(needed < 0.6 * free)  # the rest is for the cache of keys and values
+        if not fits:
+            self.progress.say(
+                f"note: the whole model ({needed / 2**30:,.1f} GB) leaves a rank too little free "
+                "memory, so ranks answer in step with sharded weights, which is slower; "
+                "--eval_gather true gathers it all the same"
+            )
+        return fits
+
+
+def batch_tokens(model: Any, memory_bytes: float) -> int:
+    """Tokens to generate together with a model on ranks with this much memory."""
+    if RoomyCache.of(model) is None:
+        return BATCH_TOKENS
+    return max(1, min(BATCH_TOKENS, int(CACHE_SHARE * memory_bytes / bytes_per_token(model))))
 
 
 def _when(benchmark: Benchmark, row: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from eval.measure.harness import BATCH_TOKENS
+from eval.measure.harness import batch_tokens
 from launch.planning.calibration import calibrate
 from launch.planning.rehearsal import MemoryCall, Ranks, Rehearsal
 from launch.planning.sizes import FP32, MOMENTS, Standing, standing
@@ -26,9 +26,6 @@ from moram_dist.train.task_data import STEPS_AHEAD
 
 AUTO, RESIDENT, GATHERED, STATIONARY = PLACEMENTS
 RUN = "run"
-
-COPIES = 2
-"""Keys and values exist twice while rows join or leave the batch (``decode.cache``)."""
 
 PYTHON_INT = 36
 """Bytes per token of a task's examples, which are tuples of Python integers."""
@@ -292,10 +289,13 @@ class Planner:
         ]
         all_tokens = sum(longest * -(-count // self.ranks.count) for longest, count in rows)
         longest = max(longest for longest, _ in rows)
-        most = min(self.config.eval.eval_batch_size * longest, BATCH_TOKENS, all_tokens)
+        room = batch_tokens(self.run.model, self.ranks.memory)
+        most = min(self.config.eval.eval_batch_size * longest, room, all_tokens)
         read = max(READ_TOGETHER, *(found.longest_prompt for found in self.found))
         kept, beside = self.run.read(read)
-        return beside + COPIES * max(most, longest) * kept // read
+        # While rows join or leave, the keys and values of two layers exist twice.
+        layers = self.run.model.config.get_text_config().num_hidden_layers
+        return beside + max(most, longest) * (kept + 2 * kept // layers) // read
 
     def _standing(self, ranks: int) -> Standing:
         return standing(

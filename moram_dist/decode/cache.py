@@ -44,8 +44,14 @@ class RoomyLayer(DynamicLayer):
     def select(self, rows: Tensor, length: int) -> None:
         """Keep these rows alone, and of them the last ``length`` tokens."""
         assert self.keys is not None and self.values is not None
+        self._room.clear()  # otherwise the tensors of all rows would live until the next token
         self.keys = self.keys[rows, :, -length:]
         self.values = self.values[rows, :, -length:]
+
+    def release(self) -> None:
+        """Free the memory of a layer that is not used any more."""
+        self._room.clear()
+        self.keys = self.values = None
 
     def _appended(self, kind: str, old_BHLA: Tensor, new_BHLA: Tensor) -> Tensor:
         used, total = old_BHLA.shape[2], old_BHLA.shape[2] + new_BHLA.shape[2]
@@ -81,14 +87,29 @@ class RoomyCache(DynamicCache):
             layer.select(rows, length)
 
 
+def bytes_per_token(model: Any) -> int:
+    """Bytes that a ``RoomyCache`` of a model keeps of each token, room for new ones included."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    number: int = next(model.parameters()).element_size()
+    whole = 2 * config.num_hidden_layers * heads * width * number
+    return whole + whole // ROOM
+
+
 def joined(caches: Sequence[RoomyCache]) -> RoomyCache:
-    """One cache with the rows of all; shorter ones are padded with zeros on the left."""
+    """One cache with the rows of all; shorter ones are padded with zeros on the left.
+
+    The given ones are emptied layer by layer, so that not all layers exist twice.
+    """
     if len(caches) == 1:
         return caches[0]
     layers = []
     for parts in zip(*(cache.roomy for cache in caches), strict=True):
         layer = RoomyLayer()
         layer.update(_stacked([p.keys for p in parts]), _stacked([p.values for p in parts]))
+        for part in parts:
+            part.release()
         layers.append(layer)
     return RoomyCache(layers)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -20,6 +21,7 @@ from moram_dist.adapters.prompts import asking, reads_prompts
 from moram_dist.data.candidates import Candidates
 from moram_dist.data.stream import IGNORED, pad_left
 from moram_dist.decode.cache import RoomyCache
+from moram_dist.models.attention import EAGER, FLASH, SDPA
 
 WORTH_A_PASS = 256
 """A common beginning of the prompts is read once, in a separate pass, if that saves at least this
@@ -60,7 +62,7 @@ def score_labels(
         passes: of ``model`` over ``choices``.
     """
     columns = []
-    with asking(model, [one.prefix for one in choices]):
+    with asking(model, [one.prefix for one in choices]), taking_masks(model):
         for label, (logits_BTV, targets_BT) in zip(labels, passes, strict=True):
             learned_BT = targets_BT != IGNORED
             # In double precision, sums over tokens add no rounding to that of the logits.
@@ -76,6 +78,23 @@ def score_labels(
         )
         for i in range(len(choices))
     ]
+
+
+@contextmanager
+def taking_masks(model: nn.Module) -> Iterator[None]:
+    """Context in which attention takes any mask: flash-attn, which takes none, gives way to torch.
+
+    Otherwise each label would need its own pass.
+    """
+    config: Any = model.config
+    own = config._attn_implementation
+    if own == FLASH:
+        config._attn_implementation = SDPA
+    try:
+        yield
+    finally:
+        if own == FLASH:
+            config._attn_implementation = own
 
 
 def behind_prompts(
@@ -107,16 +126,16 @@ def behind_prompts(
 def can_share_prefix(model: nn.Module, longest: int) -> bool:
     """Whether all labels of a prompt can share one row without seeing each other.
 
-    That needs a custom attention mask and custom positions. Flash attention kernels take no such
-    mask. Models that encode order otherwise (ALiBi, recurrent state), or whose window is shorter
-    than ``longest`` tokens, would not see each label directly after its prompt.
+    That needs a custom attention mask (see ``taking_masks``) and custom positions. Models that
+    encode order otherwise (ALiBi, recurrent state), or whose window is shorter than ``longest``
+    tokens, would not see each label directly after its prompt.
     """
     config: Any = model.config
     config = config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
     return (
-        config._attn_implementation in ("eager", "sdpa")
+        config._attn_implementation in (EAGER, SDPA, FLASH)
         and "position_ids" in inspect.signature(type(model).forward).parameters
         and not getattr(config, "alibi", False)
         and not getattr(model, "_is_stateful", False)

@@ -6,7 +6,10 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from eval.measure.harness import BATCH_TOKENS, CACHE_SHARE, batch_tokens
+from launch.planning.meter import Meter
 from moram_dist.config import ModelConfig
+from moram_dist.decode.cache import bytes_per_token
 from moram_dist.decode.continuous_batching import (
     READ_TOGETHER,
     STEPS_PER_TURN,
@@ -139,3 +142,30 @@ def test_a_stream_reads_each_text_by_its_own_task():
     found = dict(generate_stream(model, tokenizer, asked, decoding, Room(rows=2, tokens=10**6)))
     for key, task, example in asked:
         assert [found[key]] == generate_batch(model, tokenizer, [example], task, decoding)
+
+
+def test_keys_and_values_exist_once_while_rows_come_and_go():
+    """The peak is that of all rows, with room for new tokens, and little else of a layer or two."""
+    sizes = SIZES | {"num_hidden_layers": 8}
+    model = MistralForCausalLM(MistralConfig(vocab_size=VOCABULARY, **sizes, sliding_window=None))
+    count, length, limit = 6, 600, 2 * STEPS_PER_TURN
+    asked = [Request(i, [5] * length, limit - STEPS_PER_TURN * (i % 2)) for i in range(2 * count)]
+    settings = SETTINGS | {"eos_token_id": -1}
+    with Meter(model.parameters()) as meter:
+        ended = [*ContinuousBatcher(model, Room(count, 10**6), **settings)(asked)]
+    assert len(ended) == 2 * count
+    cache = count * (length + limit) * bytes_per_token(model)
+    assert meter.now < cache / 4  # nothing is left
+    assert cache / 1.4 < meter.peak < 1.5 * cache
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(80e9, 35e3), (24e9, 10e3), (1e15, BATCH_TOKENS)])
+def test_the_cache_takes_a_part_of_a_ranks_memory(memory, expected):
+    """Of a 7B model: 32 layers of 32 heads of 128 numbers in bf16."""
+    sizes = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32}
+    config = MistralConfig(**sizes, num_hidden_layers=32, vocab_size=8, sliding_window=None)
+    with torch.device("meta"):
+        model = MistralForCausalLM(config).bfloat16()
+    found = batch_tokens(model, memory)
+    assert found == BATCH_TOKENS or found * 2 * 32 * 4096 * 2 * 1.25 <= CACHE_SHARE * memory
+    assert expected <= found <= 1.3 * expected

@@ -345,7 +345,8 @@ std::vector<Tensor> answers(const Tensor& x, const Tensor& keys, at::TensorList 
         const scalar_t* row = all + b * rows;
         best(row, num_atoms, kept, place);
         for (int64_t k = 0; k < kept; ++k) p[k] = row[place[k]];
-        scalar_t norm = static_cast<scalar_t>(std::sqrt(sum_of_squares(row, num_atoms)));
+        // Rounded as by ``route``: a low temperature enlarges the smallest difference.
+        scalar_t norm = std::sqrt(static_cast<scalar_t>(sum_of_squares(row, num_atoms)));
         if (norm == 0) norm = std::numeric_limits<scalar_t>::infinity();
         weigh_row<scalar_t>(p.data(), norm, tau, threshold, kept, r.data(), w.data(), m.data());
         const Tensor& matrix = values[together ? 0 : l];
