@@ -7,6 +7,9 @@
     doctor     check that this machine can train
     submit     write a SLURM job script and submit it
     memory     show or verify the memory of a run
+    generate   answer a prompt, or a file of them, with the memory of a run
+    serve      answer over HTTP, in the form of OpenAI's API
+    export     write the memory of a run as a PEFT adapter, or for the hub
     report     write the report of a run
     compare    compare runs over orders and seeds
     audit      look for what is wrong with the files of a benchmark
@@ -36,6 +39,9 @@ MODULES = {
     "doctor": "launch.doctor",
     "submit": "launch.submit",
     "memory": "moram_dist.memory",
+    "generate": "launch.generate",
+    "serve": "launch.serving.command",
+    "export": "launch.export.command",
     "tracking": "moram_dist.tracking.__main__",
 }
 """Command -> the module whose ``main`` runs it. Imported when needed, as some need torch."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "answered_by", "load_memory"]
+__all__ = ["__version__", "answered_by", "from_pretrained", "load_memory"]
 
 
 def __getattr__(name: str) -> Any:
@@ -12,4 +12,8 @@ def __getattr__(name: str) -> Any:
         from moram_dist.methods import restore
 
         return getattr(restore, name)
+    if name == "from_pretrained":
+        from moram_dist.methods.from_saved import from_pretrained
+
+        return from_pretrained
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

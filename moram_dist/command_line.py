@@ -32,6 +32,7 @@ EXTRAS = {
     **dict.fromkeys(("nltk", "rapidfuzz", "rouge_score", "sacrebleu", "sentencepiece"), "eval"),
     **dict.fromkeys(("PIL", "matplotlib"), "report"),
     "datasets": "data",
+    **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
     "mlflow": "track",
 }
 """Package, as it is imported -> the extra of moram-dist that installs it."""

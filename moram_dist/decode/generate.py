@@ -81,6 +81,7 @@ def greedy(
     begin: Begin = after_prompts,
     synced: bool = False,
     allowed: Callable[[int, list[int]], list[int]] | None = None,
+    streamer: Any = None,
     **rules: Any,
 ) -> Tensor:
     """Take the most likely next token until EOS or ``max_new_tokens``.
@@ -92,6 +93,7 @@ def greedy(
         begin: makes the model's inputs from the prompts.
         synced: all ranks generate together until all are done, as sharded weights need.
         allowed: the tokens that may come next, given a row and its new tokens; default: all.
+        streamer: of transformers, which gets the tokens of a single row as they come.
         rules: further fields of transformers' ``GenerationConfig``.
 
     Returns:
@@ -112,6 +114,7 @@ def greedy(
             attention_mask=start.attention_mask.to(device),
             synced_gpus=synced,
             prefix_allowed_tokens_fn=None if allowed is None else may_follow,
+            streamer=streamer,
         )
     return sequences[:, start.num_before :]
 

@@ -47,6 +47,7 @@ class GainLora(InfLora):
     """
 
     reads_texts = True
+    as_lora = None  # what is added depends on the input
     layers: dict[str, GatedLora]  # type: ignore[assignment]
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ class IncLora(SequentialLora):
     """
 
     keeps_prefixes = True
+    as_lora: Literal["newest", "sum"] | None = "sum"
     layers: dict[str, GrowingLora]  # type: ignore[assignment]
 
     def _layer(self, base: nn.Module, **settings: Any) -> GrowingLora:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -80,6 +80,9 @@ class Method:
 
     keeps_prefixes = False
     """Whether the states after earlier tasks are kept, so that ``prefix`` can select them."""
+
+    as_lora: Literal["newest", "sum"] | None = None
+    """How a memory is one LoRA, if it is: the newest task's terms, or those of all tasks."""
 
     Config: type[MethodConfig] = MethodConfig
     """The settings that its results depend on. Settings of other methods do not reach it."""

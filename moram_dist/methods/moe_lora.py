@@ -51,6 +51,7 @@ class MoeLora(IncLora):
 
     Config = MoeLoraConfig
     config: MoeLoraConfig
+    as_lora = None  # what is added depends on the input
     layers: dict[str, LoraExperts]  # type: ignore[assignment]
 
     def _layer(self, base: nn.Module, **settings: Any) -> LoraExperts:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -20,6 +19,7 @@ from moram_dist.config import EvalConfig, MethodConfig
 from moram_dist.families import family_of_model
 from moram_dist.methods.by_prompt import ByPrompt
 from moram_dist.methods.method import METHODS
+from moram_dist.methods.saved import RefusedPush, Saver, of_first
 from moram_dist.models.identity import is_base, origin
 from moram_dist.models.loaded import differs
 from moram_dist.recognise import RECOGNISERS, Recogniser
@@ -41,8 +41,8 @@ def load_memory(
 ) -> nn.Module:
     """Adapt ``model`` in place with a run's memory, and return it in eval mode.
 
-    Afterwards ``save_pretrained`` and ``push_to_hub`` of the model raise an error: they would write
-    neither the memory nor a model that can be loaded again.
+    Afterwards ``save_pretrained`` writes a folder for ``from_pretrained`` of this package, with the
+    memory and its recall (``methods.saved``), and ``push_to_hub`` raises an error.
 
     Args:
         model: the Hugging Face language model that the run started from, on any device and in any
@@ -82,25 +82,28 @@ def load_memory(
         )
     recall = recall or kind.recall or EvalConfig.recall
     recogniser = recogniser or kind.recogniser or EvalConfig.recogniser
-    by_prompt = _recogniser(files, manifest, count, recall, recogniser, unknown)
+    one_of("unknown", unknown, ("all", "base"))
+    by_prompt = recogniser_of(files, manifest, count, recall, recogniser)
     if by_prompt is not None and family_of_model(model).reads_pictures:
         raise InputError(
             f"recall='prefix': a pass of {type(model).__name__} has pictures and texts, which one "
             "task cannot answer together; use recall='all', or answered_by for a known task"
         )
     _check_plain(model)
-    linears = _linears(model, manifest, files.path)
+    linears = linears_of(model, manifest, files.path)
     if not any_base:
         _check_base(model, manifest, files.path)
-    method = kind(_config(manifest, files.path), seed=0, num_tasks=len(manifest.tasks))
+    method = kind(config_of(manifest, files.path), seed=0, num_tasks=len(manifest.tasks))
     for i, task in enumerate(manifest.tasks[:count]):
         files.check(task, method.shapes(i, linears))  # all, before changing the model
     with _as_it_was_on_error(model, linears):
         method.build(model, manifest.modules)
         for i, task in enumerate(manifest.tasks[:count]):
             method.load_task(i, files.read(task))
-    for name in ("save_pretrained", "push_to_hub"):
-        setattr(model, name, _Refused(name, files.folder))
+    how = {"recall": recall, "recogniser": recogniser, "unknown": unknown}
+    saver = Saver(model, method.layers, files, of_first(manifest, count), how)
+    for name, replacement in (("save_pretrained", saver), ("push_to_hub", RefusedPush())):
+        setattr(model, name, replacement)
     if method.keeps_prefixes:
         setattr(model, PREFIX, (method.prefix, count))
     if by_prompt is not None:
@@ -136,12 +139,15 @@ def answered_by(model: nn.Module, tasks: Sequence[int]) -> Iterator[None]:
         yield
 
 
-def _recogniser(
-    files: MemoryFiles, manifest: Manifest, count: int, recall: str, name: str, unknown: str
+def recogniser_of(
+    files: MemoryFiles, manifest: Manifest, count: int, recall: str, name: str
 ) -> Recogniser | None:
-    """The recogniser for ``load_memory``; None if all tasks answer every prompt."""
+    """The recogniser of the first ``count`` tasks; None if all tasks answer every prompt.
+
+    Raises:
+        InputError: ``load_memory`` would refuse this recall.
+    """
     one_of("recall", recall, ("all", "prefix"))
-    one_of("unknown", unknown, ("all", "base"))
     kind = RECOGNISERS[name]
     if recall == "all" or not count:
         return None
@@ -153,7 +159,7 @@ def _recogniser(
     return kind([files.statistics(task) for task in manifest.tasks[:count]])
 
 
-def _config(manifest: Manifest, path: Path) -> MethodConfig:
+def config_of(manifest: Manifest, path: Path) -> MethodConfig:
     """The settings of the memory's method; older memories also hold those of all others."""
     known = {name for each in METHODS for name in _names(METHODS[each].Config)}
     strange = sorted(manifest.settings.keys() - known)
@@ -186,8 +192,8 @@ def _check_plain(model: nn.Module) -> None:
             )
 
 
-def _linears(model: nn.Module, manifest: Manifest, path: Path) -> dict[str, nn.Module]:
-    """The linears that the memory belongs to, by full name."""
+def linears_of(model: nn.Module, manifest: Manifest, path: Path) -> dict[str, nn.Module]:
+    """The linears that the memory belongs to, by full name. Raises InputError if one is gone."""
     present = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     lacking = [name for name in manifest.modules if name not in present]
     if lacking:
@@ -241,18 +247,3 @@ def _as_it_was_on_error(model: nn.Module, linears: dict[str, nn.Module]) -> Iter
         for parameter in learned:
             parameter.requires_grad_(True)
         raise
-
-
-class _Refused:
-    """Replaces a method of a model that has a memory, and refuses to run."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
-        self.folder = folder
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise InputError."""
-        raise InputError(
-            f"{self.name} would lose the memory of this model; it is kept in {self.folder}: save "
-            "or publish that folder, and put it on the base by load_memory"
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class SequentialLora(AdaptingMethod):
     arXiv:2310.14152.
     """
 
+    as_lora: Literal["newest", "sum"] | None = "newest"
     layers: dict[str, LoraLinear]  # type: ignore[assignment]
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -214,25 +215,29 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return family.with_tokenizer(tokenizer, source(config))
 
 
-def load(config: ModelConfig, ds_config: dict[str, Any]) -> Base:
+def load(config: ModelConfig, ds_config: dict[str, Any] | None = None) -> Base:
     """Load model and tokenizer. Under ZeRO-3 no rank ever holds the whole model.
 
     Models of a few families are loaded whole (``Family.loads_sharded``) and then sharded.
 
     Args:
         config: the model and its precision.
-        ds_config: resolved DeepSpeed configuration; its stage determines the sharding.
+        ds_config: resolved DeepSpeed configuration; its stage determines the sharding. None: one
+            process, for which DeepSpeed need not be installed.
     """
     from transformers import GenerationConfig
-    from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    unset_hf_deepspeed_config()  # left by an earlier base; a skeleton must not be sharded
-    check_weights(config, skeleton(config))
+    if ds_config is not None:
+        from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()  # left by an earlier base; a skeleton must not be sharded
+    if ds_config is not None or find_spec("accelerate"):  # without which nothing loads on meta
+        check_weights(config, skeleton(config))
     architecture = check(config)
     family = checked_family(config, architecture)
     kernel = resolve_attention(config, architecture)
     keep_alive = None
-    if ds_config["zero_optimization"]["stage"] == 3 and family.loads_sharded:
+    if ds_config and ds_config["zero_optimization"]["stage"] == 3 and family.loads_sharded:
         keep_alive = HfDeepSpeedConfig(ds_config)
     model, report = family.auto_class().from_pretrained(
         source(config),

@@ -56,6 +56,7 @@ CHANGED = (  # what is looked for, what stands there in the walk, why
     (r"^(deepspeed .*zero3.json(?: --(?:method|preset) .*)?)$", rf"\1 {LESS}", "a short demo"),
     (r"^(python launch/submit.py (?!.*--data_dir|.*--evaluate).*)", rf"\1 {LESS}", "the same run"),
     (r"^(moram train.*)", rf"\1 {LESS}", "a short demo"),
+    (r"^(moram serve .*--port) \d+", r"\1 {port}", "as above"),
     (r"^moram ", "python . ", "the command of this copy, which is not installed"),
     (r"^deepspeed", "deepspeed --master_port {port}", "others may use the default one"),
     (r"^(mlflow (?:ui|server).*)", r"\1 --port {port}", "as above"),
@@ -83,6 +84,7 @@ NOT_RUN = (  # what is looked for, why
     (r"--recipe \S*clip|audit --benchmark xtail", "its data sets are not here"),
     (r"use_safetensors=False", "needs the hub, and reads a pickle"),
     (r"^mlflow server$", "named in passing; mlflow ui is run"),
+    (r"^curl .*/v1/|from openai import", "ask a server; test_using_page.py starts one"),
 )
 
 FORM = r"\.\.\.|\b(?:HOST|JOB)\b"
@@ -94,7 +96,7 @@ QUICK = (  # what seconds are enough for, and needs nothing that training makes
     r"^python launch/submit.py .*--benchmark demo",
 )
 
-SERVES = r"^mlflow (?:ui|server)"
+SERVES = r"^(?:mlflow (?:ui|server)|moram serve)"
 
 ALL = [command for page in pages() for command in commands(page)]
 """In order: later ones use what earlier ones made."""
@@ -182,7 +184,7 @@ def test_command(command, checkout, request):
         return
     if "../shared" in text and not (checkout.folder.parent / "shared").is_dir():
         pytest.skip("its data is in ../shared, which is not there")
-    if re.search(SERVES, text):
+    if re.search(SERVES, command.text):
         answers(text, checkout)
         return
     done = checkout.run(text)
@@ -194,12 +196,13 @@ def test_command(command, checkout, request):
 def answers(text: str, checkout: Checkout) -> None:
     """A server that one ends by hand: it must answer."""
     process, port = checkout.start(text), re.findall(r"--port (\d+)", text)[0]
+    page = "" if text.startswith("mlflow") else "health"
     try:
         for _ in range(TIMEOUT_S):
             assert process.poll() is None, process.communicate()
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5) as page:
-                    assert page.status == 200
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5) as found:
+                    assert found.status == 200
                     return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(1)

@@ -29,6 +29,7 @@ LAYERS = [  # a package imports only packages on lines above its own
     {"methods"},
     {"config_io"},
     {"train"},
+    {"use"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 

@@ -42,7 +42,7 @@ def test_it_lists_its_commands(capsys):
 
 def moram_order():
     """As they are listed: from training to what one does with its results."""
-    first = ["train", "plan", "doctor", "submit", "memory"]
+    first = ["train", "plan", "doctor", "submit", "memory", "generate", "serve", "export"]
     return [*first, "report", "compare", "audit", "rescore", "metrics", "tracking"]
 
 
@@ -63,7 +63,13 @@ def test_each_has_a_help_of_its_own(command, capsys):
     assert f"moram {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["plan"], ["doctor"], ["submit"], ["report"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *([], ["train"], ["plan"], ["doctor"], ["submit"], ["report"]),
+        *(["generate"], ["serve"], ["export"]),
+    ],
+)
 def test_help_does_not_wait_for_torch(command):
     code = (
         "import sys, launch.moram as m\n"

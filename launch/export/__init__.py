@@ -1,0 +1,1 @@
+"""Write a memory in a form that other programs and the hub take."""

@@ -1,0 +1,1 @@
+"""An endpoint in the form of OpenAI's API, on the server of transformers."""
