@@ -99,7 +99,6 @@ class Tally:
     def __init__(self, ends: Sequence[int], num_tested: int, device: torch.device) -> None:
         """``ends``: ``Routed.task_ends``; ``num_tested``: tasks that the tokens belong to."""
         self.ends = tuple(ends)
-        self.ends_T = torch.tensor(ends[1:], device=device)
         num_tasks = len(ends) - 1
         self._weight = torch.zeros(num_tested, num_tasks, dtype=torch.int64, device=device)
         self._counts = torch.zeros(num_tested, 3, dtype=torch.int64, device=device)
@@ -108,11 +107,10 @@ class Tally:
 
     def add(self, tested: int, weights: Weights) -> None:
         """Add the tokens of a call, which belong to task ``tested``."""
-        # A token with NaN scores may have chosen an index that is not an atom.
         index_TK = weights.index_TK.long().clamp(max=self.ends[-1] - 1)
         spoken_TK = weights.spoken_TK.double().nan_to_num(0.0)
         weight_TK = weights.weight_TK.double().nan_to_num(0.0)
-        task_TK = torch.searchsorted(self.ends_T, index_TK, right=True)
+        task_TK = weights.tasks(self.ends)
         self._weight[tested].scatter_add_(0, task_TK.flatten(), _units(spoken_TK).flatten())
         self._chosen_N.scatter_add_(0, index_TK.flatten(), (spoken_TK > 0).long().flatten())
         has_mixture_T = (weight_TK > 0).any(-1)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -27,6 +28,13 @@ class Weights(NamedTuple):
 
     spoken_TK: Tensor
     """Weights; 0 for atoms that are silenced."""
+
+    def tasks(self, ends: Sequence[int]) -> Tensor:
+        """The task of each of these atoms, (T, K), given ``Routed.task_ends``."""
+        # A token with NaN scores may have chosen an index that is not an atom.
+        index_TK = self.index_TK.long().clamp(max=ends[-1] - 1).contiguous()
+        ends_N = torch.tensor(ends[1:], device=index_TK.device)
+        return torch.searchsorted(ends_N, index_TK, right=True)
 
 
 Take = Callable[[Weights], None]

@@ -96,10 +96,8 @@ def inspect_prompt(answerer: Answerer, prompt: str, linears: Sequence[str]) -> I
 
     def take(name: str, weights: Weights) -> None:
         spoken_TK = weights.spoken_TK.double().cpu()
-        ends = torch.tensor(routed[name].task_ends[1:])
-        task_TK = torch.searchsorted(ends, weights.index_TK.long().cpu(), right=True)
         share_TN = torch.zeros(len(spoken_TK), num_tasks + 1, dtype=torch.float64)
-        share_TN.scatter_add_(1, task_TK, spoken_TK)
+        share_TN.scatter_add_(1, weights.tasks(routed[name].task_ends).cpu(), spoken_TK)
         share_TN[:, -1] = 1 - share_TN.sum(-1)
         totals[name] = share_TN
 
