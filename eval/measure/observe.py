@@ -21,10 +21,10 @@ from moram_dist.files import write_atomically
 from moram_dist.tasks.task import Benchmark, Example
 from moram_dist.train.context import RunContext
 
-EXAMPLES = 32
+EXAMPLES = 16
 """Most test examples of a task, spread evenly over its test set."""
 
-TOKENS = 4096
+TOKENS = 2048
 """Most tokens of these: only the first of them are taken, but at least one."""
 
 UNIT = 2**24

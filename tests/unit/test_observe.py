@@ -235,10 +235,10 @@ def test_a_sample_is_bounded_and_spread(learned, tmp_path, monkeypatch):
     many = BENCHMARKS["demo"](Source(order="topic,mood", limit_train=4, limit_eval=48))
     observer = Observer(context_of(learned, tmp_path), many)
     test = many.tasks[0].test
-    assert observer._sample(0) == list(test[::2])
+    assert observer._sample(0) == list(test[::3])
     monkeypatch.setattr("eval.measure.observe.TOKENS", 100)
     short = Observer(context_of(learned, tmp_path), many)._sample(1)
-    assert short == list(many.tasks[1].test[::2][: len(short)]) and 1 <= len(short) < 6
+    assert short == list(many.tasks[1].test[::3][: len(short)]) and 1 <= len(short) < 6
     monkeypatch.setattr("eval.measure.observe.TOKENS", 1)
     assert len(Observer(context_of(learned, tmp_path), many)._sample(1)) == 1
 
