@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 BITS = 16
@@ -51,6 +54,43 @@ class TokenKeys:
         return self._of.get(num_tokens)
 
 
+@dataclass(frozen=True)
+class TokenMask:
+    """The elements that one layer drops of some tokens, computed from their keys at each call.
+
+    A backward pass needs them again: keys take 4 bytes per token, dropped inputs several per
+    element.
+    """
+
+    keys: Tensor
+    """(..., 1), int32: the tokens' keys."""
+
+    salts: Tensor
+    p: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Drop elements of ``x``, (..., D), and scale the others; the same for its gradient."""
+        hashes = _mix(self.keys ^ self.salts)
+        # Each hash decides about two elements. Its halves are uniform over all of int16.
+        threshold = round(self.p * 2**BITS) - 2 ** (BITS - 1)
+        dropped = hashes.view(torch.int16)[..., : x.shape[-1]] < threshold
+        return (x / (1 - self.p)).masked_fill_(dropped, 0)
+
+
+class _Dropped(torch.autograd.Function):
+    """Keeps nothing but the mask's keys for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: TokenMask) -> Tensor:
+        ctx.mask = mask
+        return mask(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.mask(grads[0]), None
+
+
 class TokenDropout(nn.Module):
     """Zeroes each element with probability ``p`` in training, and scales the others by 1/(1-p).
 
@@ -74,14 +114,15 @@ class TokenDropout(nn.Module):
         """(B, T, D) or (B * T, D) to the same shape."""
         if not self.training or self.p == 0:
             return x
+        mask = self.mask(x)
+        return F.dropout(x, self.p) if mask is None else _Dropped.apply(x, mask)
+
+    def mask(self, x: Tensor) -> TokenMask | None:
+        """What is dropped of ``x`` in training; None if that does not follow from its tokens."""
         keys_BT = self.keys.of(x.numel() // x.shape[-1])
         if keys_BT is None or self.p == 1:
-            return F.dropout(x, self.p)
-        hashes = _mix(keys_BT.reshape(*x.shape[:-1], 1) ^ self.salts)
-        # Each hash decides about two elements. Its halves are uniform over all of int16.
-        threshold = round(self.p * 2**BITS) - 2 ** (BITS - 1)
-        dropped = hashes.view(torch.int16)[..., : x.shape[-1]] < threshold
-        return (x / (1 - self.p)).masked_fill(dropped, 0)
+            return None
+        return TokenMask(keys_BT.reshape(*x.shape[:-1], 1), self.salts, self.p)
 
 
 def _int32(number: Tensor) -> Tensor:

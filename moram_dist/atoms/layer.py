@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.directions import off
-from moram_dist.adapters.dropout import TokenDropout
+from moram_dist.adapters.dropout import TokenDropout, TokenMask
 from moram_dist.adapters.prefix import Prefix
 from moram_dist.adapters.routed import Routed, Take, Weights
 from moram_dist.atoms.bank import Atoms, Bank
@@ -145,16 +145,18 @@ class Memory(nn.Module):
         routing = self.settings.routing
         learns = self.learning and tasks is None
         active = [self.stored(i) for i in members] if learns else []
+        inputs, masks = self._dropped(x, members)
         return tuple(
             recall_together(
                 self.bank,
                 self.placer.of_source if self.reads_source else self.placer.now,
                 replace(routing, threshold=0.0) if self.training else routing,
-                [self._dropped(i, x) for i in members],
+                inputs,
                 [keys for keys, _ in active],
                 [values for _, values in active],
                 members,
                 None if tasks is None else self.ends[tasks],
+                masks,
                 partial(self._show, members) if self._watched else None,
             )
         )
@@ -165,14 +167,21 @@ class Memory(nn.Module):
             if i in self._watched:
                 self._watched[i](Weights(*weights))
 
-    def _dropped(self, i: int, x: Tensor) -> Tensor:
-        """Input of linear ``i`` after dropout: the very same tensor if nothing is dropped.
+    def _dropped(
+        self, x: Tensor, members: Sequence[int]
+    ) -> tuple[list[Tensor], list[TokenMask | None]]:
+        """The input of each linear, and what is still to be dropped of it.
 
-        ZeRO-3 passes an alias to each module that is called, so calling the dropout would make
-        shared inputs look different.
+        The very same tensor where possible, not an alias as from a module that ZeRO-3 watches:
+        shared inputs must be seen to be the same.
         """
-        dropout = self.dropouts[i]
-        return dropout(x) if dropout.training and dropout.p > 0 else x
+        dropouts = [self.dropouts[i] for i in members]
+        if not any(dropout.training and dropout.p > 0 for dropout in dropouts):
+            return [x] * len(members), []
+        rows_TD = x.reshape(-1, x.shape[-1])
+        masks = [d.mask(rows_TD) if isinstance(d, TokenDropout) else None for d in dropouts]
+        pairs = zip(dropouts, masks, strict=True)
+        return [dropout(x) if mask is None else x for dropout, mask in pairs], masks
 
 
 class SharedInputCache:

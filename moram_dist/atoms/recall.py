@@ -13,7 +13,7 @@ from torch import Tensor
 from moram_dist.atoms import native
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Placement, Resident
-from moram_dist.atoms.recall_call import RecallCall
+from moram_dist.atoms.recall_call import Mask, RecallCall
 from moram_dist.atoms.recall_function import RecallFunction
 from moram_dist.atoms.routing import Mixture, Routing
 from moram_dist.comm.collectives import AtomGroup
@@ -74,6 +74,7 @@ def recall_together(
     active_values: Sequence[Tensor] = (),
     members: Sequence[int] = (0,),
     num_frozen: int | None = None,
+    masks: Sequence[Mask | None] = (),
     show: Callable[[Mixture], None] | None = None,
 ) -> list[Tensor]:
     """``recall`` for several linears of a bank, over its frozen atoms followed by active ones.
@@ -89,6 +90,8 @@ def recall_together(
         active_values: one per linear, (R, E), the same on all ranks.
         members: indices of these linears in the bank.
         num_frozen: query only the first ``num_frozen`` frozen atoms, with R = 0; default: all.
+        masks: one per linear: drops elements of its input as rows (T, D), the same ones at each
+            call; None or none at all: nothing is dropped.
         show: gets the mixture of this rank's tokens, stacked as in ``shard``; not called for N = 0.
 
     Returns:
@@ -102,7 +105,7 @@ def recall_together(
             for x, i in zip(inputs, members, strict=True)
         ]
     recorded = torch.is_grad_enabled()
-    if not recorded and not num_active and show is None:
+    if not (recorded or num_active or masks or show):
         answers = _at_once(bank, placement, routing, inputs, tuple(members), num_frozen)
         if answers is not None:
             return answers
@@ -114,6 +117,7 @@ def recall_together(
         num_frozen=num_frozen,
         num_active=num_active,
         recorded=recorded,
+        masks=tuple(masks),
         show=show,
     )
     if not active_keys:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from moram_dist.atoms.routing import Mixture, Routing, ShardCandidates
 from moram_dist.atoms.scan import Image, scan
 from moram_dist.atoms.shard import Chosen, spread
 from moram_dist.comm.partition import largest_shard, new_rows, shard_size
+
+Mask = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,16 @@ class RecallCall:
 
     show: Callable[[Mixture], None] | None = None
     """Gets the mixture of this rank's own tokens."""
+
+    masks: tuple[Mask | None, ...] = ()
+    """Of each linear: drops elements of its input (T, D) and, in the backward pass, of the input's
+    gradient; None or no masks: nothing is dropped."""
+
+    def dropped(self, inputs: Sequence[Tensor | None]) -> list[Any]:
+        """Inputs, or their gradients, without what the masks drop."""
+        masks = self.masks or (None,) * len(inputs)
+        pairs = zip(inputs, masks, strict=True)
+        return [x if x is None or mask is None else mask(x) for x, mask in pairs]
 
     @property
     def num_atoms(self) -> int:

@@ -18,6 +18,7 @@ Shape letters: T tokens, R active atoms, D inputs, E outputs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ class RecallFunction(torch.autograd.Function):
         count = len(call.members)
         inputs, keys, values = (tensors[k * count :][:count] for k in range(3))
         keep = call.recorded and any(ctx.needs_input_grad)
-        outputs, saved = forward(call, inputs, keys, values, keep=keep)
+        outputs, saved = forward(call, call.dropped(inputs), keys, values, keep=keep)
         if saved is not None:
-            flat, ctx.layout = saved.tensors()
+            # What masks leave of the inputs is computed again: linears may share one input.
+            flat, ctx.layout = replace(saved, inputs=inputs).tensors()
             ctx.call = call
             ctx.save_for_backward(*flat)
             ctx.set_materialize_grads(False)
@@ -52,6 +54,7 @@ class RecallFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the arguments of ``forward``, in the same order."""
         saved = Saved.of(ctx.saved_tensors, ctx.layout)
+        saved = replace(saved, inputs=ctx.call.dropped(saved.inputs))
         wants_inputs = any(ctx.needs_input_grad[1 : 1 + len(grads)])
         found = backward(ctx.call, saved, grads, wants_inputs=wants_inputs)
-        return (None, *found.inputs, *found.keys, *found.values)
+        return (None, *ctx.call.dropped(found.inputs), *found.keys, *found.values)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from moram_dist.comm import env
 
@@ -35,12 +37,53 @@ def whole(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
     return deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if write else None)
 
 
-def linear() -> Any:
-    """The function by which ZeRO-3 replaces torch's linear function; it keeps its input."""
+def linear() -> Callable[..., Tensor]:
+    """The function to use under ZeRO-3 in place of torch's linear function.
+
+    Torch's own would keep gathered weights. DeepSpeed's keeps the input instead, which only the
+    gradient of a weight needs, so a frozen linear takes ours.
+    """
     env.choose_accelerator()
     from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
-    return zero3_linear_wrap
+    def frozen_or_trained(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        out: Tensor = (zero3_linear_wrap if is_trained else _FrozenLinear.apply)(
+            input, weight, bias
+        )
+        return out
+
+    return frozen_or_trained
+
+
+def use_own_linear() -> None:
+    """Put ``linear`` in place of the function that DeepSpeed puts into torch under ZeRO-3."""
+    torch.nn.functional.linear = linear()
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """x W^T + b, of which only x has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        # Not torch's linear function: its result may be a view, to which nothing can be added.
+        out = x.matmul(weight.t())
+        return out if bias is None else out.add_(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        # As in DeepSpeed's: the weight is here, unless a module's parts are computed again.
+        gathers = is_sharded(weight) and weight.ds_status.name == "NOT_AVAILABLE"
+        if gathers:
+            weight.all_gather()
+        try:
+            return grads[0].matmul(weight), None, None
+        finally:
+            if gathers:
+                weight.partition()
 
 
 def release_leftovers(engine: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moram_dist.comm.zero3 import whole
+from moram_dist.comm.zero3 import use_own_linear, whole
 from moram_dist.registry import InputError
 
 BETAS = (0.9, 0.95)
@@ -52,6 +52,8 @@ def make_engine(
         raise InputError(
             f"--ds_config: DeepSpeed refuses it: {error or type(error).__name__}"
         ) from error
+    if engine.zero_optimization_partition_weights():
+        use_own_linear()
     engine.set_gradient_accumulation_boundary(True)  # from here on the trainer sets it
     return engine
 

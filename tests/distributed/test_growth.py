@@ -114,7 +114,8 @@ def check_growth(life: Life, folder: Path) -> None:
 
         before = life.logits()
         tensors = life.method.end_task(i, lambda: [])
-        assert torch.equal(life.logits(), before), "freezing changed the outputs"
+        # Few tokens of frozen atoms are answered by one operation, which sums in another order.
+        torch.testing.assert_close(life.logits(), before, msg=lambda m: f"freezing changed: {m}")
         outputs.append(before)
         if env.is_main():
             manifest = published.publish(manifest, f"task {i}", tensors)

@@ -53,7 +53,7 @@ def test_ci_runs_the_tests_from_an_empty_environment():
 
 @pytest.mark.parametrize(
     ("target", "command"),
-    [("test", "-m pytest"), ("check", "ruff check"), ("demo", "launch/train.py --ds_config")],
+    [("test", "-m pytest"), ("check", "ruff check"), ("demo", "moram train --ranks 2")],
 )
 def test_make(target, command):
     done = subprocess.run(

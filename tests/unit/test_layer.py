@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moram_dist.adapters.dropout import TokenDropout, TokenKeys
 from moram_dist.atoms import MemoryLinear, MemorySettings, Placer, Routing, give_memory, recall
 from moram_dist.methods import METHODS
+from tests.helpers import oracle
 from tests.helpers.configs import config_of
 from tests.helpers.tiny import tiny_model, tokens
 
@@ -255,3 +257,45 @@ def test_checkpointed_layers_ask_again():
     }
     for name, gradient in gradients[0].items():
         assert gradient.abs().max() > 0 and torch.equal(gradient, gradients[1][name]), name
+
+
+def test_dropout_is_computed_again_in_the_backward_pass():
+    """Against dropout made by hand; of the input alone, once, a tensor of its size is kept."""
+    generator = torch.Generator().manual_seed(0)
+    keys = TokenKeys()
+    keys.set([7, 11], (3,), torch.device("cpu"))
+    adapted = {
+        name: MemoryLinear(
+            nn.Linear(D, E, dtype=torch.float64),
+            dropout=TokenDropout(0.5, keys, name=name, size=D),
+        )
+        for name in ("m.q_proj", "m.k_proj")
+    }
+    routing = Routing(top_k=3, temperature=0.3)
+    give_memory(adapted, MemorySettings(routing=routing, num_active=4, scale=1.0), Placer())
+    q, k = adapted.values()
+    memory = q.memory
+    memory.learning = True
+    with torch.no_grad():
+        for parameter in memory.parameters(recurse=False):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    x = torch.randn(2, 3, D, generator=generator).double().requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = torch.cat(memory.train()(x, (0, 1)), -1)
+    leaves = [x, *memory.parameters(recurse=False)]
+    upstream = torch.randn(found.shape, generator=generator).double()
+    gradients = torch.autograd.grad(found, leaves, upstream)
+    expected = torch.cat(
+        [
+            oracle.recall(layer.dropout(x), *memory.active(i), top_k=3, temperature=0.3)
+            for i, layer in enumerate((q, k))
+        ],
+        -1,
+    )
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        gradients, torch.autograd.grad(expected, leaves, upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert {t.data_ptr() for t in kept if t.numel() == x.numel()} == {x.data_ptr()}
