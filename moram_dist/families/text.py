@@ -23,6 +23,7 @@ from moram_dist.decode.generate import Beginning, greedy
 from moram_dist.decode.labels import LabelScores, Passes, score_labels
 from moram_dist.families.family import Family
 from moram_dist.families.positions import Positions
+from moram_dist.models.attention import one_text_a_row
 from moram_dist.recognise import PromptFeatures, prompt_features
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Decoding, Example, Task
@@ -155,7 +156,7 @@ class TextFamily(Family):
         columns: Tensor,
     ) -> Tensor:
         """Logits only at targets: most positions are prompt, and the head is large."""
-        with _picked(output_head(model), rows, columns) as picked:
+        with _picked(output_head(model), rows, columns) as picked, one_text_a_row():
             found: Tensor = engine(**inputs, use_cache=False).logits
         return found if picked else found[rows, columns][None]
 

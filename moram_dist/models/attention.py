@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from moram_dist.registry import InputError
 
 FLASH, SDPA, EAGER = "flash_attention_2", "sdpa", "eager"
+
+
+@contextmanager
+def one_text_a_row() -> Iterator[None]:
+    """Context in which transformers does not look whether a row holds several texts.
+
+    It looks at the positions on the device, and so waits for the device in each pass without a
+    mask. Our rows hold one text.
+    """
+    from transformers import masking_utils
+
+    own = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = own
 
 
 def resolve(asked: str, dtype: torch.dtype, build: Callable[[str], object]) -> str:
