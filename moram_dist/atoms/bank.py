@@ -86,6 +86,12 @@ class Bank(nn.Module):
         """All atoms, flat, in the order of the memory. Only for a rank that has them all."""
         return self.copy_F if self.group.size > 1 else self.shard_F
 
+    def gathered(self) -> list[Atoms]:
+        """All atoms of each linear, wherever they are. All ranks must call it together."""
+        if self.copied or self.group.size == 1:
+            return self.views(self.whole())
+        return self.views(self.in_order(self.group.all_gather(self.shard_F, "whole keys")))
+
     def in_order(self, flat_PF: Tensor) -> Tensor:
         """The shards of all ranks as one flat memory, with room for active atoms."""
         num_ranks, size = flat_PF.shape

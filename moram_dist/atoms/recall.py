@@ -5,7 +5,7 @@ Shape letters: N atoms, R active atoms, D inputs, E outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Placement, Resident
 from moram_dist.atoms.recall_call import Mask, RecallCall
 from moram_dist.atoms.recall_function import RecallFunction
-from moram_dist.atoms.routing import Routing
+from moram_dist.atoms.routing import Mixture, Routing
 from moram_dist.atoms.shard import MIX_ALL
 from moram_dist.comm.collectives import AtomGroup
 
@@ -76,6 +76,7 @@ def recall_together(
     members: Sequence[int] = (0,),
     num_frozen: int | None = None,
     masks: Sequence[Mask | None] = (),
+    show: Callable[[Mixture], None] | None = None,
 ) -> list[Tensor]:
     """``recall`` for several linears of a bank, over its frozen atoms followed by active ones.
 
@@ -92,6 +93,7 @@ def recall_together(
         num_frozen: query only the first ``num_frozen`` frozen atoms, with R = 0; default: all.
         masks: one per linear: drops elements of its input as rows (T, D), the same ones at each
             call; None or none at all: nothing is dropped.
+        show: gets the mixture of this rank's tokens, stacked as in ``shard``; not called for N = 0.
 
     Returns:
         One per linear, (..., E).
@@ -104,7 +106,7 @@ def recall_together(
             for x, i in zip(inputs, members, strict=True)
         ]
     recorded = torch.is_grad_enabled()
-    if not (recorded or num_active or masks):
+    if not (recorded or num_active or masks or show):
         answers = _at_once(bank, placement, routing, inputs, tuple(members), num_frozen)
         if answers is not None:
             return answers
@@ -117,6 +119,7 @@ def recall_together(
         num_active=num_active,
         recorded=recorded,
         masks=tuple(masks),
+        show=show,
     )
     if not active_keys:
         sizes = [bank.shapes[i] for i in members]

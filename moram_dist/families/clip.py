@@ -269,6 +269,12 @@ class Clip(Family):
             total = total + text_to_image(logits_BC, targets_B, weights_B)
         return total
 
+    def read(self, model: Any, tokenizer: Any, example: Example, task: Task) -> None:
+        """The picture, and the first text of its class."""
+        image_features(model, self._pixels(tokenizer, [example], task))
+        texts = task.texts[task.labels.index(example.references[0])]
+        class_features(model, tokenizer, [texts[:1]])
+
     # Answers.
 
     @contextmanager

@@ -160,6 +160,15 @@ class TextFamily(Family):
             found: Tensor = engine(**inputs, use_cache=False).logits
         return found if picked else found[rows, columns][None]
 
+    @torch.no_grad()
+    def read(self, model: Any, tokenizer: Any, example: Example, task: Task) -> None:
+        """Prompt and first reference, as in training."""
+        encoded = self.encode_training(tokenizer, example, task)
+        device = next(iter(model.parameters())).device
+        inputs = self.collate([encoded], tokenizer.pad_token_id).inputs
+        first = torch.zeros(1, dtype=torch.long, device=device)
+        self.logits(model, model, {n: t.to(device) for n, t in inputs.items()}, first, first)
+
     # Answers.
 
     def generate(
