@@ -60,6 +60,12 @@ def route(
     return squares_T1, score_TK, index_TK.int()
 
 
+def norms(squares_T1: Tensor) -> Tensor:
+    """Norms of tokens' scores from their squares, (T, 1); inf instead of 0."""
+    norm_T1 = squares_T1.sqrt()
+    return norm_T1.masked_fill(norm_T1 == 0, torch.inf)
+
+
 def weigh(
     score_TK: Tensor, norm_T1: Tensor, temperature: float, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:

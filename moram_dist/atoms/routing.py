@@ -111,8 +111,7 @@ def mixture(shards: Sequence[ShardCandidates], *, num_atoms: int, routing: Routi
     found = shards[0]
     if len(shards) > 1:
         found = merged(shards, min(routing.top_k, num_atoms))
-    norm_T1 = found.squares_T1.sqrt()
-    norm_T1 = norm_T1.masked_fill(norm_T1 == 0, torch.inf)
+    norm_T1 = backend(found.squares_T1).norms(found.squares_T1)
     return weigh(found.index_TC, found.score_TC, norm_T1, routing)
 
 

@@ -61,8 +61,9 @@ def test_route_of_numbers_that_are_not_finite(num_kept):
 def test_weights_and_their_gradient(threshold, dtype):
     score_TK, u_TK = draw(300, 16, dtype=dtype), draw(300, 16, seed=1, dtype=dtype)
     score_TK[1] = 0
-    norm_T1 = score_TK.norm(dim=-1, keepdim=True) * 1.5
-    norm_T1[1] = torch.inf
+    norm_T1 = native.norms((score_TK * 1.5).square().sum(-1, keepdim=True))
+    assert norm_T1[1] == torch.inf
+    torch.testing.assert_close(norm_T1, reference.norms(norm_T1.square()))
     found = native.weigh(score_TK, norm_T1, 0.1, threshold)
     expected = reference.weigh(score_TK, norm_T1, 0.1, threshold)
     torch.testing.assert_close(found, expected)
@@ -165,3 +166,34 @@ def test_rows(width, some_elsewhere, dtype):
     tokens_TF = draw(9, width, seed=3, dtype=dtype)
     given = (tokens_TF, row_TK, here_TK, rows_NF, dtype)
     torch.testing.assert_close(native.products(*given), reference.products(*given))
+
+
+@pytest.mark.parametrize("num_linears", [1, 3])
+@pytest.mark.parametrize("num_frozen", [0, 4, 40])
+@pytest.mark.parametrize("top_k", [2, 8, 16])
+@pytest.mark.parametrize("num_tokens", [1, 24])
+def test_freezing_changes_no_bit(num_tokens, top_k, num_frozen, num_linears):
+    """Nor does a smaller memory differ from a prefix of a larger one."""
+    keys = [draw(num_frozen + 4, 32, seed=i) for i in range(num_linears)]
+    values = [draw(num_frozen + 4, 32, seed=9 + i) for i in range(num_linears)]
+    x = draw(num_tokens, 32, seed=20)
+    routing = Routing(top_k=top_k, temperature=0.05, threshold=0.1)
+
+    def bank(first):
+        found = Bank([(32, 32)] * num_linears, AtomGroup(), like=x, num_active=4)
+        found.grow([(k[:first], v[:first]) for k, v in zip(keys, values, strict=True)])
+        return found
+
+    def ask(bank, *active, **of):
+        inputs, members = [x] * num_linears, range(num_linears)
+        return recall_together(
+            bank, Resident(bank.group), routing, inputs, *active, members=members, **of
+        )
+
+    small, large = bank(num_frozen), bank(num_frozen + 4)
+    active = [[t[num_frozen:] for t in tensors] for tensors in (keys, values)]
+    with torch.no_grad():
+        assert all(map(torch.equal, ask(small, *active), ask(large)))
+        if num_frozen:
+            prefix = ask(large, num_frozen=num_frozen)
+            assert all(map(torch.equal, ask(small), prefix))

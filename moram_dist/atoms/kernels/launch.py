@@ -93,6 +93,9 @@ def route(
     return squares_T1, best_TK, index_TK
 
 
+norms = reference.norms
+
+
 def weigh(
     score_TK: Tensor, norm_T1: Tensor, temperature: float, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,6 +31,7 @@ __all__ = [
     "answers",
     "load",
     "mix",
+    "norms",
     "pick",
     "products",
     "route",
@@ -99,6 +100,11 @@ def route(
     if listed_TN is not None:
         return reference.route(score_TN, num_kept, num_atoms=num_atoms, listed_TN=listed_TN)
     return torch.ops.moram.route(score_TN, num_kept, shard, num_shards, num_atoms)
+
+
+def norms(squares_T1: Tensor) -> Tensor:
+    """``reference.norms``, rounded correctly: torch's square root on a CPU is not always."""
+    return torch.ops.moram.norms(squares_T1)
 
 
 def weigh(

@@ -176,6 +176,22 @@ std::tuple<Tensor, Tensor, Tensor> route(const Tensor& given, int64_t num_kept, 
   return {squares, found, index};
 }
 
+template <typename F>
+F norm_of(F squares) {
+  return squares == 0 ? std::numeric_limits<F>::infinity() : std::sqrt(squares);
+}
+
+Tensor norms(const Tensor& given) {
+  const Tensor squares = given.contiguous();
+  Tensor out = at::empty_like(squares);
+  AT_DISPATCH_FLOATING_TYPES(squares.scalar_type(), "norms", [&] {
+    const scalar_t* s = squares.const_data_ptr<scalar_t>();
+    scalar_t* n = out.mutable_data_ptr<scalar_t>();
+    for (int64_t t = 0; t < squares.numel(); ++t) n[t] = norm_of(s[t]);
+  });
+  return out;
+}
+
 std::tuple<Tensor, Tensor, Tensor> weigh(const Tensor& given, const Tensor& norms, double tau,
                                          double threshold) {
   const Tensor score = given.contiguous(), norm = norms.contiguous();
@@ -347,8 +363,7 @@ std::vector<Tensor> answers(const Tensor& x, at::TensorList keys, at::TensorList
           const scalar_t* row = all + t * num_atoms;
           best(row, num_atoms, kept, place);
           for (int64_t k = 0; k < kept; ++k) p[k] = row[place[k]];
-          scalar_t norm = std::sqrt(static_cast<scalar_t>(sum_of_squares(row, num_atoms)));
-          if (norm == 0) norm = std::numeric_limits<scalar_t>::infinity();
+          const scalar_t norm = norm_of(static_cast<scalar_t>(sum_of_squares(row, num_atoms)));
           weigh_row<scalar_t>(p.data(), norm, tau, threshold, kept, r.data(), w.data(), m.data());
           for (int64_t k = 0; k < kept; ++k) {
             const scalar_t strength = m[k] * p[k];
@@ -370,6 +385,7 @@ std::vector<Tensor> answers(const Tensor& x, at::TensorList keys, at::TensorList
 TORCH_LIBRARY(moram, m) {
   m.def("route(Tensor score, int num_kept, int shard, int num_shards, int num_atoms)"
         " -> (Tensor, Tensor, Tensor)");
+  m.def("norms(Tensor squares) -> Tensor");
   m.def("weigh(Tensor score, Tensor norm, float temperature, float threshold)"
         " -> (Tensor, Tensor, Tensor)");
   m.def("sums(Tensor score, Tensor relevance, Tensor spoken, Tensor u) -> Tensor");
@@ -384,6 +400,7 @@ TORCH_LIBRARY(moram, m) {
 
 TORCH_LIBRARY_IMPL(moram, CPU, m) {
   m.impl("route", route);
+  m.impl("norms", norms);
   m.impl("weigh", weigh);
   m.impl("sums", sums);
   m.impl("score_gradient", score_gradient);
