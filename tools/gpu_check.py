@@ -15,9 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from moram_dist.command_line import Parser, run_command
 from moram_dist.files import make_folder
@@ -49,6 +50,8 @@ def main(words: Sequence[str]) -> int:
     if given.out.exists() and not given.out.is_dir():
         raise InputError(f"--out {given.out} is not a folder")
     make_folder(given.out)
+    if given.device == "cpu":
+        preload()
     there = given.device == "cuda" and has_cuda()
     failed = False
     steps = [step for step in STEPS if step.name in wanted]
@@ -61,6 +64,12 @@ def main(words: Sequence[str]) -> int:
         say(f"{step.name:13} {took:6.1f} s  {status}{': ' * bool(why)}{why}")
         failed |= status == FAILED
     return int(failed)
+
+
+def preload() -> None:
+    """Import what most steps need: on a CPU their processes are forks of this one."""
+    with suppress(ImportError):  # which a step then reports
+        import tools.gpu.train  # noqa: F401
 
 
 def has_cuda() -> bool:

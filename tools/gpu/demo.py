@@ -13,7 +13,7 @@ from tools.gpu.steps import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = "topic,mood"
-SIZES = ("--limit_train", "128", "--limit_eval", "16")
+SIZES = ("--limit_train", "32", "--limit_eval", "8")
 TINY = ("--limit_train", "8", "--limit_eval", "2", "--epochs", "1")
 
 

@@ -18,7 +18,7 @@ PACKAGES = (
     *("pytest", "pytest-xdist", "flash-attn", "nvidia-ml-py"),
 )
 
-ASKED = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,power.limit,mig.mode.current"
+ASKED = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
 
 
 def run(record: Record, how: How) -> None:

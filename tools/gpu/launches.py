@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.profiler import DeviceType, ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile
 
 from bench.contest import OURS
 from bench.measure import Work
@@ -87,7 +87,7 @@ def counts(step: training.Step, how: How) -> dict[str, Any]:
         step()
         torch.cuda.synchronize()
     events: Any = seen.events()
-    on_device = [each for each in events if each.device_type == DeviceType.CUDA]
+    on_device = [each for each in events if each.device_type.name == "CUDA"]
     names = Counter(each.name[:120] for each in on_device)
     spent: Counter[str] = Counter()
     for each in on_device:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
 
+from bench import stack
 from bench.contest import OURS
-from bench.measure import Saved
+from bench.measure import Saved, one_pass
+from bench.models import draw_atoms
 from tools.gpu import models, training
 from tools.gpu.models import BARE, PEFT
 from tools.gpu.record import How, Record
@@ -17,9 +20,16 @@ from tools.gpu.timing import seconds
 DROPOUT = 0.1
 REPEATS = 8
 
+TOLERANCE = 1e-2
+"""Of outputs and gradients in float32: two atoms that are all but equal may change places."""
+
 
 def run(record: Record, how: How) -> None:
-    """Measure the bare model, PEFT's LoRA, and ours with and without dropout."""
+    """Check, then measure the bare model, PEFT's LoRA, and ours with and without dropout."""
+    error = check(how)
+    record.put(error_of_four_blocks=error)
+    if not error <= TOLERANCE:
+        raise RuntimeError(f"gradients are off by {error:.1e}: nothing is timed")
     rows, length = (2, 32) if how.tiny else (4, 1024)
     shape = models.shape_for(how)
     base = models.base_of(shape, how)
@@ -53,6 +63,31 @@ def run(record: Record, how: How) -> None:
     wrong = [name for name, of in found.items() if "error" in of]
     if wrong:
         raise RuntimeError(f"failed: {', '.join(wrong)}")
+
+
+def check(how: How) -> float:
+    """Error of outputs and gradients of four blocks in float32, relative to float64.
+
+    Of the worst tensor, in norms.
+    """
+    width, text, texts = (64, 8, 2) if how.tiny else (256, 64, 4)
+    base = stack.decoder(width).to(how.device)
+    atoms = draw_atoms(base, stack.METHOD, stack.ATOMS - stack.ACTIVE, stack.ACTIVE)
+    generator = torch.Generator(how.device).manual_seed(0)
+    shape = (1, texts * text, width)
+    x, upstream = (
+        torch.randn(shape, generator=generator, device=how.device).requires_grad_(leaf)
+        for leaf in (True, False)
+    )
+    exactly = stack.published(deepcopy(base), atoms, x, text, double=True)
+    expected = stack.answers(exactly, upstream)
+    way = stack.ours(base, atoms, x, text)
+    y, *gradients = one_pass(way, upstream)
+    found = {"y": y.detach(), **dict(zip(way.wanted, gradients, strict=True))}
+    return max(
+        float((found[name].double() - exact).norm() / exact.norm())
+        for name, exact in expected.items()
+    )
 
 
 def memory_of(step: Callable[[], None], how: How) -> dict[str, int]:
