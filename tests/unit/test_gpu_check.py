@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -87,17 +88,14 @@ def until(path):
         (hangs, FAILED, "killed: made_up did not end in time"),
     ],
 )
-def test_what_a_step_found_is_kept_however_it_ends(
-    run, status, why, made_up, tmp_path, monkeypatch
-):
+def test_a_step_keeps_what_it_found(run, status, why, made_up, tmp_path, monkeypatch):
     path = tmp_path / "it.json"
     path.write_text("of an earlier try")
     if run is hangs:
+        asked: list[How] = []
         monkeypatch.setattr(steps, "GRACE_S", 0.1)
-        monkeypatch.setattr(
-            How, "left", lambda how: 300 if "try" in path.read_text() else until(path)
-        )
-        monkeypatch.setattr(Path, "unlink", lambda path, missing_ok: None)
+        left = lambda how: until(path) if asked else asked.append(how) or 300.0  # noqa: E731
+        monkeypatch.setattr(How, "left", left)
     assert run_step(made_up(run), how(), tmp_path, has_cuda=False) == (status, why)
     saved = content(tmp_path / "it.json")
     assert (saved["step"], saved["status"], saved["why"]) == ("made_up", status, why)
@@ -230,12 +228,14 @@ def test_an_implementation_that_is_wrong_is_not_timed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(variants, "ours", wrong)
     monkeypatch.setattr(layer, "TINY", layer.TINY[:1])
-    monkeypatch.setattr(layer.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     record = Record(tmp_path / "bench.json", "layer", 0.0)
     with pytest.raises(RuntimeError, match="ours at 16 tokens, 40 atoms"):
         layer.run(record, how())
-    (case,) = content(record.path)["found"]["cases"]
-    assert case["ways"].keys() == {"bare linear", "published", "ours"}  # PEFT is not installed
+    found = content(record.path)["found"]
+    assert found["left_out"] == "PEFT LoRA: peft is not installed"
+    (case,) = found["cases"]
+    assert case["ways"].keys() == {"bare linear", "published", "ours"}
     assert "least" not in case["ways"]["ours"] and not case["ways"]["ours"]["passed"]
     assert case["ways"]["published"]["least"] > 0
 

@@ -31,8 +31,7 @@ def run(record: Record, how: How) -> None:
     shape = models.shape_for(how)
     base = models.base_of(shape, how)
     ways = models.answering(base, models.atoms_of(base))
-    if not models.has_peft():
-        record.put(left_out="PEFT LoRA: peft is not installed")
+    record.put(**models.left_out())
     for batch in (1, 16):
         if how.left() < 10 and not how.tiny:
             raise Stopped(f"no time for {batch} rows")

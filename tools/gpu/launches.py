@@ -40,13 +40,14 @@ def run(record: Record, how: How) -> None:
     }
     if models.has_peft():
         makes[PEFT] = lambda: training.peft_step(models.copy_of(base), atoms, batch, how)
+    record.put(tokens=rows * length, layers=shape.layers, **models.left_out())
     found: dict[str, dict[str, Any]] = {}
     for name, make in makes.items():
         step = make()
         for _ in range(2):
             step()  # the first steps compile, and may wait
         found[name] = {**waits(step, how), **counts(step, how)}
-        record.put(tokens=rows * length, layers=shape.layers, steps=found)
+        record.put(steps=found)
     waiting = [name for name in found if name.startswith(OURS) and found[name].get("waits")]
     if waiting:
         raise RuntimeError(f"waits for the device: {', '.join(waiting)}")

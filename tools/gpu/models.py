@@ -100,6 +100,11 @@ def has_peft() -> bool:
     return importlib.util.find_spec("peft") is not None
 
 
+def left_out() -> dict[str, str]:
+    """What to record where PEFT is not installed."""
+    return {} if has_peft() else {"left_out": f"{PEFT}: peft is not installed"}
+
+
 def answering(model: nn.Module, atoms: Atoms) -> dict[str, Any]:
     """Name -> a model that answers with all atoms. PEFT's rows are not merged into the weights.
 

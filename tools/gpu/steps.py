@@ -17,6 +17,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tools.gpu.record import CUT, DONE, FAILED, SKIPPED, How, Record
 
@@ -100,7 +101,7 @@ def run_step(step: Step, how: How, out: Path, *, has_cuda: bool) -> tuple[str, s
         return SKIPPED, why
     record.put()
     # A process that has used CUDA cannot be forked, and on a CPU forks are quicker.
-    context = multiprocessing.get_context("spawn" if how.device == "cuda" else "fork")
+    context: Any = multiprocessing.get_context("spawn" if how.device == "cuda" else "fork")
     process = context.Process(target=work, args=(step, how, path))
     process.start()
     group = process.pid

@@ -43,7 +43,8 @@ def run(record: Record, how: How) -> None:
         steps[name] = training.our_step(model, atoms, batch, how, dropout=dropout)
     if models.has_peft():
         steps[PEFT] = training.peft_step(models.copy_of(base), atoms, batch, how)
-    record.put(tokens=rows * length, atoms=models.ATOMS, dtype=str(base.dtype))
+    sizes = {"tokens": rows * length, "atoms": models.ATOMS, "dtype": str(base.dtype)}
+    record.put(**sizes, **models.left_out())
     found: dict[str, dict[str, Any]] = {}
     for name, step in list(steps.items()):
         try:
