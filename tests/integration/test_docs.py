@@ -75,7 +75,7 @@ NOT_RUN = (  # what is looked for, why
     (r"^docker\b", "needs docker; test_image.py follows the Dockerfile step by step"),
     (r"^pip install", "the environment is there, and not to be touched"),
     (r"^pytest tests/gpu|gpu_check.py.*--budget", "needs a GPU"),
-    (r"gpu_wheels.py", "downloads; test_gpu_check.py compares its pins with requirements.txt"),
+    (r"gpu_wheels.py", "downloads; test_gpu_wheels.py compares its pins with requirements.txt"),
     (r"^python tools/compare_clip.py", "some 80 runs, an hour and a half on quiet cores"),
     (r"^python tools/compare_gemma.py", "hours, and its base is not here"),
     (r"^python tools/compare_demo.py", "24 whole runs, a quarter of an hour on quiet cores"),

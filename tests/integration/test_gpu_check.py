@@ -9,6 +9,7 @@ import time
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from tests.integration.launching import ROOT, run
 from tools.gpu import kernel_tests
@@ -47,6 +48,18 @@ def test_every_step_on_a_cpu(tmp_path, monkeypatch):
     assert skipped is not None and skipped.get("message") == "needs CUDA"
     log = (out / "demo.log").read_text()
     assert "score on each task" in log and log.endswith("gpu_check: done\n")
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would run all steps")
+def test_without_a_gpu_all_but_the_environment_is_skipped(tmp_path):
+    out = tmp_path / "out"
+    done = run(sys.executable, ROOT / "tools" / "gpu_check.py", "--out", out, cwd=tmp_path)
+    assert done.code == 0, done.out + done.err
+    assert [line.split()[3] for line in done.out.splitlines()] == ["done"] + ["skipped:"] * 7
+    for step in STEPS[1:]:
+        assert "CUDA is missing" in (out / step.file).read_text()
+    assert json.loads((out / "env.json").read_text())["found"]["device"] is None
 
 
 TESTS = """

@@ -1,29 +1,21 @@
-"""Steps of the GPU check that fail, hang, die, or cannot run; its clock, checks and wheels."""
+"""Steps of the GPU check that fail, hang, die, or cannot run, and their budget."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
 import time
 import types
-import warnings
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
-from bench import variants
-from launch.versions import pins
 from moram_dist.registry import InputError
-from tools import gpu_check, gpu_wheels
-from tools.gpu import calibration, launches, layer, models, steps, timing
-from tools.gpu.record import CUT, DONE, FAILED, SKIPPED, How, Record
+from tools import gpu_check
+from tools.gpu import steps
+from tools.gpu.record import CUT, DONE, FAILED, SKIPPED, How
 from tools.gpu.steps import STEPS, WHOLE, Step, Stopped, run_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,176 +161,6 @@ def test_a_file_is_no_folder_for_files(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="is not a folder"):
         gpu_check.main(["--out", str(tmp_path / "out")])
-
-
-class Event:
-    """A CUDA event on a clock that each call advances."""
-
-    now = 0.0
-
-    def __init__(self, enable_timing):
-        assert enable_timing
-
-    def record(self):
-        self.at = Event.now
-
-    def synchronize(self):
-        pass
-
-    def elapsed_time(self, other):
-        return 1000 * (other.at - self.at)
-
-
-def test_events_time_calls_in_turn(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    seen = []
-
-    def call(name, seconds):
-        def run():
-            seen.append(name)
-            Event.now += seconds
-
-        return run
-
-    calls = {"long": call("long", 0.5), "short": call("short", 0.0005)}
-    found = timing.seconds(calls, "cuda", repeats=20)
-    assert {name: each["repeats"] for name, each in found.items()} == {"long": 20, "short": 20}
-    assert found["long"]["median"] == pytest.approx(0.5)
-    assert found["short"]["least"] == pytest.approx(0.0005)
-    assert seen.count("long") == 22 and seen.count("short") == 2 + 20 * 4  # at least 2 ms at once
-    left = iter([2.0, 1.0, 0.1])
-    found = timing.seconds(calls, "cuda", repeats=20, left=lambda: next(left))
-    assert {each["repeats"] for each in found.values()} == {3}
-
-
-def test_two_bf16_products_keep_what_one_loses():
-    one, other = (calibration.normal(64, size, how()) for size in (64, 32))
-    b = other.to(torch.bfloat16)
-    exact = one.double() @ b.double()
-    once = (one.bfloat16().double() @ b.double() - exact).abs().max()
-    assert (calibration.split(one, b).double() - exact).abs().max() < once / 50
-    assert calibration.split_error(one, other) < 1e-4
-
-
-def test_an_implementation_that_is_wrong_is_not_timed(tmp_path, monkeypatch):
-    right = variants.ours
-
-    def wrong(inputs):
-        return right(replace(inputs, case=replace(inputs.case, temperature=0.031)))
-
-    monkeypatch.setattr(variants, "ours", wrong)
-    monkeypatch.setattr(layer, "TINY", layer.TINY[:1])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    record = Record(tmp_path / "bench.json", "layer", 0.0)
-    with pytest.raises(RuntimeError, match="ours at 16 tokens, 40 atoms"):
-        layer.run(record, how())
-    found = content(record.path)["found"]
-    assert found["left_out"] == "PEFT LoRA: peft is not installed"
-    (case,) = found["cases"]
-    assert case["ways"].keys() == {"bare linear", "published", "ours"}
-    assert "least" not in case["ways"]["ours"] and not case["ways"]["ours"]["passed"]
-    assert case["ways"]["published"]["least"] > 0
-
-
-def test_cases_that_do_not_fit_are_left_out(tmp_path):
-    record = Record(tmp_path / "bench.json", "layer", 0.0)
-    with pytest.raises(Stopped, match="0 of 2 cases"):
-        layer.run(record, how(0.5))
-
-
-def test_a_case_that_fails_does_not_stop_the_next(tmp_path, monkeypatch):
-    def one_case(case, dtype, how):
-        if case.num_atoms == 40:
-            raise torch.OutOfMemoryError("too large")
-        return {"ours": {"passed": True}}
-
-    monkeypatch.setattr(layer, "one_case", one_case)
-    record = Record(tmp_path / "bench.json", "layer", 0.0)
-    with pytest.raises(RuntimeError, match="all at 16 tokens, 40 atoms"):
-        layer.run(record, how())
-    first, second = content(record.path)["found"]["cases"]
-    assert first["ways"]["all"]["error"] == "OutOfMemoryError: too large"
-    assert second["ways"] == {"ours": {"passed": True}}
-
-
-def test_the_check_of_a_model_notices_another_temperature(monkeypatch):
-    assert models.check(how()) < 1e-4
-    put = models.put_published
-    monkeypatch.setattr(
-        models,
-        "put_published",
-        lambda model, atoms, config: put(model, atoms, replace(config, temperature=0.033)),
-    )
-    assert models.check(how()) > 1e-2
-
-
-def test_copies_share_weights_and_are_adapted_apart():
-    base = models.base_of(models.SMALL, how())
-    ways = models.answering(base, models.atoms_of(base))
-    pointers = {p.data_ptr() for p in base.parameters()}
-    for way in ways.values():
-        assert pointers <= {p.data_ptr() for p in way.parameters()}
-    ids = models.tokens(1, 8, models.SMALL, how())
-    with torch.no_grad():
-        bare, ours = (ways[name](input_ids=ids).logits for name in (models.BARE, "ours"))
-    torch.testing.assert_close(bare, base(input_ids=ids).logits)
-    assert not torch.allclose(bare, ours, atol=1e-3)
-
-
-def test_a_step_that_waits_is_told_with_its_places(monkeypatch):
-    modes = ["default"]
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-
-    def waits():
-        if modes[-1] == "error":
-            raise RuntimeError("called a synchronizing CUDA operation")
-        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
-
-    found = launches.waits(waits, how(device="cuda"))
-    assert found["waits"] and found["first"][-1] == "called a synchronizing CUDA operation"
-    ((place, times),) = found["places"].items()
-    assert "test_gpu_check.py:" in place and times == 1
-    assert modes == ["default", "error", "default", "warn", "default"]
-    assert launches.waits(lambda: None, how(device="cuda")) == {"waits": False}
-
-
-def test_wheels_are_the_pinned_ones_and_bring_what_they_need():
-    wheels, sources = gpu_wheels.requirements()
-    named = {canonicalize_name(r.name): r for r in map(Requirement, [*wheels, *sources])}
-    pinned = {canonicalize_name(k): v for k, v in pins(ROOT / "requirements.txt").items()}
-    for name in (*gpu_wheels.PINNED, *gpu_wheels.SOURCES):
-        assert str(named[name].specifier) == f"=={pinned[name]}"
-    for name in gpu_wheels.BEHIND:
-        assert name not in pinned
-    for name in named:
-        for each in map(Requirement, metadata.requires(name) or ()):
-            other = named.get(canonicalize_name(each.name))
-            if other and not (each.marker and "extra" in str(each.marker)):
-                assert each.specifier.contains(str(other.specifier)[2:]), (name, each)
-
-
-def test_too_many_wheels_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_wheels, "LIMIT", 3 * 2**20)
-
-    def pip(words):
-        place = Path(words[words.index("--dest" if "--dest" in words else "--wheel-dir") + 1])
-        (place / f"{words[0]}.whl").write_bytes(b"." * size)
-
-    monkeypatch.setattr(gpu_wheels, "pip", pip)
-    size = 2**20
-    assert gpu_wheels.main(["--out", str(tmp_path / "few")]) == 0
-    assert f"2.0 MiB in {tmp_path / 'few'}" in capsys.readouterr().out
-    size = 2**21
-    with pytest.raises(InputError, match=r"4.0 MiB of wheels, but only 3 MiB may be carried"):
-        gpu_wheels.main(["--out", str(tmp_path / "many")])
-    with pytest.raises(InputError, match="exists; choose another folder"):
-        gpu_wheels.main(["--out", str(tmp_path / "few")])
-    assert [path.name for path in tmp_path.iterdir()] == ["few"]
-
-
-def test_what_pip_says_is_told(monkeypatch):
-    with pytest.raises(InputError, match="pip download failed: ERROR"):
-        gpu_wheels.pip(["download", "--no-index", "--find-links", "/nowhere", "no-such-package"])
 
 
 def test_the_table_of_steps():

@@ -27,7 +27,7 @@ def run(record: Record, how: How) -> None:
     record.put(error_of_two_layers=error)
     if not error <= TOLERANCE:
         raise RuntimeError(f"logits are off by {error:.1e}: nothing is timed")
-    prompt, new = (16, 3) if how.tiny else (512, 33)
+    prompt, new = (16, 3) if how.tiny else (512, 17)
     shape = models.shape_for(how)
     base = models.base_of(shape, how)
     ways = models.answering(base, models.atoms_of(base))
@@ -37,11 +37,8 @@ def run(record: Record, how: How) -> None:
             raise Stopped(f"no time for {batch} rows")
         prompts = models.tokens(batch, prompt, shape, how).tolist()
         calls: dict[str, Callable[[], object]] = {}
-        said: dict[str, list[list[int]]] = {}
         for name, model in ways.items():
             batcher = batcher_of(model, batch, shape.vocabulary)
-            said[name] = generated(batcher, prompts, new)
-            assert all(len(row) == new for row in said[name])
             for count in (1, new):
                 calls[f"{name} {count}"] = _call(batcher, prompts, count)
         half = how.left() / 2 if batch == 1 else 0
@@ -80,7 +77,10 @@ def batcher_of(model: Any, rows: int, vocabulary: int) -> ContinuousBatcher:
 def generated(batcher: ContinuousBatcher, prompts: list[list[int]], count: int) -> list[list[int]]:
     """The new tokens of each row."""
     asked = [Request(key, prompt, count) for key, prompt in enumerate(prompts)]
-    return [row.said for row in batcher(asked)]
+    said = [row.said for row in batcher(asked)]
+    if any(len(new) != count for new in said):
+        raise RuntimeError(f"a row has not got {count} new tokens")
+    return said
 
 
 def _call(batcher: ContinuousBatcher, prompts: list[list[int]], count: int) -> Callable[[], object]:

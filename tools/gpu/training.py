@@ -47,6 +47,7 @@ def our_step(
     """With a memory whose active atoms are trained."""
     method: Any = METHODS["moram"](models.method_config(dropout), seed=0)
     method.build(model)
+    model.to(how.device)  # the hashes of dropout are made on the host
     with torch.no_grad():
         for names, memory in method.memories.items():
             memory.learning = True
