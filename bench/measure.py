@@ -123,12 +123,16 @@ def look(way: Contender, upstream_TD: Tensor, *, top_k: int, counted: bool = Tru
 
 
 def _of_answers(
-    x_TD: Tensor, keys: Tensor, values: list[Tensor], linears: int, atoms: int, kept: int, *_: float
+    x_TD: Tensor, keys: list[Tensor], values: list[Tensor], atoms: int, kept: int, *more: float
 ) -> int:
-    """Products with all keys, and of chosen values."""
-    sizes = [matrix.shape[1] for matrix in values]
-    chosen = min(kept, atoms) * sum(sizes if len(sizes) == linears else sizes * linears)
-    return 2 * x_TD.shape[0] * (keys.numel() + chosen)
+    """Products with all keys, and of values: chosen ones, or all if they are few."""
+    mixed, mix_all = min(kept, atoms), more[-1]
+    mixed = atoms if atoms <= mix_all * mixed else mixed
+    return (
+        2
+        * x_TD.shape[0]
+        * sum(atoms * k.shape[1] + mixed * v.shape[1] for k, v in zip(keys, values, strict=True))
+    )
 
 
 class Saved:

@@ -8,6 +8,7 @@
     submit     write a SLURM job script and submit it
     memory     show or verify the memory of a run
     generate   answer a prompt, or a file of them, with the memory of a run
+    inspect    show which tasks' atoms answer each token of a prompt
     serve      answer over HTTP, in the form of OpenAI's API
     export     write the memory of a run as a PEFT adapter, or for the hub
     report     write the report of a run
@@ -40,6 +41,7 @@ MODULES = {
     "submit": "launch.submit",
     "memory": "moram_dist.memory",
     "generate": "launch.generate",
+    "inspect": "launch.inspection",
     "serve": "launch.serving.command",
     "export": "launch.export.command",
     "tracking": "moram_dist.tracking.__main__",

@@ -28,6 +28,7 @@ MAY_CHANGE = frozenset(
         "record.register_memory",
         "record.log_every",
         "record.save_every",
+        "record.observe",
         "record.stop_signals",
         "eval.eval_rows",
         "eval.eval_batch_size",

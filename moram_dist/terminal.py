@@ -19,6 +19,9 @@ LONGEST_VALUE = 200
 LONGEST_LINE = 800
 """Most characters of a message; a longer one is cut in the middle."""
 
+COLOURS = ("1;34", "1;33", "1;32", "1;35", "1;36", "1;31")
+"""Codes of the colours that number texts."""
+
 _UNSAFE = re.compile(
     # control characters except line feed and tab; direction marks, line separators, zero-width
     # characters; surrogates, as which Python reads file names that are not UTF-8
@@ -74,8 +77,30 @@ def say_marked(parts: Sequence[tuple[str, bool]]) -> None:
 
 
 def _green(text: str) -> str:
+    return _coloured(shown(text), "1;32")
+
+
+def _coloured(text: str, code: str) -> str:
     # Each line by itself, since pagers forget a colour at the end of one.
-    return "\n".join(f"\x1b[1;32m{line}\x1b[0m" for line in shown(text).split("\n"))
+    return "\n".join(f"\x1b[{code}m{line}\x1b[0m" for line in text.split("\n"))
+
+
+def say_numbered(parts: Sequence[tuple[str, int | None]]) -> None:
+    """Print texts as one, those with a number in its colour.
+
+    Where there are no colours, or not enough, ``[2:text]`` marks a text with the number 2.
+    """
+    colour = has_colour()
+    enough = colour and all(number is None or number <= len(COLOURS) for _, number in parts)
+    out = []
+    for text, number in parts:
+        text = shown(text)
+        if number is not None and not enough:
+            text = f"[{number}:{text}]"
+        if number is not None and colour:
+            text = _coloured(text, COLOURS[(number - 1) % len(COLOURS)])
+        out.append(text)
+    print("".join(out), flush=True)
 
 
 def say(text: str, *, end: str = "\n", error: bool = False) -> None:

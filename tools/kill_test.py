@@ -6,9 +6,9 @@
 An undisturbed run is traced first: every moment of every rank at which something could be lost.
 Then, for each of ``--runs`` fresh folders, one moment is drawn, evenly over the kinds. The process
 of that rank gets SIGKILL at the moment, the other ranks must end by themselves, and the same
-command must end with the same memory, predictions, scores and losses, bit for bit. Every third run
-is killed twice. A table is printed; the exit code is 1 if anything differed. Other flags are those
-of launch/train.py.
+command must end with the same memory, predictions, scores, observed routing and losses, bit for
+bit. Every third run is killed twice. A table is printed; the exit code is 1 if anything differed.
+Other flags are those of launch/train.py.
 
 With ``--change_ranks`` the command resumes on another number of ranks, from 2 to 1, 1 to 3 and 3 to
 2 in turn. Then predictions and scores must be equal, and losses within 1e-5.
@@ -126,7 +126,8 @@ def disturbed(
         if not close(losses, others):
             outcome.differs.append("losses")
         found, expected = (
-            {n: v for n, v in r.items() if "memory/" not in n} for r in (found, expected)
+            {n: v for n, v in r.items() if not n.startswith(("memory/", "observe/"))}
+            for r in (found, expected)
         )
     outcome.differs += [
         name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)
@@ -144,7 +145,7 @@ def close(losses: list[Any], others: list[Any]) -> bool:
 def results(folder: Path) -> dict[str, Any]:
     """The results of a run by name: bytes of files, and the losses in the order of their log."""
     paths = [*folder.glob("memory/*"), *folder.glob("predictions/*/*"), folder / "scores.json"]
-    paths += folder.glob("progress/*")
+    paths += [*folder.glob("progress/*"), *folder.glob("observe/*")]
     found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes() for path in paths if path.exists()
     }
@@ -194,7 +195,8 @@ def _kill(rank: int, *, moment: Moment) -> None:
 def _watch_for(note: Callable[[str], object]) -> None:
     """Call ``note`` with the kind of each moment when it is reached."""
     import launch.session
-    from eval.measure import harness
+    from eval.measure import harness, observe
+    from eval.report import write
     from moram_dist import files
     from moram_dist.atoms.memory_files import MemoryFiles
     from moram_dist.methods import METHODS
@@ -219,7 +221,8 @@ def _watch_for(note: Callable[[str], object]) -> None:
     around(trainer.Trainer, "_log", "the losses' log")
     around(MemoryFiles, "publish", "publishing")
     around(harness, "answer_batch", "predicting")
-    around(launch.session, "write_report", "the report")
+    around(observe.Observer, "__call__", "observing")
+    around(write, "write_report", "the report")
     for method in {cls for name in METHODS for cls in METHODS[name].__mro__[:-1]}:
         if "before_step" in vars(method):
             around(method, "before_step", "the optimizer's work")

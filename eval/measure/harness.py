@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from eval.measure.cell import Cell, ColumnState, without_repeats
 from eval.measure.earlier import EarlierAnswers, without_taken
+from eval.measure.observe import Observer
 from eval.measure.recall import Portion, PrefixAssignment
 from eval.measure.row_metrics import row_metrics
 from eval.predictions import predictions_path, write_lines
@@ -28,7 +30,7 @@ from moram_dist.comm.zero3 import is_sharded, without_hooks
 from moram_dist.config import RECALLS
 from moram_dist.decode import Room
 from moram_dist.decode.cache import RoomyCache, bytes_per_token
-from moram_dist.families import Answered, answer_batch, is_generated
+from moram_dist.families import Answered, TextFamily, answer_batch, is_generated
 from moram_dist.files import write_atomically
 from moram_dist.metrics import score
 from moram_dist.tasks.task import Benchmark
@@ -58,11 +60,14 @@ class Evaluator:
         self.tracker = context.tracker
         self.progress = context.progress
         self.watchdog = context.watchdog
-        self.batch_tokens = batch_tokens(context.base.model, env.memory_bytes())
+        self.batch_tokens = BATCH_TOKENS
+        if isinstance(self.family, TextFamily):
+            self.batch_tokens = batch_tokens(context.base.model, env.memory_bytes())
         self.prefixes = PrefixAssignment(self.config, asked, context.base, context.run_dir.memory)
         self.modes = scoring_modes(self.config)
         self.matrices = score_matrices(self.run_dir, self.benchmark, self.modes)
         self.main_mode = self.modes[0]
+        self.observer = Observer(context, asked)
         self.earlier = EarlierAnswers(
             self.benchmark, self.matrices, self._path, self.config.unknown
         )
@@ -83,14 +88,17 @@ class Evaluator:
             for cell in self._cells(row, missing, recall)
         ]
         self.engine.eval()
-        for cell in cells:
-            if not cell.portions:  # an earlier row has all of its answers
-                self._score_cell(cell, {}, _when(self.benchmark, row))
-        if any(cell.portions for cell in cells) and self._fits():
-            with without_hooks(self.engine) as model:
-                self._row(row, cells, model, synced=self.method.in_step)
-        else:
-            self._row(row, cells, self.engine.module, synced=True)
+        observed = self.observer.is_wanted(row, self.engine.module)
+        passes = observed or any(cell.portions for cell in cells)
+        gathers = passes and self._fits()
+        when = _when(self.benchmark, row)
+        with without_hooks(self.engine) if gathers else nullcontext(self.engine.module) as model:
+            if observed:  # before the scores, after which a row counts as done
+                self.observer(row, model, when)
+            for cell in cells:
+                if not cell.portions:  # an earlier row has all of its answers
+                    self._score_cell(cell, {}, when)
+            self._row(row, cells, model, synced=self.method.in_step or not gathers)
         if env.is_main():
             measured = {mode for modes in wanted.values() for mode in modes}
             if metrics := row_metrics(self.run_dir, self.matrices, row, measured):

@@ -9,6 +9,7 @@ from pathlib import Path
 from eval.column_blocks import BLOCKS, column_blocks
 from eval.confusion import read_confusion
 from eval.continual import HEADLINE, sequence_metrics
+from eval.routing import read_routing
 from eval.score_matrix import ScoreMatrix
 from eval.scoring_modes import ScoringMode
 
@@ -55,7 +56,8 @@ def row_metrics(
         if confusion is not None:
             metrics["recogniser/accuracy"] = confusion.accuracy
             metrics["recogniser/rejected"] = confusion.rejected
-    return metrics
+    routing = read_routing(run_dir, matrices[main].tasks, row)
+    return metrics | (routing.metrics() if routing is not None else {})
 
 
 def _of_sequence(matrix: ScoreMatrix, row: int) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 from eval.column_blocks import ColumnBlock, column_blocks
 from eval.confusion import Confusion
 from eval.continual import MatrixEntry, Row, Scores
+from eval.routing import TaskRouting
 from eval.run_files import CurvePoint, ScoredExample
 from eval.scoring_modes import ScoringMode
 
@@ -36,6 +37,9 @@ class ReportContents:
 
     recognition: Recognition | None
     """None if no recogniser ran."""
+
+    routing: tuple[TaskRouting, ...]
+    """Whose atoms answered whose tokens, after each task for which that was observed."""
 
     curve: list[CurvePoint]
     """Training losses; empty if there are none."""

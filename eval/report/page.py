@@ -20,6 +20,7 @@ from eval.continual import HEADLINE
 from eval.markup import MINUS, visible
 from eval.report.contents import ReportContents
 from eval.report.plots import MANY_TASKS
+from eval.routing import SILENT
 from eval.run_files import ScoredExample
 from eval.scoring_modes import ORACLE_NOTE
 
@@ -112,6 +113,7 @@ _TEMPLATES.globals.update(
     MANY_TASKS=MANY_TASKS,
     ORACLE_NOTE=ORACLE_NOTE,
     SHOWN_CHARACTERS=SHOWN_CHARACTERS,
+    SILENT=SILENT,
     UNKNOWN=UNKNOWN,
     zip=zip,
 )

@@ -13,6 +13,7 @@ from eval.confusion import UNKNOWN
 from eval.figures import AMOUNT, FULL_WIDTH, HALF_WIDTH, INK, LOSS, QUIET, canvas
 from eval.markup import figure_text
 from eval.report.contents import ReportContents
+from eval.routing import SILENT
 
 AMOUNTS = LinearSegmentedColormap.from_list("amounts", ["#f3f7fc", "#a9cbe8", "#2b6cb0", "#153e6b"])
 
@@ -31,8 +32,8 @@ LARGEST_LOSS = 1e30
 def figures(report: ReportContents) -> dict[str, Figure]:
     """The figures of a report by file name.
 
-    ``matrix``, ``average`` and ``forgetting``; ``confusion`` if a recogniser ran, ``loss`` if there
-    is a curve.
+    ``matrix``, ``average`` and ``forgetting``; ``confusion`` if a recogniser ran, ``routing`` if
+    atoms were observed, ``loss`` if there is a curve.
     """
     matrix = report.main.matrix
     found = {
@@ -43,6 +44,8 @@ def figures(report: ReportContents) -> dict[str, Figure]:
     if report.recognition is not None:
         confusion = report.recognition.confusion
         found["confusion"] = confusion_map(confusion.tasks, confusion.percents())
+    if report.routing:
+        found["routing"] = routing_map(report.routing[-1].tasks, report.routing[-1].shares())
     if report.curve:
         steps = [point.step for point in report.curve]
         losses = [point.loss for point in report.curve]
@@ -80,6 +83,17 @@ def confusion_map(tasks: Sequence[str], percents: Matrix) -> Figure:
     labels = [f"prompts of {name}" for name in tasks]
     shown = [[None if value == 0 else value for value in row] for row in percents]
     return _map(labels, [*tasks, UNKNOWN], shown, "recognised as")
+
+
+def routing_map(tasks: Sequence[str], percents: Matrix) -> Figure:
+    """Whose atoms answer: one row per task of the test tokens, drawn as ``heat_map``.
+
+    Args:
+        tasks: names in the order of learning.
+        percents: a row for each task, a column for each task's atoms and a last one for weight
+            that is silenced.
+    """
+    return _map([f"tokens of {name}" for name in tasks], [*tasks, SILENT], percents, "atoms of")
 
 
 def _map(labels: Sequence[str], columns: Sequence[str], rows: Matrix, title: str) -> Figure:

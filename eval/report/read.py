@@ -12,6 +12,7 @@ from eval.continual import MatrixEntry, Scores, average_so_far, forgetting_per_t
 from eval.predictions import predictions_path
 from eval.report.contents import ModeScores, Recognition, ReportContents, TaskFacts
 from eval.report.wrong_pictures import read_wrong_answers
+from eval.routing import read_routing
 from eval.run_files import (
     BenchmarkFile,
     ScoredExample,
@@ -60,6 +61,11 @@ def read_contents(run_dir: Path) -> ReportContents:
         forgetting=forgetting_per_task(matrix.scores),
         drift=_drift(modes),
         recognition=_read_recognition(run_dir, config, modes),
+        routing=tuple(
+            found
+            for row in range(len(matrix.tasks))
+            if (found := read_routing(run_dir, matrix.tasks, row)) is not None
+        ),
         curve=curve[:: 1 + len(curve) // CURVE_POINTS],
         tasks=_tasks(matrix, benchmark, read_stored_tasks(run_dir)),
         notes=benchmark.notes,

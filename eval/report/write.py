@@ -41,6 +41,8 @@ def write_report(run_dir: Path) -> Path:
     files["matrix.csv"] = _matrix_csv(contents.main.matrix)
     if contents.recognition is not None:
         files["confusion.csv"] = contents.recognition.confusion.to_csv()
+    if contents.routing:
+        files["routing.csv"] = contents.routing[-1].to_csv()
     files["metrics.json"] = json.dumps(_numbers(contents), indent=2, ensure_ascii=False) + "\n"
     files["index.html"] = page(contents, drawn)
     for name, text in files.items():
@@ -68,6 +70,8 @@ def _numbers(contents: ReportContents) -> dict[str, Any]:
     if contents.recognition is not None:
         confusion = contents.recognition.confusion
         numbers["recogniser"] = {"accuracy": confusion.accuracy, "rejected": confusion.rejected}
+    if contents.routing:
+        numbers["routing"] = {one.tasks[-1]: one.metrics() for one in contents.routing}
     return numbers
 
 

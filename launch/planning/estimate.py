@@ -27,6 +27,10 @@ from moram_dist.train.task_data import STEPS_AHEAD
 AUTO, RESIDENT, GATHERED, STATIONARY = PLACEMENTS
 RUN = "run"
 
+LIBRARIES = {"cuda": 2_700_000_000}
+"""Bytes that a process takes of a device beside torch's tensors: the context, NCCL, workspaces of
+cuBLAS. From reports of others, not measured."""
+
 PYTHON_INT = 36
 """Bytes per token of a task's examples, which are tuples of Python integers."""
 
@@ -121,8 +125,13 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Peak of a rank: of its process on a CPU if that was measured, else of its tensors."""
-        return self.process or max(self.training, self.evaluation)
+        """Peak of a rank: of its process where that was measured, else of tensors and libraries."""
+        return self.process or max(self.training, self.evaluation) + self.libraries
+
+    @property
+    def libraries(self) -> int:
+        """The device's memory that is not in torch's tensors."""
+        return LIBRARIES.get(self.ranks.device, 0)
 
 
 class Planner:

@@ -36,6 +36,8 @@ def _memory(plan: Plan) -> list[str]:
         ("frozen atoms, after the last task", plan.atoms, "exact"),
         ("examples of a task, on the host", plan.examples, "about"),
     ]
+    if plan.libraries:
+        lines.append(("context and workspaces of CUDA's libraries", plan.libraries, "about"))
     if plan.process:
         lines.append(("peak of the process", plan.process, "measured here"))
     room = plan.ranks.memory

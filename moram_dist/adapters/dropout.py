@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from moram_dist.comm import env
+
 BITS = 16
 """Hash bits that decide about one element: probabilities are multiples of 2^-16."""
 
@@ -40,7 +42,7 @@ class TokenKeys:
         """
         rows_B1 = _int32(torch.tensor(row_seeds, dtype=torch.int64)).unsqueeze(1)
         places_T = _mix(torch.arange(max(lengths), dtype=torch.int32))
-        keys_BT = _mix(rows_B1 ^ places_T).to(device)
+        keys_BT = env.sent(_mix(rows_B1 ^ places_T), device)
         self._of = {len(row_seeds) * length: keys_BT[:, :length] for length in lengths}
 
     def add(self, row_seeds: Sequence[int], length: int, device: torch.device) -> None:

@@ -5,14 +5,17 @@ Shape letters: N experts, R rank-1 terms of an expert.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.growing_lora import GrowingLora
 from moram_dist.adapters.prefix import Prefix
+from moram_dist.adapters.routed import Routed, Take, Weights
 
 
-class LoraExperts(GrowingLora):
+class LoraExperts(GrowingLora, Routed):
     """``base(x) + sum_e g_e(x) scale * dropout(x) A_e^T B_e`` over the experts so far.
 
     The router reads x without dropout, as in Dou et al. 2023, arXiv:2312.09979.
@@ -36,11 +39,25 @@ class LoraExperts(GrowingLora):
         self.router = nn.Parameter(self.like.new_zeros(num_tasks, self.in_features))
         self.routers: list[Tensor] = []
         """The router after each task, (task + 1, in), because later tasks train it further."""
+        self._take: Take | None = None
 
     @property
     def num_experts(self) -> int:
         """N: the frozen experts, and the one being learned."""
         return len(self.older_A) // self.size + self.learning
+
+    @property
+    def task_ends(self) -> Sequence[int]:
+        """One expert per task."""
+        return range(len(self.ends))
+
+    def watch(self, take: Take | None) -> None:
+        """See ``Routed``."""
+        self._take = take
+
+    def whole_keys(self) -> Tensor:
+        """The router after the last task."""
+        return self.routers[-1] if self.routers else self.like.new_zeros(0, self.in_features)
 
     def _update(self, x: Tensor, tasks: int | None) -> Tensor:
         A, B = self.terms(tasks)
@@ -50,8 +67,18 @@ class LoraExperts(GrowingLora):
             router = self.routers[tasks - 1].to(x.device) if tasks else router[:0]
         # Routing is in float32 whatever the model's dtype.
         logits = x.float() @ router.float().T
-        shares = gates(logits, self.top).to(x.dtype).repeat_interleave(self.size, dim=-1)
+        gate = gates(logits, self.top)
+        if self._take is not None:
+            self._take(_weights(gate))
+        shares = gate.to(x.dtype).repeat_interleave(self.size, dim=-1)
         return ((self.dropout(x) @ A.T) * shares) @ B
+
+
+def _weights(gate: Tensor) -> Weights:
+    """Gates (..., N) of all experts as weights; none is silenced."""
+    gate_TN = gate.flatten(0, -2)
+    index_TN = torch.arange(gate.shape[-1], device=gate.device).expand_as(gate_TN)
+    return Weights(index_TN, gate_TN, gate_TN)
 
 
 def gates(logits: Tensor, top: int) -> Tensor:

@@ -12,7 +12,6 @@ Shape letters: N atoms in the memory, R new ones, D inputs, E outputs, P ranks, 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,6 +20,9 @@ from torch import Tensor, nn
 from moram_dist.atoms.scan import Image, image
 from moram_dist.comm.collectives import AtomGroup
 from moram_dist.comm.partition import largest_shard, new_rows, shard_size
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes of a number."""
 
 Atoms = tuple[Tensor, Tensor]
 """Keys (rows, D) and values (rows, E)."""
@@ -60,10 +62,10 @@ class Bank(nn.Module):
         empty = torch.empty(0, dtype=like.dtype, device=like.device)
         self.register_buffer("shard_F", empty, persistent=False)
         self.register_buffer("copy_F", empty, persistent=False)
-        self._sealed: list[str] | None = None
+        self._sealed: list[int] | None = None
         self._grams: dict[int, Tensor] = {}
         self._images: dict[int, Image] = {}
-        self._stacked: dict[tuple[int, ...], tuple[Tensor, Tensor, list[Tensor]]] = {}
+        self._rows: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
         """With the flat memory that they are views of: a bank may move to another device."""
 
     @property
@@ -83,6 +85,12 @@ class Bank(nn.Module):
     def whole(self) -> Tensor:
         """All atoms, flat, in the order of the memory. Only for a rank that has them all."""
         return self.copy_F if self.group.size > 1 else self.shard_F
+
+    def gathered(self) -> list[Atoms]:
+        """All atoms of each linear, wherever they are. All ranks must call it together."""
+        if self.copied or self.group.size == 1:
+            return self.views(self.whole())
+        return self.views(self.in_order(self.group.all_gather(self.shard_F, "whole keys")))
 
     def in_order(self, flat_PF: Tensor) -> Tensor:
         """The shards of all ranks as one flat memory, with room for active atoms."""
@@ -140,29 +148,16 @@ class Bank(nn.Module):
         half = len(self.shapes)
         return list(zip(found[:half], found[half:], strict=True))
 
-    def stacked(self, members: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """All rows of consecutive linears with inputs of one size, padding included.
+    def rows(self) -> tuple[list[Tensor], list[Tensor]]:
+        """All keys, and all values, of each linear, padding included.
 
         Only for a rank that has all atoms.
-
-        Returns:
-            Keys, one linear's below the other's (L rows, D); and values: also below each other if
-            they have one size, else a matrix (rows, E) for each linear.
         """
         flat_F = self.whole()
-        if members not in self._stacked or self._stacked[members][0] is not flat_F:
-            first, stop, half = members[0], members[-1] + 1, len(self.shapes)
-            alike = len({self.shapes[i][1] for i in members}) == 1
-            groups = [(first, stop)] if alike else [(i, i + 1) for i in members]
-            values = [self._together(flat_F, half + begin, half + end) for begin, end in groups]
-            self._stacked[members] = flat_F, self._together(flat_F, first, stop), values
-        return self._stacked[members][1:]
-
-    def _together(self, flat_F: Tensor, first: int, stop: int) -> Tensor:
-        """Consecutive matrices below each other, as wide as the first."""
-        rows = len(flat_F) // self._width
-        before, inside = sum(self._widths[:first]), sum(self._widths[first:stop])
-        return flat_F[rows * before : rows * (before + inside)].view(-1, self._widths[first])
+        if self._rows is None or self._rows[0] is not flat_F:
+            keys, values = zip(*self._matrices(flat_F), strict=True)
+            self._rows = flat_F, [*keys], [*values]
+        return self._rows[1:]
 
     def gram(self, linear: int) -> Tensor:
         """K^T K of all frozen atoms of a linear, (D, D) in float32 or more; cached until it grows.
@@ -216,7 +211,7 @@ class Bank(nn.Module):
         self._sealed = None
         self._grams.clear()
         self._images.clear()
-        self._stacked.clear()
+        self._rows = None
 
     def intact(self) -> bool:
         """Whether every atom here, copies included, is unchanged since the first call.
@@ -224,8 +219,9 @@ class Bank(nn.Module):
         The next call after the bank has grown counts as the first.
         """
         atoms = self.own() + (self.views(self.copy_F) if self.copied else [])
+        # Sums of the bits as integers: any one change shows, and they are as fast as memory.
         now = [
-            hashlib.sha256(part.cpu().view(torch.uint8).numpy().tobytes()).hexdigest()
+            int(part.reshape(-1).view(INTEGERS[part.element_size()]).sum(dtype=torch.int64))
             for pair in atoms
             for part in pair
         ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 
 from torch import Tensor, nn
@@ -18,10 +19,12 @@ from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.directions import off
 from moram_dist.adapters.dropout import TokenDropout, TokenMask
 from moram_dist.adapters.prefix import Prefix
+from moram_dist.adapters.routed import Routed, Take, Weights
 from moram_dist.atoms.bank import Atoms, Bank
 from moram_dist.atoms.placer import Placer
 from moram_dist.atoms.recall import recall_together
-from moram_dist.atoms.routing import Routing
+from moram_dist.atoms.routing import Mixture, Routing
+from moram_dist.atoms.shard import each
 
 SHARE_INPUT = (
     ("q_proj", "k_proj", "v_proj"),
@@ -35,7 +38,7 @@ CROSS_ATTENTION = "EncDecAttention"
 """T5's decoder module in which k and v read the encoder's output, but q does not."""
 
 
-class MemoryLinear(AdaptedLinear):
+class MemoryLinear(AdaptedLinear, Routed):
     """``base(x) + recall(dropout(x))`` over frozen and active atoms together.
 
     Source: Lu et al. 2026, arXiv:2506.21035.
@@ -50,6 +53,19 @@ class MemoryLinear(AdaptedLinear):
     def update(self, x: Tensor) -> Tensor:
         """(..., D) to (..., E)."""
         return self.asked.answer(self, x)
+
+    @property
+    def task_ends(self) -> Sequence[int]:
+        """Frozen atoms after each number of tasks."""
+        return self.asked.memory.ends
+
+    def watch(self, take: Take | None) -> None:
+        """See ``Routed``."""
+        self.asked.memory.watch(self.asked.layers.index(self), take)
+
+    def whole_keys(self) -> Tensor:
+        """Keys of all frozen atoms, from all ranks."""
+        return self.asked.memory.bank.gathered()[self.asked.layers.index(self)][0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +104,8 @@ class Memory(nn.Module):
         self.dropouts = tuple(layer.dropout for layer in layers)  # owned by the layers
         self.directions_KD: Tensor | None = None
         """Orthonormal rows to which active keys are kept orthogonal; None: no constraint."""
+        self._watched: dict[int, Take] = {}
+        """Linear to who gets its weights."""
         shapes = [(layer.in_features, layer.out_features) for layer in layers]
         like = layers[0].like
         self.bank = Bank(shapes, placer.group, like=like, num_active=settings.num_active)
@@ -111,6 +129,13 @@ class Memory(nn.Module):
         self.bank.grow(atoms)
         self.ends.append(self.bank.num_atoms)
 
+    def watch(self, i: int, take: Take | None) -> None:
+        """``Routed.watch`` of linear ``i``."""
+        if take is None:
+            self._watched.pop(i, None)
+        else:
+            self._watched[i] = take
+
     def forward(self, x: Tensor, members: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Updates of some of the linears for their input ``x``, (..., D) to (..., E) each."""
         return self.settings.prefix.each(x, lambda tasks: self._recall(x, members, tasks))
@@ -132,8 +157,15 @@ class Memory(nn.Module):
                 members,
                 None if tasks is None else self.ends[tasks],
                 masks,
+                partial(self._show, members) if self._watched else None,
             )
         )
+
+    def _show(self, members: tuple[int, ...], mix: Mixture) -> None:
+        fields = (each(t, len(members)) for t in (mix.index_TK, mix.weight_TK, mix.spoken_TK))
+        for i, *weights in zip(members, *fields, strict=True):
+            if i in self._watched:
+                self._watched[i](Weights(*weights))
 
     def _dropped(
         self, x: Tensor, members: Sequence[int]

@@ -5,7 +5,7 @@ Shape letters: N atoms, R active atoms, D inputs, E outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Placement, Resident
 from moram_dist.atoms.recall_call import Mask, RecallCall
 from moram_dist.atoms.recall_function import RecallFunction
-from moram_dist.atoms.routing import Routing
+from moram_dist.atoms.routing import Mixture, Routing
+from moram_dist.atoms.shard import MIX_ALL
 from moram_dist.comm.collectives import AtomGroup
 
 AT_ONCE = 64
@@ -75,6 +76,7 @@ def recall_together(
     members: Sequence[int] = (0,),
     num_frozen: int | None = None,
     masks: Sequence[Mask | None] = (),
+    show: Callable[[Mixture], None] | None = None,
 ) -> list[Tensor]:
     """``recall`` for several linears of a bank, over its frozen atoms followed by active ones.
 
@@ -91,6 +93,7 @@ def recall_together(
         num_frozen: query only the first ``num_frozen`` frozen atoms, with R = 0; default: all.
         masks: one per linear: drops elements of its input as rows (T, D), the same ones at each
             call; None or none at all: nothing is dropped.
+        show: gets the mixture of this rank's tokens, stacked as in ``shard``; not called for N = 0.
 
     Returns:
         One per linear, (..., E).
@@ -103,7 +106,7 @@ def recall_together(
             for x, i in zip(inputs, members, strict=True)
         ]
     recorded = torch.is_grad_enabled()
-    if not (recorded or num_active or masks):
+    if not (recorded or num_active or masks or show):
         answers = _at_once(bank, placement, routing, inputs, tuple(members), num_frozen)
         if answers is not None:
             return answers
@@ -116,6 +119,7 @@ def recall_together(
         num_active=num_active,
         recorded=recorded,
         masks=tuple(masks),
+        show=show,
     )
     if not active_keys:
         sizes = [bank.shapes[i] for i in members]
@@ -136,8 +140,7 @@ def _at_once(
 ) -> list[Tensor] | None:
     """Answers of few tokens by one operation on a CPU, as in decoding; None if it does not serve.
 
-    Without gradients, over frozen atoms that are all here, for consecutive linears that share
-    their input.
+    Without gradients, over frozen atoms that are all here, for linears that share their input.
     """
     x = inputs[0]
     if (
@@ -145,20 +148,19 @@ def _at_once(
         or not isinstance(placement, Resident)
         or not native.serve(x)
         or bank.shard_F.dtype != x.dtype
-        or members[-1] - members[0] + 1 != len(members)
         or any(other is not x for other in inputs)
         or placement.images(bank, members) is not None
     ):
         return None
-    keys, values = bank.stacked(members)
+    keys, values = bank.rows()
     found = native.answers(
         x.reshape(-1, x.shape[-1]),
-        keys,
-        values,
-        len(members),
+        [keys[i] for i in members],
+        [values[i] for i in members],
         num_frozen,
         top_k=routing.top_k,
         temperature=routing.temperature,
         threshold=routing.threshold,
+        mix_all=MIX_ALL["cpu"],
     )
     return [y.view(*x.shape[:-1], y.shape[1]) for y in found]

@@ -40,6 +40,9 @@ class RecallCall:
     recorded: bool
     """Whether there may be a backward pass."""
 
+    show: Callable[[Mixture], None] | None = None
+    """Gets the mixture of this rank's own tokens."""
+
     masks: tuple[Mask | None, ...] = ()
     """Of each linear: drops elements of its input (T, D) and, in the backward pass, of the input's
     gradient; None or no masks: nothing is dropped."""

@@ -95,6 +95,8 @@ def _route(
             asked = [x.to(precise) for x in tokens[owner]]
             offers.insert(0, call.scanned(images, asked, shards))
         mixtures[owner] = mixture(offers, num_atoms=call.num_atoms, routing=call.routing)
+    if call.show is not None:
+        call.show(mixtures[call.placement.group.rank])
     return scores, mixtures
 
 

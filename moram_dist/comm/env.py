@@ -46,6 +46,13 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def sent(tensor: Tensor, to: torch.device) -> Tensor:
+    """A tensor of the host on a device; the host does not wait until it has arrived."""
+    if to.type != "cuda":
+        return tensor.to(to)
+    return tensor.pin_memory().to(to, non_blocking=True)
+
+
 def memory_bytes() -> int:
     """Memory per rank: the device's, or an equal part of the host's; the minimum over ranks."""
     if device().type == "cuda":

@@ -82,15 +82,15 @@ def _task(task: Task, tokenizer: Any, all_turns: bool) -> Task:
             "write them as prompt and answer, or choose a base that was tuned on chats"
         )
     try:
-        return _written(task, _Template(tokenizer), all_turns)
+        return _written(task, ChatTemplate(tokenizer), all_turns)
     except InputError:
         # Qwen3's, for one, writes an empty thought before an answer only if it may not think.
         if "enable_thinking" not in str(tokenizer.chat_template):
             raise
-        return _written(task, _Template(tokenizer, may_think=False), all_turns)
+        return _written(task, ChatTemplate(tokenizer, may_think=False), all_turns)
 
 
-def _written(task: Task, template: _Template, all_turns: bool) -> Task:
+def _written(task: Task, template: ChatTemplate, all_turns: bool) -> Task:
     train, test = (
         [_write(example, template, f"task {task.name}, {example.id}") for example in split]
         for split in (task.train, task.test)
@@ -130,7 +130,7 @@ class _Chat:
     """What the template writes after the answer and before EOS."""
 
 
-def _write(example: Example, template: _Template, where: str) -> _Chat:
+def _write(example: Example, template: ChatTemplate, where: str) -> _Chat:
     answer = example.references[0].strip()
     prompt = template.asking(example.turns, where)
     whole = template.text([*example.turns, ("assistant", answer)], where)
@@ -151,7 +151,7 @@ def _write(example: Example, template: _Template, where: str) -> _Chat:
 
 
 def _earlier_turns(
-    chat: Example, written: Example, template: _Template, task: str
+    chat: Example, written: Example, template: ChatTemplate, task: str
 ) -> tuple[tuple[int, int], ...]:
     """The assistant's turns before the last, as parts of the written prompt."""
     spans = []
@@ -173,12 +173,22 @@ def _earlier_turns(
 
 
 @dataclass(frozen=True)
-class _Template:
+class ChatTemplate:
     """A tokenizer's chat template."""
 
     tokenizer: Any
     may_think: bool = True
     """False: the model answers at once, in templates that know the difference."""
+
+    @classmethod
+    def for_answers(cls, tokenizer: Any) -> ChatTemplate:
+        """The template as training uses it, for a chat whose answer is not known."""
+        template = cls(tokenizer)
+        try:
+            _write(Example("", "", ("b",), turns=(("user", "a"),)), template, "a chat")
+        except InputError:
+            return cls(tokenizer, may_think="enable_thinking" not in str(tokenizer.chat_template))
+        return template
 
     @property
     def eos(self) -> str:

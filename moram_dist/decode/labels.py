@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -20,8 +19,8 @@ from torch.nn import functional as F
 from moram_dist.adapters.prompts import asking, reads_prompts
 from moram_dist.data.candidates import Candidates
 from moram_dist.data.stream import IGNORED, pad_left
+from moram_dist.decode.attention import EAGER, FLASH, SDPA, taking_masks
 from moram_dist.decode.cache import RoomyCache
-from moram_dist.models.attention import EAGER, FLASH, SDPA
 
 WORTH_A_PASS = 256
 """A common beginning of the prompts is read once, in a separate pass, if that saves at least this
@@ -78,23 +77,6 @@ def score_labels(
         )
         for i in range(len(choices))
     ]
-
-
-@contextmanager
-def taking_masks(model: nn.Module) -> Iterator[None]:
-    """Context in which attention takes any mask: flash-attn, which takes none, gives way to torch.
-
-    Otherwise each label would need its own pass.
-    """
-    config: Any = model.config
-    own = config._attn_implementation
-    if own == FLASH:
-        config._attn_implementation = SDPA
-    try:
-        yield
-    finally:
-        if own == FLASH:
-            config._attn_implementation = own
 
 
 def behind_prompts(

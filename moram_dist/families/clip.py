@@ -258,14 +258,22 @@ class Clip(Family):
         assert isinstance(batch, StepPictures)
         logits_BC, targets_B = logits_BPV[0], targets_BP[0]
         learned_B = batch.labels[:, 1] != IGNORED
-        smoothing_B = batch.smoothing_B[learned_B].to(logits_BC)
-        weights_B = batch.text_to_image_B[learned_B].to(logits_BC)
+        smoothing_B, weights_B = (
+            env.sent(numbers_B[learned_B], logits_BC.device).to(logits_BC.dtype)
+            for numbers_B in (batch.smoothing_B, batch.text_to_image_B)
+        )
         if not len(weights_B):  # a rank without pictures
             smoothing_B = weights_B = logits_BC.new_zeros(len(logits_BC))
         total = smoothed_cross_entropy(logits_BC, targets_B, smoothing_B) / num_answer_tokens
         if batch.finds_pictures:
             total = total + text_to_image(logits_BC, targets_B, weights_B)
         return total
+
+    def read(self, model: Any, tokenizer: Any, example: Example, task: Task) -> None:
+        """The picture, and the first text of its class."""
+        image_features(model, self._pixels(tokenizer, [example], task))
+        texts = task.texts[task.labels.index(example.references[0])]
+        class_features(model, tokenizer, [texts[:1]])
 
     # Answers.
 

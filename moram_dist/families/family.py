@@ -171,7 +171,7 @@ class Family(ABC):
     def encode_task(
         self, tokenizer: Any, pairs: Pairs, folder: Path, told: WorkProgress
     ) -> Sequence[Any]:
-        """Encode the training examples of a task. All ranks call it together.
+        """Encode training examples. All ranks call it together.
 
         Args:
             tokenizer: of the base.
@@ -218,10 +218,7 @@ class Family(ABC):
     def collate(
         self, examples: Sequence[Any], pad_id: int, rows: Sequence[int] | None = None
     ) -> MicroBatch:
-        """The micro-batch of these examples.
-
-        ``rows`` gives each one's index in the step; default: the first ones.
-        """
+        """The micro-batch of these examples; ``rows`` are their indices in the step, from 0."""
 
     # Forward.
 
@@ -257,6 +254,10 @@ class Family(ABC):
         """
         total = cross_entropy(logits_BPV.flatten(0, 1), targets_BP.flatten())
         return total / num_answer_tokens
+
+    @abstractmethod
+    def read(self, model: nn.Module, tokenizer: Any, example: Example, task: Task) -> None:
+        """Pass one test example through the model, its prompt and its answer, without padding."""
 
     # Answers.
 

@@ -18,6 +18,7 @@ from moram_dist.data.answers import read_answers
 from moram_dist.data.candidates import Candidates
 from moram_dist.data.encode import Span
 from moram_dist.data.tokens import Pairs, WorkProgress, encode_task
+from moram_dist.decode.attention import one_text_a_row
 from moram_dist.decode.constrained import choose_labels
 from moram_dist.decode.generate import Beginning, greedy
 from moram_dist.decode.labels import LabelScores, Passes, score_labels
@@ -155,9 +156,18 @@ class TextFamily(Family):
         columns: Tensor,
     ) -> Tensor:
         """Logits only at targets: most positions are prompt, and the head is large."""
-        with _picked(output_head(model), rows, columns) as picked:
+        with _picked(output_head(model), rows, columns) as picked, one_text_a_row():
             found: Tensor = engine(**inputs, use_cache=False).logits
         return found if picked else found[rows, columns][None]
+
+    @torch.no_grad()
+    def read(self, model: Any, tokenizer: Any, example: Example, task: Task) -> None:
+        """Prompt and first reference, as in training."""
+        encoded = self.encode_training(tokenizer, example, task)
+        device = next(iter(model.parameters())).device
+        inputs = self.collate([encoded], tokenizer.pad_token_id).inputs
+        first = torch.zeros(1, dtype=torch.long, device=device)
+        self.logits(model, model, {n: t.to(device) for n, t in inputs.items()}, first, first)
 
     # Answers.
 

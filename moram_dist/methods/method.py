@@ -84,6 +84,9 @@ class Method:
     as_lora: Literal["newest", "sum"] | None = None
     """How a memory is one LoRA, if it is: the newest task's terms, or those of all tasks."""
 
+    routes = False
+    """Whether tokens choose among its atoms or experts: its linears are ``Routed``."""
+
     Config: type[MethodConfig] = MethodConfig
     """The settings that its results depend on. Settings of other methods do not reach it."""
 

@@ -49,6 +49,7 @@ class MoeLora(IncLora):
     all tasks routes each token, without noise, and each expert belongs to one task.
     """
 
+    routes = True
     Config = MoeLoraConfig
     config: MoeLoraConfig
     as_lora = None  # what is added depends on the input

@@ -59,6 +59,7 @@ class Moram(AdaptingMethod):
     """
 
     keeps_prefixes = True
+    routes = True
     Config = MoramConfig
     config: MoramConfig
     layers: dict[str, MemoryLinear]  # type: ignore[assignment]

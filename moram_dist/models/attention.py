@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from moram_dist.decode.attention import EAGER, FLASH, SDPA
 from moram_dist.registry import InputError
-
-FLASH, SDPA, EAGER = "flash_attention_2", "sdpa", "eager"
 
 
 def resolve(asked: str, dtype: torch.dtype, build: Callable[[str], object]) -> str:

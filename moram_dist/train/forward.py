@@ -28,12 +28,13 @@ class Forward:
 
     def __call__(self, batch: MicroBatch, weight: float = 1.0) -> ForwardOutput:
         """Run the model; ``weight`` is ``ForwardOutput.weight``."""
-        device = self.device
-        targets = batch.labels[:, 1:]
-        places = (targets != IGNORED).nonzero()
+        # All copies to the device come first, and none of them waits for it.
+        labels = batch.labels[:, 1:]
+        places = (labels != IGNORED).nonzero()
         places = places if len(places) else torch.zeros(1, 2, dtype=torch.long)
-        rows, columns = places.to(device).unbind(1)
-        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        targets_P = env.sent(labels[tuple(places.unbind(1))], self.device)
+        rows, columns = env.sent(places, self.device).unbind(1)
+        inputs = {name: env.sent(tensor, self.device) for name, tensor in batch.inputs.items()}
 
         def logits() -> Tensor:
             with asking(self.model, batch.prompts):
@@ -45,7 +46,7 @@ class Forward:
 
         return ForwardOutput(
             logits_BPV=logits(),
-            targets_BP=targets.to(device)[rows, columns][None],
+            targets_BP=targets_P[None],
             weight=weight,
             again=again,
         )

@@ -156,4 +156,5 @@ class _Fit:
 
 def _divergence(of: Sequence[Tensor], to: Sequence[Tensor]) -> float:
     p, q = (torch.cat([*each]).log_softmax(-1) for each in (of, to))
-    return float(F.kl_div(q, p, reduction="batchmean", log_target=True))
+    found = float(F.kl_div(q, p, reduction="batchmean", log_target=True))
+    return max(0.0, found)  # rounding may make it negative

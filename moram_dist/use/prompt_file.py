@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jinja2 import TemplateError
-
+from moram_dist.data.chat import ChatTemplate
 from moram_dist.files import append, exclusive_lock, write_atomically, writing
 from moram_dist.registry import InputError
 from moram_dist.tasks.readers import read_records, text_field
@@ -79,12 +78,10 @@ def write_chat(tokenizer: Any, messages: Sequence[Any], where: str) -> str:
     if not tokenizer.chat_template:
         raise InputError(f"{where}: the base's tokenizer has no chat template; give plain prompts")
     try:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}: the tokenizer's chat template fails: {reason}") from None
+        turns = [(turn["role"], turn["content"]) for turn in messages]
+    except (TypeError, KeyError):
+        raise InputError(f"{where}: each turn needs role and content") from None
+    return ChatTemplate.for_answers(tokenizer).asking(turns, where)
 
 
 class AnswerFile:

@@ -153,6 +153,10 @@ class Vectors(Family):
         logits: Tensor = engine(**inputs).logits_per_vector
         return logits[rows][None]
 
+    def read(self, model: nn.Module, tokenizer: Any, example: Example, task: Task) -> None:
+        """The vector."""
+        model(vectors=torch.tensor([numbers(example.prompt)]))
+
     def generate(
         self,
         model: nn.Module,

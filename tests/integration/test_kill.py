@@ -33,9 +33,9 @@ def half_of_the_manifest(trace: list[Moment]) -> Moment:
         pytest.param([Moment(1, "after a step", 5)], marks=pytest.mark.nightly),
         [Moment(0, "before publishing", 1), Moment(1, "after loading", 0)],
         [half_of_the_manifest],
-        [Moment(1, "before predicting", 2)],
+        [Moment(1, "after observing", 1), Moment(1, "before predicting", 2)],
     ],
-    ids=["a step", "the memory file, then loading", "the manifest", "predictions"],
+    ids=["a step", "the memory file, then loading", "the manifest", "observing, then predictions"],
 )
 def test_a_killed_run_goes_on(reference, tmp_path, moments):
     moments = [m if isinstance(m, Moment) else m(reference.trace) for m in moments]

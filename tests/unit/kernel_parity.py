@@ -261,7 +261,7 @@ def test_rows(num_rows, num_chosen, num_features, dtype, shared, in_torch, launc
     rows = [random(num_rows, num_features, dtype=dtype, seed=s) for s in (0, 3)]
     tokens = [random(4, num_features, dtype=dtype, seed=s) for s in (1, 4)]
     strength_BK = random(2 * 4, num_chosen, dtype=precise, seed=2)
-    mixed = torch.cat(shard.mixed(chosen, strength_BK, rows))
+    mixed = torch.cat(shard.mixed(chosen, strength_BK, rows, dtype))
     found = shard.products(tokens, rows, chosen, precise)
     assert launched == ["mix"] * 2 + ["products"] * 2
     assert (mixed.dtype, found.dtype) == (dtype, precise)
@@ -276,7 +276,7 @@ def test_rows(num_rows, num_chosen, num_features, dtype, shared, in_torch, launc
     expected = torch.einsum("tf,tkf->tk", torch.cat(tokens).double(), picked_BKF) * here_BK
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
     if precise == dtype:
-        in_torch_BF = torch.cat(in_torch(shard.mixed, chosen, strength_BK, rows))
+        in_torch_BF = torch.cat(in_torch(shard.mixed, chosen, strength_BK, rows, dtype))
         torch.testing.assert_close(mixed, in_torch_BF, rtol=1e-5, atol=1e-5)
         in_torch_BK = in_torch(shard.products, tokens, rows, chosen, precise)
         torch.testing.assert_close(found, in_torch_BK, rtol=1e-5, atol=1e-4)
@@ -287,7 +287,7 @@ def test_rows_of_other_shards_are_not_read():
     assert chosen.here_TK is not None and 0 < chosen.here_TK.sum() < 8
     rows_NF = random(80, 30)
     rows_NF[chosen.row_TK[~chosen.here_TK].long()] = torch.nan
-    (mixed,) = shard.mixed(chosen, random(1, 8), [rows_NF])
+    (mixed,) = shard.mixed(chosen, random(1, 8), [rows_NF], rows_NF.dtype)
     assert mixed.isfinite().all()
     assert shard.products([random(1, 30)], [rows_NF], chosen, torch.float32).isfinite().all()
 

@@ -53,7 +53,7 @@ def test_ci_runs_the_tests_from_an_empty_environment():
 
 @pytest.mark.parametrize(
     ("target", "command"),
-    [("test", "-m pytest"), ("check", "ruff check"), ("demo", "launch/train.py --ds_config")],
+    [("test", "-m pytest"), ("check", "ruff check"), ("demo", "moram train --ranks 2")],
 )
 def test_make(target, command):
     done = subprocess.run(
@@ -99,8 +99,8 @@ def own_flags() -> set[str]:
     fields = config_io.fields()
     flags = {f"--{name}" for name in (*OWN, *fields)}
     flags |= {f"--{section}.{name}" for name, (section, _) in fields.items()}
-    names = ("doctor.py", "flags.py", "generate.py", "moram.py", "plan.py", "submit.py")
-    names += ("export/command.py", "serving/command.py")
+    names = ("doctor.py", "flags.py", "generate.py", "inspection.py", "moram.py", "plan.py")
+    names += ("submit.py", "export/command.py", "serving/command.py")
     launch = (ROOT / "launch" / name for name in names)
     modules = (ROOT / name / "__main__.py" for name in ("bench", "moram_dist/tracking"))
     commands = (ROOT / "eval" / "run.py", *modules, *launch)

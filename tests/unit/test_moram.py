@@ -42,7 +42,8 @@ def test_it_lists_its_commands(capsys):
 
 def moram_order():
     """As they are listed: from training to what one does with its results."""
-    first = ["train", "plan", "doctor", "submit", "memory", "generate", "serve", "export"]
+    first = ["train", "plan", "doctor", "submit", "memory", "generate", "inspect"]
+    first += ["serve", "export"]
     return [*first, "report", "compare", "audit", "rescore", "metrics", "tracking"]
 
 
@@ -67,7 +68,7 @@ def test_each_has_a_help_of_its_own(command, capsys):
     "command",
     [
         *([], ["train"], ["plan"], ["doctor"], ["submit"], ["report"]),
-        *(["generate"], ["serve"], ["export"]),
+        *(["generate"], ["inspect"], ["serve"], ["export"]),
     ],
 )
 def test_help_does_not_wait_for_torch(command):

@@ -89,7 +89,7 @@ def test_hostile_text_in_every_field_stays_text(tmp_path):
 def test_only_figures_and_our_own_markup_are_not_escaped():
     templates = sorted(Path(eval.report.__file__).parent.glob("*.html"))
     text = "".join(path.read_text(encoding="utf-8") for path in templates)
-    assert len(templates) == 4 and "autoescape" not in text
+    assert len(templates) == 5 and "autoescape" not in text
     unescaped = re.findall(r"""([\w.]+|"[^"]*")\|safe""", text)
     assert [name for name in unescaped if not name.startswith("figures.")] == ['",<br>recall"']
 

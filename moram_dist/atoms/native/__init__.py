@@ -151,26 +151,29 @@ def products(
 
 def answers(
     x_TD: Tensor,
-    keys: Tensor,
+    keys: Sequence[Tensor],
     values: Sequence[Tensor],
-    num_linears: int,
     num_atoms: int,
     *,
     top_k: int,
     temperature: float,
     threshold: float,
+    mix_all: int,
 ) -> list[Tensor]:
     """A whole recall without gradients, for linears that share an input: (T, E) for each.
 
+    The bits are those of the operations of a general recall.
+
     Args:
         x_TD: the input.
-        keys: of the linears, below each other: (L rows, D).
-        values: alike in one matrix, or in one for each linear if their sizes differ.
-        num_linears: L.
-        num_atoms: N, >= 1; the first rows of each linear are atoms, the others padding.
+        keys: of each linear, (rows, D).
+        values: of each linear, (rows, E).
+        num_atoms: N, >= 1; the first rows are atoms, the others padding.
         top_k: for this and the next two see ``routing.mixture``.
         temperature: of the softmax.
         threshold: atoms with a relevance below this are silenced.
+        mix_all: ``shard.MIX_ALL`` for a CPU.
     """
-    sizes = (num_linears, num_atoms, top_k)
-    return torch.ops.moram.answers(x_TD, keys, values, *sizes, temperature, threshold)
+    return torch.ops.moram.answers(
+        x_TD, keys, values, num_atoms, top_k, temperature, threshold, mix_all
+    )

@@ -322,43 +322,46 @@ Tensor products(const Tensor& tokens, const Tensor& row, const std::optional<Ten
   return out;
 }
 
-// Outputs of linears that share an input, one tensor (T, E) each. The scores of token t and linear
-// l are a row of `scores`, (T, L rows); the first `num_atoms` columns of each linear are atoms.
-// Values are below each other in one matrix, or in one for each linear if their sizes differ.
-std::vector<Tensor> answers(const Tensor& x, const Tensor& keys, at::TensorList values,
-                            int64_t num_linears, int64_t num_atoms, int64_t num_kept, double tau,
-                            double threshold) {
-  const Tensor scores = at::mm(x, keys.t());
-  const int64_t tokens = x.size(0), rows = keys.size(0) / num_linears;
-  const int64_t kept = std::min(num_kept, num_atoms);
-  const bool together = static_cast<int64_t>(values.size()) < num_linears;
+// Outputs of linears that share an input, one tensor (T, E) each: the same products and sums, in the
+// same order, as by the operations above. The first `num_atoms` rows of each matrix are atoms. All of
+// them are mixed by a product if there are at most `mix_all` per chosen one.
+std::vector<Tensor> answers(const Tensor& x, at::TensorList keys, at::TensorList values,
+                            int64_t num_atoms, int64_t num_kept, double tau, double threshold,
+                            int64_t mix_all) {
+  const int64_t tokens = x.size(0), kept = std::min(num_kept, num_atoms);
+  const bool dense = num_atoms <= mix_all * kept;
   std::vector<Tensor> out;
-  for (int64_t l = 0; l < num_linears; ++l)
-    out.push_back(at::zeros({tokens, values[together ? 0 : l].size(1)}, x.options()));
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "answers", [&] {
-    const scalar_t* all = scores.const_data_ptr<scalar_t>();
-    at::parallel_for(0, tokens * num_linears, 1, [&](int64_t begin, int64_t end) {
-      std::vector<int64_t> place;
-      std::vector<scalar_t> p(kept), r(kept), w(kept), m(kept);
-      for (int64_t b = begin; b < end; ++b) {
-        const int64_t t = b / num_linears, l = b % num_linears;
-        const scalar_t* row = all + b * rows;
-        best(row, num_atoms, kept, place);
-        for (int64_t k = 0; k < kept; ++k) p[k] = row[place[k]];
-        // Rounded as by ``route``: a low temperature enlarges the smallest difference.
-        scalar_t norm = std::sqrt(static_cast<scalar_t>(sum_of_squares(row, num_atoms)));
-        if (norm == 0) norm = std::numeric_limits<scalar_t>::infinity();
-        weigh_row<scalar_t>(p.data(), norm, tau, threshold, kept, r.data(), w.data(), m.data());
-        const Tensor& matrix = values[together ? 0 : l];
-        const int64_t width = matrix.size(1);
-        const scalar_t* value = matrix.const_data_ptr<scalar_t>() + (together ? l * rows : 0) * width;
-        scalar_t* y = out[l].mutable_data_ptr<scalar_t>() + t * width;
-        for (int64_t k = 0; k < kept; ++k) {
-          add_scaled(value + place[k] * width, m[k] * p[k], width, y);
+  for (size_t l = 0; l < keys.size(); ++l) {
+    const Tensor scores = at::mm(x, keys[l].narrow(0, 0, num_atoms).t());
+    const Tensor rows = values[l].narrow(0, 0, num_atoms);
+    const int64_t width = rows.size(1);
+    Tensor sums = at::zeros({tokens, dense ? num_atoms : width}, x.options());
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "answers", [&] {
+      const scalar_t* all = scores.const_data_ptr<scalar_t>();
+      const scalar_t* value = rows.const_data_ptr<scalar_t>();
+      scalar_t* y = sums.mutable_data_ptr<scalar_t>();
+      at::parallel_for(0, tokens, 1, [&](int64_t begin, int64_t end) {
+        std::vector<int64_t> place;
+        std::vector<scalar_t> p(kept), r(kept), w(kept), m(kept);
+        for (int64_t t = begin; t < end; ++t) {
+          const scalar_t* row = all + t * num_atoms;
+          best(row, num_atoms, kept, place);
+          for (int64_t k = 0; k < kept; ++k) p[k] = row[place[k]];
+          scalar_t norm = std::sqrt(static_cast<scalar_t>(sum_of_squares(row, num_atoms)));
+          if (norm == 0) norm = std::numeric_limits<scalar_t>::infinity();
+          weigh_row<scalar_t>(p.data(), norm, tau, threshold, kept, r.data(), w.data(), m.data());
+          for (int64_t k = 0; k < kept; ++k) {
+            const scalar_t strength = m[k] * p[k];
+            if (dense)
+              y[t * num_atoms + place[k]] = strength;
+            else
+              add_scaled(value + place[k] * width, strength, width, y + t * width);
+          }
         }
-      }
+      });
     });
-  });
+    out.push_back(dense ? at::mm(sums, rows) : sums);
+  }
   return out;
 }
 
@@ -375,8 +378,8 @@ TORCH_LIBRARY(moram, m) {
   m.def("add(Tensor row, Tensor? here, Tensor number, Tensor(a!) to) -> ()");
   m.def("mix(Tensor row, Tensor? here, Tensor strength, Tensor rows) -> Tensor");
   m.def("products(Tensor tokens, Tensor row, Tensor? here, Tensor rows) -> Tensor");
-  m.def("answers(Tensor x, Tensor keys, Tensor[] values, int num_linears, int num_atoms,"
-        " int num_kept, float temperature, float threshold) -> Tensor[]");
+  m.def("answers(Tensor x, Tensor[] keys, Tensor[] values, int num_atoms, int num_kept,"
+        " float temperature, float threshold, int mix_all) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(moram, CPU, m) {
