@@ -33,7 +33,8 @@ def draw_atoms(
     def rows(count: int, linear: Any) -> Rows:
         keys = torch.randn(count, linear.in_features, generator=generator)
         values = torch.randn(count, linear.out_features, generator=generator)
-        return keys / linear.in_features**0.5, values / 10
+        drawn = keys / linear.in_features**0.5, values / 10
+        return tuple(part.to(linear.weight) for part in drawn)  # type: ignore[return-value]
 
     return {
         name: (rows(num_frozen, linear), rows(num_active, linear))

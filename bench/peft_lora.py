@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraConfig, LoraModel
 from torch import Tensor, nn
 
 Rows = tuple[Tensor, Tensor]
@@ -33,6 +32,8 @@ def peft_lora(
         apart: whether frozen rows are a separate adapter that is not trained; otherwise all rows
             are one trained adapter.
     """
+    from peft.tuners.lora import LoraConfig, LoraModel  # the others are compared without it, too
+
     frozen, active = next(iter(rows.values()))
     sizes = {FROZEN: len(frozen[0]), ACTIVE: len(active[0])}
     if not apart:

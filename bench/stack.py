@@ -106,7 +106,7 @@ def decoder(width: int) -> nn.Module:
 
 def forward_of(model: nn.Module, x_1TD: Tensor, text: int) -> Callable[[], Tensor]:
     """The forward pass of packed texts: each token attends to its own text up to itself."""
-    places_T = torch.arange(x_1TD.shape[1])
+    places_T = torch.arange(x_1TD.shape[1], device=x_1TD.device)
     sees_TT = (places_T[:, None] >= places_T) & (places_T[:, None] // text == places_T // text)
 
     def forward() -> Tensor:

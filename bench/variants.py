@@ -74,18 +74,24 @@ class Contender:
     """Bytes that an implementation keeps between passes, beyond weights and atoms."""
 
 
-def draw(case: Case, seed: int = 0) -> CaseInputs:
-    """Normal tokens, atoms and gradients in float32, by seed."""
-    generator = torch.Generator().manual_seed(seed)
+def draw(
+    case: Case,
+    seed: int = 0,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> CaseInputs:
+    """Normal tokens, atoms and gradients, by seed."""
+    generator = torch.Generator(device).manual_seed(seed)
 
     def normal(rows: int) -> Tensor:
-        return torch.randn(rows, case.width, generator=generator)
+        return torch.randn(rows, case.width, generator=generator, device=device).to(dtype)
 
     num_frozen = case.num_atoms - case.num_active
     frozen = normal(num_frozen), normal(num_frozen)
     active = normal(case.num_active), normal(case.num_active)
-    x_TD = torch.empty(case.num_tokens, case.width)
-    unclear = torch.arange(case.num_tokens)
+    x_TD = torch.empty(case.num_tokens, case.width, device=device, dtype=dtype)
+    unclear = torch.arange(case.num_tokens, device=device)
     while len(unclear):
         x_TD[unclear] = normal(len(unclear))
         score_TN = torch.cat(
@@ -109,7 +115,7 @@ def draw(case: Case, seed: int = 0) -> CaseInputs:
 def _unclear(score_TN: Tensor, top_k: int) -> Tensor:
     """Whether the k-th relevance is too close to the next one, (T,)."""
     if top_k >= score_TN.shape[1]:
-        return torch.zeros(len(score_TN), dtype=torch.bool)
+        return torch.zeros(len(score_TN), dtype=torch.bool, device=score_TN.device)
     best_TK = score_TN.topk(top_k + 1).values
     return best_TK[:, -2] - best_TK[:, -1] <= CLEAR * score_TN.norm(dim=-1)
 

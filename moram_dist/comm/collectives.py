@@ -67,7 +67,9 @@ class AtomGroup:
             return Pending(mine[None], None)
         out = mine.new_empty(self.size, *mine.shape)
         self._count(out, name)
-        work = dist.all_gather_single(
+        # torch 2.13 renamed it.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        work = gather(
             out.flatten(), mine.contiguous().flatten(), group=self._process_group, async_op=True
         )
         return Pending(out, work)

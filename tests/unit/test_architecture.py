@@ -37,7 +37,7 @@ ABOVE = {  # top-level packages of ours: which of the others each may import
     "moram_dist": set(),
     "eval": {"moram_dist"},
     "launch": {"moram_dist", "eval"},
-    "tools": {"moram_dist", "eval", "launch"},
+    "tools": {"moram_dist", "eval", "launch", "bench"},
     "bench": {"moram_dist", "eval"},
 }
 
