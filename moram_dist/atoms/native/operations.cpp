@@ -133,14 +133,14 @@ void weigh_row(const F* score, F norm, F tau, F threshold, int64_t kept, F* rele
     relevance[k] = score[k] / norm;
     highest = std::max(highest, relevance[k]);
   }
-  F total = 0;
+  double total = 0;
   for (int64_t k = 0; k < kept; ++k) {
     weight[k] = std::exp((relevance[k] - highest) / tau);
     total += weight[k];
   }
   const bool nothing = std::isinf(norm) && norm > 0;
   for (int64_t k = 0; k < kept; ++k) {
-    weight[k] = nothing ? 0 : weight[k] / total;
+    weight[k] = nothing ? 0 : static_cast<F>(weight[k] / total);
     spoken[k] = threshold > 0 && !(relevance[k] >= threshold) ? 0 * weight[k] : weight[k];
   }
 }
@@ -224,9 +224,9 @@ Tensor sums(const Tensor& score, const Tensor& relevance, const Tensor& spoken, 
     scalar_t* total = out.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, rows, rows_at_once(kept), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        scalar_t a = 0, b = 0;
+        double a = 0, b = 0;  // what is left of q - A is small: rounding in A would show
         for (int64_t i = t * kept; i < (t + 1) * kept; ++i) {
-          const scalar_t wq = w[i] * p[i] * v[i];
+          const double wq = static_cast<double>(w[i]) * p[i] * v[i];
           a += wq;
           b += wq * s[i];
         }
@@ -259,11 +259,11 @@ std::tuple<Tensor, Tensor> score_gradient(const Tensor& score, const Tensor& nor
     at::parallel_for(0, rows, rows_at_once(kept), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         const scalar_t a = total_[2 * t], b = total_[2 * t + 1], scale = tau * n_[t];
-        scalar_t mean = 0;
+        double mean = 0;
         for (int64_t i = t * kept; i < (t + 1) * kept; ++i) {
           const scalar_t q = m_[i] == w_[i] ? p_[i] * v_[i] : 0;
           out[i] = m_[i] * v_[i] + w_[i] * (q - a) / scale;
-          mean += w_[i] * s_[i];
+          mean += static_cast<double>(w_[i]) * s_[i];
         }
         factor[t] = -((b - a * mean) / tau) / (n_[t] * n_[t]);
       }
