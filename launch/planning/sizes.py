@@ -21,6 +21,9 @@ class Standing:
     gathered: int
     """Whole layers of the base that are gathered during a forward or backward pass."""
 
+    arriving: int
+    """What ZeRO-3 gathers ahead: until it has arrived, it exists once more."""
+
     trained: int
     """Active atoms, their fp32 masters, moments and gradients."""
 
@@ -30,7 +33,7 @@ class Standing:
     @property
     def total(self) -> int:
         """During a forward or backward pass."""
-        return self.base + self.gathered + self.trained + self.bucket
+        return self.base + self.gathered + self.arriving + self.trained + self.bucket
 
 
 def standing(
@@ -58,6 +61,7 @@ def standing(
     sharded = stage == 3 and ranks > 1
     kept = number_bytes * (sum(math.ceil(n / ranks) for n in base) if sharded else sum(base))
     live = min(sum(base), int(zero.get("stage3_max_live_parameters", 1e9)))
+    ahead = min(sum(base), int(zero.get("stage3_prefetch_bucket_size", 5e7)))
     numbers, part = sum(trained), sum(trained)
     if stage == 3:
         part = sum(math.ceil(n / ranks) for n in trained)
@@ -69,6 +73,7 @@ def standing(
     return Standing(
         base=0 if "param" in offloaded else kept,
         gathered=number_bytes * live if sharded or "param" in offloaded else 0,
+        arriving=number_bytes * ahead if sharded else 0,
         trained=number_bytes * numbers + optimizer + gradients,
         bucket=bucket if device == "cuda" else 0,
     )

@@ -27,6 +27,7 @@ def _memory(plan: Plan) -> list[str]:
     lines = [
         ("base model, this rank's part", kept.base, ""),
         ("base model, gathered in a forward pass", kept.gathered, "at most"),
+        ("base model, gathered ahead, once more", kept.arriving, "at most"),
         ("active atoms, optimizer, gradients", kept.trained, ""),
         ("bucket for gradients", kept.bucket, ""),
         (f"frozen atoms, before {largest.name}", largest.atoms, "exact"),

@@ -113,7 +113,10 @@ def test_a_run_takes_what_was_planned(data, ranks, placement, request, tmp_path)
         max(int(line) for line in (run / f"tensors_{rank}").read_text().split())
         for rank in range(ranks)
     ]
-    assert abs(found.training / max(tensors) - 1) < WITHIN, (found.training, tensors)
+    # Whether layers arrive at the moment of the peak depends on the order of modules.
+    least = found.training - found.standing.arriving
+    peak = max(tensors)
+    assert (1 - WITHIN) * least < peak < (1 + WITHIN) * found.training, (least, peak)
     manifest = json.loads((run / "memory" / "memory.json").read_text(encoding="utf-8"))
     assert [task.file for task in found.tasks] == [file["bytes"] for file in manifest["tasks"]]
     measured = {task.name: received(run, task.name) for task in found.tasks}

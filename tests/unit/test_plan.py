@@ -205,6 +205,7 @@ def test_what_zero_keeps(stage, base, gathered, trained, bucket):
         trained,
         bucket,
     )
+    assert found.arriving == gathered  # less than the bucket for what is gathered ahead
 
 
 def test_seconds_are_on_a_line():
