@@ -23,6 +23,8 @@ GUIDES = sorted(
 )
 
 ELSEWHERE = {
+    "--no-deps",  # pip
+    "--no-index",
     *("--num_gpus", "--include", "--master_port", "--launcher"),  # deepspeed
     *("--signal", "--dependency", "--batch"),  # sbatch, scancel
     *("--gpus", "--shm-size", "--target"),  # docker
