@@ -56,8 +56,7 @@ def _inspect(words: Sequence[str]) -> None:
     source = read_source(args.run, args.model)
     check_routes(source)
     check_text(source.model)
-    if source.number(args.upto) == 0:
-        raise InputError(f"{args.run}: nothing is learned before the first task")
+    source.learned(args.upto)
     linears = chosen_linears(source, args.layer)
     answerer = Answerer(source, Asked(upto=args.upto, recall="all"))
     found = inspect_prompt(answerer, args.prompt, linears)
@@ -87,17 +86,10 @@ def show(found: InspectedPrompt) -> None:
 
 def page(found: InspectedPrompt, layer: str | None) -> str:
     """The same as one HTML page that loads no other file; every text in it is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from eval.markup import visible
+    from eval.templates import templates_in
 
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = templates_in(Path(__file__).parent, finalize=None)
     templates.filters["visible"] = visible
     where = layer or f"{len(found.linears)} linears"
     template = templates.get_template("inspection.html")

@@ -25,15 +25,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from moram_dist import __version__
 from moram_dist.command_line import run_command
 from moram_dist.registry import InputError, unknown
 from moram_dist.terminal import make_output_last, say
+
+if TYPE_CHECKING:
+    from moram_dist.config import RunConfig
 
 MODULES = {
     "plan": "launch.plan",
@@ -66,24 +70,21 @@ def train(words: Sequence[str]) -> None:
     if ranks is not None and not 1 <= ranks <= MOST_RANKS:
         raise InputError(f"--ranks must be from 1 to {MOST_RANKS:,}, got {ranks}")
     if "help" not in flags:
-        read_flags((), flags)  # reports wrong flags before anything is started
+        given = read_flags((), flags)  # reports wrong flags before anything is started
         if find_spec("deepspeed") is None:
             raise InputError("training needs more packages: pip install 'moram-dist[train,track]'")
         if ranks is not None:
+            if report_if_complete(*given):
+                return
             say(f"starting {ranks} process{'es' if ranks > 1 else ''} ...", error=True)
-            if not report_if_complete(flags):
-                start_ranks(ranks, as_words(flags))
-            return
+            start_ranks(ranks, as_words(flags))
         if not started:
             say("one process; moram train --ranks N starts several on this machine", error=True)
     train_here(as_words(flags))
 
 
-def report_if_complete(flags: Mapping[str, str]) -> bool:
+def report_if_complete(config: RunConfig, ds_path: Path) -> bool:
     """Report a run with nothing left to do in this process; ranks would take longer to start."""
-    from launch.flags import read_flags
-
-    config, ds_path = read_flags((), flags)
     if not (config.run_dir / "report" / "index.html").exists():  # written when all is done
         return False
     from launch.session import prepare

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from eval.column_blocks import BLOCKS
@@ -23,6 +22,7 @@ from eval.report.plots import MANY_TASKS
 from eval.routing import SILENT
 from eval.run_files import ScoredExample
 from eval.scoring_modes import ORACLE_NOTE
+from eval.templates import templates_in
 
 DASH = "\N{EN DASH}"
 """Shown for unknown values."""
@@ -96,14 +96,7 @@ def _score(value: float | None) -> str:
     return DASH if value is None else f"{value:.2f}".replace("-", MINUS)
 
 
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    finalize=_shown,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_TEMPLATES = templates_in(Path(__file__).parent, _shown)
 _TEMPLATES.filters["score"] = _score
 _TEMPLATES.globals.update(
     BLOCKS=BLOCKS,

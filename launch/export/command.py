@@ -64,9 +64,7 @@ def _export(words: Sequence[str]) -> None:
 
     quiet()
     source = read_source(args.run, args.model)
-    upto = source.number(args.task)
-    if upto == 0:
-        raise InputError(f"{args.run}: nothing is learned before the first task")
+    upto = source.learned(args.task)
     model = language_model.skeleton(source.model)
     if args.to == "hub":
         export = Export(source, upto)

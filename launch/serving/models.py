@@ -18,6 +18,7 @@ from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
 
 from moram_dist.adapters.prompts import asking
+from moram_dist.data.chat import ChatTemplate
 from moram_dist.methods.restore import answered_by, recogniser_of
 from moram_dist.recognise import Recogniser
 from moram_dist.use.answerer import Answerer
@@ -78,6 +79,13 @@ class TokenizerView:
         """Token ids (1, P) and a mask. The prompt is whole: requests that are too long fail."""
         ids = torch.tensor([self.encode(text)])
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+    def apply_chat_template(self, messages: Any, **named: Any) -> Any:
+        """A chat as training writes it."""
+        template = ChatTemplate.for_answers(self._answerer.tokenizer).source
+        return self._answerer.tokenizer.apply_chat_template(
+            messages, **named | {"chat_template": template}
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt."""

@@ -46,7 +46,19 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class Completions(CompletionHandler):
+class _Answers:
+    """What both handlers do in another way than transformers'."""
+
+    def _build_generation_config(
+        self, body: dict[str, Any], model_generation_config: Any, use_cb: bool = False
+    ) -> GenerationConfig:
+        return generation_config(body, model_generation_config)
+
+    def _streaming(self, *args: Any, **named: Any) -> StreamingResponse:
+        return with_done(super()._streaming(*args, **named))  # type: ignore[misc]
+
+
+class Completions(_Answers, CompletionHandler):
     """``/v1/completions``."""
 
     model_manager: Served
@@ -60,16 +72,8 @@ class Completions(CompletionHandler):
             raise ApiError("'prompt' must be a text that is not empty", param="prompt")
         check_length(len(served.tokenizer.encode(prompt)), body, served)
 
-    def _build_generation_config(
-        self, body: dict[str, Any], model_generation_config: Any, use_cb: bool = False
-    ) -> GenerationConfig:
-        return generation_config(body, model_generation_config)
 
-    def _streaming(self, *args: Any, **named: Any) -> StreamingResponse:
-        return with_done(super()._streaming(*args, **named))
-
-
-class ChatCompletions(ChatCompletionHandler):
+class ChatCompletions(_Answers, ChatCompletionHandler):
     """``/v1/chat/completions``."""
 
     model_manager: Served
@@ -90,14 +94,6 @@ class ChatCompletions(ChatCompletionHandler):
         except InputError as error:
             raise ApiError(str(error), param="messages") from None
         check_length(len(tokenizer(text, add_special_tokens=False)["input_ids"]), body, served)
-
-    def _build_generation_config(
-        self, body: dict[str, Any], model_generation_config: Any, use_cb: bool = False
-    ) -> GenerationConfig:
-        return generation_config(body, model_generation_config)
-
-    def _streaming(self, *args: Any, **named: Any) -> StreamingResponse:
-        return with_done(super()._streaming(*args, **named))
 
 
 def check(body: Mapping[str, Any], served: Served) -> None:

@@ -197,9 +197,10 @@ class ChatTemplate:
 
     @property
     def source(self) -> str:
-        """The template's text, with a fixed date."""
+        """The template's text, with what is fixed in front: the date, and whether it may think."""
         own = str(self.tokenizer.get_chat_template())
-        return TODAY + own if "strftime_now" in own else own
+        date = TODAY if "strftime_now" in own else ""
+        return ("" if self.may_think else "{% set enable_thinking = false %}") + date + own
 
     def asking(self, turns: Sequence[tuple[str, str]], where: str) -> str:
         """The text of a chat up to the point where the assistant answers."""
@@ -210,14 +211,12 @@ class ChatTemplate:
         return self._text(turns, where, ask=False)
 
     def _text(self, turns: Sequence[tuple[str, str]], where: str, *, ask: bool) -> str:
-        options: dict[str, Any] = {} if self.may_think else {"enable_thinking": False}
         try:
             text: str = self.tokenizer.apply_chat_template(
                 [{"role": role, "content": content} for role, content in turns],
                 tokenize=False,
                 add_generation_prompt=ask,
                 chat_template=self.source,
-                **options,
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]

@@ -61,6 +61,13 @@ class MemorySource:
             return int(upto)
         raise unknown("task", upto, [*self.tasks, f"0 to {len(self.tasks)}"])
 
+    def learned(self, upto: str | None) -> int:
+        """``number``, but at least one task. Raises InputError as it does, or if there is none."""
+        number = self.number(upto)
+        if number == 0:
+            raise InputError(f"{self.path}: nothing is learned before the first task")
+        return number
+
     def task(self, name: str | None, upto: int) -> Task:
         """The rules by which prompts are encoded; None: those of the newest of the first tasks.
 
