@@ -31,7 +31,10 @@ from launch.serving.models import Served  # noqa: E402
 
 pytestmark = pytest.mark.slow
 PROMPTS = [example.prompt for task in demo_benchmark().tasks for example in task.test[:4]]
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+TEMPLATE = (
+    "{{ strftime_now('%d %b %Y') }}\n"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+)
 NEW = 8
 
 
@@ -124,8 +127,8 @@ def test_a_stream_adds_up(client, alone):
 def test_chats_are_written_by_the_template(client, alone):
     messages = [{"role": "user", "content": "Hello there"}]
     tokenizer = load_tokenizer(ModelConfig())
-    # The template writes BOS itself, or none: here none.
-    plain = "<user>Hello there\n<assistant>"
+    # The template writes BOS itself, or none: here none. The date is the one of training.
+    plain = "26 Jul 2024\n<user>Hello there\n<assistant>"
     model = load_memory_and_say(tokenizer, plain)
     asked = {"model": "run", "messages": messages, "max_tokens": NEW}
     found = client.chat.completions.create(**asked)
