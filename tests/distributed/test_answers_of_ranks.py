@@ -48,11 +48,13 @@ def evaluate(rank: int, world_size: int, tmp_path: Path) -> None:
         method.build(base.model)
         engine = make_engine(base.model, file, weight_decay=0.0)
         generator = torch.Generator().manual_seed(0)
-        fresh = method.begin_task(0)
-        start_fresh(
-            engine, {name: torch.randn(t.shape, generator=generator) for name, t in fresh.items()}
-        )
-        method.end_task(0, lambda: [])
+        for task in range(2):
+            fresh = method.begin_task(task)
+            start_fresh(
+                engine,
+                {name: torch.randn(t.shape, generator=generator) for name, t in fresh.items()},
+            )
+            method.end_task(task, lambda: [])
         for gather in ("true", "false"):
             asking = EvalConfig(answers=",".join(MODES), eval_gather=gather, eval_batch_size=4)
             context = make_context(
