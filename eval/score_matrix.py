@@ -33,6 +33,8 @@ class ScoreMatrix:
         self.tasks = [task.name for task in benchmark.tasks]
         self.metrics = {task.name: task.metric for task in benchmark.tasks}
         self.rows: dict[int, list[float | None]] = {}
+        self._texts: dict[int, str] = {}
+        """Rows as they stand in the file: of a thousand, one changes at a time."""
         if path.exists():
             saved = Scores.load(path)
             if [*saved.tasks] != self.tasks:
@@ -43,18 +45,11 @@ class ScoreMatrix:
 
     def set(self, row: int, column: int, score: float) -> None:
         """Record one cell and write the file."""
-        empty: list[float | None] = [None] * len(self.tasks)
-        for earlier in range(row + 1):
-            self.rows.setdefault(earlier, list(empty))
-        self.rows.setdefault(row, list(empty))[column] = score
-        value: dict[str, object] = {
-            "tasks": self.tasks,
-            "metrics": self.metrics,
-            "scores": self.scores,
-        }
-        if -1 in self.rows:
-            value["base"] = self.rows[-1]
-        write_atomically(self.path, _as_text(value))
+        for missing in {*range(row + 1), row} - self.rows.keys():
+            self.rows[missing] = [None] * len(self.tasks)
+        self.rows[row][column] = score
+        self._texts.pop(row, None)
+        write_atomically(self.path, self._as_text())
 
     def get(self, row: int, column: int) -> float | None:
         """A cell; None if it was not measured."""
@@ -81,19 +76,19 @@ class ScoreMatrix:
         """The untouched base's row; None if it was not measured."""
         return self.rows.get(-1)
 
-
-def _as_text(value: dict[str, object]) -> str:
-    """JSON, one line per field and per row: thousands of cells are rewritten for each new one."""
-
-    def text(part: object) -> str:
-        return json.dumps(part, ensure_ascii=False)
-
-    fields = []
-    for name, part in value.items():
-        rows = part if name == "scores" and isinstance(part, list) else []
-        lines = ",\n".join(f"    {text(row)}" for row in rows)
-        fields.append(f'  "{name}": ' + (f"[\n{lines}\n  ]" if lines else text(part)))
-    return "{\n" + ",\n".join(fields) + "\n}\n"
+    def _as_text(self) -> str:
+        """JSON, one line per field and per row."""
+        for i in self.rows.keys() - self._texts.keys():
+            self._texts[i] = json.dumps(self.rows[i])
+        rows = ",\n".join(f"    {self._texts[i]}" for i in sorted(self.rows) if i >= 0)
+        fields = {
+            "tasks": json.dumps(self.tasks, ensure_ascii=False),
+            "metrics": json.dumps(self.metrics, ensure_ascii=False),
+            "scores": f"[\n{rows}\n  ]" if rows else "[]",
+        }
+        if -1 in self.rows:
+            fields["base"] = self._texts[-1]
+        return "{\n" + ",\n".join(f'  "{name}": {text}' for name, text in fields.items()) + "\n}\n"
 
 
 def score_matrices(

@@ -231,8 +231,8 @@ class RecordConfig:
     """Time between two saves within a task: optimizer steps (200), or minutes (10m)."""
 
     observe: Literal["routing", "none"] = "routing"
-    """routing: after each task, count which tasks' atoms or experts answer a sample of the test
-    tokens, for methods that have any; or none."""
+    """routing: after each task (of long sequences: after 16), count which tasks' atoms or experts
+    answer a sample of the test tokens, for methods that have any; or none."""
 
     stop_signals: str = "SIGTERM,SIGUSR1"
     """Signals, joined by commas, at which a run saves its state and ends with exit code 75."""

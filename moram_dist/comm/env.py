@@ -125,13 +125,12 @@ def control_group() -> Any:
     return dist.new_group(backend="gloo")
 
 
-def any_true(value: bool, control: Any = None) -> bool:
-    """Whether ``value`` is true on some rank. ``control`` is a ``control_group``."""
+def any_true(value: bool) -> bool:
+    """Whether ``value`` is true on some rank."""
     if world_size() == 1:
         return value
-    on = device() if control is None else torch.device("cpu")
-    flag = torch.tensor([int(value)], dtype=torch.int32, device=on)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=control)
+    flag = torch.tensor([int(value)], dtype=torch.int32, device=device())
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())
 
 

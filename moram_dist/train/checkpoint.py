@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from moram_dist.comm import env
+from moram_dist.comm.poll import Poll
 from moram_dist.config import RecordConfig
 from moram_dist.files import sha256, write_atomically
 from moram_dist.reading import read_record
@@ -148,16 +149,16 @@ class SaveTimer:
         """``control``: an ``env.control_group``."""
         self.steps = record.save_steps
         self.seconds = record.save_seconds
-        self.control = control
+        self.poll = Poll(control)
         self.saved_at = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether to save after ``step`` steps. All ranks call it together and agree."""
+        """Whether to save after ``step`` steps. All ranks call it after each step and agree."""
         if self.steps is not None:
             return step % self.steps == 0
         assert self.seconds is not None
         due = env.is_main() and time.monotonic() - self.saved_at >= self.seconds
-        return env.any_true(due, self.control)
+        return self.poll(due)
 
     def saved(self) -> None:
         """Restart the clock."""

@@ -1,8 +1,8 @@
 """Stop a run on a signal: it saves its state and exits with a special exit code.
 
 A launcher may signal one rank only, or one after the other. So during training steps a signal only
-sets a flag, and all ranks check all flags before each micro-batch. At other times (loading,
-evaluation) there is no unsaved state, and the rank exits at once.
+sets a flag, and ranks compare their flags about twice a second, before a micro-batch. At other
+times (loading, evaluation) there is no unsaved state, and the rank exits at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from moram_dist.comm import env
+from moram_dist.comm.poll import Poll
 
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: stopped by a signal; rerun the same command to resume."""
@@ -51,6 +52,7 @@ class StopSignals:
         """``names``: as in ``RecordConfig.stop_signals``."""
         self.signals = [signal.Signals[name] for name in names.split(",") if name]
         self.control = env.control_group()
+        self._poll = Poll(self.control)
         self.asked = False
         self._held = False
 
@@ -92,9 +94,12 @@ class StopSignals:
         if self.asked:  # it came after the last check
             raise Stopped(together=False)
 
-    def check(self) -> None:
-        """Raise Stopped on all ranks if one was signalled. All ranks call it together."""
-        if env.any_true(self.asked, self.control):
+    def check(self, *, now: bool = False) -> None:
+        """Raise Stopped on all ranks if one was signalled. All ranks call it together.
+
+        ``now``: compare flags at once; otherwise only if that is some time ago (``Poll``).
+        """
+        if self._poll(self.asked, now=now):
             raise Stopped(together=True)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

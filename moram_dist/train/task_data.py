@@ -49,8 +49,8 @@ class TaskData:
         self._batch_size = self._settings.batch_size or context.benchmark.batch_size
         self._encoded: tuple[int, Sequence[EncodedExample]] = (-1, ())
         """A task and its examples."""
-        self._num_steps: list[int] = []
-        """Steps of the first tasks, as far as computed."""
+        self._first_steps: list[int] = [0]
+        """Global index of the first tasks' first steps, as far as computed."""
 
     def examples(self, i: int) -> Sequence[EncodedExample]:
         """Task i's encoded examples, kept until ``clear``. All ranks call it together."""
@@ -83,10 +83,11 @@ class TaskData:
     def first_step(self, i: int) -> int:
         """Global index of task i's first step."""
         run = self._run
-        for j in range(len(self._num_steps), i):
+        for j in range(len(self._first_steps) - 1, i):
             count = len(run.method.training_data(run.benchmark, j))
-            self._num_steps.append(num_steps(count, self._batch_size, self._epochs(j)))
-        return sum(self._num_steps[:i])
+            steps_of = num_steps(count, self._batch_size, self._epochs(j))
+            self._first_steps.append(self._first_steps[j] + steps_of)
+        return self._first_steps[i]
 
     def steps(self, i: int, first: int = 0) -> Iterator[Step]:
         """Task i's steps from index ``first`` on, with this rank's micro-batches."""

@@ -114,7 +114,7 @@ class Trainer:
                 if save:
                     self._save(i, done)
                     timer.saved()
-            self.stop.check()
+            self.stop.check(now=True)
         except Stopped as stopped:
             if stopped.together and done:
                 if seen:

@@ -38,8 +38,9 @@ def run(tmp_path_factory):
 
 
 def as_peft(folder, base=DEMO_BASE, kind=AutoModelForCausalLM):
-    model = kind.from_pretrained(base, dtype=torch.float32)
-    return peft.PeftModel.from_pretrained(model, folder).eval()
+    """In double precision: nothing but rounding may differ, and machines round differently."""
+    model = kind.from_pretrained(base, dtype=torch.float64)
+    return peft.PeftModel.from_pretrained(model, folder).double().eval()
 
 
 @torch.no_grad()
@@ -47,12 +48,12 @@ def logits(model, **inputs):
     return model(input_ids=IDS, **inputs).logits
 
 
-def assert_equal(run, out, upto, base=DEMO_BASE, kind=AutoModelForCausalLM, **inputs):
-    plain = kind.from_pretrained(base, dtype=torch.float32).eval()
+def assert_equal(run, out, upto, base=DEMO_BASE, kind=AutoModelForCausalLM, within=1e-9, **inputs):
+    plain = kind.from_pretrained(base, dtype=torch.float64).eval()
     before = logits(plain, **inputs)
     expected = logits(load_memory(plain, run, upto, recall="all"), **inputs)
     found = logits(as_peft(out, base, kind), **inputs)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=within, rtol=0)
     assert (expected - before).abs().max() > 0.1
 
 
@@ -103,7 +104,7 @@ def test_a_task_of_moram_whose_weights_do_not_depend_on_the_token_is_exact(tmp_p
         said = capsys.readouterr().out
         assert f"LoRA of rank {4 * upto} for {task}" in said and "on 6 of its test exam" in said
         assert "KL to the memory 0.0000 nats per answer token" in said
-        assert_equal(run, out, upto)
+        assert_equal(run, out, upto, within=1e-5)  # a fit
         assert all(line in (out / "README.md").read_text() for line in said.splitlines())
 
 

@@ -250,6 +250,21 @@ def test_a_row_before_training_and_a_method_without_atoms_are_not_observed(learn
     assert not observer.is_wanted(0, nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize(
+    ("num_tasks", "rows"),
+    [
+        (1, [0]),
+        (16, list(range(16))),
+        (17, list(range(0, 17, 2))),
+        (1000, list(range(54, 1000, 63))),
+    ],
+)
+def test_at_most_16_rows_of_a_long_sequence_are_observed(learned, tmp_path, num_tasks, rows):
+    long = replace(BENCHMARK, tasks=tuple([BENCHMARK.tasks[0]] * num_tasks))
+    observer, model = Observer(context_of(learned, tmp_path), long), learned[0].model
+    assert [row for row in range(num_tasks) if observer.is_wanted(row, model)] == rows
+
+
 def test_both_stacks_of_an_encoder_decoder_are_read():
     model = tiny_t5(vocab_size=1024)
     method = METHODS["moram"](config_of(atoms_per_task=4, dropout=0), seed=0, num_tasks=2)
