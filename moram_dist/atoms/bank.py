@@ -62,7 +62,8 @@ class Bank(nn.Module):
         empty = torch.empty(0, dtype=like.dtype, device=like.device)
         self.register_buffer("shard_F", empty, persistent=False)
         self.register_buffer("copy_F", empty, persistent=False)
-        self._sealed: list[int] | None = None
+        self._bits = torch.zeros(len(self.shapes), 2, 1 + copied, dtype=torch.int64)
+        """Sum of the bits of the atoms as they were appended: linear, keys or values, copy."""
         self._grams: dict[int, Tensor] = {}
         self._images: dict[int, Image] = {}
         self._rows: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
@@ -189,44 +190,47 @@ class Bank(nn.Module):
             RuntimeError: the sizes do not fit.
         """
         mine = new_rows(self.num_atoms, self.group.rank, self.group.size)
-        before = self.own()
         num_new = len(atoms[0][0])
         behind = self.num_active if self.group.size == 1 else 0
         room = largest_shard(self.num_atoms + num_new + behind, self.group.size)
-        parts: list[Tensor] = []
-        for which in range(2):  # keys, then values
-            for old, new in zip(before, atoms, strict=True):
-                kept, added = old[which], new[which]
-                if added.shape != (num_new, kept.shape[1]):
+        shard_F = self.shard_F.new_empty(room * self._width)
+        places = zip(self.own(), atoms, self._matrices(shard_F), strict=True)
+        for linear, (kept_pair, new_pair, out_pair) in enumerate(places):
+            for which, (kept, new, out) in enumerate(
+                zip(kept_pair, new_pair, out_pair, strict=True)
+            ):
+                if new.shape != (num_new, kept.shape[1]):
                     raise RuntimeError(
-                        f"atoms of shape {tuple(added.shape)} in a memory of {kept.shape[1]}"
+                        f"atoms of shape {tuple(new.shape)} in a memory of {kept.shape[1]}"
                     )
-                rows = torch.cat([kept, added[mine].to(kept)])
-                empty = kept.new_zeros(room - len(rows), kept.shape[1])
-                parts += [rows.flatten(), empty.flatten()]
-        self.shard_F = torch.cat(parts)
+                new = new.to(kept)
+                added = new[mine]
+                first, last = len(kept), len(kept) + len(added)
+                out[:first], out[first:last], out[last:] = kept, added, 0
+                self._bits[linear, which] += _bits([added, new][: 1 + self.copied])
+        self.shard_F = shard_F
         self.num_atoms += num_new
         if self.copied:
             self.copy_F = self.in_order(self.group.all_gather(self.shard_F, "copies"))
-        self._sealed = None
         self._grams.clear()
         self._images.clear()
         self._rows = None
 
     def intact(self) -> bool:
-        """Whether every atom here, copies included, is unchanged since the first call.
-
-        The next call after the bank has grown counts as the first.
-        """
-        atoms = self.own() + (self.views(self.copy_F) if self.copied else [])
-        # Sums of the bits as integers: any one change shows, and they are as fast as memory.
-        now = [
-            int(part.reshape(-1).view(INTEGERS[part.element_size()]).sum(dtype=torch.int64))
-            for pair in atoms
-            for part in pair
+        """Whether every atom here, copies included, has the bits with which it was appended."""
+        held = [self.own()] + ([self.views(self.copy_F)] if self.copied else [])
+        found = [
+            _bits([one[i][which] for one in held])
+            for i in range(len(self.shapes))
+            for which in range(2)
         ]
-        self._sealed = self._sealed or now
-        return now == self._sealed
+        return torch.equal(torch.stack(found).view_as(self._bits), self._bits)
+
+
+def _bits(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of each tensor's bits as integers: any one change shows, and it is fast."""
+    sums = [t.reshape(-1).view(INTEGERS[t.element_size()]).sum(dtype=torch.int64) for t in tensors]
+    return torch.stack(sums).cpu()
 
 
 def _behind(matrix: Tensor, active: Tensor, first: int) -> Tensor:

@@ -18,7 +18,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,20 @@ class MemoryFiles:
         )
 
     def _name(self, manifest: Manifest) -> None:
-        write_atomically(self.path, json.dumps(asdict(manifest), indent=2))
+        write_atomically(self.path, as_text(manifest))
+
+
+def as_text(manifest: Manifest) -> str:
+    """The content of memory.json: a line for each task, since a thousand are written each time."""
+    tasks = [
+        json.dumps(vars(t) | {"recogniser": t.recogniser and vars(t.recogniser)})
+        for t in manifest.tasks
+    ]
+    head = json.dumps(
+        {name: value for name, value in vars(manifest).items() if name != "tasks"}, indent=2
+    )
+    rows = ",\n    ".join(tasks)
+    return head.removesuffix("\n}") + f',\n  "tasks": [\n    {rows}\n  ]\n}}\n'
 
 
 def _file_name(i: int, task: str, *parts: str) -> str:

@@ -105,7 +105,6 @@ class Moram(AdaptingMethod):
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """New atoms: Kaiming-uniform keys (a = sqrt 5), zero values."""
-        self._check_frozen()
         generator = self.generator(i)
         fresh: dict[str, Tensor] = {}
         for names, memory in self.memories.items():
@@ -131,7 +130,6 @@ class Moram(AdaptingMethod):
                     tensors[f"{name}.keys"] = keys.detach().clone()
                     tensors[f"{name}.values"] = values
         self._grow(tensors)
-        self._check_frozen()
         if self.older:
             tensors |= self.older.add_task(self.model, look)
         return tensors
