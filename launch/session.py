@@ -30,6 +30,7 @@ from moram_dist.data.tokens import WorkProgress
 from moram_dist.families import TextFamily
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
+from moram_dist.models.tokenizer_identity import TokenizerIdentity, has_files_of
 from moram_dist.registry import InputError
 from moram_dist.tasks import Benchmark
 from moram_dist.terminal import say
@@ -43,9 +44,9 @@ from moram_dist.tracking import (
 from moram_dist.train.checkpoint import Checkpoint
 from moram_dist.train.context import RunContext
 from moram_dist.train.engine import BETAS, make_engine
-from moram_dist.train.inputs import RunInputs, gather
+from moram_dist.train.inputs import RunInputs, gather, read_inputs
 from moram_dist.train.progress import Progress
-from moram_dist.train.run_dir import RunDir
+from moram_dist.train.run_dir import INPUTS, RunDir
 from moram_dist.train.stop import Stopped, StopSignals
 from moram_dist.train.trainer import Trainer
 
@@ -252,8 +253,9 @@ def prepare(config: RunConfig, ds_path: Path, *, trains: bool = True) -> Session
         model = language_model.skeleton(config.model)
         targets = targets_of(config.method, model)
         benchmark = check_base(config, benchmark, model)
-    tokenizer = language_model.load_tokenizer(config.model)
     run_dir = RunDir(config.run_dir)
+    known = None if trains else _known_tokenizer(run_dir, config)
+    tokenizer = known or language_model.load_tokenizer(config.model)
     run_dir.check(config)
     inputs = None
     if env.is_main():
@@ -276,3 +278,16 @@ def prepare(config: RunConfig, ds_path: Path, *, trains: bool = True) -> Session
     )
     watchdog = PeerWatchdog(config.parallel.wait_limit)
     return Session(config, benchmark, ds_config, run_dir, tracker, watchdog, targets, inputs)
+
+
+def _known_tokenizer(run_dir: RunDir, config: RunConfig) -> TokenizerIdentity | None:
+    """A run's tokenizer, if its files are unchanged: transformers takes seconds to load it.
+
+    None also for pictures, of which a run records more than files.
+    """
+    if not run_dir.has_inputs:
+        return None
+    then = read_inputs(run_dir.path / INPUTS)
+    if then.pictures or not has_files_of(language_model.source(config.model), then.tokenizer):
+        return None
+    return then.tokenizer

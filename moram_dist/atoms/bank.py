@@ -62,8 +62,9 @@ class Bank(nn.Module):
         empty = torch.empty(0, dtype=like.dtype, device=like.device)
         self.register_buffer("shard_F", empty, persistent=False)
         self.register_buffer("copy_F", empty, persistent=False)
-        self._bits = torch.zeros(len(self.shapes), 2, 1 + copied, dtype=torch.int64)
-        """Sum of the bits of the atoms as they were appended: linear, keys or values, copy."""
+        self._bits = torch.zeros(len(self.shapes), 2, 2, dtype=torch.int64)
+        """Sums of the bits of the atoms as they were appended: linear, keys or values, own or all.
+        """
         self._grams: dict[int, Tensor] = {}
         self._images: dict[int, Image] = {}
         self._rows: tuple[Tensor, list[Tensor], list[Tensor]] | None = None
@@ -207,7 +208,7 @@ class Bank(nn.Module):
                 added = new[mine]
                 first, last = len(kept), len(kept) + len(added)
                 out[:first], out[first:last], out[last:] = kept, added, 0
-                self._bits[linear, which] += _bits([added, new][: 1 + self.copied])
+                self._bits[linear, which] += _bits([added, new])
         self.shard_F = shard_F
         self.num_atoms += num_new
         if self.copied:
@@ -219,12 +220,13 @@ class Bank(nn.Module):
     def intact(self) -> bool:
         """Whether every atom here, copies included, has the bits with which it was appended."""
         held = [self.own()] + ([self.views(self.copy_F)] if self.copied else [])
-        found = [
-            _bits([one[i][which] for one in held])
+        return all(
+            torch.equal(
+                _bits([atoms[i][which] for atoms in held]), self._bits[i, which][: len(held)]
+            )
             for i in range(len(self.shapes))
             for which in range(2)
-        ]
-        return torch.equal(torch.stack(found).view_as(self._bits), self._bits)
+        )
 
 
 def _bits(tensors: Sequence[Tensor]) -> Tensor:

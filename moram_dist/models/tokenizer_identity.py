@@ -39,6 +39,13 @@ def identify_tokenizer(source: str, tokenizer: Any) -> TokenizerIdentity:
     return TokenizerIdentity(files=files, behaviour=_behaviour(tokenizer))
 
 
+def has_files_of(source: str, then: TokenizerIdentity) -> bool:
+    """Whether a folder or hub id holds the files of a tokenizer unchanged, without loading it."""
+    folder = ModelFolder(source)
+    names = {*SETTINGS, *then.files}
+    return then.files == {name: sha256(folder.file(name)) for name in names if folder.has(name)}
+
+
 def tokenizer_changes(then: TokenizerIdentity, now: TokenizerIdentity) -> list[str]:
     """The differences between two tokenizers, one line each; empty if they are the same.
 

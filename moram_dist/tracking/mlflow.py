@@ -66,6 +66,7 @@ class MlflowTracker(Tracker):
         """Start recording and sending; resume if the run directory was recorded before."""
         self._begin(run)
         self._open(run)
+        _import()
         self._sender = Sender(MlflowReplay(self._store, self._run_dir))
 
     def catch_up(self, run: RunDescription, files: Files, say: Callable[[str], None]) -> None:
@@ -77,6 +78,11 @@ class MlflowTracker(Tracker):
         self._begin(run)
         self._backfill(run, files)
         replay = MlflowReplay(self._store, self._run_dir)
+        if replay.is_done():
+            self._spool.close()
+            self.complete = True
+            return
+        _import()
         pending = replay.pending()
         wait = LAST_WAIT_S["finished"] if pending else LOOK_S
         if pending:
@@ -88,8 +94,6 @@ class MlflowTracker(Tracker):
         self._finish(wait, warn=pending)
 
     def _begin(self, run: RunDescription) -> None:
-        import mlflow.tracking  # noqa: F401  # here: two threads that import it would collide
-
         self._run_dir = run.run_dir.resolve()
         path = self._run_dir / FOLDER / MAIN
         self._spool = Spool(path)
@@ -205,3 +209,8 @@ class MlflowTracker(Tracker):
         self._added = True
         operation = {"do": do, "time": self._time or int(time.time() * 1000), **rest}
         self._spool.append(operation, sync=do != "log" or rest["task"] is None)
+
+
+def _import() -> None:
+    """Import MLflow's client before the sender: two threads that do so would collide."""
+    import mlflow.tracking  # noqa: F401

@@ -18,7 +18,8 @@ from typing import Any
 from moram_dist.files import exclusive_lock
 from moram_dist.redaction import clean_address, clean_tree, without_secrets
 from moram_dist.registry import InputError
-from moram_dist.tracking.connect import connect
+from moram_dist.tracking.addresses import sqlite_file
+from moram_dist.tracking.connect import are_active, connect
 from moram_dist.tracking.entities import dataset_input, points
 from moram_dist.tracking.ids import IDS_FILE, read_ids, write_ids
 from moram_dist.tracking.names import allowed_name, run_name, text
@@ -85,6 +86,13 @@ class MlflowReplay:
             return bool(spools(self.run_dir))
         sizes = ((path.name, path.stat().st_size) for path in spools(self.run_dir))
         return any(ids["sent"].get(name, 0) != size for name, size in sizes)
+
+    def is_done(self) -> bool:
+        """Whether the store has everything, as far as that is known without MLflow."""
+        ids, database = read_ids(self.run_dir), sqlite_file(self.uri)
+        if self.pending() or ids is None or ids["parent"] is None or database is None:
+            return False
+        return are_active(database, [ids["parent"], *ids["tasks"].values()])
 
     def _open(self, main: Path) -> None:
         first = next((one for one, _ in operations(main) if one["do"] == "open"), None)

@@ -106,7 +106,7 @@ def gather(
         config: resolved.
         benchmark: with the lengths that the configuration sets.
         ds_config: resolved.
-        tokenizer: as loaded.
+        tokenizer: as loaded; or its identity, if that is known to hold.
         say: called with one line before long work.
 
     Raises:
@@ -118,7 +118,11 @@ def gather(
         tasks=tuple(_task(task, config) for task in benchmark.tasks),
         decoding=asdict(benchmark.decoding),
         base=identify(source, name=name, say=say),
-        tokenizer=identify_tokenizer(source, tokenizer),
+        tokenizer=(
+            tokenizer
+            if isinstance(tokenizer, TokenizerIdentity)
+            else identify_tokenizer(source, tokenizer)
+        ),
         precision=str(language_model.resolve_dtype(config.model)).removeprefix("torch."),
         deepspeed=dict(_of_deepspeed(ds_config)),
         pictures=_plain(asdict(tokenizer.pixels)) if isinstance(tokenizer, PictureReader) else {},
