@@ -32,7 +32,7 @@ def half_of_the_manifest(trace: list[Moment]) -> Moment:
     [
         pytest.param([Moment(1, "after a step", 5)], marks=pytest.mark.nightly),
         [Moment(0, "before publishing", 1), Moment(1, "after loading", 0)],
-        [half_of_the_manifest],
+        pytest.param([half_of_the_manifest], marks=pytest.mark.nightly),
         [Moment(1, "after observing", 1), Moment(1, "before predicting", 2)],
     ],
     ids=["a step", "the memory file, then loading", "the manifest", "observing, then predictions"],

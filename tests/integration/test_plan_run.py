@@ -81,12 +81,12 @@ def received(folder: Path, task: str) -> list[int]:
     ("data", "ranks", "placement"),
     [
         ("demo", 1, ()),
-        ("demo", 2, ("--resident_fraction", "0")),
+        pytest.param("demo", 2, ("--resident_fraction", "0"), marks=pytest.mark.nightly),
         ("demo", 2, ("--placement", "stationary")),
         pytest.param("trace", 1, (), marks=pytest.mark.nightly),
         ("trace", 2, ("--resident_fraction", "0")),
-        ("pictures", 1, ()),
-        ("pictures", 2, ("--resident_fraction", "0")),
+        pytest.param("pictures", 1, (), marks=pytest.mark.nightly),
+        pytest.param("pictures", 2, ("--resident_fraction", "0"), marks=pytest.mark.nightly),
         ("pictures", 2, ("--placement", "stationary")),
     ],
 )

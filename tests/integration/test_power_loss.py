@@ -5,6 +5,7 @@ The long form, which resumes at many points, is tools/power_loss.py.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tools.disk import Operation
 from tools.power_loss import draw, lost, reference, resumed
 
 pytestmark = pytest.mark.integration
+nightly = partial(pytest.param, marks=pytest.mark.nightly)
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,10 @@ def test_no_promise_is_broken_at_any_point(undisturbed):
 @pytest.mark.parametrize(
     ("folder", "said"),
     [
-        ("run/predictions", "no such file"),  # scores whose predictions are lost
-        (".", "all are lost"),
-        ("run", "tasks and scores were safe"),
         ("run/memory", "is named in memory.json but missing"),
+        nightly("run/predictions", "no such file"),  # scores whose predictions are lost
+        nightly(".", "all are lost"),
+        nightly("run", "tasks and scores were safe"),
     ],
 )
 def test_a_sync_that_is_left_out_is_found(undisturbed, folder, said):

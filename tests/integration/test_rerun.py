@@ -9,25 +9,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration import launching
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, "-m", "launch.moram", "train", "--ranks", "2"]
 SMALL = ["--order", "topic,mood", "--limit_train", "8", "--limit_eval", "4", "--epochs", "1"]
 
 
-def train(run: Path, *more: str, fake: bool = False) -> subprocess.CompletedProcess:
-    """With ``fake``, DeepSpeed's launcher is one that only says so."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    if fake:
-        package = run.parent / "fake" / "deepspeed" / "launcher"
-        package.mkdir(parents=True, exist_ok=True)
-        for folder in (package.parent, package):
-            (folder / "__init__.py").touch()
-        (package / "runner.py").write_text("print('ranks are started')\n")
-        environment["PYTHONPATH"] = f"{package.parent.parent}:{ROOT}"
+SMALL += ["--tracking", "none"]
+
+
+def train(run: Path, *more: str) -> subprocess.CompletedProcess:
+    """With a launcher of DeepSpeed's name that only says that it was started."""
+    package = run.parent / "fake" / "deepspeed" / "launcher"
+    package.mkdir(parents=True, exist_ok=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "runner.py").write_text("print('ranks are started')\n")
     return subprocess.run(
-        [*TRAIN, *SMALL, "--tracking", "none", "--output_dir", str(run), *more],
+        [*TRAIN, *SMALL, "--output_dir", str(run), *more],
         cwd=run.parent,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": f"{package.parent.parent}:{ROOT}"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -38,15 +40,15 @@ def train(run: Path, *more: str, fake: bool = False) -> subprocess.CompletedProc
 @pytest.mark.slow
 def test_a_complete_run_starts_no_ranks(tmp_path):
     run = tmp_path / "run"
-    first = train(run)
-    assert first.returncode == 0, first.stdout + first.stderr
-    again = train(run, fake=True)
+    first = launching.train(*SMALL, "--output_dir", run)
+    assert first.code == 0, first.out + first.err
+    again = train(run)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "all 2 tasks are done" in again.stdout and "ranks are started" not in again.stdout
     assert "score on each task" in again.stdout
     told = again.stdout.partition("again\n")[2].splitlines()
-    assert len(told) > 5 and {*told} <= {*first.stdout.splitlines()}
+    assert len(told) > 5 and {*told} <= {*first.out.splitlines()}
     (run / "scores.json").unlink()  # something is missing
-    assert "ranks are started" in train(run, fake=True).stdout
-    other = train(run, "--temperature", "0.5", fake=True)
+    assert "ranks are started" in train(run).stdout
+    other = train(run, "--temperature", "0.5")
     assert other.returncode == 2 and "temperature" in other.stderr

@@ -99,7 +99,7 @@ def check(command: list[str], capsys) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.nightly) for s in (1, 2))])
 def test_damaged_files(tmp_path, whole, capsys, monkeypatch, seed):
     monkeypatch.setattr(
         "eval.report.write.svg_text", lambda _: "<svg></svg>"
