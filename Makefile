@@ -16,7 +16,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Two workers, since many tests wait for ranks or a queue; a file stays on one, for its fixtures.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-all test-architectures check setup clean
+# While one core checks types, the other compiles the extensions that ranks load.
+MAKEFLAGS += --jobs=2
+BUILD := from moram_dist.atoms import native; from moram_dist.comm.joining import join
+
+.PHONY: demo test test-fast test-all test-architectures check extensions setup clean
 
 setup: $(VENV)/installed
 
@@ -32,13 +36,13 @@ demo: setup
 	@$(BIN)/moram train --ranks $(RANKS) --output_dir $(RUNS)/demo-published --preset published
 	@$(BIN)/python tools/demo_scores.py $(RUNS)/demo $(RUNS)/demo-published
 
-test: setup check
+test: check extensions
 	$(PYTEST)
 
 test-fast: setup
 	$(PYTEST) -m "not slow and not nightly" tests/unit
 
-test-all: setup check
+test-all: check extensions
 	WALK=1 $(PYTEST) -m ""
 
 test-architectures: setup
@@ -48,6 +52,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+extensions: setup
+	@$(BIN)/python -c "$(BUILD); join(load=native.load)"
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
