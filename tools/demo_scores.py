@@ -8,29 +8,37 @@ Learned is the mean score right after learning.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from eval.compare.runs import read_runs  # noqa: E402
-from eval.continual import sequence_metrics  # noqa: E402
-from eval.scoring_modes import recall_label  # noqa: E402
+from eval.continual import Scores, sequence_metrics  # noqa: E402
+from eval.score_matrix import scores_path  # noqa: E402
+from eval.scoring_modes import recall_label, saved_scoring_modes  # noqa: E402
+from moram_dist.reading import read_mapping  # noqa: E402
 
 COLUMNS = {"mean_diagonal": "learned", "ap": "at the end", "bwt_gem": "BWT"}
 
 
 def table(folders: Sequence[Path]) -> str:
     """A table with one row per run and recall."""
-    runs = read_runs(folders)
-    names = [f"{run.name}, {recall_label(run.recall)}" for run in runs]
-    width = max(map(len, names))
+    rows = [row for folder in folders for row in _rows(folder)]
+    width = max(len(name) for name, _ in rows)
     lines = [" " * width + "".join(f"{head:>12}" for head in COLUMNS.values())]
-    for name, run in zip(names, runs, strict=True):
-        metrics = sequence_metrics(run.scores)
+    for name, metrics in rows:
         lines.append(f"{name:{width}}" + "".join(f"{metrics[key]:12.2f}" for key in COLUMNS))
     return "\n".join(lines)
+
+
+def _rows(folder: Path) -> Iterator[tuple[str, dict[str, float | None]]]:
+    path = folder / "run.yaml"
+    settings = {f"eval.{name}": value for name, value in read_mapping(path)["eval"].items()}
+    main, *others = saved_scoring_modes(settings, path)
+    for mode in (main, *others):
+        scores = Scores.load(scores_path(folder, mode.file_suffix(main)))
+        yield f"{folder.name}, {recall_label(mode.recall)}", sequence_metrics(scores.scores)
 
 
 if __name__ == "__main__":

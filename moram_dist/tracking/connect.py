@@ -55,7 +55,10 @@ def are_active(database: Path, runs: Iterable[str]) -> bool:
     """
     try:
         with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as store:
-            rows = store.execute("SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'")
+            rows = store.execute(
+                "SELECT run_uuid FROM runs JOIN experiments USING (experiment_id)"
+                " WHERE runs.lifecycle_stage = 'active' AND experiments.lifecycle_stage = 'active'"
+            )
             return {*runs} <= {name for (name,) in rows}
     except sqlite3.Error:
         return False

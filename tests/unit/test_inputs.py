@@ -14,8 +14,9 @@ from moram_dist.atoms.memory_files import Manifest
 from moram_dist.methods.restore import load_memory
 from moram_dist.models import language_model
 from moram_dist.models.identity import older_fingerprints
+from moram_dist.models.tokenizer_identity import has_files_of
 from moram_dist.registry import InputError
-from moram_dist.train.inputs import gather
+from moram_dist.train.inputs import gather, read_inputs
 from moram_dist.train.run_dir import RunDir
 from tests.helpers.tiny import tiny_model
 from tests.unit.test_identity import change_last_byte, set_rope
@@ -187,6 +188,19 @@ def test_other_content_is_named(start, published, change, said):
     start.learned(*"ab"[:published], base=base)
     change(start)
     assert said in start.refused()
+
+
+def test_files_of_a_tokenizer_that_are_as_they_were(start):
+    then = read_inputs(start.folder / "run" / "inputs.json").tokenizer
+    assert has_files_of(str(start.model), then)
+    path = start.model / "special_tokens_map.json"
+    before = path.read_bytes() if path.exists() else None
+    path.write_text("{}")
+    assert not has_files_of(str(start.model), then)  # a new one counts too
+    path.unlink() if before is None else path.write_bytes(before)
+    assert has_files_of(str(start.model), then)
+    (start.model / "tokenizer_config.json").unlink()
+    assert not has_files_of(str(start.model), then)
 
 
 def test_another_tokenizer_is_named(start):

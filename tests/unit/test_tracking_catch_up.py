@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,20 @@ def test_to_another_store(store, made, tmp_path):
         assert len(start(run_dir, uri)) == 1
         expect_all_of_it(uri)
     expect_no_more(run_dir, other)
+
+
+def test_a_store_that_has_everything_is_not_connected_to(store, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    train([MetricsFile(), MlflowTracker(store)], run_dir)
+    start(run_dir, store)
+    monkeypatch.setattr(
+        "moram_dist.tracking.mlflow._import", lambda: pytest.fail("MLflow takes seconds to import")
+    )
+    assert start(run_dir, store) == []
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as tables:
+        tables.execute("ALTER TABLE runs RENAME COLUMN lifecycle_stage TO stage")
+    with pytest.raises(pytest.fail.Exception):  # MLflow finds out what that means
+        start(run_dir, store)
 
 
 def test_to_a_store_where_the_run_was_deleted(store, tmp_path):
