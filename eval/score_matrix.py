@@ -7,7 +7,7 @@ same form, ``scores.labels.json``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.continual import Scores
@@ -47,6 +47,16 @@ class ScoreMatrix:
         for earlier in range(row + 1):
             self.rows.setdefault(earlier, list(empty))
         self.rows.setdefault(row, list(empty))[column] = score
+        self._write()
+
+    def fill(self, rows: Mapping[int, Sequence[float | None]]) -> None:
+        """Record whole rows and write the file."""
+        for earlier in range(max(rows) + 1):
+            self.rows.setdefault(earlier, [None] * len(self.tasks))
+        self.rows |= {row: list(cells) for row, cells in rows.items()}
+        self._write()
+
+    def _write(self) -> None:
         value: dict[str, object] = {
             "tasks": self.tasks,
             "metrics": self.metrics,

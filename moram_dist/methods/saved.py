@@ -21,7 +21,7 @@ from torch import nn
 
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.inject import put
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.memory_files import Manifest, MemoryFiles, as_text
 from moram_dist.files import make_folder, write_atomically
 from moram_dist.models.folder import CONFIG, TOKENIZER, local
 from moram_dist.models.identity import identify, origin
@@ -167,7 +167,7 @@ def write_memory(folder: Path, files: MemoryFiles, manifest: Manifest) -> None:
     for task in manifest.tasks:
         for stored in task.files:
             write_atomically(folder / stored.file, files.verify(stored).read_bytes())
-    write_atomically(folder / files.path.name, json.dumps(asdict(manifest), indent=2))
+    write_atomically(folder / files.path.name, as_text(manifest))
 
 
 def of_first(manifest: Manifest, count: int) -> Manifest:
