@@ -190,7 +190,7 @@ class Scores:
         return cls.of(read_json(path), path)
 
     @classmethod
-    def of(cls, content: Any, path: Path | str) -> Scores:
+    def of(cls, content: Any, path: Path) -> Scores:
         """Check the value of a JSON file, as ``load``; ``path`` is for messages."""
         if not isinstance(content, dict):
             raise InputError(f"{path}: expected an object, got {kind_of(content)}")

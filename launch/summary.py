@@ -53,7 +53,7 @@ def _before(run_dir: Path, saved: Scores, config: RunConfig) -> list[str]:
         if before is None:
             continue
         if mode == modes[0] and len(before.tasks) <= MANY_TASKS:
-            lines += [f"before this {edit.command}:", *_matrix(before)]
+            lines += ["what it was made from scored:", *_matrix(before)[1:]]
         now = saved if mode == modes[0] else Scores.load(scores_path(run_dir, suffix))
         then_ap, ap = (each.sequence_metrics()["ap"] for each in (before, now))
         if then_ap is not None and ap is not None:

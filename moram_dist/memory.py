@@ -40,9 +40,8 @@ def show(files: MemoryFiles, manifest: Manifest) -> str:
     total = sum(stored.bytes for task in manifest.tasks for stored in task.files)
     lines.append(f"{len(manifest.tasks)} tasks, {total:,} bytes")
     for edit in manifest.edits:
-        of = " and ".join(source[:12] for source in edit.sources)
-        lines.append(f"Made from {_shown(of)}: {_shown(edit.what)}.")
-        lines.append(f"It is {_shown(edit.caution)}.")
+        sources = " and ".join(source[:12] for source in edit.sources)
+        lines.append(_shown(f"{edit.line} Made from manifest {sources}."))
     return "\n".join(lines)
 
 

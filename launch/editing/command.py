@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -29,6 +30,7 @@ from moram_dist.registry import InputError, unknown
 from moram_dist.terminal import make_output_last, say
 
 if TYPE_CHECKING:
+    from launch.editing.run_folder import EditedRun
     from moram_dist.use.editing import EditedMemory
     from moram_dist.use.source import MemorySource
 
@@ -66,11 +68,12 @@ def _drop(words: Sequence[str]) -> None:
     parser = _parser("drop")
     parser.add_argument("--task", required=True, help="the one to leave out")
     args = _parsed(parser, words)
+    from launch.editing.run_folder import plan_run
     from moram_dist.use.editing import drop
 
     source = _source(args.run)
     edited = drop(source, args.task)
-    _write(args, edited, [source], left_out=args.task)
+    _write(args, plan_run([source], edited.names), edited, left_out=args.task)
 
 
 def _prune(words: Sequence[str]) -> None:
@@ -85,19 +88,25 @@ def _prune(words: Sequence[str]) -> None:
     check_prunable(source, args.keep)
     run = plan_run([source], source.tasks)
     say("counting which atoms answer the training data ...", error=True)
-    edited = prune(source, args.keep, used_weights(source, run.benchmark))
-    _write(args, edited, [source])
+    _write(args, run, prune(source, args.keep, used_weights(source, run.benchmark)))
 
 
 def _merge(words: Sequence[str]) -> None:
     parser = _parser("merge")
     parser.add_argument("second", type=Path, metavar="RUN", help="whose tasks come last")
     args = _parsed(parser, words)
+    from launch.editing.run_folder import plan_run
     from moram_dist.use.editing import merge
 
     sources = [_source(args.run), _source(args.second)]
     edited = merge(*sources)
-    _write(args, edited, sources)
+    try:
+        run = plan_run(sources, edited.names)
+    except InputError as error:
+        _write_memory(args.out, edited)
+        say(f"not measured, as one run cannot measure all of its tasks: {error}")
+        return
+    _write(args, run, edited)
 
 
 def _branch(words: Sequence[str]) -> None:
@@ -105,12 +114,13 @@ def _branch(words: Sequence[str]) -> None:
     parser.add_argument("--upto", required=True, metavar="TASK", help="the last one to keep")
     parser.add_argument("--order", required=True, help="tasks to learn next, joined by commas")
     args = _parsed(parser, words)
+    from launch.editing.run_folder import plan_run
     from moram_dist.use.editing import branch
 
     source = _source(args.run)
     edited = branch(source, args.upto)
     coming = [name.strip() for name in args.order.split(",")]
-    _write(args, edited, [source], coming=coming)
+    _write(args, plan_run([source], [*edited.names, *coming]), edited)
 
 
 EDITS = {"drop": _drop, "prune": _prune, "merge": _merge, "branch": _branch}
@@ -163,32 +173,25 @@ def _source(path: Path) -> MemorySource:
 
 
 def _write(
-    args: argparse.Namespace,
-    edited: EditedMemory,
-    sources: Sequence[MemorySource],
-    *,
-    coming: Sequence[str] = (),
-    left_out: str | None = None,
+    args: argparse.Namespace, run: EditedRun, edited: EditedMemory, left_out: str | None = None
 ) -> None:
     """Write the new run directory, then measure it."""
-    from launch.editing.run_folder import edit_record, plan_run, write_run
+    from launch.editing.left_out import score_without
+    from launch.editing.run_folder import edit_record, write_run
     from moram_dist.files import complete_folder
 
-    run = plan_run(sources, [*edited.names, *coming])
+    has_more = len(run.benchmark.tasks) > len(edited.tasks)
+    measures = not has_more and not args.write_only
     with complete_folder(args.out) as folder:
         write_run(folder, args.out, run, edited)
-        found = None
-        if left_out is not None and not args.write_only:
-            from launch.editing.left_out import score_without
-
-            found = score_without(folder, run, left_out)
+        found = score_without(folder, run, left_out) if left_out and measures else None
         record = edit_record(run, edited, found)
         record.write(folder)
     for line in record.lines:
         say(line)
     say(f"run directory: {args.out}", error=True)
-    if coming or args.write_only:
-        say(f"{'go on learning' if coming else 'measure it'} by: {_train_command(args.out)}")
+    if not measures:
+        say(f"{'go on learning' if has_more else 'measure it'} by: {_train_command(args.out)}")
         return
     from launch.moram import train
 
@@ -196,13 +199,21 @@ def _write(
     train([*_train_words(args.out), *ranks])
 
 
+def _write_memory(out: Path, edited: EditedMemory) -> None:
+    """Write the memory alone, into ``DIR/memory``."""
+    from moram_dist.files import complete_folder
+
+    with complete_folder(out) as folder:
+        edited.write(folder / "memory")
+    say(f"{edited.edit.what}.\nIt is {edited.edit.caution}.")
+    say(f"memory: {out / 'memory'}", error=True)
+
+
 def _train_words(out: Path) -> list[str]:
     return ["--recipe", str(out / "run.yaml"), "--output_dir", str(out)]
 
 
 def _train_command(out: Path) -> str:
-    import shlex
-
     return f"moram train {shlex.join(_train_words(out))}"
 
 

@@ -62,15 +62,15 @@ def plan_run(sources: Sequence[MemorySource], names: Sequence[str]) -> EditedRun
         InputError: the benchmark has no such task, or a source learned or measured a task with
             other data, rules, base or tokenizer.
     """
-    path = sources[0].path / "run.yaml"
+    path, first = sources[0].path / "run.yaml", sources[0].inputs
+    assert first is not None  # the command takes runs only
     saved = read_mapping(path)
-    saved = {**saved, "data": {**saved["data"], "order": ",".join(names)}}
+    if [task.name for task in first.tasks] != [*names]:  # else the order's own name stays
+        saved = {**saved, "data": {**saved["data"], "order": ",".join(names)}}
     # Resolved in the source's name: what older versions did not record depends on their folder.
     config = config_io.from_saved(saved, path)
     record = replace(config.record, output_dir=sources[0].path)
     _, benchmark = resolve(replace(config, record=record))
-    first = sources[0].inputs
-    assert first is not None  # the command takes runs only
     now = {task.name: task_inputs(task, config) for task in benchmark.tasks}
     for source in sources:
         then = source.inputs

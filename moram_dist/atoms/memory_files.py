@@ -80,6 +80,11 @@ class Edit:
     sources: tuple[str, ...]
     """sha256 of the manifests that it was made from."""
 
+    @property
+    def line(self) -> str:
+        """For people."""
+        return f"Edited by {self.command}: {self.what}. It is {self.caution}."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

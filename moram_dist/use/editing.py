@@ -141,9 +141,9 @@ def prune(source: MemorySource, keep: int, used: Mapping[str, Tensor]) -> Edited
         first += count
     return _edited(
         "prune",
-        f"pruned to {keep} atoms per task and linear, those used most on the training data",
-        f"not a memory that learned with {keep} atoms per task: those that are left were trained "
-        "beside those that are gone",
+        f"pruned to {keep} atoms per task and linear",
+        f"not a memory that learned with {keep} atoms per task: those used most were kept, and "
+        "they were trained beside those that are gone",
         tasks,
         source,
     )
