@@ -103,8 +103,6 @@ class Tally:
         self._weight = torch.zeros(num_tested, num_tasks, dtype=torch.int64, device=device)
         self._counts = torch.zeros(num_tested, 3, dtype=torch.int64, device=device)
         """Tokens, tokens without an answer, effective atoms."""
-        self.used_N = torch.zeros(ends[-1], dtype=torch.int64, device=device)
-        """Sums of the weights of each atom, in units of 1 / UNIT."""
         self._chosen_N = torch.zeros(ends[-1], dtype=torch.int64, device=device)
 
     def add(self, tested: int, weights: Weights) -> None:
@@ -114,7 +112,6 @@ class Tally:
         weight_TK = weights.weight_TK.double().nan_to_num(0.0)
         task_TK = weights.tasks(self.ends)
         self._weight[tested].scatter_add_(0, task_TK.flatten(), _units(spoken_TK).flatten())
-        self.used_N.scatter_add_(0, index_TK.flatten(), _units(spoken_TK).flatten())
         self._chosen_N.scatter_add_(0, index_TK.flatten(), (spoken_TK > 0).long().flatten())
         has_mixture_T = (weight_TK > 0).any(-1)
         effective_T = torch.special.entr(weight_TK).sum(-1).exp() * has_mixture_T
@@ -125,7 +122,7 @@ class Tally:
 
     def sum_over_ranks(self) -> None:
         """Make the sums those of all ranks, which call it together."""
-        for sums in (self._weight, self._counts, self.used_N, self._chosen_N):
+        for sums in (self._weight, self._counts, self._chosen_N):
             env.sum_(sums)
 
     def result(self, name: str, cosine: float | None) -> LinearRouting:

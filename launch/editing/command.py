@@ -3,7 +3,7 @@
     moram memory show RUN/memory                       tasks, atoms, sizes, hashes, edits
     moram memory verify RUN/memory                     read every file; exit 2 if one is damaged
     moram memory drop RUN --task TASK --out DIR        all tasks but one
-    moram memory prune RUN --keep N --out DIR          of each task the N atoms that answer most
+    moram memory prune RUN --keep N --out DIR          of each task the N atoms that add most
     moram memory merge RUN RUN --out DIR               the tasks of one run, then those of another
     moram memory branch RUN --upto TASK --order A,B --out DIR
                                                        go on from a task with other ones
@@ -81,14 +81,14 @@ def _prune(words: Sequence[str]) -> None:
     parser.add_argument("--keep", required=True, type=int, help="atoms of a task in each linear")
     args = _parsed(parser, words)
     from launch.editing.run_folder import plan_run
-    from launch.editing.usage import used_weights
+    from moram_dist.use.atom_use import atom_use
     from moram_dist.use.editing import check_prunable, prune
 
     source = _source(args.run)
     check_prunable(source, args.keep)
     run = plan_run([source], source.tasks)
-    say("counting which atoms answer the training data ...", error=True)
-    _write(args, run, prune(source, args.keep, used_weights(source, run.benchmark)))
+    say("measuring how much each atom answers on the training data ...", error=True)
+    _write(args, run, prune(source, args.keep, atom_use(source, run.benchmark)))
 
 
 def _merge(words: Sequence[str]) -> None:

@@ -121,7 +121,7 @@ def prune(source: MemorySource, keep: int, used: Mapping[str, Tensor]) -> Edited
     Args:
         source: a memory of ``moram``.
         keep: at least 1.
-        used: how much each atom answers, (N,) for each linear by full name.
+        used: how much each atom answers (``atom_use``), (N,) for each linear by full name.
     """
     tasks: list[EditedTask] = []
     first = 0
