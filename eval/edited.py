@@ -48,6 +48,8 @@ class EditRecord:
     t is that of the same task in its source; a cell is null if it was not measured there."""
 
     left_out: LeftOut | None = None
+    other_classes: bool = False
+    """Whether scores before were among other classes."""
 
     @property
     def lines(self) -> Iterator[str]:
@@ -58,6 +60,8 @@ class EditRecord:
             one = self.left_out
             before = "not measured" if one.before is None else f"{one.before:.2f}"
             yield f"{one.task} ({one.metric}): {before} before, {one.after:.2f} without its atoms"
+        if self.other_classes:
+            yield "The classes of all tasks compete and were others before: do not compare scores."
 
     def write(self, run_dir: Path) -> None:
         """Write it into a run directory."""

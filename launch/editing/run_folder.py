@@ -28,9 +28,15 @@ from moram_dist.files import write_atomically
 from moram_dist.reading import read_mapping
 from moram_dist.registry import InputError
 from moram_dist.tasks import Benchmark
-from moram_dist.train.inputs import RunInputs, differences, in_one_line, task_inputs
+from moram_dist.train.inputs import RunInputs, TaskInputs, differences, in_one_line, task_inputs
 from moram_dist.use.editing import EditedMemory
 from moram_dist.use.source import MemorySource
+
+CLASSES = ("labels", "texts")
+"""Rules of a task that say among which classes its answers are."""
+
+OF_OTHER_TASKS = (*CLASSES, "text_to_image")
+"""Rules that depend on which tasks a run has (``tasks.pictures.make_tasks``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,9 @@ class EditedRun:
     config: RunConfig
     benchmark: Benchmark
     inputs: RunInputs
+    other_classes: bool
+    """Whether learned tasks choose among other classes than in their source, as where the classes
+    of all tasks compete. Scores of the source are then those of other questions."""
 
     @property
     def modes(self) -> tuple[ScoringMode, ...]:
@@ -72,12 +81,20 @@ def plan_run(sources: Sequence[MemorySource], names: Sequence[str]) -> EditedRun
     record = replace(config.record, output_dir=sources[0].path)
     _, benchmark = resolve(replace(config, record=record))
     now = {task.name: task_inputs(task, config) for task in benchmark.tasks}
+    pictured = {task.name for task in benchmark.tasks if task.pictures is not None}
+    other_classes = False
     for source in sources:
         then = source.inputs
         assert then is not None
         tasks = tuple(task for task in then.tasks if task.name in source.tasks and task.name in now)
-        same = replace(first, tasks=tuple(now[task.name] for task in tasks))
-        changed = differences(replace(then, tasks=tasks), same)
+        same = tuple(
+            _beside(now[task.name], task) if task.name in pictured else now[task.name]
+            for task in tasks
+        )
+        other_classes |= any(
+            one.rules.get(name) != now[one.name].rules.get(name) for one in same for name in CLASSES
+        )
+        changed = differences(replace(then, tasks=tasks), replace(first, tasks=same))
         if changed:
             raise InputError(f"{source.path} was started with other input ({in_one_line(changed)})")
     return EditedRun(
@@ -86,11 +103,18 @@ def plan_run(sources: Sequence[MemorySource], names: Sequence[str]) -> EditedRun
         config=config,
         benchmark=benchmark,
         inputs=replace(first, tasks=tuple(now.values())),
+        other_classes=other_classes,
     )
 
 
+def _beside(now: TaskInputs, then: TaskInputs) -> TaskInputs:
+    """A task as it would be among the tasks of its source."""
+    names = [name for name in OF_OTHER_TASKS if name in then.rules]
+    return replace(now, rules={**now.rules, **{name: then.rules[name] for name in names}})
+
+
 def write_run(folder: Path, out: Path, run: EditedRun, edited: EditedMemory) -> None:
-    """Write everything of the run but ``edit.json``.
+    """Write everything of the run but ``edit.json``, and the rows that are still valid.
 
     Args:
         folder: an empty one.
@@ -113,6 +137,8 @@ def write_run(folder: Path, out: Path, run: EditedRun, edited: EditedMemory) -> 
         if (new.name, new.sha256) != (old.name, old.sha256):
             break
         same += 1
+    if run.other_classes:
+        return
     for mode in run.modes:
         _take_scores(folder, run, mode, same)
     for row in range(same):
@@ -159,6 +185,7 @@ def edit_record(run: EditedRun, edited: EditedMemory, left_out: LeftOut | None) 
         sources=tuple(str(source.path) for source in run.sources),
         before={suffix: value for suffix, value in before.items() if value["scores"]},
         left_out=left_out,
+        other_classes=run.other_classes,
     )
 
 

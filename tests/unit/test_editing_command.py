@@ -271,3 +271,19 @@ def test_a_stop_while_it_is_written_leaves_nothing(run, tmp_path, monkeypatch):
     (tmp_path / ".out.partial" / "run.yaml").write_text("half")
     assert main(words) == 0
     assert not (tmp_path / ".out.partial").exists()
+
+
+def test_of_a_run_that_is_not_finished_the_learned_tasks_are_kept(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    path = copy / "memory" / "memory.json"
+    content = json.loads(path.read_text())
+    content["tasks"].pop()
+    path.write_text(json.dumps(content))
+    out = tmp_path / "out"
+    assert edit("prune", copy, "--keep", 1, "--out", out, "--write_only") == 0
+    assert read_mapping(out / "run.yaml")["data"]["order"] == "topic,mood"
+    assert [task.name for task in read_inputs(out / "inputs.json").tasks] == ["topic", "mood"]
+    path.write_text(json.dumps(content | {"tasks": []}))
+    words = ["drop", str(copy), "--task", "mood", "--out", str(tmp_path / "more")]
+    assert main(words) == 2
