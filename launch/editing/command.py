@@ -51,14 +51,10 @@ def _run(words: Sequence[str]) -> int:
     if name in EDITS:
         EDITS[name](rest)
         return 0
+    if not name:
+        raise InputError(f"usage: moram memory {'|'.join([*LOOK, *EDITS])} ...; --help says more")
     if name not in LOOK:
-        raise (
-            unknown("command", name, [*LOOK, *EDITS])
-            if name
-            else InputError(
-                f"usage: moram memory {'|'.join([*LOOK, *EDITS])} ...; --help says more"
-            )
-        )
+        raise unknown("command", name, [*LOOK, *EDITS])
     from moram_dist import memory
 
     return memory.run(words)
