@@ -187,7 +187,11 @@ class Scores:
             InputError: the file cannot be read or is malformed, or a field is missing or invalid;
                 names the file and the field.
         """
-        content = read_json(path)
+        return cls.of(read_json(path), path)
+
+    @classmethod
+    def of(cls, content: Any, path: Path) -> Scores:
+        """Check the value of a JSON file, as ``load``; ``path`` is for messages."""
         if not isinstance(content, dict):
             raise InputError(f"{path}: expected an object, got {kind_of(content)}")
         for key in ("tasks", "metrics", "scores"):

@@ -7,7 +7,7 @@ same form, ``scores.labels.json``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.continual import Scores
@@ -33,7 +33,7 @@ class ScoreMatrix:
         self.tasks = [task.name for task in benchmark.tasks]
         self.metrics = {task.name: task.metric for task in benchmark.tasks}
         self.rows: dict[int, list[float | None]] = {}
-        self._texts: dict[int, str] = {}
+        self._texts: dict[int, bytes] = {}
         """Rows as they stand in the file: of a thousand, one changes at a time."""
         if path.exists():
             saved = Scores.load(path)
@@ -45,11 +45,23 @@ class ScoreMatrix:
 
     def set(self, row: int, column: int, score: float) -> None:
         """Record one cell and write the file."""
-        for missing in {*range(row + 1), row} - self.rows.keys():
-            self.rows[missing] = [None] * len(self.tasks)
+        self._add_rows(row)
         self.rows[row][column] = score
         self._texts.pop(row, None)
-        write_atomically(self.path, self._as_text())
+        write_atomically(self.path, self._content())
+
+    def fill(self, rows: Mapping[int, Sequence[float | None]]) -> None:
+        """Record whole rows and write the file."""
+        self._add_rows(max(rows))
+        for row, cells in rows.items():
+            self.rows[row] = list(cells)
+            self._texts.pop(row, None)
+        write_atomically(self.path, self._content())
+
+    def _add_rows(self, last: int) -> None:
+        """Empty rows where there are none, up to ``last``; -1 is the base's."""
+        for row in {*range(last + 1), last} - self.rows.keys():
+            self.rows[row] = [None] * len(self.tasks)
 
     def get(self, row: int, column: int) -> float | None:
         """A cell; None if it was not measured."""
@@ -76,19 +88,20 @@ class ScoreMatrix:
         """The untouched base's row; None if it was not measured."""
         return self.rows.get(-1)
 
-    def _as_text(self) -> str:
+    def _content(self) -> bytes:
         """JSON, one line per field and per row."""
-        for i in self.rows.keys() - self._texts.keys():
-            self._texts[i] = json.dumps(self.rows[i])
-        rows = ",\n".join(f"    {self._texts[i]}" for i in sorted(self.rows) if i >= 0)
+        for row in self.rows.keys() - self._texts.keys():
+            self._texts[row] = json.dumps(self.rows[row]).encode()
+        rows = b",\n    ".join(self._texts[i] for i in sorted(self.rows) if i >= 0)
         fields = {
-            "tasks": json.dumps(self.tasks, ensure_ascii=False),
-            "metrics": json.dumps(self.metrics, ensure_ascii=False),
-            "scores": f"[\n{rows}\n  ]" if rows else "[]",
+            "tasks": json.dumps(self.tasks, ensure_ascii=False).encode(),
+            "metrics": json.dumps(self.metrics, ensure_ascii=False).encode(),
+            "scores": b"[\n    %b\n  ]" % rows if rows else b"[]",
         }
         if -1 in self.rows:
             fields["base"] = self._texts[-1]
-        return "{\n" + ",\n".join(f'  "{name}": {text}' for name, text in fields.items()) + "\n}\n"
+        lines = (b'  "%b": %b' % (name.encode(), text) for name, text in fields.items())
+        return b"{\n" + b",\n".join(lines) + b"\n}\n"
 
 
 def score_matrices(

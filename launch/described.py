@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from eval.edited import read_edit
 from moram_dist import config_io
 from moram_dist.comm import env
 from moram_dist.config import RunConfig
@@ -29,6 +30,7 @@ def files(run_dir: Path) -> dict[str, list[Path]]:
 def description(config: RunConfig, benchmark: Benchmark, run_dir: Path) -> RunDescription:
     """The description that a tracker gets before the first step of a run."""
     source = str(config.data.data_dir or benchmark.name)
+    edit = read_edit(run_dir)
     return RunDescription(
         name=config.name,
         experiment=benchmark.name,
@@ -47,7 +49,8 @@ def description(config: RunConfig, benchmark: Benchmark, run_dir: Path) -> RunDe
             "seed": str(config.train.seed),
             "base": config.model.model,
             "world_size": str(env.world_size()),
-        },
+        }
+        | ({} if edit is None else {"edited": edit.what}),
         datasets=[
             DatasetRecord(
                 name=task.name,

@@ -6,7 +6,7 @@
     plan       estimate memory, traffic, disk and time of a run
     doctor     check that this machine can train
     submit     write a SLURM job script and submit it
-    memory     show or verify the memory of a run
+    memory     show or verify the memory of a run; drop a task, prune, merge, branch
     generate   answer a prompt, or a file of them, with the memory of a run
     inspect    show which tasks' atoms answer each token of a prompt
     serve      answer over HTTP, in the form of OpenAI's API
@@ -43,7 +43,7 @@ MODULES = {
     "plan": "launch.plan",
     "doctor": "launch.doctor",
     "submit": "launch.submit",
-    "memory": "moram_dist.memory",
+    "memory": "launch.editing.command",
     "generate": "launch.generate",
     "inspect": "launch.inspection",
     "serve": "launch.serving.command",

@@ -9,17 +9,21 @@ from typing import Any
 
 import torch
 
+from moram_dist import config_io
 from moram_dist.config import RunConfig
 from moram_dist.data.chat import has_chats, no_chats, write_chats
 from moram_dist.families import TextFamily, family_of
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
+from moram_dist.reading import read_mapping
 from moram_dist.recognise import RECOGNISERS
 from moram_dist.registry import InputError
 from moram_dist.tasks import BENCHMARKS, Benchmark, Source
+from moram_dist.tasks.task import Task, digest
 from moram_dist.train import ds_check
 from moram_dist.train import ds_config as ds
 from moram_dist.train.older_runs import chose_no_turns
+from moram_dist.use.source import MemorySource
 
 
 def deepspeed_config(
@@ -132,6 +136,29 @@ def _resolved(config: RunConfig, benchmark: Benchmark) -> RunConfig:
             recogniser=method.recogniser or asked.recogniser,
         ),
     )
+
+
+def recorded_task(source: MemorySource, name: str) -> Task:
+    """A task of a run with its examples.
+
+    Args:
+        source: a run directory.
+        name: a task that it learned.
+
+    Raises:
+        InputError: the examples are not there, or not those that the run recorded.
+    """
+    assert source.inputs is not None  # every run directory has them
+    path = source.path / "run.yaml"
+    _, benchmark = resolve(config_io.from_saved(read_mapping(path), path))
+    task = next((task for task in benchmark.tasks if task.name == name), None)
+    then = next(task for task in source.inputs.tasks if task.name == name)
+    for split, known in (("train", then.train), ("test", then.test)):
+        examples = getattr(task, split, ())
+        if known is not None and digest(examples) != known.digest:
+            raise InputError(f"{source.path}: the {split} split of task {name} has changed")
+    assert task is not None
+    return task
 
 
 def quiet() -> None:

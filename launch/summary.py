@@ -8,6 +8,7 @@ from pathlib import Path
 from eval.column_blocks import BLOCKS, column_blocks
 from eval.confusion import read_confusion
 from eval.continual import HEADLINE, MatrixEntry, Scores
+from eval.edited import read_edit, scores_before
 from eval.markup import one_line
 from eval.score_matrix import scores_path
 from eval.scoring_modes import recall_label, scoring_modes
@@ -30,12 +31,35 @@ def summary(run_dir: Path, report: Path, config: RunConfig) -> str:
     saved = Scores.load(run_dir / "scores.json")
     many = len(saved.tasks) > MANY_TASKS
     lines = ["", *(_last_scores(saved) if many else _matrix(saved))]
+    lines += _before(run_dir, saved, config)
     lines += ["", *_headlines(run_dir, saved, config), f"report:  {report}"]
     if config.record.tracking == "mlflow":
         store = clean_address(store_of(run_dir, config.record.tracking_uri))
         server = store.startswith("http")  # a server shows its own pages
         lines.append(f"compare: {store if server else f'mlflow ui --backend-store-uri {store}'}")
     return "\n".join(lines)
+
+
+def _before(run_dir: Path, saved: Scores, config: RunConfig) -> list[str]:
+    """For a memory that was edited, the scores before: the matrix, and AP by recall."""
+    edit = read_edit(run_dir)
+    if edit is None:
+        return []
+    lines = ["", *edit.lines]
+    modes = scoring_modes(config.eval)
+    for mode in modes:
+        suffix = mode.file_suffix(modes[0])
+        before = scores_before(run_dir, edit, suffix)
+        if before is None:
+            continue
+        if mode == modes[0] and len(before.tasks) <= MANY_TASKS:
+            lines += ["what it was made from scored:", *_matrix(before)[1:]]
+        now = saved if mode == modes[0] else Scores.load(scores_path(run_dir, suffix))
+        then_ap, ap = (each.sequence_metrics()["ap"] for each in (before, now))
+        if then_ap is not None and ap is not None:
+            label = f" ({mode.label(modes)})" if len(modes) > 1 else ""
+            lines.append(f"AP{label}: {then_ap:.2f} before, {ap:.2f} after")
+    return lines
 
 
 def _headlines(run_dir: Path, saved: Scores, config: RunConfig) -> list[str]:

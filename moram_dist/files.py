@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -105,6 +106,25 @@ def make_folder(path: Path) -> None:
     with writing(path):
         path.mkdir(exist_ok=True)
         sync_folder(path.parent)
+
+
+@contextmanager
+def complete_folder(path: Path) -> Iterator[Path]:
+    """Context with a folder to fill, which gets the name ``path`` at its end, or is removed.
+
+    Raises:
+        WriteError: the disk is full, or something else has got the name.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a kill
+    make_folder(partial)
+    try:
+        yield partial
+        with writing(path):
+            partial.rename(path)
+            sync_folder(path.absolute().parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def sync_folder(path: Path) -> None:

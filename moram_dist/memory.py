@@ -39,6 +39,9 @@ def show(files: MemoryFiles, manifest: Manifest) -> str:
         lines.append(f"{name:24} {atoms:>7} {size:>12,}  {digest}  {state}")
     total = sum(stored.bytes for task in manifest.tasks for stored in task.files)
     lines.append(f"{len(manifest.tasks)} tasks, {total:,} bytes")
+    for edit in manifest.edits:
+        sources = " and ".join(source[:12] for source in edit.sources)
+        lines.append(_shown(f"{edit.line} Made from manifest {sources}."))
     return "\n".join(lines)
 
 
@@ -59,10 +62,11 @@ COMMANDS = {"show": show, "verify": verify}
 
 def main(words: Sequence[str]) -> int:
     """Run one command and return the exit code."""
-    return run_command(_run, words)
+    return run_command(run, words)
 
 
-def _run(words: Sequence[str]) -> int:
+def run(words: Sequence[str]) -> int:
+    """Run one command. Raises InputError on wrong words, or if there is no memory."""
     if list(words) in (["-h"], ["--help"]):
         say((__doc__ or "").strip())
         return 0

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from eval.column_blocks import column_blocks
 from eval.compare.items import Items, is_score, read_cell
 from eval.continual import MatrixEntry, Scores
+from eval.edited import read_edit
 from eval.predictions import predictions_path
 from eval.run_files import part, read_base, read_benchmark
 from eval.score_matrix import scores_path
@@ -205,7 +206,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     for name, kind in (("train.seed", int), ("method.method", str)):
         if not isinstance(settings.get(name), kind):
             raise InputError(f"{folder / 'run.yaml'}: {name}: not a run's: {settings.get(name)!r}")
-    return settings
+    edit = read_edit(folder)
+    return settings if edit is None else {**settings, "memory.edited": edit.what}
 
 
 def _defining_settings(run: Run) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from eval.column_blocks import ColumnBlock, column_blocks
 from eval.confusion import Confusion
 from eval.continual import MatrixEntry, Row, Scores
+from eval.edited import EditRecord
 from eval.routing import TaskRouting
 from eval.run_files import CurvePoint, ScoredExample
 from eval.scoring_modes import ScoringMode
@@ -40,6 +41,13 @@ class ReportContents:
 
     routing: tuple[TaskRouting, ...]
     """Whose atoms answered whose tokens, after each task for which that was observed."""
+
+    edit: EditRecord | None
+    """How the memory was made from others; None if it was learned."""
+
+    before: tuple[ModeScores, ...]
+    """Of an edited memory, the scores of what it was made from, in the scoring modes that these
+    have."""
 
     curve: list[CurvePoint]
     """Training losses; empty if there are none."""

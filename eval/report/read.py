@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eval.confusion import read_confusion
 from eval.continual import MatrixEntry, Scores, average_so_far, forgetting_per_task
+from eval.edited import EditRecord, read_edit, scores_before
 from eval.predictions import predictions_path
 from eval.report.contents import ModeScores, Recognition, ReportContents, TaskFacts
 from eval.report.wrong_pictures import read_wrong_answers
@@ -53,6 +55,7 @@ def read_contents(run_dir: Path) -> ReportContents:
     modes = _read_modes(run_dir, config)
     matrix = modes[0].matrix
     curve = read_curve(run_dir / "metrics.jsonl")
+    edit = read_edit(run_dir)
     return ReportContents(
         title=_title(config, benchmark),
         facts=_facts(config, benchmark, modes[0]),
@@ -66,6 +69,8 @@ def read_contents(run_dir: Path) -> ReportContents:
             for row in range(len(matrix.tasks))
             if (found := read_routing(run_dir, matrix.tasks, row)) is not None
         ),
+        edit=edit,
+        before=() if edit is None else tuple(_before(run_dir, edit, modes)),
         curve=curve[:: 1 + len(curve) // CURVE_POINTS],
         tasks=_tasks(matrix, benchmark, read_stored_tasks(run_dir)),
         notes=benchmark.notes,
@@ -138,6 +143,14 @@ def _read_modes(run_dir: Path, config: dict[str, Any]) -> tuple[ModeScores, ...]
         )
         for mode, matrix in matrices.items()
     )
+
+
+def _before(run_dir: Path, edit: EditRecord, modes: Sequence[ModeScores]) -> Iterator[ModeScores]:
+    """The scores of what an edited memory was made from."""
+    for one in modes:
+        before = scores_before(run_dir, edit, one.mode.file_suffix(modes[0].mode))
+        if before is not None and before.tasks == one.matrix.tasks:
+            yield replace(one, matrix=before, metrics=before.sequence_metrics())
 
 
 def _drift(modes: Sequence[ModeScores]) -> list[MatrixEntry]:

@@ -61,6 +61,8 @@ def card(
     else:
         lines.append(f"A {what} that learned {len(tasks)} tasks in this order, by moram-dist:")
         lines += ["", *(f"{i}. {task}" for i, task in enumerate(tasks, start=1))]
+    for edit in source.manifest.edits:
+        lines += ["", edit.line]
     if loss:
         lines += ["", "This is an approximation: the memory weighs its atoms for each token anew."]
         lines += ["", "    " + "\n    ".join(loss)]

@@ -11,10 +11,8 @@ hub: the memory and a model card, for huggingface_hub.upload_folder. --task: as 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +57,7 @@ def _export(words: Sequence[str]) -> None:
         raise InputError(f"--out {args.out}: is there already; give another name")
 
     from launch.settings import quiet
+    from moram_dist.files import complete_folder
     from moram_dist.models import language_model
     from moram_dist.use.source import read_source
 
@@ -70,7 +69,7 @@ def _export(words: Sequence[str]) -> None:
         export = Export(source, upto)
     else:
         export = _as_lora(source, upto, model, named=args.task is not None)
-    with _complete(args.out) as folder:
+    with complete_folder(args.out) as folder:
         _write(export, folder, model)
     for line in export.loss:
         say(line)
@@ -111,23 +110,6 @@ def _write(export: Export, folder: Path, model: nn.Module) -> None:
         write_peft(folder, export.lora, model, base, auto_class)
     text = card(source, export.upto, export.lora, export.loss, auto_class)
     write_atomically(folder / "README.md", text)
-
-
-@contextmanager
-def _complete(out: Path) -> Iterator[Path]:
-    """A folder that gets the name ``out`` at the end, or is removed."""
-    from moram_dist.files import make_folder, sync_folder, writing
-
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a kill
-    make_folder(partial)
-    try:
-        yield partial
-        with writing(out):
-            partial.rename(out)
-            sync_folder(out.absolute().parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from launch.settings import resolve
-from moram_dist import config_io
+from launch.settings import recorded_task
 from moram_dist.atoms.routing import Routing
 from moram_dist.methods.moram import MoramConfig
 from moram_dist.methods.restore import config_of
-from moram_dist.metrics import score
-from moram_dist.reading import read_mapping
 from moram_dist.registry import InputError
-from moram_dist.tasks.task import Example, Task, digest
+from moram_dist.tasks.task import Example
 from moram_dist.use.answerer import Answerer, Asked
 from moram_dist.use.approximate import TaskAsLora
 from moram_dist.use.lora import Lora
@@ -33,7 +30,12 @@ def moram_as_lora(source: MemorySource, upto: int) -> tuple[Lora, list[str]]:
     Raises:
         InputError: the task's data is not there or is not that of the run, or ``Answerer`` refuses.
     """
-    task = _data(source, upto)
+    if source.inputs is None:
+        raise InputError(
+            f"{source.path}: a LoRA of a task of moram is fitted to the task's data: give the run "
+            "directory, which names it"
+        )
+    task = recorded_task(source, source.tasks[upto - 1])
     asked = Asked(upto=str(upto), recall="all", task=task.name)
     answerer = Answerer(source, asked)
     config = config_of(source.manifest, source.path)
@@ -55,51 +57,15 @@ def moram_as_lora(source: MemorySource, upto: int) -> tuple[Lora, list[str]]:
     lora = measured.measure(task, _spread(task.train, TRAINING_EXAMPLES))
     test = _spread(task.test, TEST_EXAMPLES)
     as_lora, of_base = measured.divergences(task, test, lora)
-    whole = _score(answerer, task, test)
+    whole = answerer.mean_score(test)
     with measured.replaced(lora):
-        replaced = _score(answerer, task, test)
+        replaced = answerer.mean_score(test)
     return lora, [
         f"LoRA of rank {lora.rank} for {task.name}, beside the memory after that task, on "
         f"{len(test)} of its test examples:",
         f"KL to the memory {as_lora:.4f} nats per answer token (of the bare base: {of_base:.4f})",
         f"{task.metric} {replaced:.2f} (of the memory: {whole:.2f})",
     ]
-
-
-def _data(source: MemorySource, upto: int) -> Task:
-    """The task with its examples. Raises InputError if they are not those of the run."""
-    if source.inputs is None:
-        raise InputError(
-            f"{source.path}: a LoRA of a task of moram is fitted to the task's data: give the run "
-            "directory, which names it"
-        )
-    path = source.path / "run.yaml"
-    _, benchmark = resolve(config_io.from_saved(read_mapping(path), path))
-    name = source.tasks[upto - 1]
-    task = next((task for task in benchmark.tasks if task.name == name), None)
-    then = next(task for task in source.inputs.tasks if task.name == name)
-    for split, known in (("train", then.train), ("test", then.test)):
-        examples = getattr(task, split, ())
-        if known is not None and digest(examples) != known.digest:
-            raise InputError(f"{source.path}: the {split} split of task {name} has changed")
-    assert task is not None
-    return task
-
-
-def _score(answerer: Answerer, task: Task, examples: Sequence[Example]) -> float:
-    prompts = [example.prompt for example in examples]
-    texts = dict(answerer.answers(prompts, [None] * len(prompts)))
-    total = sum(
-        score(
-            task.metric,
-            prompt=example.prompt,
-            prediction=texts[i],
-            references=example.references,
-            labels=task.labels,
-        )
-        for i, example in enumerate(examples)
-    )
-    return total / len(examples)
 
 
 def _spread(examples: Sequence[Example], most: int) -> Sequence[Example]:

@@ -16,6 +16,9 @@ from moram_dist.adapters.moments import directions_of_inputs, look_at
 EXAMPLES = 64
 """Training examples of a task from which its directions are computed."""
 
+NEGLIGIBLE = 1e-4
+"""Of a direction, the length outside a span at which it counts as inside."""
+
 Names = tuple[str, ...]
 """Full names of linears that share an input."""
 
@@ -27,6 +30,24 @@ def off(keys_RD: Tensor, directions_KD: Tensor | None) -> Tensor:
     precise = torch.promote_types(keys_RD.dtype, torch.float32)
     keys, directions = keys_RD.to(precise), directions_KD.to(precise)
     return (keys - (keys @ directions.T) @ directions).to(keys_RD.dtype)
+
+
+def beyond(rows_KD: Tensor, basis_KD: Tensor) -> Tensor:
+    """Orthonormal rows that span, with ``basis_KD``, all that ``rows_KD`` and it span.
+
+    Args:
+        rows_KD: orthonormal.
+        basis_KD: orthonormal.
+
+    Returns:
+        Rows in the dtype of ``rows_KD``, orthogonal to ``basis_KD``: at most as many as ``rows_KD``
+        has, and fewer if the basis holds some of them to 1e-4 of their length.
+    """
+    rest, basis = rows_KD.double(), basis_KD.double()
+    for _ in range(2):  # once would leave the rounding of the stored basis
+        rest = rest - (rest @ basis.T) @ basis
+    _, lengths_K, found_KD = torch.linalg.svd(rest, full_matrices=False)
+    return found_KD[lengths_K > NEGLIGIBLE].to(rows_KD.dtype).contiguous()
 
 
 class OlderInputs:

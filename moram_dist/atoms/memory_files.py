@@ -55,10 +55,35 @@ class TaskFile(StoredFile):
     recogniser: StoredFile | None = None
     """Statistics of its training prompts (``recognise.TaskStatistics``); older runs have none."""
 
+    atoms: int | None = None
+    """Atoms of each linear that a prune left; None: as many as the method's settings say."""
+
     @property
     def files(self) -> tuple[StoredFile, ...]:
         """All files of the task."""
         return (self,) if self.recogniser is None else (self, self.recogniser)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """How a memory was made from others (``use.editing``)."""
+
+    command: str
+    """drop, prune, merge or branch."""
+
+    what: str
+    """What was done, in one line."""
+
+    caution: str
+    """What the memory is and is not, in one line that follows "It is"."""
+
+    sources: tuple[str, ...]
+    """sha256 of the manifests that it was made from."""
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        return f"Edited by {self.command}: {self.what}. It is {self.caution}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +101,9 @@ class Manifest:
     """Full names of the adapted linears."""
 
     tasks: tuple[TaskFile, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    """Oldest first; none if every task was learned where it stands."""
+
     version: int = field(default=VERSION)
 
 
@@ -182,15 +210,34 @@ class MemoryFiles:
         name: str,
         tensors: Mapping[str, Tensor],
         recogniser: Mapping[str, Tensor] | None = None,
+        *,
+        atoms: int | None = None,
     ) -> Manifest:
         """Write the next task's files, then the manifest that names them. Main rank only."""
         file = _file_name(len(manifest.tasks), name)
-        entry = TaskFile(name=name, **vars(self._write(file, tensors)))
+        entry = TaskFile(name=name, atoms=atoms, **vars(self._write(file, tensors)))
         manifest = replace(manifest, tasks=(*manifest.tasks, entry))
         if recogniser is None:
             self._name(manifest)
             return manifest
         return self.add_recogniser(manifest, len(manifest.tasks) - 1, recogniser)
+
+    def take(self, manifest: Manifest, task: TaskFile, source: MemoryFiles) -> Manifest:
+        """Copy a task of another memory as the next one. Raises InputError as ``verify``."""
+        i = len(manifest.tasks)
+
+        def copied(stored: StoredFile, *parts: str) -> str:
+            file = _file_name(i, task.name, *parts)
+            write_atomically(self.folder / file, source.verify(stored).read_bytes())
+            return file
+
+        entry = replace(task, file=copied(task))
+        if task.recogniser is not None:
+            file = copied(task.recogniser, "recogniser")
+            entry = replace(entry, recogniser=replace(task.recogniser, file=file))
+        manifest = replace(manifest, tasks=(*manifest.tasks, entry))
+        self._name(manifest)
+        return manifest
 
     def add_recogniser(
         self, manifest: Manifest, i: int, recogniser: Mapping[str, Tensor]
@@ -218,16 +265,25 @@ class MemoryFiles:
 
 
 def as_text(manifest: Manifest) -> str:
-    """The content of memory.json: a line for each task, since a thousand are written each time."""
-    tasks = [
-        json.dumps(vars(t) | {"recogniser": t.recogniser and vars(t.recogniser)})
-        for t in manifest.tasks
-    ]
-    head = json.dumps(
-        {name: value for name, value in vars(manifest).items() if name != "tasks"}, indent=2
-    )
-    rows = ",\n    ".join(tasks)
-    return head.removesuffix("\n}") + f',\n  "tasks": [\n    {rows}\n  ]\n}}\n'
+    """The content of ``memory.json``, with a line for each task: each new one writes all of them.
+
+    Without what only edited memories have, if it is not edited.
+    """
+    tasks = ",\n    ".join(json.dumps(_task_fields(task)) for task in manifest.tasks)
+    others = {name: value for name, value in vars(manifest).items() if name != "tasks"}
+    others["edits"] = [vars(edit) for edit in manifest.edits]
+    if not manifest.edits:
+        del others["edits"]
+    head = json.dumps(others, indent=2).removesuffix("\n}")
+    return f'{head},\n  "tasks": [\n    {tasks}\n  ]\n}}\n'
+
+
+def _task_fields(task: TaskFile) -> dict[str, Any]:
+    """``asdict`` would copy values, which takes ten times as long."""
+    found = vars(task) | {"recogniser": task.recogniser and vars(task.recogniser)}
+    if task.atoms is None:
+        del found["atoms"]
+    return found
 
 
 def _file_name(i: int, task: str, *parts: str) -> str:
@@ -261,6 +317,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         if times > 1:
             yield f"modules: names {module!r} {times} times"
     for i, task in enumerate(manifest.tasks):
+        if task.atoms is not None and task.atoms < 1:
+            yield f"tasks.{i}.atoms: should be at least 1"
         for stored in task.files:
             where = f"tasks.{i}" if stored is task else f"tasks.{i}.recogniser"
             if not re.fullmatch(r"[^/\\\0-\x1f]+\.safetensors", stored.file):

@@ -47,6 +47,7 @@ class GainLora(InfLora):
     """
 
     reads_texts = True
+    keeps_apart = False  # a gate is 0 on the prompts of the tasks before it
     as_lora = None  # what is added depends on the input
     layers: dict[str, GatedLora]  # type: ignore[assignment]
 

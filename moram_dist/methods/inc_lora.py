@@ -21,6 +21,7 @@ class IncLora(SequentialLora):
     """
 
     keeps_prefixes = True
+    keeps_apart = True
     as_lora: Literal["newest", "sum"] | None = "sum"
     layers: dict[str, GrowingLora]  # type: ignore[assignment]
 

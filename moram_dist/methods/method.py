@@ -28,9 +28,10 @@ from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.dropout import TokenKeys
 from moram_dist.adapters.prefix import Prefix
 from moram_dist.atoms import Placer
+from moram_dist.atoms.memory_files import TaskFile
 from moram_dist.config import EvalRows, MethodConfig
 from moram_dist.recognise import PromptFeatures
-from moram_dist.registry import Registry
+from moram_dist.registry import InputError, Registry
 from moram_dist.tasks.task import Benchmark, Example, Task
 
 
@@ -80,6 +81,13 @@ class Method:
 
     keeps_prefixes = False
     """Whether the states after earlier tasks are kept, so that ``prefix`` can select them."""
+
+    keeps_apart = False
+    """Whether what a task added stands beside what others added and depends on none of it, so that
+    a memory can leave a task out, or take tasks of another memory over."""
+
+    learns_in_sequence = True
+    """Whether each task is learned after the one before it, from its own examples on."""
 
     as_lora: Literal["newest", "sum"] | None = None
     """How a memory is one LoRA, if it is: the newest task's terms, or those of all tasks."""
@@ -213,6 +221,16 @@ class Method:
             linears: the adapted ones by full name, before or after they are adapted.
         """
         return {}
+
+    def stored_shapes(self, i: int, task: TaskFile, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """``shapes`` of a published task, from which a prune may have taken atoms.
+
+        Raises:
+            InputError: the file says so, and the method has no atoms.
+        """
+        if task.atoms is not None:
+            raise InputError(f"{task.file}: atoms: {self.config.method} has none to prune")
+        return self.shapes(i, linears)
 
     def load_task(self, i: int, tensors: Mapping[str, Tensor]) -> None:
         """Apply the tensors of ``end_task(i)``, as if the task had just been learned."""

@@ -50,6 +50,7 @@ class MoeLora(IncLora):
     """
 
     routes = True
+    keeps_apart = False  # one router for all experts
     Config = MoeLoraConfig
     config: MoeLoraConfig
     as_lora = None  # what is added depends on the input

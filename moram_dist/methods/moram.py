@@ -21,6 +21,7 @@ from moram_dist.atoms import (
     by_input,
     give_memory,
 )
+from moram_dist.atoms.memory_files import TaskFile
 from moram_dist.comm.zero3 import whole
 from moram_dist.families import Family, family_of_model
 from moram_dist.methods.adapting import AdapterConfig, AdaptingMethod
@@ -59,6 +60,7 @@ class Moram(AdaptingMethod):
     """
 
     keeps_prefixes = True
+    keeps_apart = True
     routes = True
     Config = MoramConfig
     config: MoramConfig
@@ -136,11 +138,18 @@ class Moram(AdaptingMethod):
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
         """Shapes of a task's keys and values; with ``quiet_keys``, of its new directions too."""
+        return self._shapes(self.config.atoms_per_task, linears)
+
+    def stored_shapes(self, i: int, task: TaskFile, linears: Linears) -> dict[str, tuple[int, ...]]:
+        """The same with as many atoms as a prune left."""
+        return self._shapes(task.atoms or self.config.atoms_per_task, linears)
+
+    def _shapes(self, num_atoms: int, linears: Linears) -> dict[str, tuple[int, ...]]:
         out: dict[str, tuple[int, ...]] = {}
         for name, linear in linears.items():
             d, e = sizes(linear)
-            out[f"{name}.keys"] = (self.config.atoms_per_task, d)
-            out[f"{name}.values"] = (self.config.atoms_per_task, e)
+            out[f"{name}.keys"] = (num_atoms, d)
+            out[f"{name}.values"] = (num_atoms, e)
         return out | (
             direction_shapes(linears, by_input(linears)) if self.config.quiet_keys else {}
         )

@@ -19,6 +19,8 @@ class Multitask(SequentialLora):
     Source: Caruana 1997, Machine Learning 28:41-75; MTL in Wang et al. 2023, arXiv:2310.14152.
     """
 
+    learns_in_sequence = False
+
     def training_data(self, benchmark: Benchmark, i: int) -> Sequence[tuple[Task, Example]]:
         """All tasks' examples at task 0, none afterwards."""
         if i > 0:

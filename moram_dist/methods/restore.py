@@ -95,7 +95,7 @@ def load_memory(
         _check_base(model, manifest, files.path)
     method = kind(config_of(manifest, files.path), seed=0, num_tasks=len(manifest.tasks))
     for i, task in enumerate(manifest.tasks[:count]):
-        files.check(task, method.shapes(i, linears))  # all, before changing the model
+        files.check(task, method.stored_shapes(i, task, linears))  # all, before changing the model
     with _as_it_was_on_error(model, linears):
         method.build(model, manifest.modules)
         for i, task in enumerate(manifest.tasks[:count]):

@@ -23,6 +23,7 @@ class SingleTask(SequentialLora):
 
     eval_rows: EvalRows | None = "diagonal"
     keeps_prefixes = True
+    keeps_apart = True
     layers: dict[str, ChosenLora]  # type: ignore[assignment]
 
     def _layer(self, base: nn.Module, **settings: Any) -> ChosenLora:

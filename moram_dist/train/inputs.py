@@ -115,7 +115,7 @@ def gather(
     source = language_model.source(config.model)
     name = None if source == config.model.model else config.model.model  # the embedded base's
     return RunInputs(
-        tasks=tuple(_task(task, config) for task in benchmark.tasks),
+        tasks=tuple(task_inputs(task, config) for task in benchmark.tasks),
         decoding=asdict(benchmark.decoding),
         base=identify(source, name=name, say=say),
         tokenizer=(
@@ -210,7 +210,8 @@ def settings(
             yield f"{where}: {name} {other}"
 
 
-def _task(task: Task, config: RunConfig) -> TaskInputs:
+def task_inputs(task: Task, config: RunConfig) -> TaskInputs:
+    """The digests of a task in a run of a resolved configuration."""
     method = METHODS[config.method.method]
     rules = {item.name: _plain(getattr(task, item.name)) for item in fields(TaskRules)}
     if config.train.epochs is not None or not method.trains:

@@ -78,7 +78,7 @@ class Trainer:
         self.evaluate(-1)
         for i, published in enumerate(self.manifest.tasks):
             memory = self.run_dir.memory
-            memory.check(published, self.method.shapes(i, self.method.layers))
+            memory.check(published, self.method.stored_shapes(i, published, self.method.layers))
             self.method.load_task(i, memory.read(published))
             if published.recogniser is None and "prefix" in self.config.eval.recalls:
                 self._add_recogniser(i)  # older versions computed no statistics

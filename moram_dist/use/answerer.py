@@ -17,6 +17,7 @@ from moram_dist.decode.generate import greedy
 from moram_dist.families import TextFamily, family_of
 from moram_dist.methods import METHODS
 from moram_dist.methods.restore import answered_by, load_memory, recogniser_of
+from moram_dist.metrics import score
 from moram_dist.models import language_model
 from moram_dist.recognise import Recogniser
 from moram_dist.registry import InputError, one_of
@@ -177,6 +178,23 @@ class Answerer:
                 **asdict(self.decoding),
             )
         return read_answers(self.tokenizer, ids, new_BT.tolist(), self.task)[0]
+
+    def mean_score(self, examples: Sequence[Example]) -> float:
+        """The mean score, 0 to 100, of the answers to examples of ``task``."""
+        prompts = [example.prompt for example in examples]
+        numbers = [number for number, _ in self.recognised(prompts)]
+        texts = dict(self.answers(prompts, numbers))
+        total = sum(
+            score(
+                self.task.metric,
+                prompt=example.prompt,
+                prediction=texts[i],
+                references=example.references,
+                labels=self.task.labels,
+            )
+            for i, example in enumerate(examples)
+        )
+        return total / len(examples)
 
     def _stream(self, mine: list[int], examples: Sequence[Example]) -> Iterator[tuple[int, str]]:
         if self.family.can_stream(self.model):

@@ -64,7 +64,9 @@ class TaskAsLora:
             x_TD = x.reshape(-1, x.shape[-1])
             keys_ND, values_NE = (part.to(x) for part in self.atoms[name])
             score_TN = x_TD @ keys_ND.T
-            update_TE = (self._weights(score_TN.float()).to(x) * score_TN) @ values_NE
+            update_TE = (
+                mixture_weights(score_TN.float(), self.routing).to(x) * score_TN
+            ) @ values_NE
             fits[name].add(x_TD, update_TE)
 
         with self._looking(look):
@@ -101,14 +103,6 @@ class TaskAsLora:
             of_base = [*self._logits(task, examples)]
         return _divergence(routed, as_lora), _divergence(routed, of_base)
 
-    def _weights(self, score_TN: Tensor) -> Tensor:
-        """Mixture weights of all atoms, (T, N), as the memory computes them."""
-        num_atoms = score_TN.shape[1]
-        kept = min(self.routing.top_k, num_atoms)
-        found = candidates(score_TN, num_kept=kept, shard=0, num_shards=1, num_atoms=num_atoms)
-        mix = mixture([found], num_atoms=num_atoms, routing=self.routing)
-        return torch.zeros_like(score_TN).scatter_(1, mix.index_TK.long(), mix.spoken_TK)
-
     @contextmanager
     def _looking(self, look: Callable[[str, Tensor], None]) -> Iterator[None]:
         handles = [
@@ -128,6 +122,15 @@ class TaskAsLora:
             encoded = self.family.encode_training(self.tokenizer, example, task)
             seen = forward(self.family.collate([encoded], self.tokenizer.pad_token_id))
             yield seen.logits_BPV[0][seen.targets_BP[0] != IGNORED].float().cpu()
+
+
+def mixture_weights(score_TN: Tensor, routing: Routing) -> Tensor:
+    """Mixture weights of all atoms as the memory computes them, 0 for silenced ones: (T, N)."""
+    num_atoms = score_TN.shape[1]
+    kept = min(routing.top_k, num_atoms)
+    found = candidates(score_TN, num_kept=kept, shard=0, num_shards=1, num_atoms=num_atoms)
+    mix = mixture([found], num_atoms=num_atoms, routing=routing)
+    return torch.zeros_like(score_TN).scatter_(1, mix.index_TK.long(), mix.spoken_TK)
 
 
 class _Fit:

@@ -49,7 +49,7 @@ def exact_lora(source: MemorySource, upto: int, model: nn.Module) -> Lora:
     first = upto - 1 if kind.as_lora == "newest" else 0
     tensors = []
     for i, task in enumerate(source.manifest.tasks[first:upto], start=first):
-        source.files.check(task, method.shapes(i, linears))
+        source.files.check(task, method.stored_shapes(i, task, linears))
         tensors.append(source.files.read(task))
     terms = {
         name: (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ HIDDEN = 128
 """Of the demo's base, for sizes that the memory's settings leave free."""
 
 
-def demo_benchmark() -> Benchmark:
-    return BENCHMARKS["demo"](Source(order=",".join(TASKS), limit_train=TRAIN, limit_eval=TEST))
+def demo_benchmark(tasks: Sequence[str] = TASKS) -> Benchmark:
+    return BENCHMARKS["demo"](Source(order=",".join(tasks), limit_train=TRAIN, limit_eval=TEST))
 
 
 def save_tiny_gpt2(folder: Path) -> Path:
@@ -44,11 +45,13 @@ def save_tiny_gpt2(folder: Path) -> Path:
     return folder
 
 
-def draw_run(folder: Path, method: str = "moram", **flags: Any) -> Path:
-    """A run of two tasks of the demo that was never trained: its tensors are random numbers."""
-    benchmark = demo_benchmark()
+def draw_run(
+    folder: Path, method: str = "moram", *, tasks: Sequence[str] = TASKS, **flags: Any
+) -> Path:
+    """A run of tasks of the demo that was never trained: its tensors are random numbers."""
+    benchmark = demo_benchmark(tasks)
     flags = {"atoms_per_task": 4, "dtype": "fp32"} | flags
-    flags |= {"order": ",".join(TASKS), "limit_train": TRAIN, "limit_eval": TEST}
+    flags |= {"order": ",".join(tasks), "limit_train": TRAIN, "limit_eval": TEST}
     config = config_io.build({"method": method, **flags})
     run = RunDir(folder)
     run.describe(config, benchmark, {}, 1)
@@ -62,7 +65,7 @@ def draw_run(folder: Path, method: str = "moram", **flags: Any) -> Path:
     asked = getattr(config.method, "target_modules", None)
     targets = find_linears(model, asked) if asked else []
     linears: dict[str, nn.Module] = {name: model.get_submodule(name) for name in targets}
-    kind = METHODS[method](config.method, seed=0, num_tasks=len(TASKS))
+    kind = METHODS[method](config.method, seed=0, num_tasks=len(tasks))
     files = MemoryFiles(folder / "memory")
     manifest = Manifest(
         method=method,

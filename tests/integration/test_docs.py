@@ -55,7 +55,7 @@ CHANGED = (  # what is looked for, what stands there in the walk, why
     (r"^(deepspeed .*(?:--recipe|--benchmark (?!jsonl)).*)", rf"\1 {SHORT}", "not for days"),
     (r"^(deepspeed .*zero3.json(?: --(?:method|preset) .*)?)$", rf"\1 {LESS}", "a short demo"),
     (r"^(python launch/submit.py (?!.*--data_dir|.*--evaluate).*)", rf"\1 {LESS}", "the same run"),
-    (r"^(moram train.*)", rf"\1 {LESS}", "a short demo"),
+    (r"^(moram train (?!.*--recipe runs/).*)", rf"\1 {LESS}", "a short demo"),
     (r"^(moram serve .*--port) \d+", r"\1 {port}", "as above"),
     (r"^moram ", "python . ", "the command of this copy, which is not installed"),
     (r"^deepspeed", "deepspeed --master_port {port}", "others may use the default one"),

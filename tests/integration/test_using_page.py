@@ -15,7 +15,7 @@ from launch.moram import main
 from moram_dist.comm import env
 from moram_dist.models.language_model import DEMO_BASE
 from tests.helpers.documents import ROOT, commands
-from tests.helpers.drawn_runs import draw_run
+from tests.helpers.drawn_runs import TASKS, draw_run
 from tests.integration.launching import started
 
 pytest.importorskip("openai")
@@ -27,12 +27,14 @@ TIMEOUT_S = 300
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name, method in (
-        ("demo", "moram"),
-        ("trace", "moram"),
-        ("demo-sequential_lora-seed0", "sequential_lora"),
+    for name, method, tasks in (
+        ("demo", "moram", ("topic", "mood", "place", "job")),
+        ("trace", "moram", TASKS),
+        ("demo-sequential_lora-seed0", "sequential_lora", TASKS),
+        ("first", "moram", TASKS),
+        ("second", "moram", ("place", "time")),
     ):
-        draw_run(tmp_path / "runs" / name, method)
+        draw_run(tmp_path / "runs" / name, method, tasks=tasks, atoms_per_task=8)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -63,8 +65,10 @@ def test_every_command_works(folder, capsys):
     assert len(left) >= 12
     with contextlib.ExitStack() as serving:
         for text in left:
-            if text.startswith("pip "):
+            if text.startswith(("pip ", "moram train")):  # test_memory_edits.py trains
                 continue
+            if re.match("moram memory (?!branch)", text) and "--write_only" not in text:
+                text += " --write_only"
             if text.startswith("moram serve"):
                 words = [sys.executable, ROOT, *words_of(text)[1:]]
                 process = serving.enter_context(started(*words, cwd=folder, timeout_s=TIMEOUT_S))

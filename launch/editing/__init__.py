@@ -1,0 +1,1 @@
+"""Look after a memory: drop, prune, merge and branch, each into a new run directory."""
