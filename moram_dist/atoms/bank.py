@@ -21,6 +21,10 @@ from moram_dist.atoms.scan import Image, image
 from moram_dist.comm.collectives import AtomGroup
 from moram_dist.comm.partition import largest_shard, new_rows, shard_size
 
+SPARE = 8
+"""A rank alone reserves room for an eighth more atoms than it has. So of a thousand tasks, few copy
+all atoms of the tasks before them."""
+
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes of a number."""
 
@@ -62,7 +66,7 @@ class Bank(nn.Module):
         empty = torch.empty(0, dtype=like.dtype, device=like.device)
         self.register_buffer("shard_F", empty, persistent=False)
         self.register_buffer("copy_F", empty, persistent=False)
-        self._bits = torch.zeros(len(self.shapes), 2, 2, dtype=torch.int64)
+        self._bits = torch.zeros(len(self.shapes), 2, 2, dtype=torch.int64, device=like.device)
         """Sums of the bits of the atoms as they were appended: linear, keys or values, own or all.
         """
         self._grams: dict[int, Tensor] = {}
@@ -192,24 +196,28 @@ class Bank(nn.Module):
         """
         mine = new_rows(self.num_atoms, self.group.rank, self.group.size)
         num_new = len(atoms[0][0])
-        behind = self.num_active if self.group.size == 1 else 0
-        room = largest_shard(self.num_atoms + num_new + behind, self.group.size)
-        shard_F = self.shard_F.new_empty(room * self._width)
-        places = zip(self.own(), atoms, self._matrices(shard_F), strict=True)
-        for linear, (kept_pair, new_pair, out_pair) in enumerate(places):
-            for which, (kept, new, out) in enumerate(
-                zip(kept_pair, new_pair, out_pair, strict=True)
-            ):
+        alone = self.group.size == 1
+        total = self.num_atoms + num_new + (self.num_active if alone else 0)
+        needed = largest_shard(total, self.group.size)
+        kept_F = grown_F = self.shard_F
+        if not alone or needed * self._width > len(kept_F):
+            room = needed + (needed // SPARE if alone else 0)
+            grown_F = kept_F.new_zeros(room * self._width)
+        places = zip(self.own(), atoms, self._matrices(grown_F), strict=True)
+        for linear, (kept_pair, new_pair, grown_pair) in enumerate(places):
+            parts = zip(kept_pair, new_pair, grown_pair, strict=True)
+            for which, (kept, new, grown) in enumerate(parts):
                 if new.shape != (num_new, kept.shape[1]):
                     raise RuntimeError(
                         f"atoms of shape {tuple(new.shape)} in a memory of {kept.shape[1]}"
                     )
                 new = new.to(kept)
                 added = new[mine]
-                first, last = len(kept), len(kept) + len(added)
-                out[:first], out[first:last], out[last:] = kept, added, 0
-                self._bits[linear, which] += _bits([added, new])
-        self.shard_F = shard_F
+                if grown_F is not kept_F:
+                    grown[: len(kept)] = kept
+                grown[len(kept) : len(kept) + len(added)] = added
+                self._bits[linear, which] += _bits([added, new]).to(self._bits.device)
+        self.shard_F = grown_F
         self.num_atoms += num_new
         if self.copied:
             self.copy_F = self.in_order(self.group.all_gather(self.shard_F, "copies"))
@@ -222,7 +230,8 @@ class Bank(nn.Module):
         held = [self.own()] + ([self.views(self.copy_F)] if self.copied else [])
         return all(
             torch.equal(
-                _bits([atoms[i][which] for atoms in held]), self._bits[i, which][: len(held)]
+                _bits([atoms[i][which] for atoms in held]).to(self._bits.device),
+                self._bits[i, which][: len(held)],
             )
             for i in range(len(self.shapes))
             for which in range(2)
@@ -232,7 +241,7 @@ class Bank(nn.Module):
 def _bits(tensors: Sequence[Tensor]) -> Tensor:
     """The sum of each tensor's bits as integers: any one change shows, and it is fast."""
     sums = [t.reshape(-1).view(INTEGERS[t.element_size()]).sum(dtype=torch.int64) for t in tensors]
-    return torch.stack(sums).cpu()
+    return torch.stack(sums)
 
 
 def _behind(matrix: Tensor, active: Tensor, first: int) -> Tensor:
