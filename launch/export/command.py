@@ -55,8 +55,7 @@ def _export(words: Sequence[str]) -> None:
     parser.add_argument("--model", help="the base; default: the run's")
     args = parser.parse_args(words)
     one_of("to", args.to, ("peft", "hub"))
-    if os.path.lexists(args.out):
-        raise InputError(f"--out {args.out}: is there already; give another name")
+    check_new(args.out)
 
     from launch.settings import quiet
     from moram_dist.models import language_model
@@ -70,7 +69,7 @@ def _export(words: Sequence[str]) -> None:
         export = Export(source, upto)
     else:
         export = _as_lora(source, upto, model, named=args.task is not None)
-    with _complete(args.out) as folder:
+    with complete_folder(args.out) as folder:
         _write(export, folder, model)
     for line in export.loss:
         say(line)
@@ -81,6 +80,7 @@ def _as_lora(source: MemorySource, upto: int, model: nn.Module, *, named: bool) 
     from launch.export.measure import moram_as_lora
     from moram_dist.methods import METHODS
     from moram_dist.use.lora import exact_lora
+    from moram_dist.use.lora_atoms import imported_lora
 
     method = source.manifest.method
     if not named and (method == "moram" or METHODS[method].recall == "prefix"):
@@ -88,6 +88,8 @@ def _as_lora(source: MemorySource, upto: int, model: nn.Module, *, named: bool) 
             f"{source.path}: {method} answers each prompt in another way, so only a single task "
             "can become a LoRA: give --task"
         )
+    if source.manifest.tasks[upto - 1].imported is not None:
+        return Export(source, upto, imported_lora(source, upto, model))
     if method == "moram":
         lora, loss = moram_as_lora(source, upto)
         return Export(source, upto, lora, loss)
@@ -113,8 +115,14 @@ def _write(export: Export, folder: Path, model: nn.Module) -> None:
     write_atomically(folder / "README.md", text)
 
 
+def check_new(out: Path) -> None:
+    """Raises InputError if a folder to write is there already."""
+    if os.path.lexists(out):
+        raise InputError(f"--out {out}: is there already; give another name")
+
+
 @contextmanager
-def _complete(out: Path) -> Iterator[Path]:
+def complete_folder(out: Path) -> Iterator[Path]:
     """A folder that gets the name ``out`` at the end, or is removed."""
     from moram_dist.files import make_folder, sync_folder, writing
 

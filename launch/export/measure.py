@@ -17,6 +17,7 @@ from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example, Task, digest
 from moram_dist.use.answerer import Answerer, Asked
 from moram_dist.use.approximate import TaskAsLora
+from moram_dist.use.compare import replaced
 from moram_dist.use.lora import Lora
 from moram_dist.use.source import MemorySource
 
@@ -52,17 +53,17 @@ def moram_as_lora(source: MemorySource, upto: int) -> tuple[Lora, list[str]]:
             for name in source.manifest.modules
         },
     )
-    lora = measured.measure(task, _spread(task.train, TRAINING_EXAMPLES))
-    test = _spread(task.test, TEST_EXAMPLES)
+    lora = measured.measure(task, spread(task.train, TRAINING_EXAMPLES))
+    test = spread(task.test, TEST_EXAMPLES)
     as_lora, of_base = measured.divergences(task, test, lora)
-    whole = _score(answerer, task, test)
-    with measured.replaced(lora):
-        replaced = _score(answerer, task, test)
+    whole = score_of(answerer, task, test)
+    with replaced(answerer.model, lora):
+        alone = score_of(answerer, task, test)
     return lora, [
         f"LoRA of rank {lora.rank} for {task.name}, beside the memory after that task, on "
         f"{len(test)} of its test examples:",
         f"KL to the memory {as_lora:.4f} nats per answer token (of the bare base: {of_base:.4f})",
-        f"{task.metric} {replaced:.2f} (of the memory: {whole:.2f})",
+        f"{task.metric} {alone:.2f} (of the memory: {whole:.2f})",
     ]
 
 
@@ -86,9 +87,12 @@ def _data(source: MemorySource, upto: int) -> Task:
     return task
 
 
-def _score(answerer: Answerer, task: Task, examples: Sequence[Example]) -> float:
+def score_of(
+    answerer: Answerer, task: Task, examples: Sequence[Example], numbers: Sequence[int | None] = ()
+) -> float:
+    """The mean score of the answers; ``numbers`` as for ``Answerer.answers``, default: all."""
     prompts = [example.prompt for example in examples]
-    texts = dict(answerer.answers(prompts, [None] * len(prompts)))
+    texts = dict(answerer.answers(prompts, numbers or [None] * len(prompts)))
     total = sum(
         score(
             task.metric,
@@ -102,6 +106,6 @@ def _score(answerer: Answerer, task: Task, examples: Sequence[Example]) -> float
     return total / len(examples)
 
 
-def _spread(examples: Sequence[Example], most: int) -> Sequence[Example]:
+def spread(examples: Sequence[Example], most: int) -> Sequence[Example]:
     """At most ``most`` examples, evenly spaced."""
     return examples[:: 1 + (len(examples) - 1) // most]

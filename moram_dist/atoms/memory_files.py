@@ -47,6 +47,17 @@ class StoredFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Imported:
+    """The LoRA of another program that a task was made from."""
+
+    sha256: str
+    """Of its file of tensors."""
+
+    rank: int
+    """The largest of its linears."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskFile(StoredFile):
     """One published task."""
 
@@ -54,6 +65,9 @@ class TaskFile(StoredFile):
 
     recogniser: StoredFile | None = None
     """Statistics of its training prompts (``recognise.TaskStatistics``); older runs have none."""
+
+    imported: Imported | None = None
+    """Not learned by a run of this program, but imported; None: learned."""
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
@@ -182,10 +196,11 @@ class MemoryFiles:
         name: str,
         tensors: Mapping[str, Tensor],
         recogniser: Mapping[str, Tensor] | None = None,
+        imported: Imported | None = None,
     ) -> Manifest:
         """Write the next task's files, then the manifest that names them. Main rank only."""
         file = _file_name(len(manifest.tasks), name)
-        entry = TaskFile(name=name, **vars(self._write(file, tensors)))
+        entry = TaskFile(name=name, imported=imported, **vars(self._write(file, tensors)))
         manifest = replace(manifest, tasks=(*manifest.tasks, entry))
         if recogniser is None:
             self._name(manifest)
