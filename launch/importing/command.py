@@ -96,7 +96,6 @@ def _base(settings: Sequence[PeftSettings], model: str | None) -> ModelConfig:
     """The base of all LoRAs. Raises InputError if they name several, none, or another one."""
     from moram_dist.config import ModelConfig
     from moram_dist.models import language_model
-    from moram_dist.models.folder import local
     from moram_dist.models.identity import identify
 
     named = {one.base: one.folder for one in settings if one.base is not None}
@@ -110,13 +109,23 @@ def _base(settings: Sequence[PeftSettings], model: str | None) -> ModelConfig:
         return ModelConfig(model=shipped.get(name, name))
     config = ModelConfig(model=model)
     language_model.check(config)
+    found = identify(language_model.source(config)).fingerprint
     for name, folder in named.items():
-        source = language_model.source(ModelConfig(model=name))
-        if local(source) is None or source == language_model.source(config):
-            continue  # it may have moved; the sizes of its linears are compared in any case
-        if identify(source).fingerprint != identify(language_model.source(config)).fingerprint:
+        if _fingerprint(name) not in (None, found):
             raise InputError(f"{folder} was trained on {name}, and --model {model} is another one")
     return config
+
+
+def _fingerprint(name: str) -> str | None:
+    """That of a base, or None if it is not on this machine: then the sizes of linears decide."""
+    from moram_dist.models.folder import check_name, local
+    from moram_dist.models.identity import identify
+
+    try:
+        check_name(name)
+        return None if local(name) is None else identify(name).fingerprint
+    except InputError:
+        return None
 
 
 def _benchmark(base: ModelConfig, name: str, data_dir: Path | None) -> Benchmark:

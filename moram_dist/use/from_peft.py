@@ -198,24 +198,18 @@ def read_lora(settings: PeftSettings, model: nn.Module, base: str) -> PeftLora:
 def _check_fit(parts: Mapping[str, Mapping[str, Tensor]], model: nn.Module, where: str) -> None:
     there = dict(model.named_modules())
     can_have = {*find_linears(model, "all-linear")}
-    for name, part in parts.items():
-        linear = there.get(name)
-        if not isinstance(linear, nn.Linear | Conv1D):
+    for name in parts:
+        if not isinstance(there.get(name), nn.Linear | Conv1D):
             raise InputError(f"{where}: it has no linear {name}")
         if name not in can_have:
             raise InputError(f"{where}: its {name} cannot have a memory")
+    for name, part in parts.items():
         if part.keys() != {"A", "B"}:
             raise InputError(f"{where}: {name} has one of A and B")
-        num_in, num_out = sizes(linear)
-        A, B = part["A"].shape, part["B"].shape
-        if (
-            len(A) != 2
-            or len(B) != 2
-            or (A[1], B[0]) != (num_in, num_out)
-            or A[0] != B[1]
-            or not A[0]
-        ):
+        num_in, num_out = sizes(there[name])
+        A, B = [*part["A"].shape], [*part["B"].shape]
+        if A != [*A[:1], num_in] or B != [num_out, *A[:1]] or 0 in A:
             raise InputError(
                 f"{where}: {name} has {num_in} inputs and {num_out} outputs there, and A is "
-                f"{list(A)} and B {list(B)}"
+                f"{A} and B {B}"
             )
