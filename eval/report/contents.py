@@ -9,6 +9,7 @@ from typing import Any
 from eval.column_blocks import ColumnBlock, column_blocks
 from eval.confusion import Confusion
 from eval.continual import MatrixEntry, Row, Scores
+from eval.general import GeneralChange
 from eval.routing import TaskRouting
 from eval.run_files import CurvePoint, ScoredExample
 from eval.scoring_modes import ScoringMode
@@ -40,6 +41,9 @@ class ReportContents:
 
     routing: tuple[TaskRouting, ...]
     """Whose atoms answered whose tokens, after each task for which that was observed."""
+
+    general: tuple[GeneralChange, ...]
+    """What lm-eval measured, by its tasks; empty if nothing was asked for."""
 
     curve: list[CurvePoint]
     """Training losses; empty if there are none."""

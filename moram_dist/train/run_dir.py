@@ -47,7 +47,16 @@ ALWAYS_RECORDED = ("model", "data", "method", "train", "eval")
 PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "mlflow", "numpy")
 
 LOCK = ".lock"
-FOLDERS = ("memory", "observe", "predictions", "progress", "report", "tokens", "tracking")
+FOLDERS = (
+    "general",
+    "memory",
+    "observe",
+    "predictions",
+    "progress",
+    "report",
+    "tokens",
+    "tracking",
+)
 SUFFIXES = (".json", ".jsonl", ".yaml", ".safetensors")
 """Names with these endings must be files, not folders."""
 
