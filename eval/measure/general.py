@@ -151,6 +151,9 @@ def _quiet(model: nn.Module, tokenizer: Any) -> Any:
         def _loglikelihood_tokens(self, *args: Any, **kwargs: Any) -> Any:
             return super()._loglikelihood_tokens(*args, **kwargs | {"disable_tqdm": True})
 
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
