@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,12 +21,17 @@ from eval.general import (
     write_general,
 )
 from eval.measure import general
-from eval.measure.general import check_general, is_measured
+from eval.measure.general import General, check_general, is_measured
+from eval.report.write import write_report
 from moram_dist import config_io
-from moram_dist.config import RecordConfig
+from moram_dist.config import RecordConfig, RunConfig
 from moram_dist.families.causal import Causal
 from moram_dist.families.clip import Clip
 from moram_dist.registry import InputError
+from tests.helpers.configs import config_of
+from tests.helpers.context import make_context
+from tests.helpers.drawn_runs import demo_benchmark
+from tests.helpers.reported_runs import make_run
 
 
 def score(task, value):
@@ -74,6 +80,59 @@ def test_names():
     for wrong in ("demo,demo", "demo,", ","):
         with pytest.raises(InputError, match="--general names "):
             RecordConfig(general=wrong)
+
+
+def test_the_report_shows_the_change(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert "General abilities" not in write_report(run).read_text()
+    write_general(run, -1, row(piqa=0.75, words=0.5))
+    write_general(run, 2, row(piqa=0.5))
+    page = write_report(run).read_text()
+    cells = "".join(f'<td class="n">{cell}</td>' for cell in ("0.7500", "0.5000", "-0.2500"))
+    assert "General abilities" in page and f"<td>piqa</td><td>acc,none</td>{cells}" in page
+    numbers = json.loads((run / "report" / "metrics.json").read_text())["general"]
+    assert numbers["piqa"]["after"] == [None, None, 0.5] and numbers["words"]["base"] == 0.5
+
+
+@pytest.fixture
+def measures(tmp_path, monkeypatch):
+    """Makes the measurement of a run on two tasks; the answers of lm-eval are made up."""
+    calls = []
+
+    def measure(model, tokenizer, name):
+        assert model(torch.zeros(1, 1)) is not None
+        calls.append(name)
+        return [score(name.removesuffix(".yaml"), len(calls) / 4)]
+
+    monkeypatch.setattr(general, "measure", measure)
+
+    def make(asked, rows="last"):
+        context = make_context(
+            config=RunConfig(
+                method=config_of(), record=RecordConfig(general=asked, general_rows=rows)
+            ),
+            benchmark=demo_benchmark(),
+            method=None,
+            engine=None,
+            base=SimpleNamespace(tokenizer=None),
+            folder=tmp_path,
+        )
+        return General(context), calls
+
+    return make
+
+
+def test_a_row_that_is_there_is_not_measured_again(measures):
+    one, calls = measures("piqa,words.yaml")
+    assert [one.missing(n) for n in (-1, 0, 1)] == [["piqa", "words.yaml"], [], one.missing(-1)]
+    model = torch.nn.Linear(1, 1)
+    found = one(1, model, one.missing(1), "after mood")
+    assert found.metrics == {"general/piqa": 0.25, "general/words": 0.5}
+    assert one.missing(1) == [] and calls == ["piqa", "words.yaml"] and not model._forward_pre_hooks
+    more, calls = measures("piqa,words.yaml,demo", "all")
+    assert more.missing(1) == ["demo"] and len(more.missing(0)) == 3
+    found = more(1, model, ["demo"], "after mood")
+    assert found.metrics == {"general/piqa": 0.25, "general/words": 0.5, "general/demo": 0.75}
 
 
 def refused(said, family=None, **flags):
