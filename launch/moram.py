@@ -11,6 +11,7 @@
     inspect    show which tasks' atoms answer each token of a prompt
     serve      answer over HTTP, in the form of OpenAI's API
     export     write the memory of a run as a PEFT adapter, or for the hub
+    import     make a memory of LoRAs that PEFT trained
     report     write the report of a run
     compare    compare runs over orders and seeds
     audit      look for what is wrong with the files of a benchmark
@@ -48,6 +49,7 @@ MODULES = {
     "inspect": "launch.inspection",
     "serve": "launch.serving.command",
     "export": "launch.export.command",
+    "import": "launch.importing.command",
     "tracking": "moram_dist.tracking.__main__",
 }
 """Command -> the module whose ``main`` runs it. Imported when needed, as some need torch."""

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eval.general import missing_tasks
+from eval.measure.general import check_general, is_measured
 from eval.measure.harness import Evaluator
 from eval.score_matrix import score_matrices
 from eval.scoring_modes import scoring_modes
@@ -27,7 +29,7 @@ from moram_dist.config import RunConfig
 from moram_dist.data.picture_check import check_pictures
 from moram_dist.data.round_trip import round_trip_notes
 from moram_dist.data.tokens import WorkProgress
-from moram_dist.families import TextFamily
+from moram_dist.families import TextFamily, family_of_model
 from moram_dist.methods import METHODS, Method
 from moram_dist.models import language_model
 from moram_dist.models.tokenizer_identity import TokenizerIdentity, has_files_of
@@ -195,6 +197,13 @@ class Session:
         if self.run_dir.finished_tasks() <= last:
             return False
         config = self.config.eval
+        record = self.config.record
+        if any(
+            missing_tasks(self.run_dir.path, row, record.general_tasks)
+            for row in range(-1, last + 1)
+            if is_measured(row, last, record.general_rows)
+        ):
+            return False
         matrices = score_matrices(self.run_dir.path, self.benchmark, scoring_modes(config))
         return not any(
             matrix.missing(row, config.eval_rows)
@@ -253,6 +262,7 @@ def prepare(config: RunConfig, ds_path: Path, *, trains: bool = True) -> Session
         model = language_model.skeleton(config.model)
         targets = targets_of(config.method, model)
         benchmark = check_base(config, benchmark, model)
+        check_general(config, family_of_model(model))
     run_dir = RunDir(config.run_dir)
     known = None if trains else _known_tokenizer(run_dir, config)
     tokenizer = known or language_model.load_tokenizer(config.model)

@@ -33,6 +33,7 @@ EXTRAS = {
     **dict.fromkeys(("PIL", "matplotlib"), "report"),
     "datasets": "data",
     **dict.fromkeys(("fastapi", "openai", "uvicorn"), "serve"),
+    "lm_eval": "general",
     "mlflow": "track",
 }
 """Package, as it is imported -> the extra of moram-dist that installs it."""

@@ -234,11 +234,21 @@ class RecordConfig:
     """routing: after each task (of long sequences: after 16), count which tasks' atoms or experts
     answer a sample of the test tokens, for methods that have any; or none."""
 
+    general: str | None = None
+    """Tasks of lm-eval that measure general abilities, joined by commas: names, YAML files, or demo
+    (sentences of the demo). The report shows their changes against the base."""
+
+    general_rows: Literal["last", "all"] = "last"
+    """When: last (the untouched base, and after the last task) or all (after each task too)."""
+
     stop_signals: str = "SIGTERM,SIGUSR1"
     """Signals, joined by commas, at which a run saves its state and ends with exit code 75."""
 
     def __post_init__(self) -> None:
         """Raises InputError on an unknown signal, or a time that is none."""
+        for name in self.general_tasks:
+            if not name.strip() or self.general_tasks.count(name) > 1:
+                raise InputError(f"--general names {name!r} twice, or nothing: {self.general!r}")
         for name in self.stop_signals.split(","):
             one_of("stop_signals", name, STOP_SIGNALS)
         valid = re.fullmatch(r"[0-9]{1,9}|[0-9]{1,7}(\.[0-9]{0,9})?m", self.save_every)
@@ -246,6 +256,11 @@ class RecordConfig:
             raise InputError(
                 f"--save_every must be steps (200) or minutes (10m), got {self.save_every!r}"
             )
+
+    @property
+    def general_tasks(self) -> tuple[str, ...]:
+        """The names in ``general``."""
+        return tuple(self.general.split(",")) if self.general else ()
 
     @property
     def save_steps(self) -> int | None:

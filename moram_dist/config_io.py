@@ -29,6 +29,8 @@ MAY_CHANGE = frozenset(
         "record.log_every",
         "record.save_every",
         "record.observe",
+        "record.general",
+        "record.general_rows",
         "record.stop_signals",
         "eval.eval_rows",
         "eval.eval_batch_size",

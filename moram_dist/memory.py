@@ -32,6 +32,8 @@ def show(files: MemoryFiles, manifest: Manifest) -> str:
             state, atoms = "verified", str(_atoms(files.shapes(task)))
             if task.recogniser is not None:
                 files.shapes(task.recogniser)
+            if task.imported is not None:
+                state += f", imported: a LoRA of rank {task.imported.rank}"
         except InputError as error:
             state, atoms = str(error), "?"
         name, digest = _shown(task.name), task.sha256[:12]

@@ -19,6 +19,7 @@ import torch
 
 from eval.measure.cell import Cell, ColumnState, without_repeats
 from eval.measure.earlier import EarlierAnswers, without_taken
+from eval.measure.general import General
 from eval.measure.observe import Observer
 from eval.measure.recall import Portion, PrefixAssignment
 from eval.measure.row_metrics import row_metrics
@@ -68,6 +69,7 @@ class Evaluator:
         self.matrices = score_matrices(self.run_dir, self.benchmark, self.modes)
         self.main_mode = self.modes[0]
         self.observer = Observer(context, asked)
+        self.general = General(context)
         self.earlier = EarlierAnswers(
             self.benchmark, self.matrices, self._path, self.config.unknown
         )
@@ -75,7 +77,8 @@ class Evaluator:
     def __call__(self, row: int) -> None:
         """Measure the missing cells of a row. All ranks call it together."""
         wanted = env.from_main(self._missing(row))
-        if not wanted:
+        general = self.general.missing(row)
+        if not wanted and not general:
             return
         if env.is_main():
             self._repeat(row)
@@ -88,8 +91,8 @@ class Evaluator:
             for cell in self._cells(row, missing, recall)
         ]
         self.engine.eval()
-        observed = self.observer.is_wanted(row, self.engine.module)
-        passes = observed or any(cell.portions for cell in cells)
+        observed = bool(wanted) and self.observer.is_wanted(row, self.engine.module)
+        passes = observed or general or any(cell.portions for cell in cells)
         gathers = passes and self._fits()
         when = _when(self.benchmark, row)
         with without_hooks(self.engine) if gathers else nullcontext(self.engine.module) as model:
@@ -99,9 +102,11 @@ class Evaluator:
                 if not cell.portions:  # an earlier row has all of its answers
                     self._score_cell(cell, {}, when)
             self._row(row, cells, model, synced=self.method.in_step or not gathers)
+            abilities = self.general(row, model, general, when).metrics if general else {}
         if env.is_main():
             measured = {mode for modes in wanted.values() for mode in modes}
-            if metrics := row_metrics(self.run_dir, self.matrices, row, measured):
+            metrics = row_metrics(self.run_dir, self.matrices, row, measured) if measured else {}
+            if metrics := metrics | abilities:
                 self.tracker.log_sequence(metrics, row + 1)
 
     def _missing(self, row: int) -> dict[int, list[ScoringMode]]:

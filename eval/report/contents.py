@@ -10,6 +10,7 @@ from eval.column_blocks import ColumnBlock, column_blocks
 from eval.confusion import Confusion
 from eval.continual import MatrixEntry, Row, Scores
 from eval.edited import EditRecord
+from eval.general import GeneralChange
 from eval.routing import TaskRouting
 from eval.run_files import CurvePoint, ScoredExample
 from eval.scoring_modes import ScoringMode
@@ -48,6 +49,8 @@ class ReportContents:
     before: tuple[ModeScores, ...]
     """Of an edited memory, the scores of what it was made from, in the scoring modes that these
     have."""
+    general: tuple[GeneralChange, ...]
+    """What lm-eval measured, by its tasks; empty if nothing was asked for."""
 
     curve: list[CurvePoint]
     """Training losses; empty if there are none."""

@@ -11,6 +11,7 @@ from typing import Any
 from eval.confusion import read_confusion
 from eval.continual import MatrixEntry, Scores, average_so_far, forgetting_per_task
 from eval.edited import EditRecord, read_edit, scores_before
+from eval.general import changes
 from eval.predictions import predictions_path
 from eval.report.contents import ModeScores, Recognition, ReportContents, TaskFacts
 from eval.report.wrong_pictures import read_wrong_answers
@@ -71,6 +72,7 @@ def read_contents(run_dir: Path) -> ReportContents:
         ),
         edit=edit,
         before=() if edit is None else tuple(_before(run_dir, edit, modes)),
+        general=changes(run_dir, len(matrix.tasks)),
         curve=curve[:: 1 + len(curve) // CURVE_POINTS],
         tasks=_tasks(matrix, benchmark, read_stored_tasks(run_dir)),
         notes=benchmark.notes,

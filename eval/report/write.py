@@ -70,6 +70,8 @@ def _numbers(contents: ReportContents) -> dict[str, Any]:
     if contents.recognition is not None:
         confusion = contents.recognition.confusion
         numbers["recogniser"] = {"accuracy": confusion.accuracy, "rejected": confusion.rejected}
+    if contents.general:
+        numbers["general"] = {one.task: asdict(one) for one in contents.general}
     if contents.routing:
         numbers["routing"] = {one.tasks[-1]: one.metrics() for one in contents.routing}
     return numbers

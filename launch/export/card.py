@@ -55,11 +55,14 @@ def card(
     lines = [f"# {method} on {name}", ""]
     what = "memory" if lora is None else f"LoRA of rank {lora.rank}"
     kind = METHODS[method]
-    alone = kind.as_lora == "newest" and kind.keeps_prefixes  # one LoRA for each task
+    imported = source.manifest.tasks[upto - 1].imported is not None
+    alone = imported or (kind.as_lora == "newest" and kind.keeps_prefixes)  # one for each task
     if lora is not None and (loss or alone):
-        lines.append(f"A {what} for the task {tasks[-1]}, made by moram-dist.")
+        made = "imported into a memory of moram-dist and exported again" if imported else None
+        lines.append(f"A {what} for the task {tasks[-1]}, {made or 'made by moram-dist'}.")
     else:
-        lines.append(f"A {what} that learned {len(tasks)} tasks in this order, by moram-dist:")
+        how = "was made of LoRAs for" if imported else "learned"
+        lines.append(f"A {what} that {how} {len(tasks)} tasks in this order, by moram-dist:")
         lines += ["", *(f"{i}. {task}" for i, task in enumerate(tasks, start=1))]
     for edit in source.manifest.edits:
         lines += ["", edit.line]

@@ -53,8 +53,7 @@ def _export(words: Sequence[str]) -> None:
     parser.add_argument("--model", help="the base; default: the run's")
     args = parser.parse_args(words)
     one_of("to", args.to, ("peft", "hub"))
-    if os.path.lexists(args.out):
-        raise InputError(f"--out {args.out}: is there already; give another name")
+    check_new(args.out)
 
     from launch.settings import quiet
     from moram_dist.files import complete_folder
@@ -80,6 +79,7 @@ def _as_lora(source: MemorySource, upto: int, model: nn.Module, *, named: bool) 
     from launch.export.measure import moram_as_lora
     from moram_dist.methods import METHODS
     from moram_dist.use.lora import exact_lora
+    from moram_dist.use.lora_atoms import imported_lora
 
     method = source.manifest.method
     if not named and (method == "moram" or METHODS[method].recall == "prefix"):
@@ -87,6 +87,8 @@ def _as_lora(source: MemorySource, upto: int, model: nn.Module, *, named: bool) 
             f"{source.path}: {method} answers each prompt in another way, so only a single task "
             "can become a LoRA: give --task"
         )
+    if source.manifest.tasks[upto - 1].imported is not None:
+        return Export(source, upto, imported_lora(source, upto, model))
     if method == "moram":
         lora, loss = moram_as_lora(source, upto)
         return Export(source, upto, lora, loss)
@@ -110,6 +112,12 @@ def _write(export: Export, folder: Path, model: nn.Module) -> None:
         write_peft(folder, export.lora, model, base, auto_class)
     text = card(source, export.upto, export.lora, export.loss, auto_class)
     write_atomically(folder / "README.md", text)
+
+
+def check_new(out: Path) -> None:
+    """Raises InputError if a folder to write is there already."""
+    if os.path.lexists(out):
+        raise InputError(f"--out {out}: is there already; give another name")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example
 from moram_dist.use.answerer import Answerer, Asked
 from moram_dist.use.approximate import TaskAsLora
+from moram_dist.use.compare import replaced
 from moram_dist.use.lora import Lora
 from moram_dist.use.source import MemorySource
 
@@ -54,20 +55,20 @@ def moram_as_lora(source: MemorySource, upto: int) -> tuple[Lora, list[str]]:
             for name in source.manifest.modules
         },
     )
-    lora = measured.measure(task, _spread(task.train, TRAINING_EXAMPLES))
-    test = _spread(task.test, TEST_EXAMPLES)
+    lora = measured.measure(task, spread(task.train, TRAINING_EXAMPLES))
+    test = spread(task.test, TEST_EXAMPLES)
     as_lora, of_base = measured.divergences(task, test, lora)
     whole = answerer.mean_score(test)
-    with measured.replaced(lora):
-        replaced = answerer.mean_score(test)
+    with replaced(answerer.model, lora):
+        alone = answerer.mean_score(test)
     return lora, [
         f"LoRA of rank {lora.rank} for {task.name}, beside the memory after that task, on "
         f"{len(test)} of its test examples:",
         f"KL to the memory {as_lora:.4f} nats per answer token (of the bare base: {of_base:.4f})",
-        f"{task.metric} {replaced:.2f} (of the memory: {whole:.2f})",
+        f"{task.metric} {alone:.2f} (of the memory: {whole:.2f})",
     ]
 
 
-def _spread(examples: Sequence[Example], most: int) -> Sequence[Example]:
+def spread(examples: Sequence[Example], most: int) -> Sequence[Example]:
     """At most ``most`` examples, evenly spaced."""
     return examples[:: 1 + (len(examples) - 1) // most]

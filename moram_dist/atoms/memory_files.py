@@ -47,6 +47,17 @@ class StoredFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Imported:
+    """The LoRA of another program that a task was made from."""
+
+    sha256: str
+    """Of its file of tensors."""
+
+    rank: int
+    """The largest of its linears."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskFile(StoredFile):
     """One published task."""
 
@@ -57,6 +68,9 @@ class TaskFile(StoredFile):
 
     atoms: int | None = None
     """Atoms of each linear that a prune left; None: as many as the method's settings say."""
+
+    imported: Imported | None = None
+    """Not learned by a run of this program, but imported; None: learned."""
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
@@ -212,10 +226,12 @@ class MemoryFiles:
         recogniser: Mapping[str, Tensor] | None = None,
         *,
         atoms: int | None = None,
+        imported: Imported | None = None,
     ) -> Manifest:
         """Write the next task's files, then the manifest that names them. Main rank only."""
         file = _file_name(len(manifest.tasks), name)
-        entry = TaskFile(name=name, atoms=atoms, **vars(self._write(file, tensors)))
+        stored = self._write(file, tensors)
+        entry = TaskFile(name=name, atoms=atoms, imported=imported, **vars(stored))
         manifest = replace(manifest, tasks=(*manifest.tasks, entry))
         if recogniser is None:
             self._name(manifest)
@@ -267,7 +283,7 @@ class MemoryFiles:
 def as_text(manifest: Manifest) -> str:
     """The content of ``memory.json``, with a line for each task: each new one writes all of them.
 
-    Without what only edited memories have, if it is not edited.
+    Without what only edited and imported memories have, if it is neither.
     """
     tasks = ",\n    ".join(json.dumps(_task_fields(task)) for task in manifest.tasks)
     others = {name: value for name, value in vars(manifest).items() if name != "tasks"}
@@ -281,9 +297,13 @@ def as_text(manifest: Manifest) -> str:
 def _task_fields(task: TaskFile) -> dict[str, Any]:
     """``asdict`` would copy values, which takes ten times as long."""
     found = vars(task) | {"recogniser": task.recogniser and vars(task.recogniser)}
-    if task.atoms is None:
-        del found["atoms"]
-    return found
+    if task.imported is not None:
+        found["imported"] = vars(task.imported)
+    return {
+        name: value
+        for name, value in found.items()
+        if value is not None or name not in ("atoms", "imported")
+    }
 
 
 def _file_name(i: int, task: str, *parts: str) -> str:

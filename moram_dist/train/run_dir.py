@@ -47,7 +47,7 @@ ALWAYS_RECORDED = ("model", "data", "method", "train", "eval")
 PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "mlflow", "numpy")
 
 LOCK = ".lock"
-FOLDERS = ("memory", "observe", "predictions", "progress", "report", "tokens", "tracking")
+FOLDERS = tuple("general memory observe predictions progress report tokens tracking".split())
 SUFFIXES = (".json", ".jsonl", ".yaml", ".safetensors")
 """Names with these endings must be files, not folders."""
 

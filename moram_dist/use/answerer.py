@@ -179,10 +179,16 @@ class Answerer:
             )
         return read_answers(self.tokenizer, ids, new_BT.tolist(), self.task)[0]
 
-    def mean_score(self, examples: Sequence[Example]) -> float:
-        """The mean score, 0 to 100, of the answers to examples of ``task``."""
+    def mean_score(
+        self, examples: Sequence[Example], numbers: Sequence[int | None] | None = None
+    ) -> float:
+        """The mean score, 0 to 100, of the answers to examples of ``task``.
+
+        ``numbers``: as for ``answers``; default: as recognised.
+        """
         prompts = [example.prompt for example in examples]
-        numbers = [number for number, _ in self.recognised(prompts)]
+        if numbers is None:
+            numbers = [number for number, _ in self.recognised(prompts)]
         texts = dict(self.answers(prompts, numbers))
         total = sum(
             score(

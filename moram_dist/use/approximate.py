@@ -15,17 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moram_dist.adapters.adapter import AdaptedLinear, bare
-from moram_dist.adapters.inject import put
-from moram_dist.adapters.lora import LoraLinear, Terms
+from moram_dist.adapters.lora import Terms
 from moram_dist.atoms.routing import Routing, candidates, mixture
-from moram_dist.comm import env
-from moram_dist.data.stream import IGNORED
 from moram_dist.families import TextFamily
 from moram_dist.tasks.task import Example, Task
-from moram_dist.train.forward import Forward
+from moram_dist.use.compare import SeenAnswer, divergence, replaced, see_answers
 from moram_dist.use.lora import Lora
 
 RIDGE = 1e-6
@@ -70,38 +66,24 @@ class TaskAsLora:
             fits[name].add(x_TD, update_TE)
 
         with self._looking(look):
-            for _ in self._logits(task, examples):
+            for _ in self._see(task, examples):
                 pass
         terms = {name: fit.terms() for name, fit in fits.items()}
         return Lora(terms=terms, alpha=float(len(next(iter(terms.values()))[0])))
 
-    @contextmanager
-    def replaced(self, lora: Lora) -> Iterator[None]:
-        """Context in which the model has the LoRA instead of its memory."""
-        for name, layer in self.layers.items():
-            A, B = (term.to(layer.like) for term in lora.terms[name])
-            one = LoraLinear(
-                layer.base, size=len(A), scale=lora.alpha / lora.rank, dropout=nn.Identity()
-            )
-            one.lora_A.data, one.lora_B.data = A, B
-            put(self.model, name, one.eval())
-        try:
-            yield
-        finally:
-            for name, layer in self.layers.items():
-                put(self.model, name, layer)
-
-    @torch.no_grad()
     def divergences(
         self, task: Task, examples: Sequence[Example], lora: Lora
     ) -> tuple[float, float]:
         """Mean KL of the memory from the LoRA and from the bare base, per answer token, in nats."""
-        routed = [*self._logits(task, examples)]
-        with self.replaced(lora):
-            as_lora = [*self._logits(task, examples)]
+        routed = [*self._see(task, examples)]
+        with replaced(self.model, lora):
+            as_lora = [*self._see(task, examples)]
         with bare(self.model):
-            of_base = [*self._logits(task, examples)]
-        return _divergence(routed, as_lora), _divergence(routed, of_base)
+            of_base = [*self._see(task, examples)]
+        return divergence(routed, as_lora), divergence(routed, of_base)
+
+    def _see(self, task: Task, examples: Sequence[Example]) -> Iterator[SeenAnswer]:
+        return see_answers(self.model, self.tokenizer, self.family, task, examples)
 
     @contextmanager
     def _looking(self, look: Callable[[str, Tensor], None]) -> Iterator[None]:
@@ -114,14 +96,6 @@ class TaskAsLora:
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _logits(self, task: Task, examples: Sequence[Example]) -> Iterator[Tensor]:
-        """Logits at the answer tokens of each example, (P, V) in float32 on the CPU."""
-        forward = Forward(self.model, self.model, env.device())
-        for example in examples:
-            encoded = self.family.encode_training(self.tokenizer, example, task)
-            seen = forward(self.family.collate([encoded], self.tokenizer.pad_token_id))
-            yield seen.logits_BPV[0][seen.targets_BP[0] != IGNORED].float().cpu()
 
 
 def mixture_weights(score_TN: Tensor, routing: Routing) -> Tensor:
@@ -155,9 +129,3 @@ class _Fit:
         eye = torch.eye(len(self.keys_ND), dtype=torch.float64)
         weight_N = torch.linalg.solve(self.products_NN + ridge * eye, self.targets_N)
         return self.keys_ND, self.values_NE * weight_N[:, None].to(self.values_NE)
-
-
-def _divergence(of: Sequence[Tensor], to: Sequence[Tensor]) -> float:
-    p, q = (torch.cat([*each]).log_softmax(-1) for each in (of, to))
-    found = float(F.kl_div(q, p, reduction="batchmean", log_target=True))
-    return max(0.0, found)  # rounding may make it negative

@@ -17,6 +17,7 @@ from moram_dist.reading import read_mapping, record
 from moram_dist.registry import InputError, unknown
 from moram_dist.tasks.task import Decoding, Task, TaskRules
 from moram_dist.train.inputs import RunInputs, read_inputs
+from moram_dist.use.imported import IMPORTED, read_imported
 
 ANY_LENGTH = 2**31 - 1
 
@@ -89,7 +90,9 @@ class MemorySource:
 
 
 def read_source(path: Path, model: str | None = None) -> MemorySource:
-    """Read a run directory, a folder of ``save_pretrained``, or a memory folder with ``--model``.
+    """Read a run directory, or one of the other folders that hold a memory.
+
+    Those are what ``save_pretrained`` or an import wrote, and a memory alone, with ``--model``.
 
     Args:
         path: the folder.
@@ -112,6 +115,8 @@ def read_source(path: Path, model: str | None = None) -> MemorySource:
         source = _of_run(source)
     elif (path / SAVED).is_file():
         source = _of_saved(source)
+    elif (path / IMPORTED).is_file():
+        source = _of_imported(source)
     elif model is None:
         raise InputError(
             f"{path} does not say where its base is: give --model, the folder or hub id of "
@@ -165,6 +170,21 @@ def _of_saved(source: MemorySource) -> MemorySource:
         recogniser=saved.recogniser,
         unknown=saved.unknown,
         is_saved=True,
+    )
+
+
+def _of_imported(source: MemorySource) -> MemorySource:
+    path = source.path / IMPORTED
+    made = read_imported(source.path)
+    return replace(
+        source,
+        model=ModelConfig(model=made.model, dtype=_precision(made.dtype)),
+        recall="prefix" if made.measured else "all",
+        rules={
+            name: record(TaskRules, dict(rules), f"{path}: task {name}")
+            for name, rules in made.rules.items()
+        },
+        decoding=record(Decoding, dict(made.decoding), f"{path}: decoding"),
     )
 
 

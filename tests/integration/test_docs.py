@@ -85,6 +85,7 @@ NOT_RUN = (  # what is looked for, why
     (r"--recipe \S*clip|audit --benchmark xtail", "its data sets are not here"),
     (r"use_safetensors=False", "needs the hub, and reads a pickle"),
     (r"^mlflow server$", "named in passing; mlflow ui is run"),
+    (r"--general\b", "needs lm-eval; test_general_run.py does it"),
     (r"^curl .*/v1/|from openai import", "ask a server; test_using_page.py starts one"),
 )
 

@@ -33,6 +33,7 @@ def folder(tmp_path, monkeypatch):
         ("demo-sequential_lora-seed0", "sequential_lora", TASKS),
         ("first", "moram", TASKS),
         ("second", "moram", ("place", "time")),
+        ("alone", "single_task", TASKS),
     ):
         draw_run(tmp_path / "runs" / name, method, tasks=tasks, atoms_per_task=8)
     monkeypatch.chdir(tmp_path)
@@ -82,5 +83,5 @@ def test_every_command_works(folder, capsys):
                 assert done.returncode == 0, (text, done.stderr)
                 if text.startswith("curl"):
                     assert '"object":"text_completion"' in done.stdout
-    there = {"answers.jsonl", "saved", "lora", "topic_lora", "for_the_hub"}
+    there = {"answers.jsonl", "saved", "lora", "topic_lora", "for_the_hub", "lora_again", "two"}
     assert there <= {path.name for path in folder.iterdir()}

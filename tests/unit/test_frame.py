@@ -102,7 +102,8 @@ def own_flags() -> set[str]:
     flags = {f"--{name}" for name in (*OWN, *fields)}
     flags |= {f"--{section}.{name}" for name, (section, _) in fields.items()}
     names = ("doctor.py", "flags.py", "generate.py", "inspection.py", "moram.py", "plan.py")
-    names += ("submit.py", "editing/command.py", "export/command.py", "serving/command.py")
+    names += ("submit.py", "editing/command.py", "export/command.py")
+    names += ("importing/command.py", "serving/command.py")
     launch = (ROOT / "launch" / name for name in names)
     modules = (ROOT / name / "__main__.py" for name in ("bench", "moram_dist/tracking"))
     commands = (ROOT / "eval" / "run.py", *modules, *launch)

@@ -130,7 +130,7 @@ def test_every_package_of_an_extra_is_told_when_it_is_missing():
     named = {
         canonicalize_name(INSTALLED_AS.get(name, name)): extra for name, extra in EXTRAS.items()
     }
-    for extra in ("train", "track", "report", "eval", "data", "serve"):
+    for extra in ("train", "track", "report", "eval", "data", "general", "serve"):
         own = PROJECT["optional-dependencies"][extra]
         for each in map(Requirement, own):
             # transformers imports protobuf, and says by itself what it lacks

@@ -1,0 +1,1 @@
+"""Make a memory of LoRAs that other programs trained."""
