@@ -20,7 +20,7 @@ from launch.settings import deepspeed_config, quiet, resolve
 from launch.summary import summary
 from moram_dist.adapters.targets import Targets
 from moram_dist.atoms import Placer, native
-from moram_dist.atoms.memory_files import Manifest
+from moram_dist.atoms.manifest import Manifest
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.joining import join

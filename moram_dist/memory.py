@@ -14,7 +14,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles, Shape
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles, Shape
 from moram_dist.command_line import run_command
 from moram_dist.registry import InputError, unknown
 from moram_dist.terminal import make_output_last, say

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from moram_dist.adapters.adapter import sizes
-from moram_dist.atoms.memory_files import Imported, Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Imported, Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.config import ModelConfig
 from moram_dist.models import language_model
 from moram_dist.models.identity import identify

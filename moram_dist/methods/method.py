@@ -28,7 +28,7 @@ from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.dropout import TokenKeys
 from moram_dist.adapters.prefix import Prefix
 from moram_dist.atoms import Placer
-from moram_dist.atoms.memory_files import TaskFile
+from moram_dist.atoms.manifest import TaskFile
 from moram_dist.config import EvalRows, MethodConfig
 from moram_dist.recognise import PromptFeatures
 from moram_dist.registry import InputError, Registry

@@ -21,7 +21,7 @@ from moram_dist.atoms import (
     by_input,
     give_memory,
 )
-from moram_dist.atoms.memory_files import TaskFile
+from moram_dist.atoms.manifest import TaskFile
 from moram_dist.comm.zero3 import whole
 from moram_dist.families import Family, family_of_model
 from moram_dist.methods.adapting import AdapterConfig, AdaptingMethod

@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.inject import put
 from moram_dist.adapters.prompts import forget
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.config import EvalConfig, MethodConfig
 from moram_dist.families import family_of_model
 from moram_dist.methods.by_prompt import ByPrompt

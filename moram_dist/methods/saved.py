@@ -21,7 +21,8 @@ from torch import nn
 
 from moram_dist.adapters.adapter import AdaptedLinear
 from moram_dist.adapters.inject import put
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles, as_text
+from moram_dist.atoms.manifest import Manifest, as_text
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.files import make_folder, write_atomically
 from moram_dist.models.folder import CONFIG, TOKENIZER, local
 from moram_dist.models.identity import identify, origin

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moram_dist.atoms.memory_files import Manifest
+from moram_dist.atoms.manifest import Manifest
 from moram_dist.comm import env
 from moram_dist.data.stream import Step
 from moram_dist.tracking import read_ids

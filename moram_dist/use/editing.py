@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from moram_dist.adapters.directions import beyond
-from moram_dist.atoms.memory_files import Edit, Manifest, MemoryFiles, TaskFile
+from moram_dist.atoms.manifest import Edit, Manifest, TaskFile
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.files import sha256
 from moram_dist.methods import METHODS
 from moram_dist.methods.method import Method

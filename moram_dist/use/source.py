@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from moram_dist import config_io
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.config import EvalConfig, ModelConfig
 from moram_dist.methods import METHODS
 from moram_dist.methods.method import Method

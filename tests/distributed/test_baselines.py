@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from moram_dist.adapters import directions
 from moram_dist.adapters.prompts import asking
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
 from moram_dist.config import RunConfig
 from moram_dist.data.encode import Encoded

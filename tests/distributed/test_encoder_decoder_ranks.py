@@ -17,7 +17,8 @@ from transformers import AutoModelForSeq2SeqLM
 
 from moram_dist import load_memory
 from moram_dist.atoms import Placer
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
 from moram_dist.comm.zero3 import without_hooks

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import whole, without_hooks
 from moram_dist.methods import METHODS

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moram_dist import load_memory
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.methods import METHODS
 from moram_dist.models.identity import fingerprint_of
 from moram_dist.models.language_model import DEMO_BASE

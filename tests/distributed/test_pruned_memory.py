@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
 from moram_dist.methods.restore import load_memory
 from moram_dist.models.identity import fingerprint_of

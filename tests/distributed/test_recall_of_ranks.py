@@ -11,7 +11,8 @@ import torch
 
 from eval.measure.harness import Evaluator
 from moram_dist.atoms import Placer
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.comm import env
 from moram_dist.comm.collectives import make_atom_group
 from moram_dist.config import EvalConfig, ModelConfig, RunConfig

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from moram_dist import config_io
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.families.targets import find_linears
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.measure.harness import Evaluator
-from moram_dist.atoms.memory_files import Manifest
+from moram_dist.atoms.manifest import Manifest
 from moram_dist.config import EvalConfig, MethodConfig, RunConfig, TrainConfig
 from moram_dist.families import family_of_model
 from moram_dist.methods import METHODS

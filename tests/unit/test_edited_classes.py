@@ -12,7 +12,8 @@ from eval.edited import EditRecord
 from launch.editing.run_folder import plan_run
 from launch.settings import resolve
 from moram_dist import config_io
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles, TaskFile
+from moram_dist.atoms.manifest import Manifest, TaskFile
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.models import language_model
 from moram_dist.registry import InputError
 from moram_dist.train.inputs import gather

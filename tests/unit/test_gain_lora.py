@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from moram_dist import load_memory
 from moram_dist.adapters.gated_lora import HIDDEN, GateWeights, PromptGates, RowGates, gate
 from moram_dist.adapters.prompts import ATTRIBUTE, asking
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.data.encode import Encoded
 from moram_dist.decode.continuous_batching import ContinuousBatcher, Request, Room
 from moram_dist.decode.generate import greedy

@@ -10,7 +10,7 @@ import pytest
 
 from launch.settings import deepspeed_config, resolve
 from moram_dist import config_io
-from moram_dist.atoms.memory_files import Manifest
+from moram_dist.atoms.manifest import Manifest
 from moram_dist.methods.restore import load_memory
 from moram_dist.models import language_model
 from moram_dist.models.identity import older_fingerprints

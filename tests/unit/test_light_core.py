@@ -15,7 +15,8 @@ from packaging.utils import canonicalize_name
 
 from launch import versions
 from moram_dist import __version__, load_memory
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.command_line import EXTRAS
 from moram_dist.methods import METHODS
 from moram_dist.models.identity import fingerprint_of

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.memory import main
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from moram_dist.atoms import memory_files
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.registry import InputError
 
 EMPTY = Manifest(

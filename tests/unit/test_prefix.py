@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from moram_dist import answered_by, load_memory
-from moram_dist.atoms.memory_files import Manifest, MemoryFiles
+from moram_dist.atoms.manifest import Manifest
+from moram_dist.atoms.memory_files import MemoryFiles
 from moram_dist.methods import METHODS
 from moram_dist.recognise import RECOGNISERS, TaskStatistics, prompt_features
 from moram_dist.registry import InputError
