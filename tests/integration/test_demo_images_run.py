@@ -19,6 +19,7 @@ def reference(tmp_path_factory) -> UndisturbedRun:
     return undisturbed(tmp_path_factory.mktemp("demo") / "undisturbed", *FLAGS)
 
 
+@pytest.mark.nightly
 def test_a_killed_run_resumes_with_the_same_bits(reference, tmp_path):
     assert len(reference.results["losses"]) == 2 * STEPS
     outcome = disturbed(tmp_path / "run", [Moment(1, "after a step", 5)], reference)

@@ -119,6 +119,7 @@ def test_a_branch_that_learns_the_same_has_the_same_bytes(runs, tmp_path):
         assert scores(out, suffix) == scores(runs / "three", suffix)
 
 
+@pytest.mark.nightly
 def test_a_kill_while_it_is_measured_is_made_good_by_training(runs, tmp_path):
     out = tmp_path / "dropped"
     command = (sys.executable, ROOT, "memory", "drop", runs / "three", "--task", "topic")

@@ -82,7 +82,7 @@ def received(folder: Path, task: str) -> list[int]:
     [
         ("demo", 1, ()),
         pytest.param("demo", 2, ("--resident_fraction", "0"), marks=pytest.mark.nightly),
-        ("demo", 2, ("--placement", "stationary")),
+        pytest.param("demo", 2, ("--placement", "stationary"), marks=pytest.mark.nightly),
         pytest.param("trace", 1, (), marks=pytest.mark.nightly),
         ("trace", 2, ("--resident_fraction", "0")),
         pytest.param("pictures", 1, (), marks=pytest.mark.nightly),

@@ -134,6 +134,7 @@ def test_stopped_then_killed(whole, tmp_path):
     check_the_same(tmp_path / "run", whole)
 
 
+@pytest.mark.nightly
 def test_going_on_with_other_numbers_of_ranks(whole, tmp_path):
     flags = (*FLAGS, *SAVING, "--output_dir", tmp_path / "run")
     expected = 0

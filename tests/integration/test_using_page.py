@@ -68,7 +68,7 @@ def test_every_command_works(folder, capsys):
         for text in left:
             if text.startswith(("pip ", "moram train")):  # test_memory_edits.py trains
                 continue
-            if re.match("moram memory (?!branch)", text) and "--write_only" not in text:
+            if re.match("moram memory (drop|prune|merge)", text) and "--write_only" not in text:
                 text += " --write_only"
             if text.startswith("moram serve"):
                 words = [sys.executable, ROOT, *words_of(text)[1:]]

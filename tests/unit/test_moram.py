@@ -43,7 +43,7 @@ def test_it_lists_its_commands(capsys):
 def moram_order():
     """As they are listed: from training to what one does with its results."""
     first = ["train", "plan", "doctor", "submit", "memory", "generate", "inspect"]
-    first += ["serve", "export"]
+    first += ["serve", "export", "import"]
     return [*first, "report", "compare", "audit", "rescore", "metrics", "tracking"]
 
 

@@ -32,7 +32,7 @@ def test_each_row_is_asked_for_once_its_memory_is_there(learned, recall):
         ),
         method=SimpleNamespace(
             load_task=lambda i, task: said.append(("load", i)),
-            shapes=lambda i, layers: {},
+            stored_shapes=lambda i, task, layers: {},
             layers={},
         ),
         stop=SimpleNamespace(held=nullcontext),
