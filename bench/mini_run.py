@@ -30,7 +30,7 @@ RANKS, TASKS, ATOMS = 2, ("topic", "mood", "place"), 8
 FLAGS = (
     *("--order", ",".join(TASKS), "--atoms_per_task", str(ATOMS)),
     *("--limit_train", "32", "--limit_eval", "8", "--epochs", "1", "--batch_size", "8"),
-    *("--log_every", "1", "--tracking", "none"),
+    *("--log_every", "1", "--tracking", "none", "--preset", "published"),
 )
 RUNS = {
     "ours, resident": ("--placement", "resident"),

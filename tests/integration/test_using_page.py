@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -16,13 +15,13 @@ from moram_dist.comm import env
 from moram_dist.models.language_model import DEMO_BASE
 from tests.helpers.documents import ROOT, commands
 from tests.helpers.drawn_runs import TASKS, draw_run
+from tests.helpers.shell import TIMEOUT_S, shell, words_of
 from tests.integration.launching import started
 
 pytest.importorskip("openai")
 
 pytestmark = pytest.mark.integration
 PAGE = ROOT / "docs" / "using.md"
-TIMEOUT_S = 300
 
 
 @pytest.fixture
@@ -38,17 +37,6 @@ def folder(tmp_path, monkeypatch):
         draw_run(tmp_path / "runs" / name, method, tasks=tasks, atoms_per_task=8)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def shell(text, **settings):
-    return subprocess.run(
-        ["bash", "-c", text], capture_output=True, text=True, timeout=TIMEOUT_S, **settings
-    )
-
-
-def words_of(text):
-    """The words of a command, as the shell reads them."""
-    return shell(f"printf '%s\\0' {text}").stdout.split("\0")[:-1]
 
 
 def python(text):
