@@ -36,7 +36,7 @@ STORED = {
     "lwf": LORA,
     "moe_lora": LORA | {"router"},
 }
-EVERY_CHANGE = ("ewc", "moe_lora")
+EVERY_CHANGE = ("moe_lora",)
 METHODS = [
     name if name in EVERY_CHANGE else pytest.param(name, marks=pytest.mark.nightly)
     for name in STORED
