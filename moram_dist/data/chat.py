@@ -95,6 +95,7 @@ def _written(task: Task, template: ChatTemplate, all_turns: bool) -> Task:
         [_write(example, template, f"task {task.name}, {example.id}") for example in split]
         for split in (task.train, task.test)
     )
+    _check_boundary(train[0] if train else test[0], template, task.name)
     gaps = {one.gap for one in (*train, *test)}
     if len(gaps) > 1:
         raise InputError(
@@ -116,6 +117,25 @@ def _written(task: Task, template: ChatTemplate, all_turns: bool) -> Task:
         for old, new in zip(task.train, train, strict=True)
     )
     return replace(out, train=tuple(learned), ending=endings.pop())
+
+
+def _check_boundary(chat: _Chat, template: ChatTemplate, task: str) -> None:
+    """Refuse a prompt whose tokens are others once an answer follows.
+
+    Many tokenizers join a space to the word behind it. A model that has learned to answer after
+    "assistant:" with " yes" would be asked after "assistant: ", which it has never seen.
+    """
+    prompt = chat.example.prompt
+    whole = f"{prompt}{chat.gap}{chat.example.references[0]}"
+    asked, learned = (
+        template.tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, whole)
+    )
+    if prompt[-1:].isspace() and learned[: len(asked)] != asked:
+        raise InputError(
+            f"task {task}: the chat template ends a prompt with {prompt[-1]!r}, which the "
+            "tokenizer joins to the answer, so the model would be asked otherwise than it "
+            "learned; remove it from the end of the template's generation prompt"
+        )
 
 
 @dataclass(frozen=True)

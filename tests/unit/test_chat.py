@@ -16,6 +16,10 @@ from moram_dist.tasks.examples import read_examples
 from tests.helpers.chats import CHATML, GEMMA, INST
 
 THINKS = CHATML.replace("{{ m['content'] }}", "<think></think>{{ m['content'] }}")
+SPACED = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 LATE = "{% for m in messages %}{{ m['content'] }};{% endfor %}{{ messages | length }}"
 
 TURNS = [
@@ -153,6 +157,7 @@ def test_prompts_are_the_template_s(tmp_path, template, turns, prompt, gap):
         (THINKS, TURNS, "puts '<think></think>tool<|im_end|>' where the answer should begin"),
         (LATE, TURNS, "does not begin a chat with its answer as it begins"),
         (GEMMA, TURNS, "the tokenizer's chat template fails: System role not supported"),
+        (SPACED, TURNS, "ends a prompt with ' ', which the tokenizer joins to the answer"),
         ("{% for %}", TURNS, "the tokenizer's chat template fails"),
         ("{{ messages[9].content + 1 }}", TURNS, "the tokenizer's chat template fails"),
     ],
