@@ -187,7 +187,8 @@ def banks(
 def check_ownership(group: AtomGroup) -> None:
     """Shards differ by one atom at most, each task is spread, and copies hold what shards do."""
     P, shapes = group.size, [(D, 3), (D, 5)]
-    bank = Bank(shapes, group, like=torch.zeros(1), copied=P > 1)
+    bank = Bank(shapes, group, like=torch.zeros(1))
+    bank.copied = P > 1  # the placer decides it when the bank grows
     whole: list[list[Tensor]] = [[], [], [], []]
     for task, size in enumerate((7, 1, 8)):
         new = [draw(size, d, seed=task).float() + i for i, d in enumerate((D, 3, D, 5))]
