@@ -35,9 +35,9 @@ def table(folders: Sequence[Path]) -> str:
 def _rows(folder: Path) -> Iterator[tuple[str, dict[str, float | None]]]:
     path = folder / "run.yaml"
     settings = {f"eval.{name}": value for name, value in read_mapping(path)["eval"].items()}
-    main, *others = saved_scoring_modes(settings, path)
-    for mode in (main, *others):
-        scores = Scores.load(scores_path(folder, mode.file_suffix(main)))
+    modes = saved_scoring_modes(settings, path)
+    for mode in modes:
+        scores = Scores.load(scores_path(folder, mode.file_suffix(modes[0])))
         yield f"{folder.name}, {recall_label(mode.recall)}", sequence_metrics(scores.scores)
 
 

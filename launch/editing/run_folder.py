@@ -7,9 +7,8 @@ the first one that is not, are taken over with their predictions: the state afte
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ from moram_dist.files import write_atomically
 from moram_dist.reading import read_mapping
 from moram_dist.registry import InputError
 from moram_dist.tasks import Benchmark
+from moram_dist.terminal import say
 from moram_dist.train.inputs import RunInputs, TaskInputs, differences, in_one_line, task_inputs
+from moram_dist.train.run_dir import RunDir
 from moram_dist.use.editing import EditedMemory
 from moram_dist.use.source import MemorySource
 
@@ -125,12 +126,11 @@ def write_run(folder: Path, out: Path, run: EditedRun, edited: EditedMemory) -> 
     Raises:
         InputError: a file of a source is missing or damaged.
     """
+    RunDir(folder).record_inputs(run.inputs, say)
     manifest = edited.write(folder / "memory")
     record = {**run.saved["record"], "output_dir": str(out)}
     text = yaml.safe_dump({**run.saved, "record": record}, sort_keys=False, allow_unicode=True)
     write_atomically(folder / "run.yaml", text, private=True)
-    content = json.dumps(asdict(run.inputs), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / "inputs.json", content, private=True)
     source = run.sources[0]
     same = 0
     for new, old in zip(manifest.tasks, source.manifest.tasks, strict=False):

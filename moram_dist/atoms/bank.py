@@ -228,14 +228,13 @@ class Bank(nn.Module):
     def intact(self) -> bool:
         """Whether every atom here, copies included, has the bits with which it was appended."""
         held = [self.own()] + ([self.views(self.copy_F)] if self.copied else [])
-        return all(
-            torch.equal(
-                _bits([atoms[i][which] for atoms in held]).to(self._bits.device),
-                self._bits[i, which][: len(held)],
-            )
+        parts = (
+            [atoms[i][which] for atoms in held]
             for i in range(len(self.shapes))
             for which in range(2)
         )
+        found = torch.stack([_bits(part) for part in parts]).view(len(self.shapes), 2, len(held))
+        return torch.equal(found.to(self._bits.device), self._bits[..., : len(held)])
 
 
 def _bits(tensors: Sequence[Tensor]) -> Tensor:
