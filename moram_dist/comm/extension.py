@@ -127,7 +127,7 @@ def build(place: Path, load: Callable[[], Any], still: Still = lambda: None) -> 
             run_ninja(build_directory, *rest, **named)
 
     try:
-        with _sole_builder(place, still):
+        with _sole_builder(place, still), _outside_of_make():
             cpp_extension._run_ninja_build = announced
             return load()
     except (RuntimeError, ImportError, OSError) as error:
@@ -238,6 +238,17 @@ def _has_work(place: Path) -> bool:
     """Whether ninja's dry run reports work to do; torch has written its build file by now."""
     said = subprocess.run(["ninja", "-n"], cwd=place, capture_output=True, text=True)
     return said.returncode != 0 or "no work to do" not in said.stdout
+
+
+@contextmanager
+def _outside_of_make() -> Iterator[None]:
+    """Context without a surrounding make's flags: ninja complains of the job server they name."""
+    flags = os.environ.pop("MAKEFLAGS", None)
+    try:
+        yield
+    finally:
+        if flags is not None:
+            os.environ["MAKEFLAGS"] = flags
 
 
 @contextmanager

@@ -82,12 +82,15 @@ def test_a_long_build_says_that_it_goes_on(tmp_path, capfd, monkeypatch):
     assert calls  # the watchdog is told, too
 
 
-def test_a_build_that_fails_is_one_line(tmp_path):
+@pytest.mark.parametrize("flags", ["", " -j2 --jobserver-auth=97,98"])
+def test_a_build_that_fails_is_one_line(tmp_path, monkeypatch, flags):
+    """Under make as well, whose flags name a job server that ninja cannot reach."""
+    monkeypatch.setenv("MAKEFLAGS", flags)
     (tmp_path / "said").write_text("made.cpp:3: error: no such thing\nmade.cpp:4: and more\n")
     command = "cat said; false"
     with pytest.raises(MachineError, match=r"in .*: made\.cpp:3: error: no such thing$") as error:
         extension.build(tmp_path, loader(tmp_path, command))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and os.environ["MAKEFLAGS"] == flags
 
 
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):
