@@ -122,17 +122,58 @@ def look(way: Contender, upstream_TD: Tensor, *, top_k: int, counted: bool = Tru
     )
 
 
+Tensors = list[Tensor]
+
+
 def _of_answers(
-    x_TD: Tensor, keys: list[Tensor], values: list[Tensor], atoms: int, kept: int, *more: float
+    x_TD: Tensor, keys: Tensors, values: Tensors, atoms: int, kept: int, *more: float
 ) -> int:
     """Products with all keys, and of values: chosen ones, or all if they are few."""
-    mixed, mix_all = min(kept, atoms), more[-1]
-    mixed = atoms if atoms <= mix_all * mixed else mixed
-    return (
-        2
-        * x_TD.shape[0]
-        * sum(atoms * k.shape[1] + mixed * v.shape[1] for k, v in zip(keys, values, strict=True))
-    )
+    read = _read(atoms, kept, more[-1])
+    return _products(len(x_TD), [(k, atoms) for k in keys] + [(v, read) for v in values])
+
+
+def _of_recall(inputs: Tensors, keys: Tensors, values: Tensors, kept: int, *more: float) -> int:
+    """The same, of a recall with gradients."""
+    return _of_answers(inputs[0], keys, values, len(keys[0]), kept, *more)
+
+
+def _of_gradients(
+    inputs: Tensors,
+    keys: Tensors,
+    values: Tensors,
+    grads: Tensors,
+    score_BN: Tensor,
+    index_BK: Tensor,
+    norm_B1: Tensor,
+    first: int,
+    *more: float,
+) -> int:
+    """Products of gradients with values and, if inputs want theirs, keys; of active atoms."""
+    atoms, wants_inputs = len(keys[0]), more[-1]
+    read, active = _read(atoms, index_BK.shape[1], more[-2]), atoms - first
+    of_keys = (atoms if wants_inputs else 0) + active
+    pairs = [(k, of_keys) for k in keys] + [(v, read + active) for v in values]
+    return _products(len(inputs[0]), pairs)
+
+
+def _read(atoms: int, kept: int, read_all: float) -> int:
+    """How many rows a token reads."""
+    kept = min(kept, atoms)
+    return atoms if atoms <= read_all * kept else kept
+
+
+def _products(num_tokens: int, pairs: Iterable[tuple[Tensor, int]]) -> int:
+    """Of each token with so many rows of each matrix."""
+    return 2 * num_tokens * sum(rows.shape[1] * number for rows, number in pairs)
+
+
+COUNTS: Mapping[str, Callable[..., int]] = {
+    "moram.answers": _of_answers,
+    "moram.recall": _of_recall,
+    "moram.recall_gradients": _of_gradients,
+}
+"""FLOPs of operations in C++ that torch cannot count."""
 
 
 class Saved:
@@ -179,8 +220,8 @@ class Work(TorchDispatchMode):
         if str(packet) in CHOSEN_ROWS:
             rows, indices = (args[place] for place in CHOSEN_ROWS[str(packet)])
             self.flops += 2 * indices.numel() * rows.shape[1]
-        elif str(packet) == "moram.answers":
-            self.flops += _of_answers(*args)
+        elif count := COUNTS.get(str(packet)):
+            self.flops += count(*args)
         elif packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
         if not func.is_view and packet not in WITHOUT_KERNEL:

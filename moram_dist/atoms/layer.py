@@ -94,6 +94,7 @@ class Memory(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
+        self._all_speak = replace(settings.routing, threshold=0.0)
         self.placer = placer
         self.learning = False
         """Whether active atoms contribute: true from the start of a task to its end."""
@@ -116,7 +117,7 @@ class Memory(nn.Module):
 
     def active(self, i: int) -> tuple[nn.Parameter, nn.Parameter]:
         """Keys (R, D) and values (R, E) that linear ``i`` trains."""
-        return self.get_parameter(f"keys_{i}"), self.get_parameter(f"values_{i}")
+        return getattr(self, f"keys_{i}"), getattr(self, f"values_{i}")
 
     def stored(self, i: int) -> Atoms:
         """Active atoms of linear ``i`` as used and later frozen: with the scale folded in."""
@@ -142,7 +143,6 @@ class Memory(nn.Module):
 
     def _recall(self, x: Tensor, members: tuple[int, ...], tasks: int | None) -> tuple[Tensor, ...]:
         """``tasks``: answer with the first tasks only; None: all, and the one being learned."""
-        routing = self.settings.routing
         learns = self.learning and tasks is None
         active = [self.stored(i) for i in members] if learns else []
         inputs, masks = self._dropped(x, members)
@@ -150,7 +150,7 @@ class Memory(nn.Module):
             recall_together(
                 self.bank,
                 self.placer.of_source if self.reads_source else self.placer.now,
-                replace(routing, threshold=0.0) if self.training else routing,
+                self._all_speak if self.training else self.settings.routing,
                 inputs,
                 [keys for keys, _ in active],
                 [values for _, values in active],

@@ -45,6 +45,9 @@ class Placement(ABC):
     num_shards: int
     """Into how many shards the atoms of a recall are split: one per rank, or one in all."""
 
+    is_local = False
+    """Whether all atoms are brought to this rank's own tokens, and nothing else is sent."""
+
     def __init__(self, group: AtomGroup) -> None:
         self.group = group
 
@@ -86,6 +89,7 @@ class _Local(Placement):
     """All atoms answer this rank's own tokens as one shard: results need no communication."""
 
     num_shards = 1
+    is_local = True
 
     def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
         """This rank's own rows."""

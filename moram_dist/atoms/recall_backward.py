@@ -25,13 +25,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moram_dist.atoms import native
 from moram_dist.atoms.backend import backend
 from moram_dist.atoms.bank import Atoms
 from moram_dist.atoms.placement import Pair
 from moram_dist.atoms.recall_call import RecallCall
 from moram_dist.atoms.recall_saved import Saved
 from moram_dist.atoms.routing import Mixture, in_order, summed
-from moram_dist.atoms.shard import Chosen, add, each, mixed, products
+from moram_dist.atoms.shard import MULTIPLY_ALL, Chosen, add, each, mixed, products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +60,14 @@ def backward(
         grads: of each linear's outputs, (T, E); None if an output was not used.
         wants_inputs: whether to compute the gradients of inputs.
     """
-    precise = torch.promote_types(saved.inputs[0].dtype, torch.float32)
-    mixtures = {owner: saved.mixture(owner, call.routing) for owner in saved.mixtures}
     upstream = [
         x.new_zeros(x.shape[0], v.shape[1]) if g is None else g
         for g, x, v in zip(grads, saved.inputs, saved.values, strict=True)
     ]
+    if call.is_one_operation([*saved.inputs, *saved.keys, *saved.values], keep=True):
+        return _at_once(call, saved, upstream, wants_inputs=wants_inputs)
+    precise = torch.promote_types(saved.inputs[0].dtype, torch.float32)
+    mixtures = {owner: saved.mixture(owner, call.routing) for owner in saved.mixtures}
     shards = call.shards(saved.keys, saved.values, forward=False)
     gradients = call.placement.tokens(upstream, "gradients")
     chosen = {owner: call.chosen(mixtures[owner], shards) for owner in gradients}
@@ -105,6 +108,30 @@ def backward(
         keys=_of_keys(call, saved, collected[-num_linears:], precise),
         values=_of_values(call, saved, mixtures[own], upstream),
     )
+
+
+def _at_once(
+    call: RecallCall, saved: Saved, upstream: Sequence[Tensor], *, wants_inputs: bool
+) -> Gradients:
+    """``backward`` by one operation."""
+    ((shard, atoms),) = call.shards(saved.keys, saved.values, forward=False).items()
+    own = call.placement.group.rank
+    mix = saved.mixtures[own]
+    inputs, keys, values = native.recall_gradients(
+        saved.inputs,
+        [k for k, _ in atoms],
+        [v for _, v in atoms],
+        upstream,
+        saved.scores[own, shard],
+        mix.index_BK.int(),
+        mix.norm_B1,
+        first=call.first_active(shard),
+        temperature=call.routing.temperature,
+        threshold=call.routing.threshold,
+        multiply_all=MULTIPLY_ALL["cpu"],
+        wants_inputs=wants_inputs,
+    )
+    return Gradients(inputs=inputs or [None] * len(values), keys=keys, values=values)
 
 
 def _totals(

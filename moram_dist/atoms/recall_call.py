@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moram_dist.atoms import native
 from moram_dist.atoms.bank import Atoms, Bank
 from moram_dist.atoms.placement import Placement
 from moram_dist.atoms.routing import Mixture, Routing, ShardCandidates
@@ -62,6 +63,22 @@ class RecallCall:
     def num_shards(self) -> int:
         """Into how many shards the atoms are split: see ``Placement``."""
         return self.placement.num_shards
+
+    def is_one_operation(self, tensors: Sequence[Tensor], *, keep: bool) -> bool:
+        """Whether the whole recall is one operation of ``native``.
+
+        Args:
+            tensors: inputs, active keys and active values.
+            keep: whether there will be a backward pass, which is then one operation, too.
+        """
+        return (
+            self.placement.is_local
+            and self.show is None
+            and native.serve(tensors[0])
+            and {t.dtype for t in tensors} == {self.bank.shard_F.dtype}
+            and self.images() is None
+            and not (keep and self.grams() is not None)
+        )
 
     def shards(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], *, forward: bool

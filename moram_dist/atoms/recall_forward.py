@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moram_dist.atoms import native
 from moram_dist.atoms.bank import Atoms
 from moram_dist.atoms.placement import Pair
 from moram_dist.atoms.recall_call import RecallCall
 from moram_dist.atoms.recall_saved import Saved, SavedMixture
 from moram_dist.atoms.routing import Mixture, ShardCandidates, candidates, mixture, summed
-from moram_dist.atoms.shard import mixed, scored
+from moram_dist.atoms.shard import MIX_ALL, mixed, scored
 from moram_dist.comm.partition import largest_shard
 
 Shards = dict[int, list[Atoms]]
@@ -38,6 +39,8 @@ def forward(
         values: active values of each linear, (R, E).
         keep: whether there will be a backward pass.
     """
+    if call.is_one_operation([*inputs, *keys, *values], keep=keep):
+        return _at_once(call, inputs, keys, values, keep=keep)
     dtype = inputs[0].dtype
     # bf16 scores change the top-k set of many tokens, so routing uses at least float32.
     precise = torch.promote_types(dtype, torch.float32)
@@ -64,6 +67,37 @@ def forward(
             owner: SavedMixture.of(mix, call.num_atoms, scores_are_saved=among)
             for owner, mix in mixtures.items()
         },
+    )
+
+
+def _at_once(
+    call: RecallCall,
+    inputs: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    *,
+    keep: bool,
+) -> tuple[list[Tensor], Saved | None]:
+    """``forward`` by one operation."""
+    ((shard, atoms),) = call.shards(keys, values, forward=True).items()
+    outputs, score_BN, index_BK, norm_B1 = native.recall(
+        inputs,
+        [k for k, _ in atoms],
+        [v for _, v in atoms],
+        top_k=call.routing.top_k,
+        temperature=call.routing.temperature,
+        threshold=call.routing.threshold,
+        mix_all=MIX_ALL["cpu"],
+    )
+    if not keep:
+        return outputs, None
+    own = call.placement.group.rank
+    return outputs, Saved(
+        inputs=inputs,
+        keys=keys,
+        values=values,
+        scores={(own, shard): score_BN},
+        mixtures={own: SavedMixture.of_atoms(index_BK, norm_B1, call.num_atoms)},
     )
 
 

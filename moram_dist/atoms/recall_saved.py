@@ -31,13 +31,17 @@ class SavedMixture:
     @classmethod
     def of(cls, mix: Mixture, num_atoms: int, *, scores_are_saved: bool) -> SavedMixture:
         """From a mixture over a memory of ``num_atoms``."""
+        score_BK = None if scores_are_saved else mix.score_TK
+        return cls.of_atoms(mix.index_TK, mix.norm_T1, num_atoms, score_BK)
+
+    @classmethod
+    def of_atoms(
+        cls, index_BK: Tensor, norm_B1: Tensor, num_atoms: int, score_BK: Tensor | None = None
+    ) -> SavedMixture:
+        """From the parts of a mixture."""
         kinds = (torch.uint8, torch.int16, torch.int32)
         kind = next(kind for kind in kinds if num_atoms - 1 <= torch.iinfo(kind).max)
-        return cls(
-            index_BK=mix.index_TK.to(kind),
-            score_BK=None if scores_are_saved else mix.score_TK,
-            norm_B1=mix.norm_T1,
-        )
+        return cls(index_BK=index_BK.to(kind), score_BK=score_BK, norm_B1=norm_B1)
 
 
 class Layout(NamedTuple):

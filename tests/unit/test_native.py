@@ -9,6 +9,7 @@ from moram_dist.atoms import native, reference
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Resident
 from moram_dist.atoms.recall import AT_ONCE, recall_together
+from moram_dist.atoms.recall_call import RecallCall
 from moram_dist.atoms.routing import Routing
 from moram_dist.comm.collectives import AtomGroup
 from tests.helpers import oracle
@@ -115,6 +116,47 @@ def test_a_recall_at_once_is_the_formula(members, threshold, num_atoms, outputs)
         for y, i in zip(found, members, strict=True):
             expected = oracle.recall(x, keys[i][:asked_atoms], values[i][:asked_atoms], **asked)
             torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+@pytest.mark.parametrize("num_frozen", [0, 12, 44])
+@pytest.mark.parametrize("top_k", [2, 8, 16])  # of 4 to 48 atoms: all, most or few of them
+@pytest.mark.parametrize("num_linears", [1, 3])
+def test_a_recall_and_its_gradients_at_once_are_those_of_steps(
+    num_linears, top_k, num_frozen, threshold, dtype, monkeypatch
+):
+    """To the bit; also where an output is not used, scores are 0, and inputs want no gradient."""
+    linears = range(num_linears)
+    bank = Bank([(48, 32)] * num_linears, AtomGroup(), like=draw(1, dtype=dtype), num_active=4)
+    bank.grow([(draw(num_frozen, 48, seed=i), draw(num_frozen, 32, seed=9 + i)) for i in linears])
+    x = draw(90, 48, seed=20, dtype=dtype)
+    x[7] = 0
+    active = [
+        [draw(4, width, seed=seed + i, dtype=dtype).requires_grad_() for i in linears]
+        for width, seed in ((48, 30), (32, 40))
+    ]
+    routing = Routing(top_k=top_k, temperature=0.3, threshold=threshold)
+    seen, gradients = [], native.recall_gradients
+    monkeypatch.setattr(
+        native, "recall_gradients", lambda *a, **k: seen.append(1) or gradients(*a, **k)
+    )
+
+    def ask(wants):
+        tokens = x.clone().requires_grad_(wants)
+        where = (bank, Resident(bank.group), routing, [tokens] * num_linears)
+        found = recall_together(*where, *active, linears)
+        used = found[:-1] or found
+        wanted = [*([tokens] if wants else []), *active[0], *active[1]]
+        loss = sum((y * draw(90, 32, seed=50, dtype=dtype)).sum() for y in used)
+        return [*found, *torch.autograd.grad(loss, wanted)]
+
+    at_once = [ask(True), ask(False)]
+    assert len(seen) == 2
+    monkeypatch.setattr(RecallCall, "is_one_operation", lambda *_, **__: False)
+    for found, expected in zip(at_once, [ask(True), ask(False)], strict=True):
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert len(seen) == 2
 
 
 def test_when_one_operation_answers(monkeypatch):

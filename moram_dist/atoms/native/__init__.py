@@ -1,8 +1,8 @@
 """Operations in C++ for atoms on a CPU, where calling many small operations costs most.
 
-``operations.cpp`` is built once by torch's extension mechanism, and loaded in later processes. A
-machine without a compiler or ninja computes in plain torch (``atoms.reference``), to which tests
-compare each operation.
+The sources are built once by torch's extension mechanism, and loaded in later processes. A machine
+without a compiler or ninja computes in plain torch (``atoms.reference``), to which tests compare
+each operation.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ __all__ = [
     "norms",
     "pick",
     "products",
+    "recall",
+    "recall_gradients",
     "route",
     "score_gradient",
     "serve",
@@ -41,10 +43,18 @@ __all__ = [
     "weigh",
 ]
 
-SOURCE = Path(__file__).with_name("operations.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("operations.cpp", "recalls.cpp", "rows.h")]
 
-FLAGS = ["-O3", "-fopenmp"]
-"""Not for this machine's processor alone: several machines may share the folder."""
+FLAGS = [
+    "-O3",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-Wno-psabi",
+]
+"""Not for this machine's processor alone: several machines may share the folder. Without fused
+products and sums, a version for any processor has the same bits."""
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -57,7 +67,8 @@ def serve(tensor: Tensor) -> bool:
 @functools.cache
 def load() -> bool:
     """Load the operations, and build them first if necessary; whether they are there."""
-    text = SOURCE.read_bytes() + "".join([*FLAGS, torch.__version__, platform.machine()]).encode()
+    text = b"".join(source.read_bytes() for source in SOURCES)
+    text += "".join([*FLAGS, torch.__version__, platform.machine()]).encode()
     name = f"moram_{hashlib.sha256(text).hexdigest()[:16]}"
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or user_cache_dir("torch_extensions")
     place = Path(root) / name
@@ -75,7 +86,7 @@ def load() -> bool:
         place.mkdir(parents=True, exist_ok=True)
         cpp_extension.load(
             name,
-            [str(SOURCE)],
+            [str(source) for source in SOURCES if source.suffix == ".cpp"],
             extra_cflags=FLAGS,
             extra_ldflags=["-fopenmp"],
             build_directory=str(place),
@@ -182,4 +193,82 @@ def answers(
     """
     return torch.ops.moram.answers(
         x_TD, keys, values, num_atoms, top_k, temperature, threshold, mix_all
+    )
+
+
+def recall(
+    inputs: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    *,
+    top_k: int,
+    temperature: float,
+    threshold: float,
+    mix_all: int,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """A whole recall that gradients may follow, with the bits of a general one.
+
+    Args:
+        inputs: of each linear, (T, D).
+        keys: of each linear, (N, D), N >= 1.
+        values: of each linear, (N, E).
+        top_k: see ``answers``, also for the next three.
+        temperature: of the softmax.
+        threshold: atoms with a relevance below this are silenced.
+        mix_all: ``shard.MIX_ALL`` for a CPU.
+
+    Returns:
+        Outputs (T, E) of each linear; of all linears' tokens the scores (B, N), the atoms that
+        answer (B, K) in int32, and the norms of scores (B, 1).
+    """
+    return torch.ops.moram.recall(inputs, keys, values, top_k, temperature, threshold, mix_all)
+
+
+def recall_gradients(
+    inputs: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    score_BN: Tensor,
+    index_BK: Tensor,
+    norm_B1: Tensor,
+    *,
+    first: int,
+    temperature: float,
+    threshold: float,
+    multiply_all: int,
+    wants_inputs: bool,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of ``recall``, with the bits of a general backward pass.
+
+    Args:
+        inputs: as in ``recall``, like the next two.
+        keys: of frozen atoms and, from row ``first`` on, of active ones.
+        values: like the keys.
+        grads: of each linear's output, (T, E).
+        score_BN: from ``recall``, like the next two.
+        index_BK: atoms that answer.
+        norm_B1: norms of scores.
+        first: N - R.
+        temperature: as in ``recall``, like the threshold.
+        threshold: atoms with a relevance below this were silenced.
+        multiply_all: ``shard.MULTIPLY_ALL`` for a CPU.
+        wants_inputs: whether to compute gradients of inputs; the first list is empty if not.
+
+    Returns:
+        Of each linear the gradient of the input, of the R active keys, and of their values.
+    """
+    return torch.ops.moram.recall_gradients(
+        inputs,
+        keys,
+        values,
+        grads,
+        score_BN,
+        index_BK,
+        norm_B1,
+        first,
+        temperature,
+        threshold,
+        multiply_all,
+        wants_inputs,
     )

@@ -8,142 +8,39 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <numeric>
 #include <tuple>
-#include <vector>
+
+#include "rows.h"
 
 namespace {
 
 using at::Tensor;
 
-constexpr int kRounds = 24;  // of bisection, before scores count as tied
-constexpr int64_t kNumbersATask = 4096;
-
-int64_t rows_at_once(int64_t numbers_per_row) {
-  return std::max<int64_t>(1, kNumbersATask / std::max<int64_t>(1, numbers_per_row));
-}
-
-// Loops over whole rows, once for float and once for double. The compiler makes versions of each for
-// wider vectors, and the processor's is chosen when the library is loaded.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_WIDE_VECTORS \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_WIDE_VECTORS
-#endif
-
-#define LOOPS(F)                                                                            \
-  FOR_WIDE_VECTORS int64_t count_reaching(const F* score, int64_t num, F bound) {           \
-    int32_t count = 0;                                                                      \
-    for (int64_t i = 0; i < num; ++i) count += score[i] >= bound;                           \
-    return count;                                                                           \
-  }                                                                                         \
-  FOR_WIDE_VECTORS void range_of(const F* score, int64_t num, F& low, F& high) {            \
-    F lows[16], highs[16];                                                                  \
-    std::fill_n(lows, 16, score[0]);                                                        \
-    std::fill_n(highs, 16, score[0]);                                                       \
-    for (int64_t i = 0; i + 16 <= num; i += 16)                                             \
-      for (int64_t lane = 0; lane < 16; ++lane) {                                           \
-        const F s = score[i + lane];                                                        \
-        lows[lane] = s < lows[lane] ? s : lows[lane];                                       \
-        highs[lane] = s > highs[lane] ? s : highs[lane];                                    \
-      }                                                                                     \
-    for (int64_t i = num / 16 * 16; i < num; ++i) {                                         \
-      lows[0] = std::min(lows[0], score[i]);                                                \
-      highs[0] = std::max(highs[0], score[i]);                                              \
-    }                                                                                       \
-    low = *std::min_element(lows, lows + 16);                                               \
-    high = *std::max_element(highs, highs + 16);                                            \
-  }                                                                                         \
-  FOR_WIDE_VECTORS double sum_of_squares(const F* score, int64_t num) {                     \
-    double lanes[16] = {0};                                                                 \
-    for (int64_t i = 0; i + 16 <= num; i += 16)                                             \
-      for (int64_t lane = 0; lane < 16; ++lane) {                                           \
-        const double s = score[i + lane];                                                   \
-        lanes[lane] += s * s;                                                               \
-      }                                                                                     \
-    for (int64_t i = num / 16 * 16; i < num; ++i)                                           \
-      lanes[0] += static_cast<double>(score[i]) * score[i];                                 \
-    return std::accumulate(lanes, lanes + 16, 0.0);                                         \
-  }                                                                                         \
-  FOR_WIDE_VECTORS void add_scaled(const F* value, F strength, int64_t width, F* y) {       \
-    for (int64_t e = 0; e < width; ++e) y[e] += strength * value[e];                        \
-  }                                                                                         \
-  FOR_WIDE_VECTORS F dot(const F* a, const F* b, int64_t width) {                           \
-    F lanes[16] = {0}, total = 0;                                                           \
-    for (int64_t i = 0; i + 16 <= width; i += 16)                                           \
-      for (int64_t lane = 0; lane < 16; ++lane) lanes[lane] += a[i + lane] * b[i + lane];   \
-    for (int64_t i = width / 16 * 16; i < width; ++i) total += a[i] * b[i];                 \
-    for (int64_t lane = 0; lane < 16; ++lane) total += lanes[lane];                         \
-    return total;                                                                           \
-  }
-LOOPS(float)
-LOOPS(double)
-
-// A bound that exactly `kept` scores of a row reach, by bisection; false if ties, NaN or infinite
-// scores prevent it.
-template <typename F>
-bool separated(const F* score, int64_t num, int64_t kept, F& bound) {
-  F low, high;
-  range_of(score, num, low, high);
-  if (!std::isfinite(low) || !std::isfinite(high)) return false;
-  for (int round = 0; round < kRounds; ++round) {
-    bound = low + (high - low) / 2;
-    const int64_t reached = count_reaching(score, num, bound);
-    if (reached == kept) return true;
-    (reached > kept ? low : high) = bound;
-  }
-  return false;
-}
-
-// The `kept` largest of a row, lower places first among ties, NaN last; ascending places.
-template <typename F>
-void best(const F* score, int64_t num, int64_t kept, std::vector<int64_t>& place) {
-  place.resize(kept);
-  F bound;
-  if (kept == num) {
-    std::iota(place.begin(), place.end(), 0);
-  } else if (separated(score, num, kept, bound)) {
-    for (int64_t i = 0, found = 0; found < kept; ++i)
-      if (score[i] >= bound) place[found++] = i;
-  } else {
-    auto ordered = [score](int64_t i) {
-      return score[i] == score[i] ? score[i] : -std::numeric_limits<F>::infinity();
-    };
-    std::vector<int64_t> all(num);
-    std::iota(all.begin(), all.end(), 0);
-    std::nth_element(all.begin(), all.begin() + kept - 1, all.end(), [&](int64_t a, int64_t b) {
-      const F x = ordered(a), y = ordered(b);
-      return x > y || (x == y && a < b);
-    });
-    std::copy_n(all.begin(), kept, place.begin());
-    std::sort(place.begin(), place.end());
-  }
-}
-
-// Relevance, weight, and weight with 0 for silenced atoms, of one token.
-template <typename F>
-void weigh_row(const F* score, F norm, F tau, F threshold, int64_t kept, F* relevance, F* weight,
-               F* spoken) {
-  F highest = -std::numeric_limits<F>::infinity();
-  for (int64_t k = 0; k < kept; ++k) {
-    relevance[k] = score[k] / norm;
-    highest = std::max(highest, relevance[k]);
-  }
-  double total = 0;
-  for (int64_t k = 0; k < kept; ++k) {
-    weight[k] = std::exp((relevance[k] - highest) / tau);
-    total += weight[k];
-  }
-  const bool nothing = std::isinf(norm) && norm > 0;
-  for (int64_t k = 0; k < kept; ++k) {
-    weight[k] = nothing ? 0 : static_cast<F>(weight[k] / total);
-    spoken[k] = threshold > 0 && !(relevance[k] >= threshold) ? 0 * weight[k] : weight[k];
-  }
-}
+#define ROWS(F)                                                                                  \
+  FOR_WIDE_VECTORS F route_row(const F* score, int64_t num, int64_t kept, int* place) {          \
+    row::best(score, num, kept, place);                                                          \
+    return row::sum_of_squares(score, num);                                                      \
+  }                                                                                              \
+  FOR_WIDE_VECTORS void weigh_row(const F* score, F norm, F tau, F threshold, int64_t kept,      \
+                                  F* relevance, F* weight, F* spoken) {                          \
+    row::weigh(score, norm, tau, threshold, kept, relevance, weight, spoken);                    \
+  }                                                                                              \
+  FOR_WIDE_VECTORS void sum_row(const F* score, const F* relevance, const F* spoken, const F* u, \
+                                int64_t kept, F* total) {                                        \
+    row::sums(score, relevance, spoken, u, kept, total[0], total[1]);                            \
+  }                                                                                              \
+  FOR_WIDE_VECTORS F gradient_row(const F* score, F norm, const F* relevance, const F* weight,   \
+                                  const F* spoken, const F* u, const F* total, F tau,            \
+                                  int64_t kept, F* direct) {                                     \
+    return row::gradient(score, norm, relevance, weight, spoken, u, total[0], total[1], tau,     \
+                         kept, direct);                                                          \
+  }                                                                                              \
+  FOR_WIDE_VECTORS void add_scaled(const F* value, F strength, int64_t width, F* y) {            \
+    row::add_scaled(value, strength, width, y);                                                  \
+  }                                                                                              \
+  FOR_WIDE_VECTORS F dot(const F* a, const F* b, int64_t width) { return row::dot(a, b, width); }
+ROWS(float)
+ROWS(double)
 
 std::tuple<Tensor, Tensor, Tensor> route(const Tensor& given, int64_t num_kept, int64_t shard,
                                          int64_t num_shards, int64_t num_atoms) {
@@ -158,11 +55,10 @@ std::tuple<Tensor, Tensor, Tensor> route(const Tensor& given, int64_t num_kept, 
     scalar_t* out = found.mutable_data_ptr<scalar_t>();
     int* atom = index.mutable_data_ptr<int>();
     at::parallel_for(0, rows, rows_at_once(num), [&](int64_t begin, int64_t end) {
-      std::vector<int64_t> place;
+      std::vector<int> place(kept + 1);
       for (int64_t t = begin; t < end; ++t) {
         const scalar_t* row = all + t * num;
-        square[t] = static_cast<scalar_t>(sum_of_squares(row, num));
-        best(row, num, kept, place);
+        square[t] = route_row(row, num, kept, place.data());
         for (int64_t k = 0; k < num_kept; ++k) {
           const bool here = k < kept;
           out[t * num_kept + k] =
@@ -176,18 +72,13 @@ std::tuple<Tensor, Tensor, Tensor> route(const Tensor& given, int64_t num_kept, 
   return {squares, found, index};
 }
 
-template <typename F>
-F norm_of(F squares) {
-  return squares == 0 ? std::numeric_limits<F>::infinity() : std::sqrt(squares);
-}
-
 Tensor norms(const Tensor& given) {
   const Tensor squares = given.contiguous();
   Tensor out = at::empty_like(squares);
   AT_DISPATCH_FLOATING_TYPES(squares.scalar_type(), "norms", [&] {
     const scalar_t* s = squares.const_data_ptr<scalar_t>();
     scalar_t* n = out.mutable_data_ptr<scalar_t>();
-    for (int64_t t = 0; t < squares.numel(); ++t) n[t] = norm_of(s[t]);
+    for (int64_t t = 0; t < squares.numel(); ++t) n[t] = row::norm_of(s[t]);
   });
   return out;
 }
@@ -206,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> weigh(const Tensor& given, const Tensor& norm
     at::parallel_for(0, rows, rows_at_once(kept), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         const int64_t at = t * kept;
-        weigh_row<scalar_t>(s + at, n[t], tau, threshold, kept, r + at, w + at, m + at);
+        weigh_row(s + at, n[t], tau, threshold, kept, r + at, w + at, m + at);
       }
     });
   });
@@ -224,14 +115,8 @@ Tensor sums(const Tensor& score, const Tensor& relevance, const Tensor& spoken, 
     scalar_t* total = out.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, rows, rows_at_once(kept), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        double a = 0, b = 0;  // what is left of q - A is small: rounding in A would show
-        for (int64_t i = t * kept; i < (t + 1) * kept; ++i) {
-          const double wq = static_cast<double>(w[i]) * p[i] * v[i];
-          a += wq;
-          b += wq * s[i];
-        }
-        total[2 * t] = a;
-        total[2 * t + 1] = b;
+        const int64_t at = t * kept;
+        sum_row(p + at, s + at, w + at, v + at, kept, total + 2 * t);
       }
     });
   });
@@ -249,23 +134,18 @@ std::tuple<Tensor, Tensor> score_gradient(const Tensor& score, const Tensor& nor
   Tensor direct = at::empty({rows, kept}, score.options());
   Tensor through_norm = at::empty({rows, 1}, score.options());
   AT_DISPATCH_FLOATING_TYPES(score.scalar_type(), "score_gradient", [&] {
-    const scalar_t* in[7];
-    for (int i = 0; i < 7; ++i) in[i] = all[i].const_data_ptr<scalar_t>();
-    const auto [p, n, s, w, m, v, total] = std::tie(in[0], in[1], in[2], in[3], in[4], in[5], in[6]);
+    const scalar_t *p = all[0].const_data_ptr<scalar_t>(), *n = all[1].const_data_ptr<scalar_t>();
+    const scalar_t *s = all[2].const_data_ptr<scalar_t>(), *w = all[3].const_data_ptr<scalar_t>();
+    const scalar_t *m = all[4].const_data_ptr<scalar_t>(), *v = all[5].const_data_ptr<scalar_t>();
+    const scalar_t* total = all[6].const_data_ptr<scalar_t>();
     scalar_t* out = direct.mutable_data_ptr<scalar_t>();
     scalar_t* factor = through_norm.mutable_data_ptr<scalar_t>();
     const scalar_t tau = temperature;
-    const scalar_t *p_ = p, *n_ = n, *s_ = s, *w_ = w, *m_ = m, *v_ = v, *total_ = total;
     at::parallel_for(0, rows, rows_at_once(kept), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        const scalar_t a = total_[2 * t], b = total_[2 * t + 1], scale = tau * n_[t];
-        double mean = 0;
-        for (int64_t i = t * kept; i < (t + 1) * kept; ++i) {
-          const scalar_t q = m_[i] == w_[i] ? p_[i] * v_[i] : 0;
-          out[i] = m_[i] * v_[i] + w_[i] * (q - a) / scale;
-          mean += static_cast<double>(w_[i]) * s_[i];
-        }
-        factor[t] = -((b - a * mean) / tau) / (n_[t] * n_[t]);
+        const int64_t at = t * kept;
+        factor[t] = gradient_row(p + at, n[t], s + at, w + at, m + at, v + at, total + 2 * t, tau,
+                                 kept, out + at);
       }
     });
   });
@@ -338,48 +218,6 @@ Tensor products(const Tensor& tokens, const Tensor& row, const std::optional<Ten
   return out;
 }
 
-// Outputs of linears that share an input, one tensor (T, E) each: the same products and sums, in the
-// same order, as by the operations above. The first `num_atoms` rows of each matrix are atoms. All of
-// them are mixed by a product if there are at most `mix_all` per chosen one.
-std::vector<Tensor> answers(const Tensor& x, at::TensorList keys, at::TensorList values,
-                            int64_t num_atoms, int64_t num_kept, double tau, double threshold,
-                            int64_t mix_all) {
-  const int64_t tokens = x.size(0), kept = std::min(num_kept, num_atoms);
-  const bool dense = num_atoms <= mix_all * kept;
-  std::vector<Tensor> out;
-  for (size_t l = 0; l < keys.size(); ++l) {
-    const Tensor scores = at::mm(x, keys[l].narrow(0, 0, num_atoms).t());
-    const Tensor rows = values[l].narrow(0, 0, num_atoms);
-    const int64_t width = rows.size(1);
-    Tensor sums = at::zeros({tokens, dense ? num_atoms : width}, x.options());
-    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "answers", [&] {
-      const scalar_t* all = scores.const_data_ptr<scalar_t>();
-      const scalar_t* value = rows.const_data_ptr<scalar_t>();
-      scalar_t* y = sums.mutable_data_ptr<scalar_t>();
-      at::parallel_for(0, tokens, 1, [&](int64_t begin, int64_t end) {
-        std::vector<int64_t> place;
-        std::vector<scalar_t> p(kept), r(kept), w(kept), m(kept);
-        for (int64_t t = begin; t < end; ++t) {
-          const scalar_t* row = all + t * num_atoms;
-          best(row, num_atoms, kept, place);
-          for (int64_t k = 0; k < kept; ++k) p[k] = row[place[k]];
-          const scalar_t norm = norm_of(static_cast<scalar_t>(sum_of_squares(row, num_atoms)));
-          weigh_row<scalar_t>(p.data(), norm, tau, threshold, kept, r.data(), w.data(), m.data());
-          for (int64_t k = 0; k < kept; ++k) {
-            const scalar_t strength = m[k] * p[k];
-            if (dense)
-              y[t * num_atoms + place[k]] = strength;
-            else
-              add_scaled(value + place[k] * width, strength, width, y + t * width);
-          }
-        }
-      });
-    });
-    out.push_back(dense ? at::mm(sums, rows) : sums);
-  }
-  return out;
-}
-
 }  // namespace
 
 TORCH_LIBRARY(moram, m) {
@@ -394,8 +232,6 @@ TORCH_LIBRARY(moram, m) {
   m.def("add(Tensor row, Tensor? here, Tensor number, Tensor(a!) to) -> ()");
   m.def("mix(Tensor row, Tensor? here, Tensor strength, Tensor rows) -> Tensor");
   m.def("products(Tensor tokens, Tensor row, Tensor? here, Tensor rows) -> Tensor");
-  m.def("answers(Tensor x, Tensor[] keys, Tensor[] values, int num_atoms, int num_kept,"
-        " float temperature, float threshold, int mix_all) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(moram, CPU, m) {
@@ -407,5 +243,4 @@ TORCH_LIBRARY_IMPL(moram, CPU, m) {
   m.impl("add", add);
   m.impl("mix", mix);
   m.impl("products", products);
-  m.impl("answers", answers);
 }
