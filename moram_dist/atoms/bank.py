@@ -71,7 +71,7 @@ class Bank(nn.Module):
         """
         self._grams: dict[int, Tensor] = {}
         self._images: dict[int, Image] = {}
-        self._seen: tuple[Tensor, list[Atoms]] | None = None
+        self._rows: tuple[Tensor, tuple[list[Tensor], list[Tensor]]] | None = None
         """With the flat memory that they are views of: a bank may move to another device."""
 
     @property
@@ -131,7 +131,10 @@ class Bank(nn.Module):
             The atoms of each linear in ``active``: views that are valid until the next call if
             there is room, else copies.
         """
-        matrices = self._whole() if flat_F is self.whole() else self._matrices(flat_F)
+        if flat_F is self.whole():
+            matrices = list(zip(*self.rows(), strict=True))
+        else:
+            matrices = self._matrices(flat_F)
         return [
             (_behind(matrices[i][0], k, num_frozen), _behind(matrices[i][1], v, num_frozen))
             for i, (k, v) in active.items()
@@ -157,17 +160,13 @@ class Bank(nn.Module):
     def rows(self) -> tuple[list[Tensor], list[Tensor]]:
         """All keys, and all values, of each linear, padding included.
 
-        Only for a rank that has all atoms.
+        Only for a rank that has all atoms. They stay the same while a task is learned.
         """
-        keys, values = zip(*self._whole(), strict=True)
-        return [*keys], [*values]
-
-    def _whole(self) -> list[Atoms]:
-        """``_matrices`` of all atoms, which stay the same while a task is learned."""
         flat_F = self.whole()
-        if self._seen is None or self._seen[0] is not flat_F:
-            self._seen = flat_F, self._matrices(flat_F)
-        return self._seen[1]
+        if self._rows is None or self._rows[0] is not flat_F:
+            keys, values = zip(*self._matrices(flat_F), strict=True)
+            self._rows = flat_F, ([*keys], [*values])
+        return self._rows[1]
 
     def gram(self, linear: int) -> Tensor:
         """K^T K of all frozen atoms of a linear, (D, D) in float32 or more; cached until it grows.
@@ -227,7 +226,7 @@ class Bank(nn.Module):
             self.copy_F = self.in_order(self.group.all_gather(self.shard_F, "copies"))
         self._grams.clear()
         self._images.clear()
-        self._seen = None
+        self._rows = None
 
     def intact(self) -> bool:
         """Whether every atom here, copies included, has the bits with which it was appended."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 
+import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import AdaptedLinear
@@ -22,7 +23,7 @@ from moram_dist.adapters.prefix import Prefix
 from moram_dist.adapters.routed import Routed, Take, Weights
 from moram_dist.atoms.bank import Atoms, Bank
 from moram_dist.atoms.placer import Placer
-from moram_dist.atoms.recall import recall_together
+from moram_dist.atoms.recall import recall_at_once, recall_together
 from moram_dist.atoms.routing import Mixture, Routing
 from moram_dist.atoms.shard import each
 
@@ -144,18 +145,26 @@ class Memory(nn.Module):
     def _recall(self, x: Tensor, members: tuple[int, ...], tasks: int | None) -> tuple[Tensor, ...]:
         """``tasks``: answer with the first tasks only; None: all, and the one being learned."""
         learns = self.learning and tasks is None
+        placement = self.placer.of_source if self.reads_source else self.placer.now
+        num_frozen = None if tasks is None else self.ends[tasks]
+        if not (learns or self.training or self._watched or torch.is_grad_enabled()):
+            asked = self.bank.num_atoms if num_frozen is None else num_frozen
+            routing = self.settings.routing
+            found = recall_at_once(self.bank, placement, routing, x, members, asked)
+            if found is not None:
+                return tuple(found)
         active = [self.stored(i) for i in members] if learns else []
         inputs, masks = self._dropped(x, members)
         return tuple(
             recall_together(
                 self.bank,
-                self.placer.of_source if self.reads_source else self.placer.now,
+                placement,
                 self._all_speak if self.training else self.settings.routing,
                 inputs,
                 [keys for keys, _ in active],
                 [values for _, values in active],
                 members,
-                None if tasks is None else self.ends[tasks],
+                num_frozen,
                 masks,
                 partial(self._show, members) if self._watched else None,
             )
@@ -194,6 +203,7 @@ class SharedInputCache:
     def __init__(self, layers: Sequence[MemoryLinear], memory: Memory) -> None:
         self.layers = tuple(layers)
         self.memory = memory
+        self._all = tuple(range(len(layers)))
         self._apart = len(layers) == 1
         self._x: Tensor | None = None
         self._was: tuple = ()
@@ -203,7 +213,7 @@ class SharedInputCache:
     def answer(self, layer: MemoryLinear, x: Tensor) -> Tensor:
         """The update to add to the output of ``layer`` for its input ``x``."""
         if not self._apart and layer not in self._waiting:  # a new input, or a pass broke off
-            found = self.memory(x, tuple(range(len(self.layers))))
+            found = self.memory(x, self._all)
             self._x, self._was = x, _identity(x)
             self._waiting = dict(zip(self.layers, found, strict=True))
         elif self._apart or _identity(x) != self._was:

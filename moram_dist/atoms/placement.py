@@ -125,8 +125,11 @@ class Resident(_Local):
 
     def images(self, bank: Bank, linears: Sequence[int]) -> list[Image] | None:
         """From the copy, once per task, if there are many more atoms than inputs."""
+        inputs = _most_inputs(bank, linears)
+        if bank.num_atoms <= inputs:  # the usual case, without a question to the device
+            return None
         device = bank.shard_F.device
-        most = BEYOND.get(device.type, math.inf) * _most_inputs(bank, linears)
+        most = BEYOND.get(device.type, math.inf) * inputs
         if bank.num_atoms <= most or not supported(device):
             return None
         return [bank.image(i) for i in linears]
@@ -247,4 +250,4 @@ class Stationary(Placement):
 
 
 def _most_inputs(bank: Bank, linears: Sequence[int]) -> int:
-    return max(bank.shapes[i][0] for i in linears)
+    return max([bank.shapes[i][0] for i in linears])

@@ -106,8 +106,9 @@ def recall_together(
             for x, i in zip(inputs, members, strict=True)
         ]
     recorded = torch.is_grad_enabled()
-    if not (recorded or num_active or masks or show):
-        answers = _at_once(bank, placement, routing, inputs, tuple(members), num_frozen)
+    plain = not (recorded or num_active or masks or show)
+    if plain and all(x is inputs[0] for x in inputs):
+        answers = recall_at_once(bank, placement, routing, inputs[0], members, num_frozen)
         if answers is not None:
             return answers
     call = RecallCall(
@@ -130,37 +131,39 @@ def recall_together(
     return [y.view(*x.shape[:-1], y.shape[1]) for x, y in zip(inputs, found, strict=True)]
 
 
-def _at_once(
+def recall_at_once(
     bank: Bank,
     placement: Placement,
     routing: Routing,
-    inputs: Sequence[Tensor],
-    members: tuple[int, ...],
+    x: Tensor,
+    members: Sequence[int],
     num_frozen: int,
 ) -> list[Tensor] | None:
     """Answers of few tokens by one operation on a CPU, as in decoding; None if it does not serve.
 
-    Without gradients, over frozen atoms that are all here, for linears that share their input.
+    Without gradients, over frozen atoms that are all here, for linears that share their input. For
+    the arguments see ``recall_together``.
     """
-    x = inputs[0]
     if (
         x.numel() > AT_ONCE * x.shape[-1]
+        or not num_frozen
         or not isinstance(placement, Resident)
         or not native.serve(x)
-        or bank.shard_F.dtype != x.dtype
-        or any(other is not x for other in inputs)
         or placement.images(bank, members) is not None
     ):
         return None
     keys, values = bank.rows()
-    found = native.answers(
-        x.reshape(-1, x.shape[-1]),
-        [keys[i] for i in members],
-        [values[i] for i in members],
+    if keys[0].dtype != x.dtype:
+        return None
+    if len(members) < len(keys):
+        keys, values = [keys[i] for i in members], [values[i] for i in members]
+    return native.answers(
+        x,
+        keys,
+        values,
         num_frozen,
         top_k=routing.top_k,
         temperature=routing.temperature,
         threshold=routing.threshold,
         mix_all=MIX_ALL["cpu"],
     )
-    return [y.view(*x.shape[:-1], y.shape[1]) for y in found]

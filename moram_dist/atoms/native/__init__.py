@@ -167,7 +167,7 @@ def products(
 
 
 def answers(
-    x_TD: Tensor,
+    x: Tensor,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
     num_atoms: int,
@@ -177,12 +177,12 @@ def answers(
     threshold: float,
     mix_all: int,
 ) -> list[Tensor]:
-    """A whole recall without gradients, for linears that share an input: (T, E) for each.
+    """A whole recall without gradients, for linears that share an input: (..., E) for each.
 
     The bits are those of the operations of a general recall.
 
     Args:
-        x_TD: the input.
+        x: the input, (..., D).
         keys: of each linear, (rows, D).
         values: of each linear, (rows, E).
         num_atoms: N, >= 1; the first rows are atoms, the others padding.
@@ -192,7 +192,7 @@ def answers(
         mix_all: ``shard.MIX_ALL`` for a CPU.
     """
     return torch.ops.moram.answers(
-        x_TD, keys, values, num_atoms, top_k, temperature, threshold, mix_all
+        x, keys, values, num_atoms, top_k, temperature, threshold, mix_all
     )
 
 

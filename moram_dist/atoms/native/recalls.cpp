@@ -145,10 +145,16 @@ std::vector<Tensor> answers(const Tensor& x, at::TensorList keys, at::TensorList
                             int64_t num_atoms, int64_t num_kept, double tau, double threshold,
                             int64_t mix_all) {
   const int64_t kept = std::min(num_kept, num_atoms);
+  const Tensor rows = x.reshape({-1, x.size(-1)});
+  auto sizes = x.sizes().vec();
   std::vector<Tensor> out;
-  for (size_t l = 0; l < keys.size(); ++l)
-    out.push_back(answer(at::mm(x, keys[l].narrow(0, 0, num_atoms).t()),
-                         values[l].narrow(0, 0, num_atoms), kept, tau, threshold, mix_all, {}, {}));
+  for (size_t l = 0; l < keys.size(); ++l) {
+    const Tensor scores = at::mm(rows, keys[l].narrow(0, 0, num_atoms).t());
+    const Tensor y = answer(scores, values[l].narrow(0, 0, num_atoms), kept, tau, threshold, mix_all,
+                            {}, {});
+    sizes.back() = y.size(1);
+    out.push_back(y.view(sizes));
+  }
   return out;
 }
 
