@@ -50,8 +50,9 @@ class RecallCall:
 
     def dropped(self, inputs: Sequence[Tensor | None]) -> list[Any]:
         """Inputs, or their gradients, without what the masks drop."""
-        masks = self.masks or (None,) * len(inputs)
-        pairs = zip(inputs, masks, strict=True)
+        if not self.masks:
+            return [*inputs]
+        pairs = zip(inputs, self.masks, strict=True)
         return [x if x is None or mask is None else mask(x) for x, mask in pairs]
 
     @property
@@ -85,13 +86,15 @@ class RecallCall:
     ) -> dict[int, list[Atoms]]:
         """Shard to the atoms of the queried linears, frozen ones before active ones."""
         found = self.placement.atoms(self.bank, forward=forward)
+        active = dict(zip(self.members, zip(keys, values, strict=True), strict=True))
+        if self.num_shards == 1:
+            ((shard, flat_F),) = found.items()
+            return {shard: self.bank.joined(flat_F, active, self.num_frozen)}
         out = {}
         for shard, flat_F in found.items():
             own = self.active_rows(shard)
-            active = {
-                i: (k[own], v[own]) for i, k, v in zip(self.members, keys, values, strict=True)
-            }
-            out[shard] = self.bank.joined(flat_F, active, self.first_active(shard))
+            mine = {i: (k[own], v[own]) for i, (k, v) in active.items()}
+            out[shard] = self.bank.joined(flat_F, mine, self.first_active(shard))
         return out
 
     def active_rows(self, shard: int) -> slice:

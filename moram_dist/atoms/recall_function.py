@@ -42,8 +42,9 @@ class RecallFunction(torch.autograd.Function):
         keep = call.recorded and any(ctx.needs_input_grad)
         outputs, saved = forward(call, call.dropped(inputs), keys, values, keep=keep)
         if saved is not None:
-            # What masks leave of the inputs is computed again: linears may share one input.
-            flat, ctx.layout = replace(saved, inputs=inputs).tensors()
+            if call.masks:  # what they leave is computed again: linears may share one input
+                saved = replace(saved, inputs=inputs)
+            flat, ctx.layout = saved.tensors()
             ctx.call = call
             ctx.save_for_backward(*flat)
             ctx.set_materialize_grads(False)
@@ -54,7 +55,8 @@ class RecallFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the arguments of ``forward``, in the same order."""
         saved = Saved.of(ctx.saved_tensors, ctx.layout)
-        saved = replace(saved, inputs=ctx.call.dropped(saved.inputs))
+        if ctx.call.masks:
+            saved = replace(saved, inputs=ctx.call.dropped(saved.inputs))
         wants_inputs = any(ctx.needs_input_grad[1 : 1 + len(grads)])
         found = backward(ctx.call, saved, grads, wants_inputs=wants_inputs)
         return (None, *ctx.call.dropped(found.inputs), *found.keys, *found.values)
