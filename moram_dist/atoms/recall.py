@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moram_dist.atoms import native
+from moram_dist.atoms.backend import backend
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Placement, Resident
 from moram_dist.atoms.recall_call import Mask, RecallCall
@@ -148,7 +149,7 @@ def recall_at_once(
         x.numel() > AT_ONCE * x.shape[-1]
         or not num_frozen
         or not isinstance(placement, Resident)
-        or not native.serve(x)
+        or backend(x) is not native
         or placement.images(bank, members) is not None
     ):
         return None

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moram_dist.atoms import native
+from moram_dist.atoms.backend import backend
 from moram_dist.atoms.bank import Atoms, Bank
 from moram_dist.atoms.placement import Placement
 from moram_dist.atoms.routing import Mixture, Routing, ShardCandidates
@@ -75,7 +76,7 @@ class RecallCall:
         return (
             self.placement.is_local
             and self.show is None
-            and native.serve(tensors[0])
+            and backend(tensors[0]) is native
             and {t.dtype for t in tensors} == {self.bank.shard_F.dtype}
             and self.images() is None
             and not (keep and self.grams() is not None)
