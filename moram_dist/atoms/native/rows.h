@@ -193,10 +193,11 @@ INLINED void weigh(const F* __restrict score, F norm, F tau, F threshold, int64_
   F lowest, highest;
   range_of(relevance, kept, lowest, highest);
   for (int64_t k = 0; k < kept; ++k) weight[k] = exponential((relevance[k] - highest) / tau);
-  const F total = sum_of(kept, [=](int64_t k) { return static_cast<double>(weight[k]); });
+  const double share =
+      1 / sum_of(kept, [=](int64_t k) { return static_cast<double>(weight[k]); });
   const bool nothing = std::isinf(norm) && norm > 0;
   for (int64_t k = 0; k < kept; ++k) {
-    weight[k] = nothing ? 0 : weight[k] / total;
+    weight[k] = nothing ? 0 : static_cast<F>(weight[k] * share);
     spoken[k] = threshold > 0 && !(relevance[k] >= threshold) ? 0 * weight[k] : weight[k];
   }
 }
