@@ -87,6 +87,7 @@ def test_a_task_is_dropped_and_the_rest_is_measured(runs, tmp_path, capsys):
     check_use(out, tmp_path, capsys)
 
 
+@pytest.mark.nightly
 def test_a_memory_is_pruned_merged_and_measured_by_two_ranks(runs, tmp_path, capsys):
     pruned, merged = tmp_path / "pruned", tmp_path / "merged"
     words = ("memory", "prune", runs / "three", "--keep", "3", "--out", pruned)
