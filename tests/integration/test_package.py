@@ -1,4 +1,4 @@
-"""The wheel: built as pip builds it, installed into an empty folder, and run from there alone.
+"""The wheel, built from the source distribution, installed in an empty folder, and run from there.
 
 Dependencies come from the environment of the tests; nothing of this checkout is on the path.
 """
@@ -22,10 +22,14 @@ PACKAGES = ("moram_dist", "launch", "eval", "ds_configs")
 TIMEOUT_S = 240
 
 
-def pip(*words: str | Path) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+def python(*words: str | Path, cwd: Path | None = None) -> None:
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def pip(*words: str | Path) -> None:
+    python("-m", "pip", "--disable-pip-version-check", *words)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +40,12 @@ def wheel(tmp_path_factory) -> Path:
     for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
-    out = tmp_path_factory.mktemp("wheel")
-    # Of the packages that are here, as an environment of pip's own would need an index.
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", out, folder)
+    # With the packages that are here, as an environment of pip's own would need an index.
+    sources, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(sources)!r})"
+    python("-c", build, cwd=folder)
+    (archive,) = sources.iterdir()
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", out, archive)
     (built,) = out.iterdir()
     return built
 
