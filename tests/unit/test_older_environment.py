@@ -46,4 +46,4 @@ def test_a_run_is_described_without_mlflow(monkeypatch):
 
     monkeypatch.setattr(metadata, "version", without)
     packages = environment(1)["packages"]
-    assert packages["mlflow"] is None and packages["torch"] == torch.__version__
+    assert packages["mlflow"] is None and packages["torch"] == version("torch")
