@@ -27,7 +27,7 @@ DEMO = ("--order", "topic,mood", "--limit_train", "48", "--limit_eval", "2", "--
 DEMO += ("--preset", "published")
 TRACE = ("--order", "C-STANCE,MeetingBank", "--limit_train", "4", "--limit_eval", "1")
 TRACE += ("--epochs", "1", "--max_answer_tokens", "64")
-PICTURES = ("--order", "shapes,mnist", "--shots", "8", "--limit_eval", "4", "--epochs", "1")
+PICTURES = ("--order", "gtsrb,mnist", "--shots", "4", "--limit_eval", "4", "--epochs", "2")
 PICTURES += ("--target_modules", "all-linear")
 OF_DATA = {"demo": (DEMO, 12), "trace": (TRACE, 2), "pictures": (PICTURES, 17)}
 """Flags and batch size. 17 is no multiple of ranks, so one of two has more pictures."""

@@ -136,9 +136,8 @@ def test_each_step_has_its_share_of_the_budget(tmp_path, monkeypatch):
     words = ["--out", str(tmp_path), "--device", "cpu", "--tiny"]
     assert gpu_check.main([*words, "--budget", "48"]) == 0
     shares = [each.until - given[-1].until for each in given]
-    assert shares == pytest.approx(
-        [-46, -43.5, -31.5, -28, -16, -10, -4, 0]
-    )  # of section 5, a tenth
+    # A tenth of section 5's table.
+    assert shares == pytest.approx([-46, -43.5, -31.5, -28, -16, -10, -4, 0])
     given.clear()
     gpu_check.main([*words, "--steps", "env,layer"])
     assert all(each.left() > WHOLE - 60 for each in given)  # alone, each may take it all

@@ -53,8 +53,8 @@ FLAGS = [
     "-ffp-contract=off",
     "-Wno-psabi",
 ]
-"""Not for this machine's processor alone: several machines may share the folder. Without fused
-products and sums, a version for any processor has the same bits."""
+"""Not for this machine's processor alone: several machines may share the folder. No product is
+fused with a sum, so that versions for all processors give the same bits."""
 
 DTYPES = (torch.float32, torch.float64)
 
