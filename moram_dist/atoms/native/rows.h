@@ -152,7 +152,7 @@ INLINED void best(const F* score, int64_t num, int64_t kept, int* place) {
   if (kept == num) {
     for (int64_t k = 0; k < kept; ++k) place[k] = k;
   } else if (separated(score, num, kept, bound)) {
-    int64_t found = 0;  // without a branch, whose outcome no processor would foresee
+    int64_t found = 0;  // without a branch, which the processor could not predict
     for (int64_t i = 0; i < num; ++i) {
       place[found] = i;
       found += score[i] >= bound;
@@ -162,7 +162,7 @@ INLINED void best(const F* score, int64_t num, int64_t kept, int* place) {
   }
 }
 
-// exp(x) of x <= 0, to a unit in the last place, in a form that compilers make vectors of.
+// exp(x) of x <= 0, to a unit in the last place, in a form that the compiler vectorises.
 inline __attribute__((always_inline)) double exponential(double x) { return std::exp(x); }
 
 inline __attribute__((always_inline)) float exponential(float x) {
