@@ -37,6 +37,7 @@ FLAGS = {
     "learning_rate": 0.02,
     "dtype": "fp32",
     "answers": "generate,labels",
+    "recall": "all",  # as load_memory answers without being asked otherwise
     **LIMITS,
 }
 WAYS = ("generate", "labels")
