@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from moram_dist import kernels
 from moram_dist.comm import env
 
 BITS = 16
@@ -72,9 +73,14 @@ class TokenMask:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Drop elements of ``x``, (..., D), and scale the others; the same for its gradient."""
-        hashes = _mix(self.keys ^ self.salts)
         # Each hash decides about two elements. Its halves are uniform over all of int16.
         threshold = round(self.p * 2**BITS) - 2 ** (BITS - 1)
+        if kernels.serve(x):
+            from moram_dist.adapters import dropout_kernel  # imports Triton, which takes a second
+
+            given = (x, self.keys, self.salts)
+            return dropout_kernel.dropped(*given, threshold=threshold, scale=1 / (1 - self.p))
+        hashes = _mix(self.keys ^ self.salts)
         dropped = hashes.view(torch.int16)[..., : x.shape[-1]] < threshold
         return (x / (1 - self.p)).masked_fill_(dropped, 0)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from moram_dist.atoms import kernels, native, reference
+from moram_dist import kernels
+from moram_dist.atoms import native, reference
 
 
 def backend(tensor: Tensor) -> Any:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.unit.dropout_parity import *  # noqa: F403
 from tests.unit.kernel_parity import *  # noqa: F403
 
 pytestmark = [

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 
-from moram_dist.atoms import kernels, native
+from moram_dist import kernels
+from moram_dist.atoms import native
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "start the process with TRITON_INTERPRET=1"
 kernels.serve = lambda tensor: tensor.device.type == "cpu"

@@ -16,7 +16,8 @@ import os
 import pytest
 import torch
 
-from moram_dist.atoms import kernels, native, recall, reference, routing, shard
+from moram_dist import kernels
+from moram_dist.atoms import native, recall, reference, routing, shard
 from moram_dist.atoms.backend import backend
 from moram_dist.atoms.kernels import launch
 from moram_dist.atoms.routing import Mixture, Routing
@@ -52,13 +53,13 @@ def in_torch(monkeypatch):
 @pytest.fixture
 def launched(monkeypatch):
     """Names of the kernels that have run, in their order."""
-    names, run = [], launch._launch
+    names, run = [], kernels.launch
 
     def record(kernel, *arguments, **constants):
         names.append(kernel.__name__)
         run(kernel, *arguments, **constants)
 
-    monkeypatch.setattr(launch, "_launch", record)
+    monkeypatch.setattr(kernels, "launch", record)
     return names
 
 

@@ -17,7 +17,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
-from moram_dist.atoms import kernels, shard
+from moram_dist import kernels
+from moram_dist.atoms import shard
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.kernels import launch
 from moram_dist.atoms.placement import Resident
@@ -44,7 +45,9 @@ def test_in_the_interpreter():
     of times.
     """
     words = [sys.executable, "-m", "pytest", "-p", "tests.helpers.kernels_on_cpu", "-rs"]
-    words += ["tests/unit/kernel_parity.py", "tests/unit/test_recall.py"]
+    words += [
+        f"tests/unit/{name}.py" for name in ("kernel_parity", "dropout_parity", "test_recall")
+    ]
     words += ["-k", "not bfloat16_routes and not gradcheck", "-p", "no:cacheprovider"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -92,7 +95,7 @@ def compiled(monkeypatch, tmp_path):
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(driver, "_active", _NoDevice())
-    monkeypatch.setattr(launch, "_launch", compile_only)
+    monkeypatch.setattr(kernels, "launch", compile_only)
     return found
 
 
@@ -167,7 +170,7 @@ def test_spills_would_be_seen(compiled, tmp_path):
     best_TC, index_TC = torch.zeros(4, 16), torch.zeros(4, 16, dtype=torch.int32)
     given = (score_TN, None, best_TC, best_TC, index_TC, 4096, 16, 0, 1, 4096)
     settings = {"BLOCK": 4096, "PLACES": 16, "num_warps": 4, "maxnreg": 32}
-    launch._launch(launch.routing.route, (4, 1), *given, **settings)
+    kernels.launch(launch.routing.route, (4, 1), *given, **settings)
     with pytest.raises(AssertionError, match="spills"):
         assert_fits(compiled[0], tmp_path)
 
@@ -213,8 +216,8 @@ def operations(num_frozen, monkeypatch, *, served):
         patch.setitem(shard.MIX_ALL, "meta", shard.MIX_ALL["cuda"])
         patch.setitem(shard.MULTIPLY_ALL, "meta", shard.MULTIPLY_ALL["cuda"])
         patch.setattr(
-            launch,
-            "_launch",
+            kernels,
+            "launch",
             lambda kernel, *_, **__: seen.count.update(["ours " + kernel.__name__]),
         )
         (out,) = recall_together(bank, placement, asked, [x], [keys], [values])

@@ -16,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from moram_dist import kernels
 from moram_dist.atoms import reference
 from moram_dist.atoms.kernels import mixture, routing, rows
 
@@ -68,7 +69,7 @@ def route(
     squares_TB = None if listed_TN is not None else score_TN.new_empty(num_tokens, num_blocks)
     best_TC = score_TN.new_empty(num_tokens, num_blocks * num_kept)
     index_TC = torch.empty_like(best_TC, dtype=torch.int32)
-    _launch(
+    kernels.launch(
         routing.route,
         (num_tokens, num_blocks),
         score_TN.contiguous(),
@@ -136,7 +137,7 @@ def mix(row_TK: Tensor, here_TK: Tensor | None, strength_TK: Tensor, rows_NF: Te
     (num_tokens, num_chosen), num_features = row_TK.shape, rows_NF.shape[1]
     out_TF = rows_NF.new_empty(num_tokens, num_features)
     width = min(1024, triton.next_power_of_2(num_features))
-    _launch(
+    kernels.launch(
         rows.mix,
         (num_tokens, triton.cdiv(num_features, width)),
         row_TK.contiguous(),
@@ -163,7 +164,7 @@ def products(
     num_tokens, num_chosen = row_TK.shape
     out_TK = torch.empty(num_tokens, num_chosen, dtype=dtype, device=rows_NF.device)
     places = min(16, triton.next_power_of_2(num_chosen))
-    _launch(
+    kernels.launch(
         rows.products,
         (num_tokens, triton.cdiv(num_chosen, places)),
         tokens_TF.contiguous(),
@@ -206,7 +207,7 @@ def _launch_tiles(
     num_tokens, num_chosen = like_TK.shape
     places = triton.next_power_of_2(num_chosen)
     tokens = max(1, 512 // places)
-    _launch(
+    kernels.launch(
         kernel,
         (triton.cdiv(num_tokens, tokens),),
         *(None if tensor is None else tensor.contiguous() for tensor in given),
@@ -218,11 +219,3 @@ def _launch_tiles(
         PLACES=places,
         num_warps=4,
     )
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    if 0 in grid:
-        return
-    # Triton launches on the current device.
-    with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
-        kernel[grid](*arguments, **constants)
