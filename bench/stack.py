@@ -150,7 +150,12 @@ def ours(model: nn.Module, atoms: Atoms, x_1TD: Tensor, text: int) -> Contender:
 
     def kept_bytes() -> int:
         return sum(
-            kept_of(memory.placer.now, memory.bank, range(len(memory.bank.shapes)))
+            kept_of(
+                memory.placer.now,
+                memory.bank,
+                range(len(memory.bank.shapes)),
+                memory.settings.routing.top_k,
+            )
             for memory in memories.values()
         )
 

@@ -173,7 +173,7 @@ def _ours(
         return recall_together(bank, placement, routing, [inputs.x_TD], [keys], [values])[0]
 
     def kept_bytes() -> int:
-        return kept_of(placement, bank, (0,))
+        return kept_of(placement, bank, (0,), case.top_k)
 
     return Contender(
         forward=forward,
@@ -183,10 +183,10 @@ def _ours(
     )
 
 
-def kept_of(placement: Placement, bank: Bank, linears: Sequence[int]) -> int:
+def kept_of(placement: Placement, bank: Bank, linears: Sequence[int], num_kept: int) -> int:
     """Make the tensors that are made of frozen atoms once per task. Returns their bytes."""
     images = placement.images(bank, linears) or []
-    made = [*(placement.grams(bank, linears) or []), *(image.key_NF for image in images)]
+    made = [*(placement.grams(bank, linears, num_kept) or []), *(image.key_NF for image in images)]
     return sum(tensor.nbytes for tensor in made)
 
 

@@ -1,6 +1,6 @@
 """The dropout of ``dropout.TokenMask`` as one Triton kernel for CUDA.
 
-It reads and writes each element once, where torch needs a dozen operations on whole matrices.
+It reads and writes each element once, where torch needs 15 operations on whole matrices.
 
 Shape letters: T tokens, D elements of a token, S = ceil(D / 2) salts.
 """

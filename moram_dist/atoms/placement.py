@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.routing import ShardCandidates
 from moram_dist.atoms.scan import BEYOND, Image, supported
-from moram_dist.atoms.shard import each
+from moram_dist.atoms.shard import MIX_ALL, each
 from moram_dist.comm.collectives import AtomGroup, Pending
 
 Pair = tuple[int, int]
@@ -59,10 +59,11 @@ class Placement(ABC):
     def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
         """Shard to its frozen atoms, flat as in the bank, for every shard this rank works on."""
 
-    def grams(self, bank: Bank, linears: Sequence[int]) -> list[Tensor] | None:
-        """K^T K of each linear's frozen keys K; None unless available and smaller than K.
+    def grams(self, bank: Bank, linears: Sequence[int], num_kept: int) -> list[Tensor] | None:
+        """K^T K of each linear's frozen keys K; None unless available and cheaper than K.
 
-        All linears queried together use it or none does: the widest decides, as for ``images``.
+        Beside it, a pass mixes the keys of the ``num_kept`` atoms of each token. All linears
+        queried together use it or none does: the widest decides, as for ``images``.
         """
         return None
 
@@ -117,9 +118,15 @@ class Resident(_Local):
         """All atoms, from the copy."""
         return {0: bank.whole()}
 
-    def grams(self, bank: Bank, linears: Sequence[int]) -> list[Tensor] | None:
-        """From the copy, once per task, if there are more atoms than inputs."""
-        if bank.num_atoms <= _most_inputs(bank, linears):
+    def grams(self, bank: Bank, linears: Sequence[int], num_kept: int) -> list[Tensor] | None:
+        """From the copy, once per task, if it replaces more atoms than it costs.
+
+        K^T K costs as much as one atom for each input; on CUDA, by its data sheets, mixing costs as
+        much as the number of atoms up to which a product with all is faster. On a CPU, measured,
+        it hardly counts.
+        """
+        fetched = MIX_ALL["cuda"] * num_kept if bank.shard_F.is_cuda else 0
+        if bank.num_atoms <= _most_inputs(bank, linears) + fetched:
             return None
         return [bank.gram(i) for i in linears]
 

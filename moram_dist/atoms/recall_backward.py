@@ -32,7 +32,7 @@ from moram_dist.atoms.placement import Pair
 from moram_dist.atoms.recall_call import RecallCall
 from moram_dist.atoms.recall_saved import Saved
 from moram_dist.atoms.routing import Mixture, in_order, summed
-from moram_dist.atoms.shard import MULTIPLY_ALL, Chosen, add, each, mixed, products
+from moram_dist.atoms.shard import MULTIPLY_ALL, Chosen, add, each, mixed, product, products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +176,10 @@ def _of_pair(
     add(chosen.since(first) if by_gram else chosen, direct_BK, dp_BN)
     of_inputs: list[Tensor] = []
     if wants_inputs:
-        keys = [k if k.dtype == dp_BN.dtype else k.to(dp_BN.dtype) for k, _ in atoms]
+        keys = [k for k, _ in atoms]
         begin = first if by_gram else 0
-        parts = each(dp_BN, num_linears)
-        of_inputs = [dp_TN @ k[begin:] for dp_TN, k in zip(parts, keys, strict=True)]
+        pairs = zip(each(dp_BN, num_linears), keys, strict=True)
+        of_inputs = [product(dp_TN, k[begin:], dp_BN.dtype) for dp_TN, k in pairs]
         if by_gram:
             frozen = mixed(chosen.before(first), direct_BK, keys, dp_BN.dtype)
             of_inputs = [part.add_(other) for part, other in zip(of_inputs, frozen, strict=True)]
@@ -199,7 +199,7 @@ def _of_inputs(
     out: list[Tensor | None] = []
     for one, (x_TD, parts) in enumerate(zip(inputs, collected, strict=True)):
         if grams is not None:
-            parts = [*parts, (x_TD.to(precise) @ grams[one].to(precise)) * norms[one]]
+            parts = [*parts, product(x_TD, grams[one], precise) * norms[one]]
         out.append(summed(parts, precise, x_TD.dtype))
     return out
 
@@ -210,7 +210,7 @@ def _of_keys(
     out = []
     for x_TD, k_RD, of_shards in zip(saved.inputs, saved.keys, collected, strict=True):
         dp_TR = call.unpacked([part.contiguous().view(precise) for part in of_shards])
-        out.append((dp_TR.T @ x_TD.to(precise)).to(k_RD.dtype))
+        out.append(product(dp_TR.T, x_TD, precise).to(k_RD.dtype))
     return out
 
 

@@ -133,7 +133,7 @@ class RecallCall:
     def grams(self) -> list[Tensor] | None:
         """K^T K of the frozen atoms of each queried linear, (D, D); None if not available."""
         whole = self.num_frozen == self.bank.num_atoms
-        return self.placement.grams(self.bank, self.members) if whole else None
+        return self.placement.grams(self.bank, self.members, self.routing.top_k) if whole else None
 
     def images(self) -> list[Image] | None:
         """Images for scans of each queried linear's frozen atoms; None if a scan does not pay."""

@@ -15,7 +15,7 @@ from moram_dist.atoms.bank import Atoms
 from moram_dist.atoms.placement import Pair
 from moram_dist.atoms.recall_call import RecallCall
 from moram_dist.atoms.recall_saved import Saved, SavedMixture
-from moram_dist.atoms.routing import Mixture, ShardCandidates, candidates, mixture, summed
+from moram_dist.atoms.routing import Mixture, ShardCandidates, candidates, mixture, of_all, summed
 from moram_dist.atoms.shard import MIX_ALL, mixed, scored
 from moram_dist.comm.partition import largest_shard
 
@@ -110,6 +110,10 @@ def _route(
     images = call.images()
     scores: dict[Pair, Tensor] = {}
     offered: dict[Pair, ShardCandidates] = {}
+    if call.num_shards == 1 and not images:
+        ((owner, rows),), ((shard, atoms),) = tokens.items(), shards.items()
+        score_BN = scored(rows, [k for k, _ in atoms], precise)
+        return {(owner, shard): score_BN}, {owner: _shown(call, of_all(score_BN, call.routing))}
     for owner, rows in tokens.items():
         for shard, atoms in shards.items():
             # With images, frozen atoms (rows before ``first``) are scanned below.
@@ -129,9 +133,14 @@ def _route(
             asked = [x.to(precise) for x in tokens[owner]]
             offers.insert(0, call.scanned(images, asked, shards))
         mixtures[owner] = mixture(offers, num_atoms=call.num_atoms, routing=call.routing)
-    if call.show is not None:
-        call.show(mixtures[call.placement.group.rank])
+    _shown(call, mixtures[call.placement.group.rank])
     return scores, mixtures
+
+
+def _shown(call: RecallCall, mix: Mixture) -> Mixture:
+    if call.show is not None:
+        call.show(mix)
+    return mix
 
 
 def _of_active_atoms(

@@ -109,9 +109,15 @@ def score_gradient(
     return spoken_TK * u_TK + through_weights, -gam_T1 / norm_T1.square()
 
 
-def mix(row_TK: Tensor, here_TK: Tensor | None, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
-    """Sum of each token's rows, weighted by strength, (T, F) in the rows' dtype."""
-    strength_TK = masked(strength_TK, here_TK).to(rows_NF.dtype)
+def mix(
+    row_TK: Tensor,
+    here_TK: Tensor | None,
+    strength_TK: Tensor,
+    rows_NF: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Sum of each token's rows, weighted by strength, (T, F) in ``dtype``, at least the rows'."""
+    rows_NF, strength_TK = rows_NF.to(dtype), masked(strength_TK, here_TK).to(dtype)
     return F.embedding_bag(row_TK, rows_NF, mode="sum", per_sample_weights=strength_TK.contiguous())
 
 

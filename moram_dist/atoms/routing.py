@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moram_dist import kernels
 from moram_dist.atoms.backend import backend
 
 
@@ -89,6 +90,20 @@ def candidates(
         num_atoms=num_atoms,
     )
     return ShardCandidates(*found)
+
+
+def of_all(score_TN: Tensor, routing: Routing) -> Mixture:
+    """The mixture of each token from the scores of all atoms; see ``mixture``."""
+    num_atoms = score_TN.shape[1]
+    num_kept = min(routing.top_k, num_atoms)
+    if kernels.serve(score_TN):  # in one kernel, if it can
+        found = backend(score_TN).choose(
+            score_TN, num_kept, temperature=routing.temperature, threshold=routing.threshold
+        )
+        if found is not None:
+            return Mixture(*found)
+    offer = candidates(score_TN, num_kept=num_kept, shard=0, num_shards=1, num_atoms=num_atoms)
+    return mixture([offer], num_atoms=num_atoms, routing=routing)
 
 
 def mixture(shards: Sequence[ShardCandidates], *, num_atoms: int, routing: Routing) -> Mixture:

@@ -29,7 +29,7 @@ its cost in a matrix product. Measured on a CPU; for CUDA from data sheets."""
 MULTIPLY_ALL = {"cpu": 5, "cuda": 100}
 """The same for products with tokens."""
 
-HALVES = (torch.bfloat16, torch.float16)
+SHORT = (torch.bfloat16, torch.float16)
 
 
 class Chosen(NamedTuple):
@@ -79,14 +79,12 @@ def each(stacked_B: Tensor, num_linears: int) -> Sequence[Tensor]:
 def scored(tokens: Sequence[Tensor], keys: Sequence[Tensor], precise: torch.dtype) -> Tensor:
     """Each linear's tokens (T, D) times its keys (N, D): (B, N), in float32 or more.
 
-    Products of two bf16 or fp16 numbers are exact in float32, so on CUDA a half-precision matrix
-    product with float32 output is as precise as one of float32 copies. CPUs have no such product.
+    On CUDA, see ``product`` for bf16 and fp16.
     """
     x_TD, k_ND = tokens[0], keys[0]
-    halves = x_TD.dtype in HALVES and k_ND.dtype == x_TD.dtype
     pairs = zip(tokens, keys, strict=True)
-    if x_TD.is_cuda and halves and x_TD.numel() and k_ND.numel():
-        return _stacked([torch.mm(x, k.T, out_dtype=precise) for x, k in pairs])
+    if x_TD.is_cuda:
+        return _stacked([product(x, k.T, precise) for x, k in pairs])
     out_BN = x_TD.new_empty(len(tokens) * x_TD.shape[0], k_ND.shape[0], dtype=precise)
     for (x, k), out_TN in zip(pairs, each(out_BN, len(tokens)), strict=True):
         if x.dtype != precise or k.dtype != precise:
@@ -100,15 +98,45 @@ def mixed(
 ) -> list[Tensor]:
     """For each linear, the sum of its tokens' chosen rows (N, F), weighted by strength: (T, F)."""
     num_linears, like_NF = len(rows), rows[0]
+    precise = torch.promote_types(like_NF.dtype, dtype)
     if _few(like_NF, chosen, MIX_ALL):
-        weight_BN = spread(chosen, strength_BK, like_NF.shape[0], like_NF.dtype)
+        weight_BN = spread(chosen, strength_BK, like_NF.shape[0], precise)
         parts = each(weight_BN, num_linears)
-        found = [weight_TN @ rows_NF for weight_TN, rows_NF in zip(parts, rows, strict=True)]
+        found = [
+            product(weight_TN, r_NF, precise) for weight_TN, r_NF in zip(parts, rows, strict=True)
+        ]
     else:
         mix = backend(like_NF).mix
         pieces = zip(chosen.each(num_linears), each(strength_BK, num_linears), rows, strict=True)
-        found = [mix(*here, strength_TK, rows_NF) for here, strength_TK, rows_NF in pieces]
+        found = [mix(*here, strength_TK, rows_NF, precise) for here, strength_TK, rows_NF in pieces]
     return [part if part.dtype == dtype else part.to(dtype) for part in found]
+
+
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """The matrix product a b in ``dtype``, which is at least as wide as those of a and b.
+
+    A GPU multiplies bf16 matrices an order of magnitude faster than float32 ones, and can give the
+    result in float32, in which products of two bf16 or fp16 numbers are exact. So if one matrix is
+    bf16 and the other one float32, the latter is multiplied as a sum of two bf16 matrices, its
+    rounded numbers and what rounding left, which keep 16 of its 24 bits. CPUs have no such product.
+    """
+    if a.dtype == b.dtype == dtype or not a.is_cuda or not a.numel() or not b.numel():
+        return a.to(dtype) @ b.to(dtype)
+    if a.dtype in SHORT and b.dtype == a.dtype:
+        return torch.mm(a, b, out_dtype=dtype)
+    if dtype == torch.float32 and torch.bfloat16 in (a.dtype, b.dtype):
+        if a.dtype == torch.bfloat16:
+            high, low = halves(b)
+            return torch.addmm(torch.mm(a, high, out_dtype=dtype), a, low, out_dtype=dtype)
+        high, low = halves(a)
+        return torch.addmm(torch.mm(high, b, out_dtype=dtype), low, b, out_dtype=dtype)
+    return a.to(dtype) @ b.to(dtype)
+
+
+def halves(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 numbers as the sum of two in bf16, to within 2^-17 of each."""
+    high = numbers.to(torch.bfloat16)
+    return high, torch.sub(numbers, high, out=torch.empty_like(high))  # rounded once
 
 
 def spread(chosen: Chosen, numbers_TK: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:

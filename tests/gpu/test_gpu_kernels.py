@@ -5,6 +5,7 @@ import torch
 
 from tests.unit.dropout_parity import *  # noqa: F403
 from tests.unit.kernel_parity import *  # noqa: F403
+from tests.unit.mixture_parity import *  # noqa: F403
 
 pytestmark = [
     pytest.mark.gpu,

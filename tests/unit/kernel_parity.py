@@ -17,10 +17,9 @@ import pytest
 import torch
 
 from moram_dist import kernels
-from moram_dist.atoms import native, recall, reference, routing, shard
-from moram_dist.atoms.backend import backend
+from moram_dist.atoms import native, recall, routing, shard
 from moram_dist.atoms.kernels import launch
-from moram_dist.atoms.routing import Mixture, Routing
+from moram_dist.atoms.routing import Routing
 from moram_dist.atoms.shard import Chosen
 from tests.helpers import oracle
 from tests.unit.test_recall import case
@@ -200,45 +199,6 @@ def test_shards_make_the_mixture_of_the_whole(num_shards, in_torch, launched):
     torch.testing.assert_close(found, expected)
 
 
-def mixture(num_tokens, num_kept, dtype):
-    """Some atoms silent, one token of zeros."""
-    score_TK = random(num_tokens, num_kept, dtype=dtype)
-    score_TK[1] = 0
-    norm_T1 = 2 * score_TK.square().sum(-1, keepdim=True).sqrt()
-    norm_T1[1] = torch.inf
-    index_TK = torch.arange(num_kept, dtype=torch.int32, device=DEVICE)
-    index_TK = index_TK.expand(num_tokens, num_kept)
-    asked = Routing(top_k=num_kept, temperature=0.03, threshold=0.05)
-    return index_TK, score_TK, norm_T1, asked
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_kept", [1, 3, 16, 64])
-def test_weights(num_kept, dtype, in_torch, launched):
-    given = mixture(300, num_kept, dtype)
-    found, expected = routing.weigh(*given), in_torch(routing.weigh, *given)
-    assert launched == ["weigh"]
-    torch.testing.assert_close(found, expected)
-    assert (found.spoken_TK[0] == 0).any() or num_kept == 1  # so the threshold is seen
-    assert (found.weight_TK[1] == 0).all()
-    again = routing.weigh(*given)
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_kept", [1, 3, 16, 64])
-def test_gradient_of_scores(num_kept, dtype, in_torch, launched):
-    mix: Mixture = in_torch(routing.weigh, *mixture(300, num_kept, dtype))
-    u_TK = random(300, num_kept, dtype=dtype, seed=1)
-    given = (mix.score_TK, mix.relevance_TK, mix.spoken_TK, u_TK)
-    totals_T2 = backend(u_TK).sums(*given)
-    torch.testing.assert_close(totals_T2, reference.sums(*given))
-    given = (*mix[1:], u_TK, totals_T2, 0.03)
-    found = backend(u_TK).score_gradient(*given)
-    torch.testing.assert_close(found, reference.score_gradient(*given))
-    assert launched == ["sums", "score_gradient"]
-
-
 def choice(num_tokens, num_rows, num_chosen, *, shared):
     """Distinct rows, ascending; where the memory is shared, half of them elsewhere."""
     scores = torch.rand(num_tokens, num_rows, generator=generator(2))
@@ -328,13 +288,13 @@ def test_a_whole_recall_runs_every_kernel(launched):
         expected = oracle.recall(*inputs, top_k=4, temperature=0.1, threshold=0.1)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
         found.sum().backward()
-    every = {"route", "weigh", "sums", "score_gradient", "mix", "products", "pick", "add"}
+    every = {"choose", "weigh", "sums", "score_gradient", "mix", "products", "pick", "add"}
     assert set(launched) == every
 
 
 def test_no_tokens_launch_nothing(monkeypatch):
     """A GPU refuses a grid of none."""
-    monkeypatch.setattr(launch.routing, "route", "not a kernel")
+    monkeypatch.setattr(launch.routing, "choose", "not a kernel")
     assert recall(*asked(240, 0), top_k=4, temperature=0.1).shape == (0, 4)
     with pytest.raises(TypeError):
         recall(*asked(240, 1), top_k=4, temperature=0.1)

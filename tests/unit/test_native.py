@@ -203,8 +203,10 @@ def test_rows(width, some_elsewhere, dtype):
     row_TK = torch.stack([torch.randperm(20)[:5] for _ in range(9)]).int()
     here_TK = draw(9, 5, seed=2) > 0 if some_elsewhere else None
     strength_TK, rows_NF = draw(9, 5, dtype=dtype), draw(20, width, seed=1, dtype=dtype)
-    found = native.mix(row_TK, here_TK, strength_TK, rows_NF)
-    torch.testing.assert_close(found, reference.mix(row_TK, here_TK, strength_TK, rows_NF))
+    found = native.mix(row_TK, here_TK, strength_TK, rows_NF, rows_NF.dtype)
+    torch.testing.assert_close(
+        found, reference.mix(row_TK, here_TK, strength_TK, rows_NF, rows_NF.dtype)
+    )
     tokens_TF = draw(9, width, seed=3, dtype=dtype)
     given = (tokens_TF, row_TK, here_TK, rows_NF, dtype)
     torch.testing.assert_close(native.products(*given), reference.products(*given))

@@ -151,7 +151,7 @@ def test_linears_that_are_asked_together(num_frozen, num_active, monkeypatch):
     keys, values = zip(*active, strict=True)
     routing = Routing(top_k=4, temperature=0.1, threshold=0.2)
     place, members = Resident(bank.group), (0, 1, 2)
-    assert (place.grams(bank, members) is not None) == (num_frozen > 9)
+    assert (place.grams(bank, members, 4) is not None) == (num_frozen > 9)
     assert (place.images(bank, members) is not None) == (num_frozen > 4 * 9)
     found = recall_together(bank, place, routing, inputs, keys, values, members)
     expected = [

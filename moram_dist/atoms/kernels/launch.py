@@ -94,6 +94,38 @@ def route(
     return squares_T1, best_TK, index_TK
 
 
+def choose(
+    score_TN: Tensor, num_kept: int, *, temperature: float, threshold: float
+) -> tuple[Tensor, ...] | None:
+    """``route``, ``norms`` and ``weigh`` in one: the fields of a mixture, in their order.
+
+    None if a token has more scores than one program reads. Weights may differ from those of
+    ``weigh`` by rounding, because sums have another order.
+    """
+    num_tokens, num_scores = score_TN.shape
+    if num_scores > BLOCK:
+        return None
+    width = max(16, triton.next_power_of_2(num_scores))
+    numbers = [score_TN.new_empty(num_tokens, num_kept) for _ in range(4)]
+    index_TK = torch.empty_like(numbers[0], dtype=torch.int32)
+    norm_T1 = score_TN.new_empty(num_tokens, 1)
+    score_TK, *weights = numbers
+    out = (index_TK, score_TK, norm_T1, *weights)
+    kernels.launch(
+        routing.choose,
+        (num_tokens,),
+        score_TN.contiguous(),
+        *out,
+        num_scores,
+        num_kept,
+        TEMPERATURE=temperature,
+        THRESHOLD=threshold,
+        BLOCK=width,
+        num_warps=max(1, width // 256),  # 8 scores a thread, for their weights
+    )
+    return out
+
+
 norms = reference.norms
 
 
@@ -132,10 +164,16 @@ def score_gradient(
     return out
 
 
-def mix(row_TK: Tensor, here_TK: Tensor | None, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
-    """Sum of each token's rows, weighted by strength, (T, F) in the rows' dtype."""
+def mix(
+    row_TK: Tensor,
+    here_TK: Tensor | None,
+    strength_TK: Tensor,
+    rows_NF: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Sum of each token's rows, weighted by strength, (T, F) in ``dtype``, at least the rows'."""
     (num_tokens, num_chosen), num_features = row_TK.shape, rows_NF.shape[1]
-    out_TF = rows_NF.new_empty(num_tokens, num_features)
+    out_TF = rows_NF.new_empty(num_tokens, num_features, dtype=dtype)
     width = min(1024, triton.next_power_of_2(num_features))
     kernels.launch(
         rows.mix,

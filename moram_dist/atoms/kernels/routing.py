@@ -46,6 +46,19 @@ def _kth_largest(bits, k):
     return found
 
 
+@triton.jit
+def _best(score, num_best):
+    """Which scores are the ``num_best`` largest, and the places of these, from 0."""
+    bits = _ordered(score)
+    last = _kth_largest(bits, num_best)
+    above, tied = bits > last, bits == last
+    places_left = num_best - tl.sum(above.to(tl.int32), 0)
+    counted = tl.cumsum((above.to(tl.int32) << 16) | tied.to(tl.int32), 0)  # both in one scan
+    nth_above, nth_tied = counted >> 16, counted & 0xFFFF
+    kept = above | (tied & (nth_tied <= places_left))
+    return kept, nth_above + tl.minimum(nth_tied, places_left) - 1
+
+
 @triton.jit(do_not_specialize=["num_kept", "shard", "num_shards", "num_atoms"])
 def route(
     score_TN,
@@ -79,14 +92,8 @@ def route(
         tl.store(squares_TB + here, tl.sum(tl.where(inside, score * score, 0.0), 0))
 
     num_best = tl.minimum(num_kept, num_scores - block * BLOCK)
-    bits = _ordered(score)
-    last = _kth_largest(bits, num_best)
-    above, tied = bits > last, bits == last
-    places_left = num_best - tl.sum(above.to(tl.int32), 0)
-    counted = tl.cumsum((above.to(tl.int32) << 16) | tied.to(tl.int32), 0)  # both in one scan
-    nth_above, nth_tied = counted >> 16, counted & 0xFFFF
-    kept = above | (tied & (nth_tied <= places_left))
-    place = here * num_kept + nth_above + tl.minimum(nth_tied, places_left) - 1
+    kept, place = _best(score, num_best)
+    place += here * num_kept
     if listed_TN is None:
         index = column * num_shards + shard
     else:
@@ -99,3 +106,46 @@ def route(
     nothing = tl.full((PLACES,), float("-inf"), score.dtype)
     tl.store(best_TC + here * num_kept + empty, nothing, mask=lacking)
     tl.store(index_TC + here * num_kept + empty, num_atoms, mask=lacking)
+
+
+@triton.jit(do_not_specialize=["num_kept"])
+def choose(
+    score_TN,
+    index_TK,
+    best_TK,
+    norm_T1,
+    relevance_TK,
+    weight_TK,
+    spoken_TK,
+    num_scores,
+    num_kept,
+    TEMPERATURE: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The mixture of one token, from the scores of all atoms; see ``mixture.weigh``."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < num_scores
+    score = tl.load(score_TN + token * num_scores + column, mask=inside, other=float("-inf"))
+    norm = tl.sqrt(tl.sum(tl.where(inside, score * score, 0.0), 0))
+    norm = tl.where(norm == 0, float("inf"), norm)
+    kept, place = _best(score, num_kept)
+
+    relevance = score / norm
+    heat = relevance / tl.full((), TEMPERATURE, score.dtype)
+    heat = tl.where(kept, heat, float("-inf"))
+    weight = tl.exp(heat - tl.max(heat, 0))
+    weight = weight / tl.sum(weight, 0)
+    weight = tl.where(norm == float("inf"), 0.0, weight)
+    spoken = weight
+    if THRESHOLD > 0:
+        spoken = tl.where(relevance >= tl.full((), THRESHOLD, score.dtype), weight, 0.0)
+
+    at = token * num_kept + place
+    tl.store(index_TK + at, column, mask=kept)
+    tl.store(best_TK + at, score, mask=kept)
+    tl.store(norm_T1 + token, norm)
+    tl.store(relevance_TK + at, relevance, mask=kept)
+    tl.store(weight_TK + at, weight, mask=kept)
+    tl.store(spoken_TK + at, spoken, mask=kept)

@@ -150,9 +150,15 @@ def add(row_TK: Tensor, here_TK: Tensor | None, number_TK: Tensor, to_TN: Tensor
     torch.ops.moram.add(row_TK, here_TK, number_TK.to(to_TN.dtype), to_TN)
 
 
-def mix(row_TK: Tensor, here_TK: Tensor | None, strength_TK: Tensor, rows_NF: Tensor) -> Tensor:
+def mix(
+    row_TK: Tensor,
+    here_TK: Tensor | None,
+    strength_TK: Tensor,
+    rows_NF: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
     """``reference.mix``."""
-    return torch.ops.moram.mix(row_TK, here_TK, strength_TK.to(rows_NF.dtype), rows_NF)
+    return torch.ops.moram.mix(row_TK, here_TK, strength_TK.to(dtype), rows_NF.to(dtype))
 
 
 def products(
