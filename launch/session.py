@@ -94,6 +94,8 @@ class Session:
 
     def _work(self, progress: Progress) -> None:
         progress.say(f"run directory: {self.run_dir.path}")
+        if self.config.model.deterministic:
+            env.make_deterministic()
         # The watchdog must report first: a backend's message about a timeout is unreadable.
         join(self.config.parallel.wait_limit + WATCHDOG_FIRST_S, self.watchdog.still, native.load)
         self.watchdog.at("the model to load")

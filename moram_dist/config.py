@@ -64,6 +64,10 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
 
+    deterministic: bool = False
+    """On a GPU, compute the same bits each time, more slowly; an operation that cannot ends the
+    run. A CPU always does."""
+
     trust_remote_code: bool = False
     """Let the model's repository run its own Python code on this machine."""
 

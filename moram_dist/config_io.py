@@ -37,6 +37,7 @@ MAY_CHANGE = frozenset(
         "eval.eval_gather",
         "data.data_dir",
         "model.attention",
+        "model.deterministic",
         "model.gradient_checkpointing",
         "model.trust_remote_code",
         "train.micro_batch_size",

@@ -73,6 +73,17 @@ def choose_accelerator() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def make_deterministic() -> None:
+    """Use only operations that give the same bits each time. Call before any work on a GPU.
+
+    An operation that has no such form raises RuntimeError when it is called.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # takes time, and changes nothing
+
+
 def leave() -> None:
     """Leave the process group."""
     if dist.is_initialized():
