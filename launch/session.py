@@ -125,7 +125,8 @@ class Session:
         lost: list[str] = []
         if env.is_main() and isinstance(base.family, TextFamily):
             lost = round_trip_notes(base.tokenizer, asked)
-        for note in (*asked.notes, *lost):
+        slow = language_model.dtype_notes(language_model.resolve_dtype(config.model))
+        for note in (*asked.notes, *lost, *slow):
             progress.say(f"note: {note}")
         engine = make_engine(
             base.model,

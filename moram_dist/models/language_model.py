@@ -50,6 +50,20 @@ def resolve_dtype(config: ModelConfig) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.dtype]
 
 
+def dtype_notes(dtype: torch.dtype) -> list[str]:
+    """What a user should know about computing in a type on this machine, one line each."""
+    if dtype != torch.bfloat16 or torch.cuda.is_available() or multiplies_bf16():
+        return []
+    return ["this CPU has no instructions for bf16: --dtype fp32 would be several times as fast"]
+
+
+def multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products in bf16, as far as torch's library knows."""
+    if not torch.backends.mkldnn.is_available():
+        return True
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def resolve_attention(config: ModelConfig, architecture: Any) -> str:
     """The attention kernel. Not to be called while ZeRO-3 shards new models.
 

@@ -6,7 +6,9 @@ import json
 import math
 
 import pytest
+import torch
 
+from moram_dist.models.language_model import dtype_notes
 from tests.integration.launching import ROOT, train
 from tests.integration.test_run import (
     SMALL,
@@ -59,7 +61,10 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 )
 def test_precision_and_offload(tmp_path, flags):
     flags = (*SMALL, *UNTRACKED, "--order", "topic", *flags)
-    ok(train(*flags, "--output_dir", tmp_path / "run"))
+    done = train(*flags, "--output_dir", tmp_path / "run")
+    ok(done)
+    for note in dtype_notes(torch.bfloat16):  # where this CPU has no instructions for it
+        assert (f"note: {note}" in done.out) == ("bf16" in flags)
     found = losses(tmp_path / "run")
     assert len(found) == STEPS
     assert all(math.isfinite(loss) for *_, loss in found)
