@@ -15,6 +15,8 @@ FLAGS += ("--batch_size", "8", "--micro_batch_size", "2", "--dropout", "0.1", "-
 FLAGS += ("--dtype", "fp32", "--ds_config", ROOT / "ds_configs" / "zero3.json")
 FLAGS += ("--tracking", "none")
 FLAGS += ("--preset", "published")
+# All atoms answer each token: if some were chosen, rounding would choose another one now and then.
+FLAGS += ("--top_k", "64")
 
 
 def results(folder):
@@ -40,5 +42,5 @@ def test_losses_and_predictions_do_not_depend_on_it(tmp_path, numbers):
     losses, texts = found.pop(1)
     assert (len(losses), len(texts)) == (8, 3)
     for ranks, (same_losses, same_texts) in found.items():
-        assert same_losses == pytest.approx(losses, rel=1e-5), f"{ranks} ranks"
+        assert same_losses == pytest.approx(losses, rel=2e-6), f"{ranks} ranks"
         assert same_texts == texts, f"{ranks} ranks"

@@ -135,8 +135,12 @@ def test_stopped_then_killed(whole, tmp_path):
 
 
 @pytest.mark.nightly
-def test_going_on_with_other_numbers_of_ranks(whole, tmp_path):
-    flags = (*FLAGS, *SAVING, "--output_dir", tmp_path / "run")
+def test_going_on_with_other_numbers_of_ranks(tmp_path):
+    """All atoms answer: if some were chosen, rounding would choose another one now and then."""
+    every = (*FLAGS, *SAVING, "--top_k", "64", "--output_dir")
+    whole, flags = tmp_path / "whole", (*every, tmp_path / "run")
+    done = train(*every, whole)
+    assert done.code == 0, done.out + done.err
     expected = 0
     for ranks, until in ((2, 4), (1, 7), (3, STEPS + 4), (2, None)):
         kill = after(until, tmp_path / "run", kill_all) if until else lambda _: True
@@ -146,7 +150,7 @@ def test_going_on_with_other_numbers_of_ranks(whole, tmp_path):
         if until:
             expected = saved(tmp_path / "run")[-1]
             assert expected >= until - 2
-    assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=2e-6)
     texts = contents(whole, "predictions/*/*")
     assert texts and contents(tmp_path / "run", "predictions/*/*") == texts
 
