@@ -1,6 +1,7 @@
 # make demo: the main job on the embedded demo, with recommended and with published settings.
 # make test: what must pass before a change lands. make test-fast: unit tests, two minutes.
-# make test-all: with what takes hours. All set up .venv first.
+# make test-nightly: what takes too long for that. make test-all: both, and every command of the
+# documents. All set up .venv first.
 PYTHON ?= python3
 RANKS ?= 2
 VENV := .venv
@@ -20,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 MAKEFLAGS += --jobs=2
 BUILD := from moram_dist.atoms import native; from moram_dist.comm.joining import join
 
-.PHONY: demo test test-fast test-all test-architectures check extensions setup clean
+.PHONY: demo test test-fast test-nightly test-all test-architectures check extensions setup clean
 
 setup: $(VENV)/installed
 
@@ -41,6 +42,9 @@ test: check extensions
 
 test-fast: setup
 	$(PYTEST) -m "not slow and not nightly" tests/unit
+
+test-nightly: extensions
+	$(PYTEST) -m nightly
 
 test-all: check extensions
 	WALK=1 $(PYTEST) -m ""
