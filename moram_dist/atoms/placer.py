@@ -129,7 +129,7 @@ class Placer:
 
 
 def _beside_a_copy(num_atoms: float, num_inputs: int, device: str) -> float:
-    """Bytes that a linear's copy of ``num_atoms`` needs in addition: K^T K, an image for scans."""
+    """Bytes that a linear's copy of ``num_atoms`` adds at most: K^T K, an image for scans."""
     gram = 4 * num_inputs**2 if num_atoms > num_inputs else 0
     scanned = num_atoms > BEYOND.get(device, math.inf) * num_inputs
     return gram + (2 * num_atoms * (num_inputs + FURTHER) if scanned else 0)
