@@ -119,11 +119,11 @@ class Resident(_Local):
         return {0: bank.whole()}
 
     def grams(self, bank: Bank, linears: Sequence[int], num_kept: int) -> list[Tensor] | None:
-        """From the copy, once per task, if it replaces more atoms than it costs.
+        """From the copy, once per task, if that is cheaper than a product with all keys.
 
-        K^T K costs as much as one atom for each input; on CUDA, by its data sheets, mixing costs as
-        much as the number of atoms up to which a product with all is faster. On a CPU, measured,
-        it hardly counts.
+        A product with K^T K costs as much as one with as many keys as there are inputs. On CUDA,
+        by data sheets, mixing costs as much as one with ``MIX_ALL`` keys for each chosen one; on a
+        CPU it was measured to cost little.
         """
         fetched = MIX_ALL["cuda"] * num_kept if bank.shard_F.is_cuda else 0
         if bank.num_atoms <= _most_inputs(bank, linears) + fetched:

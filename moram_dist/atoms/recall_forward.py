@@ -105,15 +105,17 @@ def _route(
     call: RecallCall, tokens: dict[int, list[Tensor]], shards: Shards, precise: torch.dtype
 ) -> tuple[dict[Pair, Tensor], dict[int, Mixture]]:
     """Scores of each pair, and the mixture of each owner's tokens."""
-    num_linears = len(call.members)
-    num_kept = min(call.routing.top_k, largest_shard(call.num_atoms, call.num_shards))
     images = call.images()
-    scores: dict[Pair, Tensor] = {}
-    offered: dict[Pair, ShardCandidates] = {}
     if call.num_shards == 1 and not images:
         ((owner, rows),), ((shard, atoms),) = tokens.items(), shards.items()
         score_BN = scored(rows, [k for k, _ in atoms], precise)
-        return {(owner, shard): score_BN}, {owner: _shown(call, of_all(score_BN, call.routing))}
+        mix = of_all(score_BN, call.routing)
+        _show(call, mix)
+        return {(owner, shard): score_BN}, {owner: mix}
+    num_linears = len(call.members)
+    num_kept = min(call.routing.top_k, largest_shard(call.num_atoms, call.num_shards))
+    scores: dict[Pair, Tensor] = {}
+    offered: dict[Pair, ShardCandidates] = {}
     for owner, rows in tokens.items():
         for shard, atoms in shards.items():
             # With images, frozen atoms (rows before ``first``) are scanned below.
@@ -133,14 +135,13 @@ def _route(
             asked = [x.to(precise) for x in tokens[owner]]
             offers.insert(0, call.scanned(images, asked, shards))
         mixtures[owner] = mixture(offers, num_atoms=call.num_atoms, routing=call.routing)
-    _shown(call, mixtures[call.placement.group.rank])
+    _show(call, mixtures[call.placement.group.rank])
     return scores, mixtures
 
 
-def _shown(call: RecallCall, mix: Mixture) -> Mixture:
+def _show(call: RecallCall, mix: Mixture) -> None:
     if call.show is not None:
         call.show(mix)
-    return mix
 
 
 def _of_active_atoms(
