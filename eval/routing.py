@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from moram_dist.reading import read_object, record
@@ -61,46 +62,47 @@ class TaskRouting:
 
     linears: tuple[LinearRouting, ...]
 
+    @cached_property
     def shares(self) -> list[list[float]]:
         """Percent of the mixture on each task's atoms, then silent; a row per task of tokens."""
         rows = []
-        for i in range(len(self.tasks)):
+        for i, tokens in enumerate(self._tokens):
             weights = zip(*(one.weight[i] for one in self.linears), strict=True)
-            row = [_ratio(100 * math.fsum(column), self._tokens(i)) for column in weights]
+            row = [_ratio(100 * math.fsum(column), tokens) for column in weights]
             rows.append([*row, max(0.0, 100 - math.fsum(row))])
         return rows
 
-    @property
+    @cached_property
     def own(self) -> list[float]:
         """Of each task's tokens, the percent on its own atoms."""
-        return [row[i] for i, row in enumerate(self.shares())]
+        return [row[i] for i, row in enumerate(self.shares)]
 
-    @property
+    @cached_property
     def unanswered(self) -> list[float]:
         """Of each task's tokens, the percent that no atom answered, over all linears."""
         return self._by_task(lambda one: one.unanswered, 100)
 
-    @property
+    @cached_property
     def effective(self) -> list[float]:
         """Of each task's tokens, the mean effective number of atoms in a linear."""
         return self._by_task(lambda one: one.effective, 1)
 
-    @property
+    @cached_property
     def atoms(self) -> list[int]:
         """Of each task, over all linears."""
         return [sum(column) for column in zip(*(one.atoms for one in self.linears), strict=True)]
 
-    @property
+    @cached_property
     def unchosen(self) -> list[int]:
         """Of each task's atoms, those that answered no token."""
         return [sum(column) for column in zip(*(one.unchosen for one in self.linears), strict=True)]
 
-    @property
+    @cached_property
     def cosine(self) -> float | None:
         """The largest of all linears; None after the first task."""
         return max((one.cosine for one in self.linears if one.cosine is not None), default=None)
 
-    @property
+    @cached_property
     def means(self) -> dict[str, float]:
         """Means over the tasks of tokens."""
         return {
@@ -128,18 +130,19 @@ class TaskRouting:
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(["linear", "tokens of", *self.tasks, SILENT])
         for linear, one in [("", self), *self.by_linear()]:
-            for task, row in zip(self.tasks, one.shares(), strict=True):
+            for task, row in zip(self.tasks, one.shares, strict=True):
                 writer.writerow([linear, task, *(round(value, 4) for value in row)])
         return buffer.getvalue()
 
     def _by_task(self, of: Callable[[LinearRouting], Sequence[float]], times: int) -> list[float]:
         return [
-            _ratio(times * sum(of(one)[i] for one in self.linears), self._tokens(i))
-            for i in range(len(self.tasks))
+            _ratio(times * sum(of(one)[i] for one in self.linears), tokens)
+            for i, tokens in enumerate(self._tokens)
         ]
 
-    def _tokens(self, i: int) -> int:
-        return sum(one.tokens[i] for one in self.linears)
+    @cached_property
+    def _tokens(self) -> list[int]:
+        return [sum(column) for column in zip(*(one.tokens for one in self.linears), strict=True)]
 
 
 def routing_path(run_dir: Path, row: int) -> Path:

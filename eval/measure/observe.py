@@ -31,6 +31,13 @@ ROWS = 16
 """Most rows that are observed, evenly spaced, the last among them: each passes examples of all
 tasks so far."""
 
+TABLES = 2**20
+"""Most weights in the tables of all linears together. They grow with the square of the tasks; where
+there would be more, all linears share one table."""
+
+ALL_LINEARS = "all linears"
+"""Name in the file of what linears count that share a table."""
+
 UNIT = 2**24
 """Weights are counted in units of 1 / UNIT, the precision of float32."""
 
@@ -62,9 +69,13 @@ class Observer:
         """Pass the examples through the model and write the row's file."""
         linears = routed_linears(model)
         work = [(i, example) for i in range(row + 1) for example in self._sample(i)]
-        tallies = {
-            name: Tally(linear.task_ends, row + 1, env.device()) for name, linear in linears.items()
-        }
+        groups = {name: [name] for name in linears}
+        if len(linears) * (row + 1) ** 2 > TABLES:
+            groups = {ALL_LINEARS: [*linears]}
+        tallies: dict[str, Tally] = {}
+        for names in groups.values():
+            table = Table(row + 1, row + 1, env.device())
+            tallies |= {name: Tally(linears[name].task_ends, table) for name in names}
         # Sharded weights and atoms need the same number of passes on every rank.
         for start in range(0, len(work), env.world_size()):
             k = start + env.rank()
@@ -74,11 +85,15 @@ class Observer:
             take = partial(_add, tallies, i)
             with watching(linears, take) if k < len(work) else nullcontext():
                 self.base.family.read(model, self.base.tokenizer, example, task)
-        for tally in tallies.values():
-            tally.sum_over_ranks()
-        cosines = {name: newest_cosine(linear) for name, linear in linears.items()}
+        counted = [
+            result(
+                title,
+                [tallies[name] for name in names],
+                [newest_cosine(linears[name]) for name in names],
+            )
+            for title, names in groups.items()
+        ]
         if env.is_main():
-            counted = (tally.result(name, cosines[name]) for name, tally in tallies.items())
             found = TaskRouting(
                 tasks=tuple(task.name for task in self.asked.tasks[: row + 1]),
                 examples=tuple(len(self._sample(i)) for i in range(row + 1)),
@@ -99,17 +114,24 @@ class Observer:
         return self._samples[i]
 
 
-class Tally:
-    """The sums over the tokens of one linear."""
+class Table:
+    """Sums over the tokens of one linear, or of several."""
 
-    def __init__(self, ends: Sequence[int], num_tested: int, device: torch.device) -> None:
-        """``ends``: ``Routed.task_ends``; ``num_tested``: tasks that the tokens belong to."""
-        self.ends = tuple(ends)
-        num_tasks = len(ends) - 1
-        self._weight = torch.zeros(num_tested, num_tasks, dtype=torch.int64, device=device)
-        self._counts = torch.zeros(num_tested, 3, dtype=torch.int64, device=device)
+    def __init__(self, num_tested: int, num_tasks: int, device: torch.device) -> None:
+        """``num_tested``: tasks that the tokens belong to; ``num_tasks``: that atoms belong to."""
+        self.weight = torch.zeros(num_tested, num_tasks, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(num_tested, 3, dtype=torch.int64, device=device)
         """Tokens, tokens without an answer, effective atoms."""
-        self._chosen_N = torch.zeros(ends[-1], dtype=torch.int64, device=device)
+
+
+class Tally:
+    """Adds the tokens of one linear to its table, and knows which of its atoms were chosen."""
+
+    def __init__(self, ends: Sequence[int], table: Table) -> None:
+        """``ends``: ``Routed.task_ends``."""
+        self.ends = tuple(ends)
+        self.table = table
+        self.chosen_N = torch.zeros(ends[-1], dtype=torch.int64, device=table.weight.device)
 
     def add(self, tested: int, weights: Weights) -> None:
         """Add the tokens of a call, which belong to task ``tested``."""
@@ -117,35 +139,46 @@ class Tally:
         spoken_TK = weights.spoken_TK.double().nan_to_num(0.0)
         weight_TK = weights.weight_TK.double().nan_to_num(0.0)
         task_TK = weights.tasks(self.ends)
-        self._weight[tested].scatter_add_(0, task_TK.flatten(), _units(spoken_TK).flatten())
-        self._chosen_N.scatter_add_(0, index_TK.flatten(), (spoken_TK > 0).long().flatten())
+        self.table.weight[tested].scatter_add_(0, task_TK.flatten(), _units(spoken_TK).flatten())
+        self.chosen_N.scatter_add_(0, index_TK.flatten(), (spoken_TK > 0).long().flatten())
         has_mixture_T = (weight_TK > 0).any(-1)
         effective_T = torch.special.entr(weight_TK).sum(-1).exp() * has_mixture_T
         unanswered = (spoken_TK <= 0).all(-1).sum()
-        self._counts[tested, 0] += len(index_TK)
-        self._counts[tested, 1] += unanswered
-        self._counts[tested, 2] += _units(effective_T).sum()
+        self.table.counts[tested, 0] += len(index_TK)
+        self.table.counts[tested, 1] += unanswered
+        self.table.counts[tested, 2] += _units(effective_T).sum()
 
-    def sum_over_ranks(self) -> None:
-        """Make the sums those of all ranks, which call it together."""
-        for sums in (self._weight, self._counts, self._chosen_N):
-            env.sum_(sums)
-
-    def result(self, name: str, cosine: float | None) -> LinearRouting:
-        """The sums, and what was found of the keys."""
-        tokens, unanswered, effective = self._counts.T.tolist()
+    def atoms(self) -> Tensor:
+        """Atoms, and atoms never chosen, of each task, (2, tasks)."""
         sizes = [end - first for first, end in zip(self.ends, self.ends[1:], strict=False)]
-        chosen = (self._chosen_N > 0).split(sizes)
-        return LinearRouting(
-            name=name,
-            tokens=tuple(tokens),
-            weight=tuple(tuple(map(_number, row)) for row in self._weight.tolist()),
-            unanswered=tuple(unanswered),
-            effective=tuple(map(_number, effective)),
-            atoms=tuple(sizes),
-            unchosen=tuple(int((~part).sum()) for part in chosen),
-            cosine=None if cosine is None else round(cosine, 4),
-        )
+        unchosen = [int((~part).sum()) for part in (self.chosen_N > 0).split(sizes)]
+        return torch.tensor([sizes, unchosen])
+
+
+def result(name: str, tallies: Sequence[Tally], cosines: Sequence[float | None]) -> LinearRouting:
+    """What linears with one table counted, on all ranks, which call it together.
+
+    Args:
+        name: of the linear, or of the linears.
+        tallies: of each.
+        cosines: of each, the result of ``newest_cosine``.
+    """
+    table = tallies[0].table
+    for sums in (table.weight, table.counts, *(tally.chosen_N for tally in tallies)):
+        env.sum_(sums)
+    tokens, unanswered, effective = table.counts.T.tolist()
+    atoms, unchosen = sum(tally.atoms() for tally in tallies).tolist()
+    cosine = max((one for one in cosines if one is not None), default=None)
+    return LinearRouting(
+        name=name,
+        tokens=tuple(tokens),
+        weight=tuple(tuple(map(_number, row)) for row in table.weight.tolist()),
+        unanswered=tuple(unanswered),
+        effective=tuple(map(_number, effective)),
+        atoms=tuple(atoms),
+        unchosen=tuple(unchosen),
+        cosine=None if cosine is None else round(cosine, 4),
+    )
 
 
 def newest_cosine(linear: Routed) -> float | None:

@@ -45,7 +45,7 @@ def figures(report: ReportContents) -> dict[str, Figure]:
         confusion = report.recognition.confusion
         found["confusion"] = confusion_map(confusion.tasks, confusion.percents())
     if report.routing:
-        found["routing"] = routing_map(report.routing[-1].tasks, report.routing[-1].shares())
+        found["routing"] = routing_map(report.routing[-1].tasks, report.routing[-1].shares)
     if report.curve:
         steps = [point.step for point in report.curve]
         losses = [point.loss for point in report.curve]

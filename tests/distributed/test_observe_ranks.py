@@ -59,7 +59,7 @@ def test_ranks_count_what_one_counts(tmp_path):
     # Stationary atoms are summed in another order.
     expected = read_routing(tmp_path / "one", TASKS, 2)
     found = read_routing(tmp_path / "stationary", TASKS, 2)
-    for row, other in zip(found.shares(), expected.shares(), strict=True):
+    for row, other in zip(found.shares, expected.shares, strict=True):
         assert row == pytest.approx(other, abs=0.01)
     assert found.atoms == expected.atoms and found.cosine == expected.cosine
     assert sum(found.linears[0].tokens) == sum(expected.linears[0].tokens)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from eval.measure import observe
 from eval.measure.harness import Evaluator
-from eval.measure.observe import Observer, Tally, newest_cosine
+from eval.measure.observe import ALL_LINEARS, Observer, Table, Tally, newest_cosine, result
 from eval.routing import LinearRouting, TaskRouting, read_routing, routing_path, to_json
 from moram_dist.adapters.routed import Weights, routed_linears, watching
 from moram_dist.atoms import MemoryLinear, MemorySettings, Placer, Routing, give_memory
@@ -44,11 +45,11 @@ def two_tasks(*, threshold: float) -> MemoryLinear:
 
 
 def tallied(layer, tokens):
-    tally = Tally(layer.task_ends, 2, CPU)
+    tally = Tally(layer.task_ends, Table(2, 2, CPU))
     with torch.no_grad(), watching({"q_proj": layer}, lambda name, found: tally.add(1, found)):
         layer(torch.tensor(tokens))
     layer(torch.tensor(tokens))  # nobody watches any more
-    return tally.result("q_proj", newest_cosine(layer))
+    return result("q_proj", [tally], [newest_cosine(layer)])
 
 
 def test_a_memory_of_two_tasks_by_hand():
@@ -69,19 +70,19 @@ def test_many_tokens_and_few_are_counted_alike():
     """Few are answered by one operation, unless somebody watches."""
     layer = two_tasks(threshold=0.2)
     tokens = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).tolist()
-    whole, parts = Tally(layer.task_ends, 1, CPU), Tally(layer.task_ends, 1, CPU)
+    whole, parts = (Tally(layer.task_ends, Table(1, 2, CPU)) for _ in range(2))
     for tally, pieces in ((whole, [tokens]), (parts, [tokens[:70], tokens[70:71], tokens[71:]])):
         with torch.no_grad(), watching({"q": layer}, lambda name, w, t=tally: t.add(0, w)):
             for piece in pieces:
                 layer(torch.tensor(piece))
-    assert whole.result("q", None) == parts.result("q", None)
+    assert result("q", [whole], [None]) == result("q", [parts], [None])
 
 
 def test_a_token_that_is_not_a_number_is_unanswered():
     nan = torch.tensor([[math.nan]])
-    tally = Tally([0, 1], 1, CPU)
+    tally = Tally([0, 1], Table(1, 1, CPU))
     tally.add(0, Weights(torch.tensor([[7]]), nan, nan))
-    found = tally.result("q", None)
+    found = result("q", [tally], [None])
     assert (found.weight, found.unanswered, found.unchosen) == (((0.0,),), (1,), (1,))
 
 
@@ -99,10 +100,10 @@ def test_experts_by_hand():
     with torch.no_grad():
         model.layer.router.copy_(torch.tensor([[0.0], [LN3], [9.0]]))
     (name,) = linears = routed_linears(model)
-    tally = Tally(linears[name].task_ends, 1, CPU)
+    tally = Tally(linears[name].task_ends, Table(1, 2, CPU))
     with torch.no_grad(), watching(linears, lambda name, weights: tally.add(0, weights)):
         model(torch.ones(4, 1))
-    found = tally.result(name, None)
+    found = result(name, [tally], [None])
     assert found.weight == ((1.0, 3.0),) and found.atoms == (1, 1)
     assert found.effective[0] == pytest.approx(4 * 4 / 3**0.75, abs=1e-3)
 
@@ -130,7 +131,7 @@ FOUND = TaskRouting(tasks=("topic", "mood"), examples=(3, 3), linears=(ONE, OTHE
 
 
 def test_shares_and_means_by_hand():
-    assert FOUND.shares() == [[75.0, 12.5, 12.5], [10.0, 80.0, 10.0]]
+    assert FOUND.shares == [[75.0, 12.5, 12.5], [10.0, 80.0, 10.0]]
     assert FOUND.own == [75.0, 80.0] and FOUND.unanswered == [10.0, 0.0]
     assert FOUND.effective == [2.0, 3.0] and FOUND.atoms == [16, 16]
     assert FOUND.metrics() == {
@@ -215,7 +216,7 @@ def test_observing_changes_no_bit_and_survives_a_stop(learned, tmp_path):
 
     routing = read_routing(seen, ["topic", "mood"], 1)
     assert routing.examples == (3, 3) and len(routing.linears) == len(learned[1].layers)
-    assert all(0 < sum(shares) <= 100 + 1e-6 for shares in routing.shares())
+    assert all(0 < sum(shares) <= 100 + 1e-6 for shares in routing.shares)
     assert routing.atoms == [4 * len(learned[1].layers)] * 2
 
     # A stop before the first score: the row is there, and is not made again.
@@ -298,3 +299,18 @@ def test_both_towers_of_a_clip_are_read(tmp_path):
     for name, count in tokens.items():
         of_text = len(reader().encode_text(text))
         assert count == (family.picture_tokens if family.reads_source(name) else of_text), name
+
+
+def test_linears_of_a_long_sequence_share_a_table(learned, tmp_path, monkeypatch):
+    """What all linears have together is the same, and the file does not grow with them."""
+    Evaluator(context_of(learned, tmp_path / "each"), BENCHMARK)(1)
+    monkeypatch.setattr(observe, "TABLES", 4 * len(learned[1].layers) - 1)
+    Evaluator(context_of(learned, tmp_path / "shared"), BENCHMARK)(1)
+    each, shared = (
+        read_routing(tmp_path / name, ["topic", "mood"], 1) for name in ("each", "shared")
+    )
+    assert [one.name for one in shared.linears] == [ALL_LINEARS] and len(each.linears) > 1
+    for row, other in zip(shared.shares, each.shares, strict=True):
+        assert row == pytest.approx(other, abs=0.01)  # a table has four decimals
+    assert shared.metrics() == pytest.approx(each.metrics(), abs=0.01)
+    assert (shared.atoms, shared.unchosen) == (each.atoms, each.unchosen)

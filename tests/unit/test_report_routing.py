@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from eval import routing
 from eval.figures import svg_text
 from eval.measure.row_metrics import row_metrics
 from eval.report.plots import routing_map
@@ -116,3 +117,20 @@ def test_many_tasks_are_one_picture():
     shares = [[50.0 * (i == j) for j in range(n)] + [50.0] for i in range(n)]
     figure = svg_text(routing_map([f"task_{i}" for i in range(n)], shares))
     assert figure.count("<image") >= 1 and len(figure) < 300_000
+
+
+def test_the_work_of_a_page_grows_with_its_numbers_only(tmp_path, monkeypatch):
+    """Of a thousand tasks the shares are a million numbers, so none is computed for each line."""
+    n = 40
+    tasks = [f"task_{i}" for i in range(n)]
+    folder = make_run(tmp_path / "run", tasks, [[50.0] * n] * n, base=None)
+    each = dict.fromkeys(("tokens", "unanswered", "effective", "atoms", "unchosen"), (1,) * n)
+    linear = replace(LINEAR, weight=((0.01,) * n,) * n, **each)
+    (folder / "observe").mkdir()
+    found = TaskRouting(tasks=tuple(tasks), examples=(4,) * n, linears=(linear,))
+    routing_path(folder, n - 1).write_text(to_json(found))
+    ratio, calls = routing._ratio, []
+    monkeypatch.setattr(routing, "_ratio", lambda *a: calls.append(a) or ratio(*a))
+    write_report(folder)
+    tables = 3  # of all linears, and of the one linear in the page and in the file
+    assert n * n < len(calls) <= tables * n * (n + 2)
