@@ -21,7 +21,6 @@ collectives.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +30,7 @@ from torch.nn import functional as F
 
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.routing import ShardCandidates
-from moram_dist.atoms.scan import BEYOND, Image, supported
+from moram_dist.atoms.scan import Image, pays, supported
 from moram_dist.atoms.shard import MIX_ALL, each
 from moram_dist.comm.collectives import AtomGroup, Pending
 
@@ -136,8 +135,7 @@ class Resident(_Local):
         if bank.num_atoms <= inputs:  # the usual case, without a question to the device
             return None
         device = bank.shard_F.device
-        most = BEYOND.get(device.type, math.inf) * inputs
-        if bank.num_atoms <= most or not supported(device):
+        if not pays(bank.num_atoms, inputs, device.type) or not supported(device):
             return None
         return [bank.image(i) for i in linears]
 

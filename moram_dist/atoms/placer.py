@@ -6,14 +6,13 @@ all ranks choose alike. It changes only what is sent, not the results.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Gathered, Placement, Resident, Stationary
-from moram_dist.atoms.scan import BEYOND, FURTHER
+from moram_dist.atoms.scan import FURTHER, pays
 from moram_dist.comm.collectives import AtomGroup
 from moram_dist.config import PLACEMENTS
 
@@ -131,7 +130,7 @@ class Placer:
 def _beside_a_copy(num_atoms: float, num_inputs: int, device: str) -> float:
     """Bytes that a linear's copy of ``num_atoms`` adds at most: K^T K, an image for scans."""
     gram = 4 * num_inputs**2 if num_atoms > num_inputs else 0
-    scanned = num_atoms > BEYOND.get(device, math.inf) * num_inputs
+    scanned = pays(num_atoms, num_inputs, device)
     return gram + (2 * num_atoms * (num_inputs + FURTHER) if scanned else 0)
 
 

@@ -17,6 +17,7 @@ from moram_dist.atoms.placement import Placement, Resident
 from moram_dist.atoms.recall_call import Mask, RecallCall
 from moram_dist.atoms.recall_function import RecallFunction
 from moram_dist.atoms.routing import Mixture, Routing
+from moram_dist.atoms.scan import SOME_TOKENS
 from moram_dist.atoms.shard import MIX_ALL
 from moram_dist.comm.collectives import AtomGroup
 
@@ -145,12 +146,13 @@ def recall_at_once(
     Without gradients, over frozen atoms that are all here, for linears that share their input. For
     the arguments see ``recall_together``.
     """
+    num_tokens = x.numel() // x.shape[-1]
     if (
-        x.numel() > AT_ONCE * x.shape[-1]
+        num_tokens > AT_ONCE
         or not num_frozen
         or not isinstance(placement, Resident)
         or backend(x) is not native
-        or placement.images(bank, members) is not None
+        or (num_tokens >= SOME_TOKENS and placement.images(bank, members) is not None)
     ):
         return None
     keys, values = bank.rows()

@@ -21,6 +21,7 @@ columns, S pairs of a token and an atom.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,13 @@ from moram_dist.atoms.top_k import best
 BEYOND = {"cpu": 4}
 """By device, the number of atoms per input above which a scan pays. Other devices never scan: the
 bounds depend on how bf16 products are summed, which is still to be tested on CUDA."""
+
+MANY_NUMBERS = 2**21
+"""A scan pays only if the keys of a linear are more numbers than these, since the steps of a scan
+have a cost of their own. Measured on a CPU at 256 to 1,024 inputs."""
+
+SOME_TOKENS = 4
+"""Nor does it pay for fewer tokens: reading all keys once is the faster way."""
 
 PER_KEPT = 4
 """Candidates per atom to keep: two to three of them have bounds above the lowest kept score."""
@@ -68,6 +76,12 @@ def supported(device: torch.device) -> bool:
     """Whether bf16 products are faster than float32 ones, and accumulate in float32."""
     found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def pays(num_atoms: float, num_inputs: int, device: str) -> bool:
+    """Whether scans of ``SOME_TOKENS`` or more take less time than scoring all atoms."""
+    numbers = num_atoms * num_inputs
+    return num_atoms > BEYOND.get(device, math.inf) * num_inputs and numbers > MANY_NUMBERS
 
 
 def image(keys_ND: Tensor, gram_DD: Tensor) -> Image:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from moram_dist.atoms import placement, recall
+from moram_dist.atoms import placement, recall, scan
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Resident
 from moram_dist.atoms.recall import recall_together
@@ -138,6 +138,7 @@ def test_linears_that_are_asked_together(num_frozen, num_active, monkeypatch):
     """
     torch.manual_seed(0)
     monkeypatch.setattr(placement, "supported", lambda device: True)
+    monkeypatch.setattr(scan, "MANY_NUMBERS", 0)
     x, wide = case(num_active, 7, seed=1)[0], torch.randn(7, 9, dtype=torch.float64)
     inputs = [x, wide.requires_grad_(), x]
     shapes = [(5, 4), (9, 2), (5, 6)]
