@@ -7,7 +7,7 @@ same form, ``scores.labels.json``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from eval.continual import Scores
@@ -48,7 +48,7 @@ class ScoreMatrix:
         self._add_rows(row)
         self.rows[row][column] = score
         self._texts.pop(row, None)
-        write_atomically(self.path, self._content())
+        write_atomically(self.path, b"".join(self._pieces()))
 
     def fill(self, rows: Mapping[int, Sequence[float | None]]) -> None:
         """Record whole rows and write the file."""
@@ -56,7 +56,7 @@ class ScoreMatrix:
         for row, cells in rows.items():
             self.rows[row] = list(cells)
             self._texts.pop(row, None)
-        write_atomically(self.path, self._content())
+        write_atomically(self.path, b"".join(self._pieces()))
 
     def _add_rows(self, last: int) -> None:
         """Empty rows where there are none, up to ``last``; -1 is the base's."""
@@ -88,20 +88,20 @@ class ScoreMatrix:
         """The untouched base's row; None if it was not measured."""
         return self.rows.get(-1)
 
-    def _content(self) -> bytes:
-        """JSON, one line per field and per row."""
+    def _pieces(self) -> Iterator[bytes]:
+        """JSON, one line per field and per row. Joined once: a thousand tasks have megabytes."""
         for row in self.rows.keys() - self._texts.keys():
             self._texts[row] = json.dumps(self.rows[row]).encode()
-        rows = b",\n    ".join(self._texts[i] for i in sorted(self.rows) if i >= 0)
-        fields = {
-            "tasks": json.dumps(self.tasks, ensure_ascii=False).encode(),
-            "metrics": json.dumps(self.metrics, ensure_ascii=False).encode(),
-            "scores": b"[\n    %b\n  ]" % rows if rows else b"[]",
-        }
+        tasks, metrics = (json.dumps(v, ensure_ascii=False) for v in (self.tasks, self.metrics))
+        yield f'{{\n  "tasks": {tasks},\n  "metrics": {metrics},\n  "scores": ['.encode()
+        last = max(self.rows)
+        for row in range(last + 1):
+            yield b",\n    " if row else b"\n    "
+            yield self._texts[row]
+        yield b"\n  ]" if last >= 0 else b"]"
         if -1 in self.rows:
-            fields["base"] = self._texts[-1]
-        lines = (b'  "%b": %b' % (name.encode(), text) for name, text in fields.items())
-        return b"{\n" + b",\n".join(lines) + b"\n}\n"
+            yield b',\n  "base": ' + self._texts[-1]
+        yield b"\n}\n"
 
 
 def score_matrices(

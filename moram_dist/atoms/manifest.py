@@ -6,7 +6,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 VERSION = 1
@@ -52,6 +53,16 @@ class TaskFile(StoredFile):
     def files(self) -> tuple[StoredFile, ...]:
         """All files of the task."""
         return (self,) if self.recogniser is None else (self, self.recogniser)
+
+    @cached_property
+    def line(self) -> str:
+        """Its line in ``memory.json``, kept as each new task writes the lines of all."""
+        known = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name, part in known.items():
+            if is_dataclass(part):
+                known[name] = vars(part)
+        optional = ("atoms", "imported")
+        return json.dumps({n: v for n, v in known.items() if v is not None or n not in optional})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +113,13 @@ def as_text(manifest: Manifest) -> str:
 
     Without what only edited and imported memories have, if it is neither.
     """
-    tasks = ",\n    ".join(json.dumps(_task_fields(task)) for task in manifest.tasks)
+    tasks = ",\n    ".join(task.line for task in manifest.tasks)
     others = {name: value for name, value in vars(manifest).items() if name != "tasks"}
     others["edits"] = [vars(edit) for edit in manifest.edits]
     if not manifest.edits:
         del others["edits"]
     head = json.dumps(others, indent=2).removesuffix("\n}")
     return f'{head},\n  "tasks": [\n    {tasks}\n  ]\n}}\n'
-
-
-def _task_fields(task: TaskFile) -> dict[str, Any]:
-    """``asdict`` would copy values, which takes ten times as long."""
-    found = vars(task) | {"recogniser": task.recogniser and vars(task.recogniser)}
-    if task.imported is not None:
-        found["imported"] = vars(task.imported)
-    return {
-        name: value
-        for name, value in found.items()
-        if value is not None or name not in ("atoms", "imported")
-    }
 
 
 def problems(manifest: Manifest) -> Iterator[str]:
