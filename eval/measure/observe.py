@@ -167,7 +167,7 @@ def result(name: str, tallies: Sequence[Tally], cosines: Sequence[float | None])
     for sums in (table.weight, table.counts, *(tally.chosen_N for tally in tallies)):
         env.sum_(sums)
     tokens, unanswered, effective = table.counts.T.tolist()
-    atoms, unchosen = sum(tally.atoms() for tally in tallies).tolist()
+    atoms, unchosen = torch.stack([tally.atoms() for tally in tallies]).sum(0).tolist()
     cosine = max((one for one in cosines if one is not None), default=None)
     return LinearRouting(
         name=name,

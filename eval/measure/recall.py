@@ -53,6 +53,8 @@ class PrefixAssignment:
         self.memory = memory
         self._statistics: list[TaskStatistics] = []
         """Of the first tasks, as many as were needed so far."""
+        self._recognisers: dict[int, Recogniser] = {}
+        """Of the row being measured: its statistics are summed over all tasks."""
         self._features: dict[int, PromptFeatures] = {}
         """Of this rank's share of a column, where they cost a pass; they never change."""
 
@@ -95,7 +97,10 @@ class PrefixAssignment:
         known = len(self._statistics)
         if known <= row:
             self._statistics += env.from_main(self._read(known, row) if env.is_main() else None)
-        return RECOGNISERS[self.config.recogniser](self._statistics[: row + 1])
+        if row not in self._recognisers:
+            kind = RECOGNISERS[self.config.recogniser]
+            self._recognisers = {row: kind(self._statistics[: row + 1])}
+        return self._recognisers[row]
 
     def _read(self, first: int, last: int) -> list[TaskStatistics]:
         manifest = self.memory.manifest()

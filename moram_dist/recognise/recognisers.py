@@ -60,7 +60,9 @@ class Recogniser(ABC):
         self.tasks = tuple(tasks)
         self.count_T = torch.tensor([float(t.count) for t in tasks], dtype=torch.float64)
         self.sum_TM = torch.stack([t.moments[self.view].sum_M for t in tasks])
-        self.second = torch.stack([t.moments[self.view].second for t in tasks]).sum(0)
+        self.second = torch.zeros_like(tasks[0].moments[self.view].second)
+        for task in tasks:
+            self.second += task.moments[self.view].second
 
     @abstractmethod
     def _scores(self, seen_NM: Tensor) -> Tensor:
