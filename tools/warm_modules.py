@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 
+from moram_dist.comm.lean import import_deepspeed
+
 MODULES = (
-    "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # with which deepspeed.initialize compares
     "deepspeed.runtime.zero.stage3",
     "deepspeed.runtime.zero.stage_1_and_2",
@@ -19,5 +20,6 @@ MODULES = (
     "transformers.models.t5.modeling_t5",
 )
 
+import_deepspeed()
 for _name in MODULES:
     importlib.import_module(_name)

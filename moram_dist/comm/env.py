@@ -67,12 +67,6 @@ def host_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def choose_accelerator() -> None:
-    """Call before DeepSpeed is imported: otherwise, on a CPU, it warns that it found no GPU."""
-    if device().type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
 def make_deterministic() -> None:
     """Use only operations that give the same bits each time. Call before any work on a GPU.
 

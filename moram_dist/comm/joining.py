@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from moram_dist.comm import env, extension, rendezvous
+from moram_dist.comm.lean import import_deepspeed
 from moram_dist.registry import MachineError
 
 
@@ -32,11 +33,9 @@ def join(
         InputError: the port at which the ranks meet is taken.
         MachineError: not all ranks arrived.
     """
-    env.choose_accelerator()
     # DeepSpeed calls torch's collectives by names that torch 2.13 renamed.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
-    import deepspeed  # slow to import, and only ranks need it
-
+    deepspeed = import_deepspeed()  # only ranks need it
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")

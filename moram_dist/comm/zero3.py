@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from moram_dist.comm import env
+from moram_dist.comm.lean import import_deepspeed
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
@@ -43,7 +43,7 @@ def linear() -> Callable[..., Tensor]:
     Torch's own would keep gathered weights. DeepSpeed's keeps the input instead, which only the
     gradient of a weight needs, so a frozen linear takes ours.
     """
-    env.choose_accelerator()
+    import_deepspeed()
     from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
     def frozen_or_trained(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moram_dist.comm import env
+from moram_dist.comm.lean import import_deepspeed
 from moram_dist.registry import InputError, unknown
 from moram_dist.terminal import quoted, shown
 from moram_dist.train.ds_rules import (
@@ -46,7 +46,7 @@ def check(file: Mapping[str, Any], *, path: Path) -> None:
     Raises:
         InputError: names the first wrong key or value, and says why.
     """
-    env.choose_accelerator()
+    import_deepspeed()
     from deepspeed.runtime import config as library
 
     removed = library._REMOVED_TOP_LEVEL_CONFIG_KEYS

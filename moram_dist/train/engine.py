@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moram_dist.comm.lean import import_deepspeed
 from moram_dist.comm.zero3 import use_own_linear, whole
 from moram_dist.registry import InputError
 
@@ -33,7 +34,7 @@ def make_engine(
     Raises:
         InputError: DeepSpeed refuses a value of the configuration that it reads only here.
     """
-    import deepspeed
+    deepspeed = import_deepspeed()
     from deepspeed.runtime.config import DeepSpeedConfigError
     from deepspeed.runtime.zero.utils import ZeRORuntimeException
 
