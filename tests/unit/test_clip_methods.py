@@ -16,6 +16,8 @@ from tests.helpers.configs import config_of
 from tests.helpers.in_memory import run_in_memory
 from tests.helpers.tiny_clip import draw_task, reader, tiny_clip
 
+pytestmark = pytest.mark.slow  # every method learns two tasks
+
 REFUSED = {"gain_lora": "no texts, which gates read"}
 SETTINGS = {
     "replay": {"replay_budget": 6},

@@ -101,6 +101,7 @@ def picture_run(folder, tests, *, limit=None, **names):
     return run
 
 
+@pytest.mark.slow
 def test_the_setting_of_runs(tmp_path):
     def setting(name, tests, **names):
         return setting_of(compare(read_runs([picture_run(tmp_path / name, tests, **names)])))

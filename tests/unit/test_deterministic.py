@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 CODE = """
@@ -18,6 +19,7 @@ print(os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["FLASH_ATTENTION_DETERMI
 """
 
 
+@pytest.mark.slow
 def test_what_is_set():
     """A workspace that the user has chosen stays."""
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}

@@ -21,6 +21,8 @@ from torch.utils.file_baton import FileBaton
 from moram_dist.comm import extension
 from moram_dist.registry import MachineError
 
+pytestmark = pytest.mark.slow  # waits on locks of builds
+
 _forks = multiprocessing.get_context("fork")
 
 

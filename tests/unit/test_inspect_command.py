@@ -118,6 +118,7 @@ def test_the_page_escapes_and_loads_nothing(run, tmp_path, capsys):
     assert "\x1b" not in shown and "\ud800" not in shown
 
 
+@pytest.mark.slow
 def test_experts_and_an_encoder_decoder(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     moe = draw_run(tmp_path / "moe", "moe_lora")

@@ -119,6 +119,7 @@ def assert_fits(kernel, tmp_path):
     assert used["REG"] * threads <= 65536, f"{kernel.metadata.name}: {used}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_kept", [8, 64])
 @pytest.mark.parametrize("num_scores", [1, 48, 240, 1024, 2048, 4096, 20_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -168,6 +169,7 @@ def test_the_rest_compiles_without_spills(rows, num_kept, compiled, tmp_path):
             assert "cvt.rn.bf16" in kernel.asm["ptx"]  # rounds, where the interpreter cuts
 
 
+@pytest.mark.slow
 def test_spills_would_be_seen(compiled, tmp_path):
     """The same kernel with few registers to live in."""
     score_TN = torch.zeros(4, 4096)

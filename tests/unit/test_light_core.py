@@ -79,6 +79,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_memory_answers_without_any_extra(folder):
     child = CHILD.format(hidden=set(HIDDEN))
     done = subprocess.run(

@@ -121,7 +121,7 @@ def test_many_tasks_are_one_picture():
 
 def test_the_work_of_a_page_grows_with_its_numbers_only(tmp_path, monkeypatch):
     """Of a thousand tasks the shares are a million numbers, so none is computed for each line."""
-    n = 40
+    n = 12
     tasks = [f"task_{i}" for i in range(n)]
     folder = make_run(tmp_path / "run", tasks, [[50.0] * n] * n, base=None)
     each = dict.fromkeys(("tokens", "unanswered", "effective", "atoms", "unchosen"), (1,) * n)

@@ -19,6 +19,8 @@ from moram_dist.registry import InputError
 from moram_dist.train import stop
 from moram_dist.train.stop import EXIT_CODE, Stopped, StopSignals
 
+pytestmark = pytest.mark.slow  # waits for signals
+
 Say = Callable[[object], None]
 
 

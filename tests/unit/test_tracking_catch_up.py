@@ -13,6 +13,8 @@ import pytest
 from moram_dist.tracking import DatasetRecord, MetricsFile, RunDescription
 from moram_dist.tracking.mlflow import MlflowTracker
 
+pytestmark = pytest.mark.slow  # waits for an MLflow store
+
 TASKS = ("news 1", "news#1")
 AWAY = "http://127.0.0.1:9/"
 

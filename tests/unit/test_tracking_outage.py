@@ -117,6 +117,7 @@ class LosesReplies:
         return call
 
 
+@pytest.mark.slow
 def test_what_no_server_took_is_sent_by_a_command_once_whatever_answers_are_lost(
     away, monkeypatch, capsys
 ):
@@ -168,6 +169,7 @@ def test_what_the_command_cannot_send_is_said_in_a_line(tmp_path, capsys):
         assert said.startswith("error: ") and complaint in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_training_never_waits_for_a_server_that_hangs(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.socket() as silent:  # takes connections and never answers
