@@ -1,6 +1,6 @@
-"""Import DeepSpeed without MLflow, which its autotuner asks for and nothing here does.
+"""Import DeepSpeed without MLflow, which DeepSpeed imports for an autotuner that is not used here.
 
-MLflow takes 1.2 s of a core and 120 MB; only a main rank that tracks needs it.
+MLflow takes 1.2 s of a core and 120 MB, and only a main rank that tracks needs it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def import_deepspeed() -> ModuleType:
 
 @contextmanager
 def hidden(name: str) -> Iterator[None]:
-    """Context in which a module that is not imported yet seems not to be installed."""
+    """Context in which importing a module raises ImportError, unless it is imported already."""
     if name in sys.modules:
         yield
         return
