@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from bench.contest import Settings, compiler_missing
-from bench.measure import load_average
+from bench.measure import load_of_others
 from bench.report import markdown, memory_figure, time_figure
 from bench.results import BenchResults, Level, Measurement, environment
 from eval.figures import svg_text
@@ -31,7 +31,7 @@ from moram_dist.command_line import Parser
 from moram_dist.files import write_atomically
 from moram_dist.registry import InputError, unknown
 
-LEVELS = ("layer", "many", "stack", "decode", "matrix", "run")
+LEVELS = ("layer", "many", "stack", "decode", "step", "matrix", "run")
 
 COMPILING = {"layer", "many", "decode"}
 """Levels in which the published formulation is also compiled; with --quick only the first."""
@@ -73,6 +73,7 @@ def main(words: Sequence[str]) -> int:
 def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> BenchResults:
     """Measure some levels; with ``out``, results are written after each case."""
     torch.set_num_threads(1)
+    began = time.monotonic()
     compiling = {*levels} & ({"layer"} if settings.quick else COMPILING)
     missing = "not asked for"
     if settings.compiler and compiling:
@@ -85,14 +86,14 @@ def measure(levels: Sequence[str], settings: Settings, out: Path | None) -> Benc
             results = earlier
     for level in levels:
         print(f"level {level} ...", file=sys.stderr, flush=True)
-        load, begun = load_average(), time.process_time()
+        load, begun = load_of_others(began), time.process_time()
         rows: list[Measurement] = []
         compiler = level in compiling and not missing
         for more in runner(level)(replace(settings, compiler=compiler)):
             rows += more
             took = Level(
                 load_before=load,
-                load_after=load_average(),
+                load_after=load_of_others(began),
                 seconds=time.process_time() - begun,
                 compiler_missing=missing if level in compiling else "",
             )
@@ -112,6 +113,8 @@ def runner(level: str) -> Callable[[Settings], Iterator[list[Measurement]]]:
         from bench.stack import run
     elif level == "decode":
         from bench.decode import run
+    elif level == "step":
+        from bench.step import run
     elif level == "matrix":
         from bench.matrix import run
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.exact import Answers, compare
-from bench.measure import interleaved, look, one_pass
+from bench.measure import Work, interleaved, look, one_pass
 from bench.results import Measurement
 from bench.variants import Contender
 
@@ -74,14 +75,50 @@ def contest(
         }
         if passed:
             ways[name] = way
+    calls = {name: _pass_of(way, upstream) for name, way in ways.items()}
+    return _timed(level, case, found, calls, settings)
+
+
+@torch.no_grad()
+def forward_contest(
+    level: str,
+    case: Mapping[str, Any],
+    entries: Mapping[str, Entry],
+    settings: Settings,
+    *,
+    tolerance: float,
+) -> list[Measurement]:
+    """Forward passes of all entries, each with its output ``y``: as ``contest``."""
+    ways = {name: entry.make() for name, entry in entries.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name, way in ways.items():
+        work = Work()
+        counted = name != COMPILED
+        with work if counted else nullcontext():
+            y = way.forward()
+        check = compare({"y": y}, {"y": entries[name].reference["y"]})
+        found[name] = {
+            "error": check.worst,
+            "passed": check.worst <= tolerance,
+            "flops": work.flops if counted else None,
+            "dispatched": work.dispatched if counted else None,
+        }
+    calls = {name: way.forward for name, way in ways.items() if found[name]["passed"]}
+    return _timed(level, case, found, calls, settings)
+
+
+def _timed(
+    level: str,
+    case: Mapping[str, Any],
+    found: Mapping[str, dict[str, Any]],
+    calls: Mapping[str, Callable[[], object]],
+    settings: Settings,
+) -> list[Measurement]:
+    """Rows of what was found, with the times of all calls."""
     gc.collect()
-    times = interleaved(
-        {name: _pass_of(way, upstream) for name, way in ways.items()},
-        seconds=settings.seconds,
-        least_repeats=settings.least_repeats,
-    )
+    times = interleaved(calls, seconds=settings.seconds, least_repeats=settings.least_repeats)
     for name, each in times.items():
-        found[name] |= {"least": each.least, "median": each.median, "repeats": each.repeats}
+        found[name].update(least=each.least, median=each.median, repeats=each.repeats)
     return [
         Measurement(level=level, case=case, way=name, **fields) for name, fields in found.items()
     ]

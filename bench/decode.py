@@ -6,16 +6,23 @@ the linear; merged, they are the bare linear.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from bench import exact, variants
-from bench.contest import COMPILED, LINEAR, OURS, PEFT_ACTIVE, PUBLISHED, Settings
-from bench.exact import Answers, compare
-from bench.measure import Work, interleaved
+from bench.contest import (
+    COMPILED,
+    LINEAR,
+    OURS,
+    PEFT_ACTIVE,
+    PUBLISHED,
+    Entry,
+    Settings,
+    forward_contest,
+)
+from bench.exact import Answers
 from bench.results import Measurement
-from bench.variants import Case, Contender, on_linear
+from bench.variants import Case, CaseInputs, Contender, on_linear
 
 GRID = [
     Case(num_tokens=num_tokens, width=2048, num_atoms=num_atoms)
@@ -32,13 +39,11 @@ def run(settings: Settings) -> Iterator[list[Measurement]]:
         yield one_case(case, settings)
 
 
-@torch.no_grad()
 def one_case(case: Case, settings: Settings) -> list[Measurement]:
     """Check and count each layer, and time those that pass."""
     inputs = variants.draw(case)
-    with torch.enable_grad():
-        memory, lora, base = exact.memory(inputs), exact.lora(inputs), exact.linear(inputs)
-    made = {
+    memory, lora, base = exact.memory(inputs), exact.lora(inputs), exact.linear(inputs)
+    made: dict[str, tuple[Callable[[CaseInputs], Contender], Answers]] = {
         LINEAR: (variants.bare_linear, base),
         PUBLISHED: (on_linear(variants.published_eager), exact.layer(memory, base)),
         COMPILED: (on_linear(variants.published_compiled), exact.layer(memory, base)),
@@ -47,32 +52,13 @@ def one_case(case: Case, settings: Settings) -> list[Measurement]:
     }
     if not settings.compiler:
         del made[COMPILED]
-    ways = {name: make(inputs) for name, (make, _) in made.items()}
-    rows = {name: _looked_at(case, name, way, made[name][1]) for name, way in ways.items()}
-    times = interleaved(
-        {name: way.forward for name, way in ways.items() if rows[name]["passed"]},
-        seconds=settings.seconds,
-        least_repeats=settings.least_repeats,
+    return forward_contest(
+        "decode",
+        {"tokens": case.num_tokens, "width": case.width, "atoms": case.num_atoms},
+        {
+            name: Entry(make=partial(make, inputs), reference=reference)
+            for name, (make, reference) in made.items()
+        },
+        settings,
+        tolerance=exact.TOLERANCE,
     )
-    for name, each in times.items():
-        rows[name] |= {"least": each.least, "median": each.median, "repeats": each.repeats}
-    sizes = {"tokens": case.num_tokens, "width": case.width, "atoms": case.num_atoms}
-    return [Measurement(level="decode", case=sizes, way=name, **rows[name]) for name in rows]
-
-
-def _looked_at(case: Case, name: str, way: Contender, expected: Answers) -> dict:
-    """Error and counts of one pass."""
-    work = Work()
-    if name == COMPILED:
-        y_TD = way.forward()
-    else:
-        with work:
-            y_TD = way.forward()
-    check = compare({"y": y_TD}, {"y": expected["y"]})
-    counted = name != COMPILED
-    return {
-        "error": check.worst,
-        "passed": check.passed,
-        "flops": work.flops if counted else None,
-        "dispatched": work.dispatched if counted else None,
-    }

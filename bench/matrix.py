@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bench.contest import OURS, PUBLISHED, Settings
-from bench.models import Atoms, draw_atoms, put_ours, put_published
+from bench.models import Atoms, draw_atoms, put_learned, put_published
 from bench.results import Measurement
 from moram_dist.config import ANSWERS, ModelConfig
 from moram_dist.families import answer_batch
@@ -122,13 +122,7 @@ def put_published_atoms(model: nn.Module, atoms: Atoms) -> None:
 
 def put_our_atoms(model: nn.Module, atoms: Atoms) -> None:
     """A learned memory without active atoms."""
-    room = {
-        name: (frozen, tuple(part.new_zeros(METHOD.atoms_per_task, part.shape[1]) for part in new))
-        for name, (frozen, new) in atoms.items()
-    }
-    memories, _ = put_ours(model, room, METHOD)  # type: ignore[arg-type]
-    for memory in memories.values():
-        memory.learning = False
+    put_learned(model, atoms, METHOD)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ implementation needs.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import statistics
@@ -268,6 +269,12 @@ def _seconds(call: Callable[[], object], number: int) -> float:
     return (time.process_time() - begun) / number
 
 
-def load_average() -> float:
-    """Mean number of processes that needed a core during the last minute."""
-    return os.getloadavg()[0]
+def load_of_others(began: float) -> float:
+    """Mean number of other processes that needed a core during the last minute.
+
+    The system's load average fades with a time constant of a minute. This process and its children
+    are taken out of it as if they had computed evenly since ``began``, a time of ``monotonic``.
+    """
+    seconds = max(time.monotonic() - began, 1e-9)
+    own = sum(os.times()[:4]) / seconds
+    return max(0.0, os.getloadavg()[0] - own * (1 - math.exp(-seconds / 60)))

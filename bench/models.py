@@ -116,3 +116,19 @@ def put_ours(
                 parameter.data = given.detach().clone()
                 leaves[f"{name} active {kind}"] = parameter
     return method.memories, leaves
+
+
+def put_learned(model: nn.Module, atoms: Atoms, config: MoramConfig) -> None:
+    """Adapt in place with a memory that has learned all atoms, the active ones too."""
+
+    def learned(frozen: Rows, active: Rows) -> tuple[Rows, Rows]:
+        keys, values = (torch.cat(pair) for pair in zip(frozen, active, strict=True))
+        room = config.atoms_per_task
+        return (keys, values), (
+            keys.new_zeros(room, keys.shape[1]),
+            values.new_zeros(room, values.shape[1]),
+        )
+
+    memories, _ = put_ours(model, {name: learned(*rows) for name, rows in atoms.items()}, config)
+    for memory in memories.values():
+        memory.learning = False

@@ -25,11 +25,12 @@ TITLES = {
     "stack": "Four decoder blocks, forward and backward",
     "run": "Three tasks on two ranks through the launcher",
     "decode": "One linear, forward only",
+    "step": "A step of generation with a whole model",
     "matrix": "All answers of a score matrix",
 }
 
 BUSY = 0.5
-"""A machine counts as busy from this load average on, without this process."""
+"""A machine counts as busy from this load on."""
 
 Column = Callable[[Measurement], str]
 
@@ -60,7 +61,7 @@ def environment_line(results: BenchResults) -> str:
 def level_line(level: Level) -> str:
     """One line about the conditions of a level, and about what was left out."""
     line = (
-        f"Load average {level.load_before:.1f} before, {level.load_after:.1f} after; "
+        f"Load of other processes {level.load_before:.1f} before, {level.load_after:.1f} after; "
         f"{level.seconds:.0f} s of CPU time."
     )
     if level.load_before > BUSY:
@@ -117,15 +118,16 @@ def targets(rows: Sequence[Measurement]) -> str:
     lines = [
         [
             target.title,
-            f"{target.width:,}",
-            f"{target.atoms:,}",
+            _number(ours.case.get("rows", "")),
+            _number(ours.case["width"]),
+            _number(ours.case["atoms"]),
             f"{'<=' if target.at_most else '>='} {target.bound:g}",
             f"{ratio:.2f}",
             "yes" if target.met(ratio) else "no",
         ]
-        for target, ratio in found(rows)
+        for target, ours, ratio in found(rows)
     ]
-    return table(["ratio", "width", "atoms", "target", "found", "met"], lines)
+    return table(["ratio", "rows", "width", "atoms", "target", "found", "met"], lines)
 
 
 def _key(row: Measurement) -> tuple[Any, ...]:

@@ -48,7 +48,7 @@ class Level:
     """The conditions under which a level was measured."""
 
     load_before: float
-    """Load average of the machine over a minute."""
+    """Mean number of other processes that needed a core, over a minute."""
 
     load_after: float
     seconds: float

@@ -7,7 +7,7 @@ memory traffic reduce the gain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.contest import LINEAR, OURS, PEFT_ACTIVE, PUBLISHED
@@ -19,12 +19,13 @@ class Target:
     """A ratio of two implementations in one case."""
 
     title: str
-    width: int
-    atoms: int
+    case: Mapping[str, object]
+    """Columns and their values; the other columns of that row may have any value."""
+
     bound: float
     one: str = PUBLISHED
     other: str = OURS
-    what: str = "update"
+    levels: Sequence[str] = ("layer", "many")
     value: Callable[[Measurement], float | None] = lambda row: row.least
     at_most: bool = False
 
@@ -33,15 +34,18 @@ class Target:
         return found <= self.bound if self.at_most else found >= self.bound
 
 
+def _update(width: int, atoms: int) -> Mapping[str, object]:
+    return {"what": "update", "width": width, "atoms": atoms}
+
+
 def _faster(width: int, atoms: int, bound: float) -> Target:
-    return Target(title="time, published / ours", width=width, atoms=atoms, bound=bound)
+    return Target(title="time, published / ours", case=_update(width, atoms), bound=bound)
 
 
 def _smaller(width: int, atoms: int, bound: float) -> Target:
     return Target(
         title="saved bytes, published / ours",
-        width=width,
-        atoms=atoms,
+        case=_update(width, atoms),
         bound=bound,
         value=lambda row: row.saved_bytes,
     )
@@ -50,8 +54,7 @@ def _smaller(width: int, atoms: int, bound: float) -> Target:
 def _than_peft(width: int, atoms: int) -> Target:
     return Target(
         title="time, PEFT's active rows / ours",
-        width=width,
-        atoms=atoms,
+        case=_update(width, atoms),
         bound=1.0,
         one=PEFT_ACTIVE,
     )
@@ -66,13 +69,24 @@ TARGETS = (
     _faster(1024, 65536, 15.0),
     Target(
         title="time of the layer, ours / bare linear",
-        width=2048,
-        atoms=256,
+        case={"what": "layer", "width": 2048, "atoms": 256},
         bound=1.2,
         one=OURS,
         other=LINEAR,
-        what="layer",
         at_most=True,
+    ),
+    *(
+        Target(
+            title="time of a step of generation, ours / bare model",
+            case={"rows": rows, "width": width},
+            bound=bound,
+            one=OURS,
+            other=LINEAR,
+            levels=("step",),
+            at_most=True,
+        )
+        for rows, bound in ((1, 1.3), (16, 1.15))
+        for width in (256, 1024)
     ),
     *(_than_peft(width, atoms) for width in (1024, 2048) for atoms in (240, 1024, 4096)),
     *(_smaller(width, 256, 4.0) for width in (1024, 2048)),
@@ -80,18 +94,15 @@ TARGETS = (
 )
 
 
-def found(rows: Sequence[Measurement]) -> Iterator[tuple[Target, float]]:
-    """Each target whose two implementations were measured, and their ratio."""
-    of = {
-        (row.case["what"], row.case["width"], row.case["atoms"], row.way): row
-        for row in rows
-        if row.level in ("layer", "many")
-    }
+def found(rows: Sequence[Measurement]) -> Iterator[tuple[Target, Measurement, float]]:
+    """Each target whose two implementations were measured, its row of ours, and the ratio."""
     for target in TARGETS:
-        pair = [
-            target.value(of[key])
-            for way in (target.one, target.other)
-            if (key := (target.what, target.width, target.atoms, way)) in of
-        ]
-        if len(pair) == 2 and pair[0] and pair[1]:
-            yield target, pair[0] / pair[1]
+        of = {
+            row.way: row
+            for row in rows
+            if row.level in target.levels and target.case.items() <= row.case.items()
+        }
+        if {target.one, target.other} <= of.keys():
+            one, other = target.value(of[target.one]), target.value(of[target.other])
+            if one and other:
+                yield target, of[OURS], one / other

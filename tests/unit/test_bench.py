@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import decode, exact, layer, matrix, mini_run, report, stack, variants
+from bench import decode, exact, layer, matrix, mini_run, report, stack, step, variants
 from bench.contest import LINEAR, OURS, PEFT_ACTIVE, PEFT_ALL, PUBLISHED, Settings
 from bench.measure import interleaved, look
 from bench.variants import Case
@@ -237,6 +237,27 @@ def test_decoding():
         PEFT_ACTIVE: 9,
         OURS: 3 if NATIVE else 18,
     }
+
+
+def test_a_step_of_generation():
+    N, k, width, linears = step.ATOMS, step.METHOD.top_k, 64, 4 * step.BLOCKS
+    rows = by_way(step.one_case(2, width, FAST))
+    assert all(row.passed and row.least for row in rows.values()), rows
+    added = {way: row.flops - rows[LINEAR].flops for way, row in rows.items()}
+    assert added == {
+        LINEAR: 0,
+        PUBLISHED: 2 * linears * 4 * N * width,
+        PEFT_ACTIVE: 2 * linears * 4 * N * width,
+        OURS: 2 * linears * (2 * N + 2 * k) * width,
+    }
+
+
+def test_each_call_answers_the_same_step():
+    words_BP = torch.arange(6).view(2, 3)
+    base = step.language_model(64)
+    way = step.step(base, words_BP, lambda model: None)
+    torch.testing.assert_close(way.forward(), base(input_ids=words_BP).logits[:, -1])
+    assert torch.equal(way.forward(), way.forward())
 
 
 def test_a_score_matrix():

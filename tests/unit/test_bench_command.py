@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from bench import __main__ as command
-from bench import exact, layer, published, report, variants
-from bench.contest import COMPILED, OURS, PEFT_ACTIVE, PUBLISHED
+from bench import exact, layer, measure, published, report, variants
+from bench.contest import COMPILED, LINEAR, OURS, PEFT_ACTIVE, PUBLISHED
 from bench.measure import look
 from bench.results import BenchResults, Level, Measurement, environment
 from tests.unit.test_bench import FAST, SMALL, K, by_way
@@ -36,13 +37,35 @@ def test_the_table():
     ]
     results = results_of(*rows)
     text = report.markdown(results)
-    assert "| time, published / ours | 1,024 | 4,096 | >= 5 | 4.90 | no |" in text
-    assert "| time, PEFT's active rows / ours | 1,024 | 4,096 | >= 1 | 1.00 | yes |" in text
-    assert "| saved bytes, published / ours | 1,024 | 4,096 | >= 300 | 500.00 | yes |" in text
+    assert "| time, published / ours |  | 1,024 | 4,096 | >= 5 | 4.90 | no |" in text
+    assert "| time, PEFT's active rows / ours |  | 1,024 | 4,096 | >= 1 | 1.00 | yes |" in text
+    assert "| saved bytes, published / ours |  | 1,024 | 4,096 | >= 300 | 500.00 | yes |" in text
     assert "bare linear |" not in text  # it was not measured
     assert "| 2,048 | 1,024 | 4,096 | update | ours | 1,000.0 | 1,500.0 | 3 | 0.20 | 2 |" in text
     assert "The machine was busy" in text and "torch.compile" not in text
     assert BenchResults.from_json(results.to_json()) == results
+
+
+def test_targets_of_a_step():
+    case = {"rows": 16, "width": 256, "atoms": 240}
+    bare = made_up("step", way=LINEAR, case=case, least=1.0)
+    text = report.targets([bare, made_up("step", way=OURS, case=case, least=1.2)])
+    (line,) = text.splitlines()[2:]
+    assert line.endswith("ours / bare model | 16 | 256 | 240 | <= 1.15 | 1.20 | no |")
+    alone = made_up("step", way=OURS, case={**case, "rows": 1}, least=1.2)
+    assert len(report.targets([bare, alone]).splitlines()) == 2  # not of the same rows
+
+
+@pytest.mark.parametrize(
+    ("seconds", "own", "taken"),
+    [(600, 540.0, 0.9), (1e-3, 3.0, 3 / 60)],
+    ids=["nine tenths of a core", "just started"],
+)
+def test_load_of_others(monkeypatch, seconds, own, taken):
+    monkeypatch.setattr(measure.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(measure.os, "getloadavg", lambda: (1.5, 0.0, 0.0))
+    monkeypatch.setattr(measure.os, "times", lambda: (own, 0.0, 0.0, 0.0, seconds))
+    assert measure.load_of_others(1000 - seconds) == pytest.approx(1.5 - taken, rel=1e-3)
 
 
 def test_the_command(monkeypatch, tmp_path, capsys):
