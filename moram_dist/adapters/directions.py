@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import sizes
-from moram_dist.adapters.moments import directions_of_inputs, look_at
+from moram_dist.adapters.moments import of_inputs
+from moram_dist.adapters.subspaces import directions_of_inputs
 
 EXAMPLES = 64
 """Training examples of a task from which its directions are computed."""
@@ -81,15 +82,23 @@ class OlderInputs:
             model: that the linears are of, as it is after the task. All ranks call this together.
             look: ``methods.method.ExampleLosses`` of the task.
         """
-        found = {_entry(names): older_KD[:0] for names, older_KD in self.directions.items()}
-        for together, moment_DD in look_at(model, self.linears, look, EXAMPLES).over_ranks():
-            for names in self.groups:
-                if not {*names}.isdisjoint(together):
-                    known_KD = torch.cat([self.directions[names], found[_entry(names)]])
-                    new_KD = directions_of_inputs(moment_DD, known_KD, self.energy).cpu()
-                    found[_entry(names)] = torch.cat([found[_entry(names)], new_KD])
-        self.load_task(found)
-        return found
+        found = {names: older_KD[:0] for names, older_KD in self.directions.items()}
+
+        def compute(together: list[str], moment_DD: Tensor) -> dict[Names, Tensor]:
+            return {
+                names: directions_of_inputs(moment_DD, older_KD, self.energy).cpu()
+                for names, older_KD in self.directions.items()
+                if not {*names}.isdisjoint(together)
+            }
+
+        for _, computed in of_inputs(model, self.linears, look, EXAMPLES, compute):
+            for names, new_KD in computed.items():
+                if len(found[names]):  # the group has more than one input
+                    new_KD = beyond(new_KD, torch.cat([self.directions[names], found[names]]))
+                found[names] = torch.cat([found[names], new_KD])
+        tensors = {_entry(names): new_KD for names, new_KD in found.items()}
+        self.load_task(tensors)
+        return tensors
 
     def load_task(self, tensors: Mapping[str, Tensor]) -> None:
         """Append a task's directions from its memory file."""

@@ -1,6 +1,6 @@
-"""Second moments of the inputs of linears, and the subspaces that these inputs span.
+"""Second moments of the inputs of linears, over the examples of a task and all ranks.
 
-Shape letters: N tokens, D elements of a token, K directions.
+Shape letters: N tokens, D elements of a token.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,37 +16,40 @@ from torch import Tensor, nn
 from moram_dist.adapters.adapter import sizes
 from moram_dist.comm import env
 
-BLOCK = 128
-"""Vectors to iterate together; iteration is used if at most half as many are wanted."""
+Computed = TypeVar("Computed")
 
-ROUNDS = 20
-
-HELD_ROUNDS = 4
-"""Iterations when only the energy in the subspace matters."""
-
-PRECISION = 1e-8
-"""Largest residual of a singular vector's equation, relative to its squared singular value."""
+AT_ONCE = 2**32
+"""Bytes of sums at a time. A base of 7 B parameters has 41 GiB of them."""
 
 
 class InputMoments:
     """``sum_n x_n x_n^T`` over the inputs of each linear, in float64.
 
     The products of one forward pass are computed in float32. Linears that are called in a row with
-    the same tensor, such as query, key and value, share one sum.
+    the same tensor, such as query, key and value, share one sum. Sums of all linears at once could
+    exceed the device's memory, so one round of passes takes as many as ``most_bytes`` allows, and
+    at least one; the others wait for another round over the same examples.
     """
 
-    def __init__(self, linears: Mapping[str, nn.Module]) -> None:
-        """``linears`` by full name."""
+    def __init__(self, linears: Mapping[str, nn.Module], most_bytes: int) -> None:
+        """``linears`` by full name; ``most_bytes`` of sums at a time."""
         self.linears = linears
+        self.most_bytes = most_bytes
         self.counting = True
         """Whether the next forward passes count."""
         self._first: dict[str, str] = {}
+        """Linear -> the first one that is called with the same tensor; its name is the sum's."""
+        self._done: set[str] = set()
+        self._waiting: set[str] = set()
+        self._bytes: dict[str, int] = {}
+        """Of each sum of this round."""
         self._sums: dict[str, Tensor] = {}
         self._last: tuple[str, Tensor] | None = None
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Context in which forward passes are recorded. They compute no gradients."""
+        """Context of a round: forward passes are recorded. They compute no gradients."""
+        self._waiting.clear()
         handles = [
             linear.register_forward_pre_hook(partial(self._take, name), with_kwargs=True)
             for name, linear in self.linears.items()
@@ -62,19 +65,29 @@ class InputMoments:
     def over_ranks(self) -> Iterator[tuple[list[str], Tensor]]:
         """Names of linears that share an input, and the sum over all ranks' passes, (D, D).
 
-        All ranks must iterate together.
+        Those of the last round. All ranks must iterate together.
         """
         first: dict[str, str] = {}
-        for of_rank in env.gather_objects(self._first):
-            first = of_rank | first
-        for name in sorted(set(first.values())):
+        waiting: set[str] = set()
+        for of_rank, waits in env.gather_objects((self._first, self._waiting)):
+            first, waiting = of_rank | first, waiting | waits
+        for name in sorted({*first.values()} - waiting - self._done):
             together = [other for other in self.linears if first.get(other) == name]
             total = self._sums.pop(name, None)
             if total is None:
                 size, _ = sizes(self.linears[name])
                 total = torch.zeros(size, size, dtype=torch.float64, device=env.device())
             env.sum_(total)
+            self._done.add(name)
             yield together, total
+        self._waiting = waiting
+        self._bytes.clear()
+        self._sums.clear()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a linear needs another round, the same on all ranks after ``over_ranks``."""
+        return bool(self._waiting)
 
     def _take(
         self, name: str, linear: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
@@ -84,31 +97,73 @@ class InputMoments:
             again = self._last is not None and _same(self._last[1], x)
             self._first[name] = self._first[self._last[0]] if again and self._last else name
         self._last = name, x  # kept, so that no other tensor reuses its memory
-        if self._first[name] == name and self.counting:
+        if self._first[name] == name and self._has_room(name) and self.counting:
             x_ND = x.reshape(-1, x.shape[-1]).float()
             sum_DD = self._sums.get(name)
             product = (x_ND.T @ x_ND).double()
             self._sums[name] = product if sum_DD is None else sum_DD.add_(product)
 
+    def _has_room(self, name: str) -> bool:
+        """Whether a sum is one of this round's."""
+        if name in self._done or name in self._waiting:
+            return False
+        if name not in self._bytes:
+            size, _ = sizes(self.linears[name])
+            own = torch.float64.itemsize * size**2
+            if self._bytes and sum(self._bytes.values()) + own > self.most_bytes:
+                self._waiting.add(name)
+                return False
+            self._bytes[name] = own
+        return True
 
-def look_at(
+
+def of_inputs(
     model: nn.Module,
     linears: Mapping[str, nn.Module],
     look: Callable[[int], tuple[int, Iterator[Tensor]]],
     examples: int,
+    compute: Callable[[list[str], Tensor], Computed],
     seen: Callable[[], None] = lambda: None,
-) -> InputMoments:
-    """Moments of linears' inputs over the tokens of some training examples, without dropout.
+) -> Iterator[tuple[list[str], Computed]]:
+    """What ``compute`` makes of the moments of linears' inputs, without dropout.
+
+    Each result is computed by one rank and sent to the others: ranks share the work, and cannot
+    differ in its rounding. All ranks must iterate together; the order is the same on all of them.
 
     Args:
         model: the model that contains the linears.
         linears: by full name.
-        look: a ``methods.method.ExampleLosses``.
+        look: a ``methods.method.ExampleLosses``; the moments are over all tokens of its examples.
         examples: how many, over all ranks.
-        seen: called after each counted example has passed through the model.
+        compute: gets the names of linears that share an input, and its moments (D, D), float64.
+        seen: called once after each counted example has passed through the model.
     """
+    moments = InputMoments(linears, AT_ONCE)
+    rank, num_ranks = env.rank(), env.world_size()
+    while True:
+        _take_round(model, moments, look, examples, seen)
+        mine = [one for i, one in enumerate(moments.over_ranks()) if i % num_ranks == rank]
+        computed = [(names, compute(names, moment_DD)) for names, moment_DD in mine]
+        del mine
+        for of_rank in env.gather_objects(computed):
+            yield from of_rank
+        if not moments.waits:
+            return
+        seen = _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+def _take_round(
+    model: nn.Module,
+    moments: InputMoments,
+    look: Callable[[int], tuple[int, Iterator[Tensor]]],
+    examples: int,
+    seen: Callable[[], None],
+) -> None:
     count, losses = look(examples)
-    moments = InputMoments(linears)
     training = model.training
     model.eval()
     # A rank with fewer examples than others gets a filler, which must not count.
@@ -120,128 +175,8 @@ def look_at(
                 seen()
             moments.counting = done < mine
     model.train(training)
-    return moments
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors share the same memory and shape."""
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape
-
-
-def without(moment_DD: Tensor, basis_KD: Tensor) -> Tensor:
-    """``(I - P) M``, where P projects onto the orthonormal rows of ``basis_KD``."""
-    basis_KD = basis_KD.to(moment_DD)
-    return moment_DD - basis_KD.T @ (basis_KD @ moment_DD)
-
-
-def leading(matrix_DD: Tensor, count: int) -> Tensor:
-    """The leading left singular vectors as rows, (count, D), padded with zero rows.
-
-    The sign of each vector makes its largest element positive.
-    """
-    found = _left_singular(matrix_DD, lambda squares: count)
-    return torch.cat([found, found.new_zeros(count - len(found), found.shape[1])])
-
-
-def new_directions(moment_DD: Tensor, basis_KD: Tensor, energy: float) -> Tensor:
-    """The fewest directions to add to ``basis_KD`` so that it holds ``energy`` of the moments.
-
-    That is ``|P M|^2 >= energy |M|^2`` in the Frobenius norm, where P projects onto old and new
-    directions: the greedy rule of gradient projection memory.
-
-    Returns:
-        Orthonormal rows, orthogonal to ``basis_KD``; none if the basis holds enough already.
-    """
-    total = moment_DD.square().sum()
-    rest_DD = without(moment_DD, basis_KD)
-    lacking = energy * total - (total - rest_DD.square().sum())
-    if lacking <= 0:
-        return moment_DD.new_zeros(0, len(moment_DD))
-    return _left_singular(rest_DD, lambda squares: int((squares.cumsum(0) < lacking).sum()) + 1)
-
-
-def directions_of_inputs(moment_DD: Tensor, basis_KD: Tensor, energy: float) -> Tensor:
-    """The fewest directions to add to ``basis_KD`` so that it holds ``energy`` of the inputs.
-
-    That is ``trace(P M) >= energy trace(M)``, where P projects onto old and new directions: the
-    fraction of the inputs' squared length in their span. (``new_directions`` squares M instead.)
-
-    Returns:
-        Orthonormal rows in float32, orthogonal to ``basis_KD``; none if it holds enough already.
-    """
-    off_DD = without(without(moment_DD, basis_KD).T, basis_KD)
-    total, rest = moment_DD.trace(), off_DD.trace()
-    missing = energy * total - (total - rest)
-    if missing <= 0:
-        return moment_DD.new_zeros(0, len(moment_DD), dtype=torch.float32)
-    # In float32: speed matters more than the exact number of directions.
-    energies_K, rows_KD = _holding(off_DD.float(), float(missing))
-    count = int((energies_K.cumsum(0) < missing).sum()) + 1
-    # Directions that hold only rounding errors are arbitrary, and may lie along old ones.
-    real = energies_K[:count] > total * torch.finfo(torch.float32).eps
-    # Rounding leaves small components along old directions in the new ones.
-    clean_DK, _ = torch.linalg.qr(without(rows_KD[:count][real].T.to(moment_DD), basis_KD))
-    rows_KD = clean_DK.T.float()
-    return rows_KD * rows_KD.gather(1, rows_KD.abs().argmax(1, keepdim=True)).sign()
-
-
-def _holding(moment_DD: Tensor, energy: float) -> tuple[Tensor, Tensor]:
-    """The energy of each direction, largest first, and directions that hold ``energy`` together.
-
-    Uses subspace iteration with blocks that double until they hold enough. It need not converge:
-    the energy of each direction is exact, so the only cost is a few more directions.
-    """
-    size, block = len(moment_DD), BLOCK
-    start = torch.Generator().manual_seed(0)
-    while block <= size // 4:
-        seen_DK = torch.randn(size, block, generator=start).to(moment_DD)
-        for _ in range(HELD_ROUNDS):
-            basis_DK, _ = torch.linalg.qr(moment_DD @ seen_DK)
-            seen_DK = basis_DK
-        energies_K, turn_KK = torch.linalg.eigh(seen_DK.T @ (moment_DD @ seen_DK))
-        if energies_K.clamp(min=0).sum() >= energy:
-            return energies_K.flip(0).clamp(min=0), (seen_DK @ turn_KK).T.flip(0)
-        block *= 2
-    energies_D, vectors_DD = torch.linalg.eigh(moment_DD)
-    return energies_D.flip(0).clamp(min=0), vectors_DD.T.flip(0)
-
-
-def _left_singular(matrix_DD: Tensor, wanted: Callable[[Tensor], int]) -> Tensor:
-    """Left singular vectors as rows; ``wanted`` maps squared singular values to their number."""
-    squares_K, rows_KD = _iterated(matrix_DD, wanted) or _solved(matrix_DD)
-    # Singular vectors of values that are 0 up to rounding are arbitrary.
-    real = squares_K > squares_K[:1] * torch.finfo(squares_K.dtype).eps * len(matrix_DD)
-    rows = rows_KD[real][: wanted(squares_K)]
-    return rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
-
-
-def _solved(matrix_DD: Tensor) -> tuple[Tensor, Tensor]:
-    """All squared singular values, the largest first, and left singular vectors as rows."""
-    squares, vectors = torch.linalg.eigh(matrix_DD @ matrix_DD.T)
-    return squares.flip(0).clamp(min=0), vectors.T.flip(0)
-
-
-def _iterated(matrix_DD: Tensor, wanted: Callable[[Tensor], int]) -> tuple[Tensor, Tensor] | None:
-    """The largest of them by subspace iteration; None if that does not reach ``PRECISION``.
-
-    Singular values of moments decay so fast that a few rounds suffice, in a tenth of the time.
-    """
-    if len(matrix_DD) <= 2 * BLOCK:
-        return None
-    start = torch.Generator().manual_seed(0)
-    block_DK = torch.randn(len(matrix_DD), BLOCK, generator=start, dtype=torch.float64)
-    block_DK = matrix_DD @ block_DK.to(matrix_DD)
-    for _ in range(ROUNDS):
-        basis_DK, _ = torch.linalg.qr(block_DK)
-        seen_DK = matrix_DD.T @ basis_DK
-        squares_K, turn_KK = torch.linalg.eigh(seen_DK.T @ seen_DK)
-        squares_K, turn_KK = squares_K.flip(0).clamp(min=0), turn_KK.flip(1)
-        vectors_DK = basis_DK @ turn_KK
-        block_DK = matrix_DD @ (seen_DK @ turn_KK)
-        count = wanted(squares_K)
-        if count > BLOCK // 2:
-            return None
-        off_K = (block_DK - vectors_DK * squares_K).norm(dim=0)
-        if (off_K[:count] <= PRECISION * squares_K[:count]).all():
-            return squares_K, vectors_DK.T
-    return None

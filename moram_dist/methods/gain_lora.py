@@ -18,8 +18,8 @@ from moram_dist.adapters.gated_lora import (
     RowGates,
     gate_inputs,
 )
-from moram_dist.adapters.moments import leading, new_directions, without
 from moram_dist.adapters.prompts import Prompts
+from moram_dist.adapters.subspaces import leading, new_directions, without
 from moram_dist.comm import env
 from moram_dist.comm.zero3 import whole
 from moram_dist.families import family_of_model

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from moram_dist.adapters.adapter import sizes
-from moram_dist.adapters.moments import (
-    InputMoments,
-    leading,
-    look_at,
-    new_directions,
-    without,
-)
+from moram_dist.adapters.moments import of_inputs
+from moram_dist.adapters.subspaces import leading, new_directions, without
 from moram_dist.comm.zero3 import whole
 from moram_dist.methods.inc_lora import IncLora
 from moram_dist.methods.method import METHODS, ExampleLosses, Linears
@@ -58,11 +53,14 @@ class InfLora(IncLora):
 
     def prepare_task(self, i: int, look: ExampleLosses) -> None:
         """Design A from the task's inputs in the current model."""
-        for together, moment_DD in self._look_at(look).over_ranks():
-            # Scaled to the norm of rows drawn Kaiming-uniform.
-            A = leading(without(moment_DD, self.subspaces[together[0]]), self.config.atoms_per_task)
+        for together, A in self._of_inputs(look, self._design):
             for name in together:
-                self._designed[f"{name}.lora_A"] = (A / math.sqrt(3)).float().cpu()
+                self._designed[f"{name}.lora_A"] = A
+
+    def _design(self, together: list[str], moment_DD: Tensor) -> Tensor:
+        A = leading(without(moment_DD, self.subspaces[together[0]]), self.config.atoms_per_task)
+        # Scaled to the norm of rows drawn Kaiming-uniform.
+        return (A / math.sqrt(3)).float().cpu()
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """New terms: A as designed (drawn at random without ``prepare_task``), B zero."""
@@ -84,10 +82,14 @@ class InfLora(IncLora):
             f"{name}.subspace": torch.zeros(0, layer.in_features)
             for name, layer in self.layers.items()
         }
-        for together, moment_DD in self._look_at(look).over_ranks():
+
+        def compute(together: list[str], moment_DD: Tensor) -> Tensor:
             added_KD = new_directions(moment_DD, self.subspaces[together[0]], energy)
+            return added_KD.float().cpu()
+
+        for together, added_KD in self._of_inputs(look, compute):
             for name in together:
-                found[f"{name}.subspace"] = added_KD.float().cpu()
+                found[f"{name}.subspace"] = added_KD.clone()  # a file's tensors share no memory
         return found
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
@@ -126,6 +128,7 @@ class InfLora(IncLora):
     def _seen(self) -> None:
         """Called after each counted example has passed through the model."""
 
-    def _look_at(self, look: ExampleLosses) -> InputMoments:
-        """Second moments of the linears' inputs, without dropout."""
-        return look_at(self.model, self.layers, look, EXAMPLES, self._seen)
+    def _of_inputs(
+        self, look: ExampleLosses, compute: Callable[[list[str], Tensor], Tensor]
+    ) -> Iterator[tuple[list[str], Tensor]]:
+        return of_inputs(self.model, self.layers, look, EXAMPLES, compute, self._seen)

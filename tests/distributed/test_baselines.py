@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from moram_dist.adapters import directions
+from moram_dist.adapters import directions, moments
 from moram_dist.adapters.prompts import asking
 from moram_dist.atoms.manifest import Manifest
 from moram_dist.atoms.memory_files import MemoryFiles
@@ -64,6 +64,7 @@ FP32 = Bare("zero3.json", 3, "fp32", shard_all=True)
 BF16 = Bare("zero3.json", 3, "bf16", shard_all=True)
 ROUNDING = 2e-6
 LOOKED_AT = 5
+MOMENTS_AT_ONCE = 3 * 8 * 32**2
 
 
 def open_life(model: Path, setting: Setting, name: str, **model_settings: Any) -> Life:
@@ -305,8 +306,12 @@ NIGHTLY = [one for one in LIVES if one not in EVERY_CHANGE]
 
 
 def live(rank: int, world_size: int, lives: list, model: Path, folder: Path) -> None:
-    """Of the five examples that are looked at one rank lacks the last."""
+    """Of the five examples that are looked at one rank lacks the last.
+
+    Moments of their inputs take more than one round.
+    """
     ewc.FISHER_EXAMPLES = inf_lora.EXAMPLES = directions.EXAMPLES = LOOKED_AT
+    moments.AT_ONCE = MOMENTS_AT_ONCE
     for name, kind in lives:
         setting, model_settings = KINDS[kind]
         try:

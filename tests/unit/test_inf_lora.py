@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from moram_dist.adapters import moments
-from moram_dist.adapters.moments import InputMoments, leading, new_directions, without
+from moram_dist.adapters import moments, subspaces
+from moram_dist.adapters.moments import InputMoments, of_inputs
+from moram_dist.adapters.subspaces import leading, new_directions, without
 from moram_dist.methods import METHODS, inf_lora
 from tests.helpers.configs import config_of
 from tests.unit.test_lora_baselines import OneLinear, begin, built
@@ -19,7 +20,7 @@ from tests.unit.test_lora_baselines import OneLinear, begin, built
 
 def test_moments_are_summed_and_shared_inputs_are_multiplied_once():
     linears = nn.ModuleDict({name: nn.Linear(2, 3) for name in ("q", "k", "o")})
-    taken = InputMoments(linears)
+    taken = InputMoments(linears, moments.AT_ONCE)
     one, two = torch.tensor([[[1.0, 2.0], [0.0, 3.0]]]), torch.tensor([[[5.0, 0.0]]])
     with taken.taken():
         for x, counts in ((one, True), (two, False), (two, True)):
@@ -39,10 +40,50 @@ def test_a_linear_that_is_called_by_name():
     for name in ("sequential_lora", "inc_lora", "moram"):
         _, model = built(name)
         assert torch.equal(model.layer(input=x), model.layer(x))
-        moments = InputMoments({"layer": model.layer})
-        with moments.taken():
+        taken = InputMoments({"layer": model.layer}, moments.AT_ONCE)
+        with taken.taken():
             model.layer(input=x)
-        assert [total.tolist() for _, total in moments.over_ranks()] == [[[4.0]]]
+        assert [total.tolist() for _, total in taken.over_ranks()] == [[[4.0]]]
+
+
+class FourLinears(nn.Module):
+    """q and k read the same tensor, o and d others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes = {"q": (2, 3), "k": (2, 3), "o": (3, 4), "d": (4, 1)}
+        self.linears = nn.ModuleDict({name: nn.Linear(*size) for name, size in shapes.items()})
+
+    def forward(self, x):
+        q, k, o, d = self.linears.values()
+        return d(o(q(x) + k(x)))
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "rounds"), [(8 * (4 + 9 + 16), 1), (8 * (4 + 16), 2), (8 * (9 + 16), 2), (0, 3)]
+)
+def test_moments_that_do_not_fit_together_take_more_rounds(monkeypatch, most_bytes, rounds):
+    model, x = FourLinears(), torch.randn(5, 1, 2, generator=torch.Generator().manual_seed(0))
+    asked, seen = [], []
+
+    def look(limit):
+        asked.append(limit)
+        return 5, (model(row).sum() for row in x)
+
+    def all_of_them():
+        of = of_inputs(
+            model, model.linears, look, 7, lambda names, moment: moment, lambda: seen.append(1)
+        )
+        return {tuple(names): moment_DD for names, moment_DD in of}
+
+    whole = all_of_them()
+    assert [*whole] == [("d",), ("o",), ("q", "k")] and asked == [7]
+    monkeypatch.setattr(moments, "AT_ONCE", most_bytes)
+    found = all_of_them()
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[names], whole[names]) for names in whole)
+    assert len(asked) == 1 + rounds and len(seen) == 2 * 5, "an example is seen once"
+    assert model.training
 
 
 DIAGONAL = torch.diag(torch.tensor([3.0, -2.0, 1.0, 0.0], dtype=torch.float64))
@@ -83,7 +124,7 @@ def test_large_moments_have_the_same_directions(decay, basis_size):
     q = torch.linalg.qr(torch.randn(300, 300, generator=generator, dtype=torch.float64))[0]
     moment = q @ torch.diag((-decay * torch.arange(300.0, dtype=torch.float64)).exp()) @ q.T
     rest = without(moment, q.T[:basis_size])
-    assert (moments._iterated(rest, lambda squares: 5) is not None) == (decay == 0.5)
+    assert (subspaces._iterated(rest, lambda squares: 5) is not None) == (decay == 0.5)
     expected = q.T[basis_size : basis_size + 5]
     torch.testing.assert_close(
         (leading(rest, 5) @ expected.T).abs(), torch.eye(5).double(), atol=1e-6, rtol=0

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from moram_dist.adapters import directions
-from moram_dist.adapters.moments import directions_of_inputs
+from moram_dist.adapters.subspaces import directions_of_inputs
 from moram_dist.methods import METHODS
 from moram_dist.methods.moram import Moram
 from moram_dist.registry import InputError
