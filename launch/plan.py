@@ -105,10 +105,6 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     count = own.nodes * own.gpus_per_node
     ds_config = settings.deepspeed_config(config, ds_path, count)
     assert isinstance(config.method, MoramConfig)  # main refuses other methods
-    if config.method.quiet_keys:
-        raise InputError(
-            "--quiet_keys: plans do not count the directions that it keeps; plan without it"
-        )
     if config.model.gradient_checkpointing:
         raise InputError("--gradient_checkpointing true: plans are for runs without it")
     family = family_of(language_model.check(config.model))

@@ -94,6 +94,12 @@ class Plan:
     atoms: int
     """Frozen ones after the last task."""
 
+    directions: int
+    """Those of older tasks' inputs, which quiet keys are kept off; at most."""
+
+    moments: int
+    """What the moments of inputs need at a task's end."""
+
     answering: int
     """The peak of evaluation's tensors, without weights and atoms."""
 
@@ -114,19 +120,27 @@ class Plan:
     @property
     def training(self) -> int:
         """Peak of training, in tensors."""
-        return self.standing.total + max(task.atoms + task.training for task in self.tasks)
+        largest = max(task.atoms + task.training for task in self.tasks)
+        return self.standing.total + self.directions + largest
+
+    @property
+    def boundary(self) -> int:
+        """Peak at a task's end, in tensors, while its directions are computed."""
+        return self.standing.total + self.atoms + self.directions + self.moments
 
     @property
     def evaluation(self) -> int:
         """Peak of evaluation, in tensors; it uses whole weights."""
         kept = self.standing
         whole = self.base if kept.gathered or kept.base < self.base else 0
-        return kept.base + whole + kept.trained + kept.bucket + self.atoms + self.answering
+        memory = self.atoms + self.directions
+        return kept.base + whole + kept.trained + kept.bucket + memory + self.answering
 
     @property
     def peak(self) -> int:
         """Peak of a rank: of its process where that was measured, else of tensors and libraries."""
-        return self.process or max(self.training, self.evaluation) + self.libraries
+        most = max(self.training, self.boundary, self.evaluation)
+        return self.process or most + self.libraries
 
     @property
     def libraries(self) -> int:
@@ -193,6 +207,8 @@ class Planner:
             standing=self._standing(self.ranks.count),
             base=sum(run.base_sizes) * run.number_bytes,
             atoms=run.stored_bytes,
+            directions=run.direction_bytes,
+            moments=run.moment_bytes,
             answering=self._answering(),
             examples=self._examples(),
             pictures=family.reads_pictures,
@@ -215,7 +231,7 @@ class Planner:
         if self.ranks.device == "cpu":
             # Add what differs between the planned ranks and these, and what only evaluation needs.
             beside = plan.standing.total - self._standing(ranks).total
-            further = max(0, plan.evaluation - plan.training)
+            further = max(0, max(plan.boundary, plan.evaluation) - plan.training)
             process = found.peak + beside + plan.examples + further
         return replace(plan, tasks=tasks, process=process)
 

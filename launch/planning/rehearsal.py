@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from launch.planning.meter import AsOnDevice, Meter, PretendGroup
+from launch.planning.sizes import FP32
+from moram_dist.adapters.moments import round_bytes
 from moram_dist.atoms import Placer
 from moram_dist.atoms.placement import Resident, Stationary
 from moram_dist.comm import zero3
@@ -82,7 +84,10 @@ class Rehearsal:
         self.model: Any = model.to(dtype).requires_grad_(False)
         self.base_sizes = [p.numel() for p in self.model.parameters()]
         self.number_bytes = dtype.itemsize
-        self.method = Moram(config.method, config.train.seed, self.placer, num_tasks)
+        self.keeps_directions = config.method.quiet_keys > 0
+        """Of older tasks' inputs. They change no shapes, so they are counted apart."""
+        method = replace(config.method, quiet_keys=0.0)
+        self.method = Moram(method, config.train.seed, self.placer, num_tasks)
         targets = choose_targets(self.model, self.method.config.target_modules, is_skeleton=True)
         self.method.build(self.model, targets.names)
         self.model.to(META)
@@ -104,6 +109,21 @@ class Rehearsal:
         """Frozen atoms on a rank: its shard, and the copy of all atoms if it keeps one."""
         banks = [memory.bank for memory in self.method.memories.values()]
         return sum(bank.shard_F.nbytes + bank.copy_F.nbytes for bank in banks)
+
+    @property
+    def direction_bytes(self) -> int:
+        """Directions of older tasks' inputs on a rank: at most as many as an input has elements."""
+        return sum(FP32 * size**2 for size in self.inputs) if self.keeps_directions else 0
+
+    @property
+    def moment_bytes(self) -> int:
+        """What taking the moments of inputs at a task's end needs."""
+        return round_bytes(self.inputs) if self.keeps_directions else 0
+
+    @property
+    def inputs(self) -> list[int]:
+        """Elements of each input that linears with a memory read."""
+        return [memory.bank.shapes[0][0] for memory in self.method.memories.values()]
 
     def task_file(self, device: torch.device = META) -> dict[str, Tensor]:
         """The tensors of a task's memory file."""

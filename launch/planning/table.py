@@ -24,6 +24,7 @@ def _head(plan: Plan) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     kept, tasks = plan.standing, plan.tasks
     largest = max(tasks, key=lambda task: task.atoms + task.training)
+    quiet = plan.directions > 0
     lines = [
         ("base model, this rank's part", kept.base, ""),
         ("base model, gathered in a forward pass", kept.gathered, "at most"),
@@ -32,7 +33,9 @@ def _memory(plan: Plan) -> list[str]:
         ("bucket for gradients", kept.bucket, ""),
         (f"frozen atoms, before {largest.name}", largest.atoms, "exact"),
         (f"largest micro-batch, of {largest.name}", largest.training, "rehearsed"),
+        *([("directions of older tasks' inputs", plan.directions, "at most")] * quiet),
         ("= peak of training, in tensors", plan.training, ""),
+        *([("peak at a task's end, with moments of inputs", plan.boundary, "at most")] * quiet),
         ("peak of evaluation, on whole weights", plan.evaluation, "at most"),
         ("frozen atoms, after the last task", plan.atoms, "exact"),
         ("examples of a task, on the host", plan.examples, "about"),
@@ -108,10 +111,11 @@ def _takes(task: TaskPlan) -> str:
 def _rest(plan: Plan) -> list[str]:
     files = sum(task.file for task in plan.tasks)
     steps = sum(task.num_steps for task in plan.tasks)
+    beside = f", directions beside them at most {plan.directions:,}" if plan.directions else ""
     lines = [
         "",
-        f"disk: {files / len(plan.tasks):,.0f} bytes a task, {files:,} in all, exact; two files of "
-        f"progress of {plan.progress / MB:,.1f} MB while a task is trained",
+        f"disk: {files / len(plan.tasks):,.0f} bytes a task, {files:,} in all, exact{beside}; two "
+        f"files of progress of {plan.progress / MB:,.1f} MB while a task is trained",
     ]
     seconds = [task.seconds for task in plan.tasks if task.seconds is not None]
     if not seconds:

@@ -5,7 +5,7 @@ Shape letters: N tokens, D elements of a token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -20,6 +20,13 @@ Computed = TypeVar("Computed")
 
 AT_ONCE = 2**32
 """Bytes of sums at a time. A base of 7 B parameters has 41 GiB of them."""
+
+
+def round_bytes(inputs: Iterable[int]) -> int:
+    """Bytes on the device, at most, while moments of inputs of these sizes are taken and used."""
+    each = [torch.float64.itemsize * size**2 for size in inputs]
+    # What is computed of one of them makes a few matrices of its size.
+    return min(sum(each), max(AT_ONCE, *each)) + 4 * max(each)
 
 
 class InputMoments:

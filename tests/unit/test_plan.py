@@ -17,7 +17,9 @@ from launch.planning.meter import Meter, PretendGroup
 from launch.planning.rehearsal import Ranks, Rehearsal
 from launch.planning.sizes import standing
 from launch.planning.steps import task_steps
+from launch.planning.table import table
 from launch.settings import resolve
+from moram_dist.adapters import moments
 from moram_dist.config_io import build
 from moram_dist.data.encode import encode_training
 from moram_dist.data.stream import steps
@@ -46,7 +48,6 @@ def model(tmp_path_factory):
         (["--method", "ewc"], "--method ewc: plans are for moram"),
         (["--json", "no/such/plan.json"], "--json no/such/plan.json: no such folder"),
         (["--topk", "4"], "unknown flag '--topk'; did you mean '--top_k'?"),
-        (["--quiet_keys", "0.9"], "--quiet_keys: plans do not count the directions"),
         (["--gradient_checkpointing"], "--gradient_checkpointing true: plans are for runs"),
         (["--target_modules", "x_proj"], "--target_modules 'x_proj' matches no linear layer"),
     ],
@@ -228,6 +229,36 @@ def test_a_plan_for_gpus_needs_none(model, tmp_path, capsys):
     assert all(sum(task["received"]["gathered"]) == 0 for task in found["tasks"][:1])
     assert sum(found["tasks"][1]["received"]["gathered"]) > 0
     assert not [name for name in os.listdir(tmp_path) if name != "plan.json"]
+
+
+def test_what_quiet_keys_keep_is_planned(model):
+    words = ["--model", str(model), "--limit_train", "8", "--limit_eval", "2"]
+    words += ["--order", "topic,mood", "--target_modules", "all-linear", "--threshold", "0"]
+    words += ["--memory", "4"]
+
+    def planned(*more):
+        own, rest = plan.parser().parse_known_args([*words, *more, *NO_PASSES])
+        return plan.make(own, *plan.read_flags((), plan.train_flags(rest)))
+
+    free, quiet = planned(), planned("--quiet_keys", "0.9")
+    # Two layers: q, k, v; o; gate, up; down.
+    inputs = 2 * [HIDDEN, HIDDEN, HIDDEN, 48]
+    assert free.directions == free.moments == 0
+    assert quiet.directions == sum(4 * size**2 for size in inputs)
+    assert quiet.moments == sum(8 * size**2 for size in inputs) + 4 * 8 * 48**2
+    assert quiet.training - free.training == quiet.evaluation - free.evaluation == quiet.directions
+    assert quiet.boundary - free.boundary == quiet.directions + quiet.moments
+    assert quiet.tasks == free.tasks
+    lines = ("directions of older tasks' inputs", "moments of inputs", "directions beside them")
+    for line in lines:
+        assert line in table(quiet) and line not in table(free)
+
+
+def test_a_round_of_moments_has_a_limit(monkeypatch):
+    monkeypatch.setattr(moments, "AT_ONCE", 1000)
+    assert moments.round_bytes([4, 5]) == 8 * (16 + 25) + 4 * 8 * 25
+    assert moments.round_bytes([8, 8, 8]) == 1000 + 4 * 8 * 64
+    assert moments.round_bytes([20, 8]) == 5 * 8 * 400  # one that is larger is alone
 
 
 def test_a_clip_is_planned(tmp_path, capsys):
