@@ -92,7 +92,6 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     from launch.planning.rehearsal import Ranks
     from moram_dist.comm import env
     from moram_dist.families import family_of
-    from moram_dist.methods.moram import MoramConfig
     from moram_dist.models import language_model
 
     settings.quiet()
@@ -104,7 +103,6 @@ def make(own: argparse.Namespace, config: RunConfig, ds_path: Path) -> Plan:
     config, benchmark = settings.resolve(config)
     count = own.nodes * own.gpus_per_node
     ds_config = settings.deepspeed_config(config, ds_path, count)
-    assert isinstance(config.method, MoramConfig)  # main refuses other methods
     if config.model.gradient_checkpointing:
         raise InputError("--gradient_checkpointing true: plans are for runs without it")
     family = family_of(language_model.check(config.model))

@@ -23,7 +23,7 @@ from moram_dist.data.stream import MicroBatch
 from moram_dist.decode.cache import RoomyCache
 from moram_dist.decode.classes import image_features
 from moram_dist.families.targets import choose_targets
-from moram_dist.methods.moram import Moram
+from moram_dist.methods.moram import Moram, MoramConfig
 from moram_dist.models import language_model
 from moram_dist.train.forward import Forward
 
@@ -84,6 +84,7 @@ class Rehearsal:
         self.model: Any = model.to(dtype).requires_grad_(False)
         self.base_sizes = [p.numel() for p in self.model.parameters()]
         self.number_bytes = dtype.itemsize
+        assert isinstance(config.method, MoramConfig)  # launch/plan.py refuses other methods
         self.keeps_directions = config.method.quiet_keys > 0
         """Of older tasks' inputs. They change no shapes, so they are counted apart."""
         method = replace(config.method, quiet_keys=0.0)
