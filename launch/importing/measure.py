@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from moram_dist.recognise import TaskStatistics
 from moram_dist.tasks.task import Example, Task
 from moram_dist.train.recognition import MOST_PROMPTS
 from moram_dist.use.answerer import Answerer, Asked
-from moram_dist.use.compare import SeenAnswer, divergence, loss, replaced, see_answers
+from moram_dist.use.compare import AnswerMeans, SeenAnswer, replaced, see_answers
 from moram_dist.use.from_peft import PeftLora
 from moram_dist.use.imported import Figures, Measured
 from moram_dist.use.source import read_source
@@ -54,43 +54,48 @@ class _Beside:
         self.lora = lora
         self.task = task
         self.test = spread(task.test, TEST_EXAMPLES)
-        self.alone: list[SeenAnswer] = []
 
     def measured(self) -> Measured:
         model, all_tasks = self.answerer.model, [None] * len(self.test)
-        with replaced(model, self.lora.lora):
-            self.alone = self._see(all_tasks)
-            alone = self._figures(all_tasks)
-        with bare(model):
-            base = self._figures(all_tasks)
         recognised = self.answerer.recognised([example.prompt for example in self.test])
+        numbers = [number for number, _ in recognised]
+        means = self._means(numbers)
+        with replaced(model, self.lora.lora):
+            alone = self._figures(all_tasks, means["alone"])
+        with bare(model):
+            base = self._figures(all_tasks, means["base"])
         return Measured(
             task=self.task.name,
             examples=len(self.test),
             metric=self.task.metric,
             base=base,
             alone=alone,
-            together=self._figures(all_tasks),
-            recognised=self._figures([number for number, _ in recognised]),
+            together=self._figures(all_tasks, means["together"]),
+            recognised=self._figures(numbers, means["recognised"]),
         )
 
-    def _figures(self, numbers: Sequence[int | None]) -> Figures:
-        seen = self._see(numbers)
+    def _figures(self, numbers: Sequence[int | None], means: AnswerMeans) -> Figures:
         return Figures(
             score=self.answerer.mean_score(self.test, numbers),
-            loss=loss(seen),
-            divergence=divergence(self.alone, seen),
+            loss=means.loss,
+            divergence=means.divergence,
         )
 
-    def _see(self, numbers: Sequence[int | None]) -> list[SeenAnswer]:
-        pairs = zip(numbers, self.test, strict=True)
-        return [seen for number, example in pairs for seen in self._see_one(number, example)]
+    def _means(self, recognised: Sequence[int | None]) -> dict[str, AnswerMeans]:
+        model = self.answerer.model
+        means = {name: AnswerMeans() for name in ("alone", "base", "together", "recognised")}
+        for number, example in zip(recognised, self.test, strict=True):
+            with replaced(model, self.lora.lora):
+                alone = self._see(None, example)
+            with bare(model):
+                base = self._see(None, example)
+            seen = (alone, base, self._see(None, example), self._see(number, example))
+            for one, its in zip(means.values(), seen, strict=True):
+                one.add(alone, its)
+        return means
 
-    def _see_one(self, number: int | None, example: Example) -> Iterator[SeenAnswer]:
-        model, tokenizer, family = (
-            self.answerer.model,
-            self.answerer.tokenizer,
-            self.answerer.family,
-        )
-        with nullcontext() if number is None else answered_by(model, (number,)):
-            yield from see_answers(model, tokenizer, family, self.task, [example])
+    def _see(self, number: int | None, example: Example) -> SeenAnswer:
+        own = self.answerer
+        with nullcontext() if number is None else answered_by(own.model, (number,)):
+            (seen,) = see_answers(own.model, own.tokenizer, own.family, self.task, [example])
+        return seen

@@ -21,7 +21,7 @@ from moram_dist.adapters.lora import Terms
 from moram_dist.atoms.routing import Routing, candidates, mixture
 from moram_dist.families import TextFamily
 from moram_dist.tasks.task import Example, Task
-from moram_dist.use.compare import SeenAnswer, divergence, replaced, see_answers
+from moram_dist.use.compare import AnswerMeans, SeenAnswer, replaced, see_answers
 from moram_dist.use.lora import Lora
 
 RIDGE = 1e-6
@@ -57,13 +57,11 @@ class TaskAsLora:
         fits = {name: _Fit(*own) for name, own in self.atoms.items()}
 
         def look(name: str, x: Tensor) -> None:
-            x_TD = x.reshape(-1, x.shape[-1])
-            keys_ND, values_NE = (part.to(x) for part in self.atoms[name])
-            score_TN = x_TD @ keys_ND.T
-            update_TE = (
-                mixture_weights(score_TN.float(), self.routing).to(x) * score_TN
-            ) @ values_NE
-            fits[name].add(x_TD, update_TE)
+            # As in a recall: bf16 scores would change the chosen atoms of many tokens.
+            precise = torch.promote_types(x.dtype, torch.float32)
+            keys_ND, values_NE = (part.to(x.device, precise) for part in self.atoms[name])
+            score_TN = x.reshape(-1, x.shape[-1]).to(precise) @ keys_ND.T
+            fits[name].add(score_TN, mixture_weights(score_TN, self.routing), values_NE)
 
         with self._looking(look):
             for _ in self._see(task, examples):
@@ -75,12 +73,16 @@ class TaskAsLora:
         self, task: Task, examples: Sequence[Example], lora: Lora
     ) -> tuple[float, float]:
         """Mean KL of the memory from the LoRA and from the bare base, per answer token, in nats."""
-        routed = [*self._see(task, examples)]
-        with replaced(self.model, lora):
-            as_lora = [*self._see(task, examples)]
-        with bare(self.model):
-            of_base = [*self._see(task, examples)]
-        return divergence(routed, as_lora), divergence(routed, of_base)
+        as_lora, of_base = AnswerMeans(), AnswerMeans()
+        for example in examples:
+            (routed,) = self._see(task, [example])
+            with replaced(self.model, lora):
+                (its,) = self._see(task, [example])
+            as_lora.add(routed, its)
+            with bare(self.model):
+                (its,) = self._see(task, [example])
+            of_base.add(routed, its)
+        return as_lora.divergence, of_base.divergence
 
     def _see(self, task: Task, examples: Sequence[Example]) -> Iterator[SeenAnswer]:
         return see_answers(self.model, self.tokenizer, self.family, task, examples)
@@ -116,16 +118,20 @@ class _Fit:
         self.products_NN = torch.zeros(len(keys_ND), len(keys_ND), dtype=torch.float64)
         self.targets_N = torch.zeros(len(keys_ND), dtype=torch.float64)
 
-    def add(self, x_TD: Tensor, update_TE: Tensor) -> None:
-        """Count tokens and what the memory adds to them."""
-        x_TD, update_TE = x_TD.cpu().double(), update_TE.cpu().double()
-        score_TN, values_NE = x_TD @ self.keys_ND.double().T, self.values_NE.double()
-        self.products_NN += (score_TN.T @ score_TN) * (values_NE @ values_NE.T)
-        self.targets_N += (score_TN * (update_TE @ values_NE.T)).sum(0)
+    def add(self, score_TN: Tensor, weight_TN: Tensor, values_NE: Tensor) -> None:
+        """Count tokens by their scores and mixture weights; sums stay on the device of these."""
+        score_TN, values_NE = score_TN.double(), values_NE.double()
+        alike_NN = values_NE @ values_NE.T
+        # What the memory adds to a token, times each value.
+        target_TN = (weight_TN.double() * score_TN) @ alike_NN
+        device = score_TN.device
+        self.products_NN = self.products_NN.to(device) + (score_TN.T @ score_TN) * alike_NN
+        self.targets_N = self.targets_N.to(device) + (score_TN * target_TN).sum(0)
 
     def terms(self) -> Terms:
         """Keys, and values times their weight."""
-        ridge = RIDGE * self.products_NN.diagonal().mean() + torch.finfo(torch.float64).tiny
+        products_NN = self.products_NN.cpu()
+        ridge = RIDGE * products_NN.diagonal().mean() + torch.finfo(torch.float64).tiny
         eye = torch.eye(len(self.keys_ND), dtype=torch.float64)
-        weight_N = torch.linalg.solve(self.products_NN + ridge * eye, self.targets_N)
+        weight_N = torch.linalg.solve(products_NN + ridge * eye, self.targets_N.cpu())
         return self.keys_ND, self.values_NE * weight_N[:, None].to(self.values_NE)

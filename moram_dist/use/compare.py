@@ -48,17 +48,32 @@ def see_answers(
         )
 
 
-def divergence(of: Sequence[SeenAnswer], to: Sequence[SeenAnswer]) -> float:
-    """Mean KL per answer token, in nats."""
-    p, q = (torch.cat([seen.logits_PV for seen in each]).log_softmax(-1) for each in (of, to))
-    found = float(F.kl_div(q, p, reduction="batchmean", log_target=True))
-    return max(0.0, found)  # rounding may make it negative
+class AnswerMeans:
+    """Means over answer tokens, in nats.
 
+    Answers are added one at a time, since the logits of many do not fit a host's memory.
+    """
 
-def loss(of: Sequence[SeenAnswer]) -> float:
-    """Mean loss per answer token, in nats."""
-    logits_PV = torch.cat([seen.logits_PV for seen in of])
-    return float(F.cross_entropy(logits_PV, torch.cat([seen.targets_P for seen in of])))
+    def __init__(self) -> None:
+        self._loss = self._divergence = 0.0
+        self._count = 0
+
+    def add(self, of: SeenAnswer, to: SeenAnswer) -> None:
+        """Count an answer: the loss of ``to``, and its divergence from ``of``."""
+        p, q = (seen.logits_PV.log_softmax(-1) for seen in (of, to))
+        self._divergence += float(F.kl_div(q, p, reduction="sum", log_target=True))
+        self._loss += float(F.nll_loss(q, to.targets_P, reduction="sum"))
+        self._count += len(to.targets_P)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+        return self._loss / self._count
+
+    @property
+    def divergence(self) -> float:
+        """Mean KL; rounding could make it negative."""
+        return max(0.0, self._divergence / self._count)
 
 
 @contextmanager

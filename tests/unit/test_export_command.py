@@ -126,11 +126,12 @@ def test_weights_are_the_least_squares_fit():
     """By torch's solver, over all numbers of the update at once."""
     generator = torch.Generator().manual_seed(0)
     x, keys, values = (torch.randn(n, 5, generator=generator) for n in (30, 3, 3))
-    update = torch.randn(30, 5, generator=generator)
+    score, weight = x @ keys.T, torch.rand(30, 3, generator=generator)
+    update = (weight * score) @ values
     fit = _Fit(keys, values)
-    fit.add(x[:10], update[:10])
-    fit.add(x[10:], update[10:])
-    terms = torch.einsum("tr,re->ter", x @ keys.T, values).reshape(-1, 3)
+    for some in (slice(10), slice(10, 30)):
+        fit.add(score[some], weight[some], values)
+    terms = torch.einsum("tr,re->ter", score, values).reshape(-1, 3)
     expected = torch.linalg.lstsq(terms, update.reshape(-1, 1)).solution[:, 0]
     found = fit.terms()
     assert found[0] is keys
