@@ -57,7 +57,8 @@ class LoraExperts(GrowingLora, Routed):
 
     def whole_keys(self) -> Tensor:
         """The router after the last task."""
-        return self.routers[-1] if self.routers else self.like.new_zeros(0, self.in_features)
+        none = self.like.new_zeros(0, self.in_features)
+        return self.routers[-1].to(none.device) if self.routers else none
 
     def _update(self, x: Tensor, tasks: int | None) -> Tensor:
         A, B = self.terms(tasks)

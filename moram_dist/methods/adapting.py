@@ -51,4 +51,6 @@ class AdaptingMethod(Method):
 
     def _dropout(self, name: str, base: nn.Module) -> TokenDropout:
         """Dropout for the input of the adapted linear ``name``."""
-        return TokenDropout(self.config.dropout, self.token_keys, name=name, size=sizes(base)[0])
+        dropout = TokenDropout(self.config.dropout, self.token_keys, name=name, size=sizes(base)[0])
+        # Under ZeRO-3, DeepSpeed moves parameters to the device, but no buffers.
+        return dropout.to(base.weight.device)

@@ -78,9 +78,10 @@ class GainLora(InfLora):
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """New terms, and a new gate whose trained change is zero."""
         key, self._prepared_key = self._prepared_key, None
-        self.gates.start = self._start() if key is None else self._start()._replace(key=key)
+        start = self._start() if key is None else self._start()._replace(key=key)
+        self._start_from(start)
         self.gates.learning = True
-        changes = {n: torch.zeros_like(w) for n, w in self.gates.start._asdict().items()}
+        changes = {n: torch.zeros_like(w) for n, w in start._asdict().items()}
         return super().begin_task(i) | {f"{self.gate_name}.{n}": w for n, w in changes.items()}
 
     def shapes(self, i: int, linears: Linears) -> dict[str, tuple[int, ...]]:
@@ -109,7 +110,11 @@ class GainLora(InfLora):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore A and the initial key."""
         super().load_state_dict(state)
-        self.gates.start = self.gates.start._replace(key=state[f"{GATE}key"])
+        self._start_from(self.gates.start._replace(key=state[f"{GATE}key"]))
+
+    def _start_from(self, weights: GateWeights) -> None:
+        device = self.gates.key.device
+        self.gates.start = GateWeights(*(weight.to(device) for weight in weights))
 
     def _start(self) -> GateWeights:
         """Initial weights of a new gate: the last gate's, or drawn at random for the first."""

@@ -96,4 +96,5 @@ class MoeLora(IncLora):
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:
         super()._keep(tensors)
         for name, layer in self.layers.items():
-            layer.routers.append(tensors[f"{name}.router"])
+            # Only earlier states read it; all of them together grow as the tasks squared.
+            layer.routers.append(tensors[f"{name}.router"].cpu())

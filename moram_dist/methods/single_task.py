@@ -35,4 +35,5 @@ class SingleTask(SequentialLora):
 
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:
         for name, layer in self.layers.items():
-            layer.kept.append((tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]))
+            A, B = (tensors[f"{name}.{part}"].to(layer.lora_A) for part in ("lora_A", "lora_B"))
+            layer.kept.append((A, B))

@@ -53,10 +53,12 @@ class Slao(SequentialLora):
         return lora | {f"{name}.trained_B": lora[f"{name}.lora_B"] for name in linears}
 
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:
-        self.trained = {
-            name: (tensors[f"{name}.lora_A"], tensors[f"{name}.trained_B"]) for name in self.layers
-        }
-        self.merged = {name: tensors[f"{name}.lora_B"] for name in self.layers}
+        self.trained, self.merged = {}, {}
+        for name, layer in self.layers.items():
+            parts = ("lora_A", "trained_B", "lora_B")
+            # Those of a file are on the CPU.
+            A, B, merged_B = (tensors[f"{name}.{part}"].to(layer.lora_A.device) for part in parts)
+            self.trained[name], self.merged[name] = (A, B), merged_B
 
 
 def orthonormal(A: Tensor) -> Tensor:
