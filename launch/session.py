@@ -96,11 +96,10 @@ class Session:
         progress.say(f"run directory: {self.run_dir.path}")
         if self.config.model.deterministic:
             env.make_deterministic()
-        # The watchdog must report first: a backend's message about a timeout is unreadable.
-        join(self.config.parallel.wait_limit + WATCHDOG_FIRST_S, self.watchdog.still, native.load)
+        join(self._limit_s, self.watchdog.still, native.load)
         self.watchdog.at("the model to load")
         self.watchdog.start()
-        with StopSignals(self.config.record.stop_signals) as stop:
+        with StopSignals(self.config.record.stop_signals, limit_s=self._limit_s) as stop:
             self._train(progress, stop)
         self.watchdog.leave(0)
         env.leave()
@@ -185,10 +184,15 @@ class Session:
         except InputError as error:  # another start holds the lock
             progress.say(f"nothing is sent to MLflow: {error}")
 
+    @property
+    def _limit_s(self) -> float:
+        """Of a collective. The watchdog reports first: a backend's message is unreadable."""
+        return self.config.parallel.wait_limit + WATCHDOG_FIRST_S
+
     def _placer(self) -> Placer:
         parallel = self.config.parallel
         return Placer(
-            make_atom_group(parallel.atom_group),
+            make_atom_group(parallel.atom_group, limit_s=self._limit_s),
             parallel.placement,
             room=parallel.resident_fraction * env.memory_bytes(),
             num_tasks=len(self.benchmark.tasks),

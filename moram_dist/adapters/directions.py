@@ -70,8 +70,15 @@ class OlderInputs:
         self.linears = linears
         self.groups = groups
         self.energy = energy
-        self.directions = {names: torch.zeros(0, sizes(linears[names[0]])[0]) for names in groups}
-        """Orthonormal rows (K, D) in float32, on the CPU."""
+        self._parts = {names: [torch.zeros(0, sizes(linears[names[0]])[0])] for names in groups}
+        """What each task added, not yet joined: joining after each one copies all before it."""
+
+    def of(self, names: Names) -> Tensor:
+        """Directions of a group: orthonormal rows (K, D) in float32, on the CPU."""
+        parts = self._parts[names]
+        if len(parts) > 1:
+            parts[:] = [torch.cat(parts)]
+        return parts[0]
 
     def add_task(
         self, model: nn.Module, look: Callable[[int], tuple[int, Iterator[Tensor]]]
@@ -82,19 +89,19 @@ class OlderInputs:
             model: that the linears are of, as it is after the task. All ranks call this together.
             look: ``methods.method.ExampleLosses`` of the task.
         """
-        found = {names: older_KD[:0] for names, older_KD in self.directions.items()}
+        found = {names: self.of(names)[:0] for names in self.groups}
 
         def compute(together: list[str], moment_DD: Tensor) -> dict[Names, Tensor]:
             return {
-                names: directions_of_inputs(moment_DD, older_KD, self.energy).cpu()
-                for names, older_KD in self.directions.items()
+                names: directions_of_inputs(moment_DD, self.of(names), self.energy).cpu()
+                for names in self.groups
                 if not {*names}.isdisjoint(together)
             }
 
         for _, computed in of_inputs(model, self.linears, look, EXAMPLES, compute):
             for names, new_KD in computed.items():
                 if len(found[names]):  # the group has more than one input
-                    new_KD = beyond(new_KD, torch.cat([self.directions[names], found[names]]))
+                    new_KD = beyond(new_KD, torch.cat([self.of(names), found[names]]))
                 found[names] = torch.cat([found[names], new_KD])
         tensors = {_entry(names): new_KD for names, new_KD in found.items()}
         self.load_task(tensors)
@@ -102,9 +109,8 @@ class OlderInputs:
 
     def load_task(self, tensors: Mapping[str, Tensor]) -> None:
         """Append a task's directions from its memory file."""
-        for names, older_KD in self.directions.items():
-            added_KD = tensors[_entry(names)].cpu().float()
-            self.directions[names] = torch.cat([older_KD, added_KD])
+        for names, parts in self._parts.items():
+            parts.append(tensors[_entry(names)].cpu().float())
 
 
 def direction_shapes(

@@ -15,6 +15,7 @@ this is not checked, because the check would itself be a collective.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -89,12 +90,13 @@ class AtomGroup:
         traffic.bytes += out.nbytes // self.size * (self.size - 1)
 
 
-def make_atom_group(over: str) -> AtomGroup:
+def make_atom_group(over: str, *, limit_s: float = env.LIMIT_S) -> AtomGroup:
     """The group of this rank. All ranks must call it together, after ``joining.join``.
 
     Args:
         over: ``world``: all ranks share one memory; ``node``: the ranks of each machine share one,
             and every machine holds a copy.
+        limit_s: longest wait in a collective.
 
     Raises:
         InputError: ``node``, but machines have different numbers of ranks.
@@ -105,5 +107,6 @@ def make_atom_group(over: str) -> AtomGroup:
         raise InputError(f"--atom_group {over} needs as many ranks on each machine; use world")
     if size == 1:
         return AtomGroup()
-    groups = [dist.new_group(range(k, k + size)) for k in range(0, world, size)]
+    limit = timedelta(seconds=limit_s)  # a new group does not take over the world's
+    groups = [dist.new_group(range(k, k + size), timeout=limit) for k in range(0, world, size)]
     return AtomGroup(env.rank() % size, size, groups[env.rank() // size])

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+LIMIT_S = 1800.0
+"""Longest wait for other ranks in a collective, unless the caller gives another."""
 
 
 def rank() -> int:
@@ -93,9 +97,14 @@ def barrier() -> None:
 
 def from_main(value: Any) -> Any:
     """The main rank's ``value``, on every rank."""
+    return from_rank(0, value)
+
+
+def from_rank(source: int, value: Any) -> Any:
+    """The ``value`` of rank ``source``, on every rank."""
     box = [value]
     if world_size() > 1:
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=source)
     return box[0]
 
 
@@ -121,14 +130,17 @@ def all_sum(values: list[float]) -> list[float]:
     return total.tolist()
 
 
-def control_group() -> Any:
+def control_group(limit_s: float = LIMIT_S) -> Any:
     """A gloo group of all ranks, for agreements that need not wait for the device.
 
     All ranks must call it together. None, which means the default group, if that is gloo already.
+
+    Args:
+        limit_s: longest wait in a collective; a new group does not take over the world's.
     """
     if world_size() == 1 or dist.get_backend() == "gloo":
         return None
-    return dist.new_group(backend="gloo")
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=limit_s))
 
 
 def any_true(value: bool) -> bool:

@@ -18,7 +18,7 @@ from moram_dist.registry import MachineError
 
 
 def join(
-    timeout_s: float = 1800.0,
+    timeout_s: float = env.LIMIT_S,
     still: Callable[[], None] = lambda: None,
     load: Callable[[], object] = lambda: None,
 ) -> None:

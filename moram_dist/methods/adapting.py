@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import nn
@@ -53,4 +53,5 @@ class AdaptingMethod(Method):
         """Dropout for the input of the adapted linear ``name``."""
         dropout = TokenDropout(self.config.dropout, self.token_keys, name=name, size=sizes(base)[0])
         # Under ZeRO-3, DeepSpeed moves parameters to the device, but no buffers.
-        return dropout.to(base.weight.device)
+        weight: Any = base.weight
+        return dropout.to(weight.device)

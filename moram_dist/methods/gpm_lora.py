@@ -35,8 +35,8 @@ class GpmLora(IncLora):
 
     def begin_task(self, i: int) -> dict[str, Tensor]:
         """New terms, kept off the directions of older tasks."""
-        for names, directions_KD in self.older.directions.items():
-            directions_KD = directions_KD.to(self.layers[names[0]].lora_A.device)
+        for names in self.older.groups:
+            directions_KD = self.older.of(names).to(self.layers[names[0]].lora_A.device)
             for name in names:
                 self.layers[name].directions_KD = directions_KD
         return super().begin_task(i)

@@ -112,7 +112,7 @@ class Moram(AdaptingMethod):
         for names, memory in self.memories.items():
             memory.learning = True
             if self.older:
-                directions_KD = self.older.directions[names]
+                directions_KD = self.older.of(names)
                 memory.directions_KD = directions_KD.to(memory.bank.shard_F.device)
             for one, (d, e) in enumerate(memory.bank.shapes):
                 keys = torch.empty(self.config.atoms_per_task, d)

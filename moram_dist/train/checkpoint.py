@@ -142,6 +142,10 @@ def _numbers(path: Path) -> tuple[int, ...]:
     return tuple(map(int, name.groups())) if name else ()
 
 
+AT_END_S = 60.0
+"""Seconds of unsaved training from which a task's last step is saved."""
+
+
 class SaveTimer:
     """When to save within a task: by a number of steps, or by the main rank's clock."""
 
@@ -152,13 +156,19 @@ class SaveTimer:
         self.poll = Poll(control)
         self.saved_at = time.monotonic()
 
-    def due(self, step: int) -> bool:
-        """Whether to save after ``step`` steps. All ranks call it after each step and agree."""
+    def due(self, step: int, *, ends: bool = False) -> bool:
+        """Whether to save after ``step`` steps. All ranks call it after each step and agree.
+
+        With ``ends``, the step is the last of its task. What comes then may fail or be stopped, and
+        must not cost more training than ``AT_END_S``.
+        """
+        since_s = time.monotonic() - self.saved_at
+        if ends and self.poll(env.is_main() and since_s >= AT_END_S, now=True):
+            return True
         if self.steps is not None:
             return step % self.steps == 0
         assert self.seconds is not None
-        due = env.is_main() and time.monotonic() - self.saved_at >= self.seconds
-        return self.poll(due)
+        return self.poll(env.is_main() and since_s >= self.seconds)
 
     def saved(self) -> None:
         """Restart the clock."""

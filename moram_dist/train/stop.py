@@ -48,10 +48,10 @@ class Stopped(BaseException):
 class StopSignals:
     """A context in which some signals stop the run. Main thread only; created by all ranks."""
 
-    def __init__(self, names: str) -> None:
-        """``names``: as in ``RecordConfig.stop_signals``."""
+    def __init__(self, names: str, *, limit_s: float = env.LIMIT_S) -> None:
+        """``names``: as in ``RecordConfig.stop_signals``; ``limit_s``: of a collective."""
         self.signals = [signal.Signals[name] for name in names.split(",") if name]
-        self.control = env.control_group()
+        self.control = env.control_group(limit_s)
         self._poll = Poll(self.control)
         self.asked = False
         self._held = False

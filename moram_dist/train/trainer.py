@@ -78,6 +78,7 @@ class Trainer:
         self.evaluate(-1)
         for i, published in enumerate(self.manifest.tasks):
             memory = self.run_dir.memory
+            self.watchdog.at(f"the memory of task {published.name}")
             memory.check(published, self.method.stored_shapes(i, published, self.method.layers))
             self.method.load_task(i, memory.read(published))
             if published.recogniser is None and "prefix" in self.config.eval.recalls:
@@ -105,7 +106,7 @@ class Trainer:
                 losses.append(self._step(i, step, total))
                 seen.append(step)
                 done = step.index + 1
-                save = timer.due(done)
+                save = timer.due(done, ends=done == total)
                 log = save or done % self.config.record.log_every == 0 or done == total
                 self.progress.step(step.num_tokens, logged=log)
                 if log:

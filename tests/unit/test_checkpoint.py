@@ -150,6 +150,19 @@ def test_steps_or_minutes(monkeypatch):
     assert not timer.due(4)
 
 
+@pytest.mark.parametrize("save_every", ["3", "10m"])
+def test_the_last_step_of_a_long_task_is_saved(monkeypatch, save_every):
+    now = 100.0
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    timer = SaveTimer(RecordConfig(save_every=save_every), None)
+    now += 59
+    assert not timer.due(1) and not timer.due(2, ends=True)
+    now += 1
+    assert not timer.due(1) and timer.due(2, ends=True)
+    timer.saved()
+    assert not timer.due(4, ends=True)
+
+
 @pytest.mark.parametrize(
     "text", ["", "0", "-1", "1.5", "m", "0m", "-1m", "nanm", "infm", "5s", "x"]
 )

@@ -173,4 +173,4 @@ def test_a_projected_lora_hardly_answers_older_inputs():
         again.load_task(
             i, {"layer.lora_A": A.detach(), "layer.lora_B": A.detach()[:, :3]} | tensors
         )
-    assert torch.equal(again.older.directions["layer",], gpm.older.directions["layer",])
+    assert torch.equal(again.older.of(("layer",)), gpm.older.of(("layer",)))
