@@ -86,11 +86,8 @@ class General:
         for name in names:
             label = f"lm-eval's {name} {when}"
             self.watchdog.at(label)
-            hook = model.register_forward_pre_hook(lambda *_: self.watchdog.still())
-            try:
+            with self.watchdog.during_passes(model):
                 scores = measure(model, self.base.tokenizer, name)
-            finally:
-                hook.remove()
             if env.is_main():
                 kept = read_general(self.run_dir, row)
                 write_general(
@@ -148,6 +145,12 @@ def _quiet(model: nn.Module, tokenizer: Any) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     class Quiet(HFLM):
+        def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
+            if attn_mask is not None or labels is not None:
+                return super()._model_call(inps, attn_mask, labels)
+            with torch.no_grad():  # keys and values of all tokens would be kept for nothing
+                return self.model(inps, use_cache=False).logits
+
         def _loglikelihood_tokens(self, *args: Any, **kwargs: Any) -> Any:
             return super()._loglikelihood_tokens(*args, **kwargs | {"disable_tqdm": True})
 

@@ -30,8 +30,10 @@ from moram_dist.comm import env
 from moram_dist.comm.zero3 import is_sharded, without_hooks
 from moram_dist.config import RECALLS
 from moram_dist.decode import Room
-from moram_dist.decode.cache import RoomyCache, bytes_per_token
+from moram_dist.decode.cache import most_tokens
+from moram_dist.decode.labels import rows_of_labels
 from moram_dist.families import Answered, TextFamily, answer_batch, is_generated
+from moram_dist.families.answers import LABELS, LABELS_MEAN
 from moram_dist.files import write_atomically
 from moram_dist.metrics import score
 from moram_dist.tasks.task import Benchmark
@@ -40,9 +42,8 @@ from moram_dist.train.context import RunContext
 BATCH_TOKENS = 2**16
 """Most tokens of the prompts and answers that are generated together."""
 
-CACHE_SHARE = 0.3
-"""Part of a rank's memory that the cache of keys and values may take: half a megabyte per token in
-a 7B model. A part of the whole, not of what is free: batches must not depend on the moment."""
+SCORED = {LABELS, LABELS_MEAN}
+"""Answer modes that score all labels of a prompt in one pass."""
 
 
 class Evaluator:
@@ -63,7 +64,8 @@ class Evaluator:
         self.watchdog = context.watchdog
         self.batch_tokens = BATCH_TOKENS
         if isinstance(self.family, TextFamily):
-            self.batch_tokens = batch_tokens(context.base.model, env.memory_bytes())
+            model, memory = context.base.model, env.memory_bytes()
+            self.batch_tokens = most_tokens(model, memory, BATCH_TOKENS)
         self.prefixes = PrefixAssignment(self.config, asked, context.base, context.run_dir.memory)
         self.modes = scoring_modes(self.config)
         self.matrices = score_matrices(self.run_dir, self.benchmark, self.modes)
@@ -101,7 +103,8 @@ class Evaluator:
             for cell in cells:
                 if not cell.portions:  # an earlier row has all of its answers
                     self._score_cell(cell, {}, when)
-            self._row(row, cells, model, synced=self.method.in_step or not gathers)
+            with self.watchdog.during_passes(model):  # an answer may take hundreds of them
+                self._row(row, cells, model, synced=self.method.in_step or not gathers)
             abilities = self.general(row, model, general, when).metrics if general else {}
         if env.is_main():
             measured = {mode for modes in wanted.values() for mode in modes}
@@ -263,8 +266,10 @@ class Evaluator:
         """This rank's share of a portion: index in the test set -> answer mode -> answer."""
         task, mine = self.asked.tasks[cell.column], self._share(portion)
         longest = max(min(len(e.prompt), task.max_prompt_tokens) for e in task.test)
-        size = self.batch_tokens // (longest + task.max_answer_tokens)
-        size = max(1, min(size, self.config.eval_batch_size))
+        most = self.batch_tokens
+        size = max(1, min(self.config.eval_batch_size, most // (longest + task.max_answer_tokens)))
+        if isinstance(self.family, TextFamily) and SCORED & {*cell.answer_modes} and task.labels:
+            size = min(size, rows_of_labels(model, self.tokenizer, task, longest, most))
         # Sharded weights need the same number of calls on every rank: a rank with fewer batches
         # repeats an example and drops the answer.
         largest = -(-len(portion.examples) // env.world_size())
@@ -306,13 +311,6 @@ class Evaluator:
                 "--eval_gather true gathers it all the same"
             )
         return fits
-
-
-def batch_tokens(model: Any, memory_bytes: float) -> int:
-    """Tokens to generate together with a model on ranks with this much memory."""
-    if RoomyCache.of(model) is None:
-        return BATCH_TOKENS
-    return max(1, min(BATCH_TOKENS, int(CACHE_SHARE * memory_bytes / bytes_per_token(model))))
 
 
 def _when(benchmark: Benchmark, row: int) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from eval.measure.harness import batch_tokens
+from eval.measure.harness import BATCH_TOKENS
 from launch.planning.calibration import calibrate
 from launch.planning.rehearsal import MemoryCall, Ranks, Rehearsal
 from launch.planning.sizes import FP32, MOMENTS, Standing, standing
 from launch.planning.steps import TaskSteps, task_steps
 from moram_dist.config import PLACEMENTS, RunConfig
+from moram_dist.decode.cache import most_tokens
 from moram_dist.decode.classes import TEXTS_AT_ONCE
 from moram_dist.decode.continuous_batching import READ_TOGETHER
 from moram_dist.models import language_model
@@ -314,7 +315,7 @@ class Planner:
         ]
         all_tokens = sum(longest * -(-count // self.ranks.count) for longest, count in rows)
         longest = max(longest for longest, _ in rows)
-        room = batch_tokens(self.run.model, self.ranks.memory)
+        room = most_tokens(self.run.model, self.ranks.memory, BATCH_TOKENS)
         most = min(self.config.eval.eval_batch_size * longest, room, all_tokens)
         read = max(READ_TOGETHER, *(found.longest_prompt for found in self.found))
         kept, beside = self.run.read(read)

@@ -65,7 +65,7 @@ def _serve(words: Sequence[str]) -> None:
     if not hasattr(answerer.tokenizer, "_tokenizer"):
         raise InputError(f"{args.run}: transformers' server takes fast tokenizers only")
     name = args.run.resolve().name
-    app = build_app(Served(name, source, answerer), key)
+    app = build_app(Served(name, answerer), key)
     host, port = listening.getsockname()[:2]
     if key is None and not ipaddress.ip_address(host).is_loopback:
         say(f"anyone who can reach {host} can ask: set {KEY} to require a key", error=True)

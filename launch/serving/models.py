@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,20 +20,19 @@ from transformers.cli.serving.utils import GenerateManager, GenerationState, Mod
 
 from moram_dist.adapters.prompts import asking
 from moram_dist.data.chat import ChatTemplate
-from moram_dist.methods.restore import answered_by, recogniser_of
+from moram_dist.methods.restore import answered_by
 from moram_dist.recognise import Recogniser
 from moram_dist.use.answerer import Answerer
-from moram_dist.use.source import ANY_LENGTH, MemorySource
+from moram_dist.use.source import ANY_LENGTH
 
 
 class PrefixView:
     """A model with a memory, of which the first tasks answer. Everything else is the model's."""
 
-    def __init__(self, answerer: Answerer, number: int, recogniser: Recogniser | None) -> None:
-        """``recogniser`` finds which of the first ``number`` tasks answer; None: all of them."""
+    def __init__(self, answerer: Answerer, number: int) -> None:
+        """``number``: how many tasks answer, or are known to the recogniser, if there is one."""
         self._answerer = answerer
         self._number = number
-        self._recogniser = recogniser
         tokenizer = answerer.tokenizer
         self.generation_config = GenerationConfig(
             do_sample=False,
@@ -44,6 +44,12 @@ class PrefixView:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._answerer.model, name)
+
+    @cached_property
+    def _recogniser(self) -> Recogniser | None:
+        """Made by the first request: there may be hundreds of views. They share statistics."""
+        whole = self._answerer.recogniser
+        return whole.of_first(self._number) if whole and self._number else None
 
     @torch.no_grad()
     def generate(self, **named: Any) -> Any:
@@ -96,15 +102,14 @@ class TokenizerView:
 class Served(ModelManager):
     """Gives out the views by name; it loads nothing and unloads nothing."""
 
-    def __init__(self, name: str, source: MemorySource, answerer: Answerer) -> None:
+    def __init__(self, name: str, answerer: Answerer) -> None:
         """``name`` stands for all tasks of ``answerer``; earlier states are ``name@after_000``."""
         super().__init__(model_timeout=-1)
         self.started = int(time.time())
         self.answerer = answerer
         self.tokenizer = TokenizerView(answerer)
         self.views: Mapping[str, PrefixView] = {
-            each: PrefixView(answerer, number, _recogniser(source, answerer, number))
-            for each, number in _names(name, answerer).items()
+            each: PrefixView(answerer, number) for each, number in _names(name, answerer).items()
         }
 
     def load_model_and_processor(self, model_id_and_revision: str, *args: Any, **named: Any) -> Any:
@@ -145,7 +150,3 @@ def _names(name: str, answerer: Answerer) -> dict[str, int]:
     if answerer.keeps_prefixes:
         names |= {f"{name}@after_{row:03d}": row + 1 for row in range(answerer.upto)}
     return names
-
-
-def _recogniser(source: MemorySource, answerer: Answerer, number: int) -> Recogniser | None:
-    return recogniser_of(source.files, source.manifest, number, answerer.recall, source.recogniser)

@@ -20,7 +20,11 @@ import selectors
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
+
+from torch import nn
 
 from moram_dist.comm import env, links
 from moram_dist.comm.links import Peer
@@ -58,6 +62,15 @@ class PeerWatchdog:
     def still(self) -> None:
         """Restart the time limit: this rank is busy with the same activity, and does not hang."""
         self.at(self._doing[0])
+
+    @contextmanager
+    def during_passes(self, model: nn.Module) -> Iterator[None]:
+        """Context in which each forward pass of a model restarts the time limit."""
+        hook = model.register_forward_pre_hook(lambda *_: self.still())
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def start(self) -> None:
         """Connect to other ranks and start watching. All ranks must call it together.

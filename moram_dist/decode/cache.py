@@ -21,6 +21,11 @@ ROOM = 4
 """A full tensor is replaced by one that is longer by 1 / ROOM."""
 
 
+CACHE_SHARE = 0.3
+"""Part of a rank's memory that the cache of keys and values may take: half a megabyte per token in
+a 7B model. A part of the whole, not of what is free: batches must not depend on the moment."""
+
+
 class RoomyLayer(DynamicLayer):
     """A layer whose ``keys`` and ``values``, (B, H, L, A), are the first part of longer tensors."""
 
@@ -95,6 +100,13 @@ def bytes_per_token(model: Any) -> int:
     number: int = next(model.parameters()).element_size()
     whole = 2 * config.num_hidden_layers * heads * width * number
     return whole + whole // ROOM
+
+
+def most_tokens(model: Any, memory_bytes: float, most: int) -> int:
+    """Tokens to generate together with a model on ranks with this much memory, at most ``most``."""
+    if RoomyCache.of(model) is None:
+        return most
+    return max(1, min(most, int(CACHE_SHARE * memory_bytes / bytes_per_token(model))))
 
 
 def joined(caches: Sequence[RoomyCache]) -> RoomyCache:

@@ -18,9 +18,11 @@ from torch.nn import functional as F
 
 from moram_dist.adapters.prompts import asking, reads_prompts
 from moram_dist.data.candidates import Candidates
+from moram_dist.data.encode import plain
 from moram_dist.data.stream import IGNORED, pad_left
 from moram_dist.decode.attention import EAGER, FLASH, SDPA, taking_masks
 from moram_dist.decode.cache import RoomyCache
+from moram_dist.tasks.task import Task
 
 WORTH_A_PASS = 256
 """A common beginning of the prompts is read once, in a separate pass, if that saves at least this
@@ -41,6 +43,29 @@ class LabelScores:
 def best(scores: dict[str, float]) -> str:
     """The label with the largest score; among equal ones the first in the set."""
     return max(scores, key=lambda label: scores[label])
+
+
+LOGIT_BYTES = 2**32
+"""Most bytes of the logits of a pass."""
+
+
+def rows_of_labels(
+    model: nn.Module, tokenizer: Any, task: Task, longest: int, most_tokens: int
+) -> int:
+    """How many prompts of a task fit one pass over all of its labels; at least 1.
+
+    Args:
+        model: language model.
+        tokenizer: of the model.
+        task: with labels.
+        longest: tokens of its longest prompt.
+        most_tokens: of all rows together, since a cache may keep them.
+    """
+    after = sum(len(plain(tokenizer, label)) + 2 for label in task.labels)  # space before, EOS
+    config: Any = model.config
+    numbers = (after + 1) * config.get_text_config().vocab_size
+    size: int = next(model.parameters()).element_size()
+    return max(1, min(most_tokens // (longest + after), LOGIT_BYTES // (numbers * size)))
 
 
 Passes = Iterable[tuple[Tensor, Tensor]]

@@ -64,6 +64,10 @@ class Recogniser(ABC):
         for task in tasks:
             self.second += task.moments[self.view].second
 
+    def of_first(self, count: int) -> Recogniser:
+        """The recogniser after the first ``count`` tasks, at least one."""
+        return type(self)(self.tasks[:count])
+
     @abstractmethod
     def _scores(self, seen_NM: Tensor) -> Tensor:
         """Scores (N, T) for the view's features (N, M)."""

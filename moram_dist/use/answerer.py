@@ -13,6 +13,7 @@ from moram_dist.comm import env
 from moram_dist.config import ModelConfig
 from moram_dist.data.answers import read_answers
 from moram_dist.decode import Room
+from moram_dist.decode.cache import most_tokens
 from moram_dist.decode.generate import greedy
 from moram_dist.families import TextFamily, family_of
 from moram_dist.methods import METHODS
@@ -205,7 +206,8 @@ class Answerer:
     def _stream(self, mine: list[int], examples: Sequence[Example]) -> Iterator[tuple[int, str]]:
         if self.family.can_stream(self.model):
             asked = ((i, self.task, examples[i]) for i in mine)
-            room = Room(rows=BATCH_ROWS, tokens=BATCH_TOKENS)
+            tokens = most_tokens(self.model, env.memory_bytes(), BATCH_TOKENS)
+            room = Room(rows=BATCH_ROWS, tokens=tokens)
             yield from self.family.stream(self.model, self.tokenizer, asked, self.decoding, room)
             return
         for start in range(0, len(mine), BATCH_ROWS):

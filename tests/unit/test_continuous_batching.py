@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from eval.measure.harness import BATCH_TOKENS, CACHE_SHARE, batch_tokens
+from eval.measure.harness import BATCH_TOKENS
 from launch.planning.meter import Meter
 from moram_dist.config import ModelConfig
-from moram_dist.decode.cache import bytes_per_token
+from moram_dist.decode.cache import CACHE_SHARE, bytes_per_token, most_tokens
 from moram_dist.decode.continuous_batching import (
     READ_TOGETHER,
     STEPS_PER_TURN,
@@ -166,6 +166,6 @@ def test_the_cache_takes_a_part_of_a_ranks_memory(memory, expected):
     config = MistralConfig(**sizes, num_hidden_layers=32, vocab_size=8, sliding_window=None)
     with torch.device("meta"):
         model = MistralForCausalLM(config).bfloat16()
-    found = batch_tokens(model, memory)
+    found = most_tokens(model, memory, BATCH_TOKENS)
     assert found == BATCH_TOKENS or found * 2 * 32 * 4096 * 2 * 1.25 <= CACHE_SHARE * memory
     assert expected <= found <= 1.3 * expected

@@ -8,7 +8,8 @@ import torch
 from moram_dist.config import ModelConfig
 from moram_dist.data.candidates import encode_candidates
 from moram_dist.data.encode import encode_training
-from moram_dist.decode.labels import best, can_share_prefix
+from moram_dist.decode import labels
+from moram_dist.decode.labels import best, can_share_prefix, rows_of_labels
 from moram_dist.families import answer_batch
 from moram_dist.methods import METHODS
 from moram_dist.models.language_model import load_tokenizer
@@ -143,6 +144,21 @@ def test_a_label_sees_no_other_label(model, tokenizer):
     (turned,) = score_batch(model, tokenizer, EXAMPLES[:1], task(labels=LABELS[::-1]))
     for label in LABELS:
         assert all_.sums[label] == pytest.approx(turned.sums[label], abs=1e-5)
+
+
+def test_as_many_rows_as_fit(model, tokenizer, monkeypatch):
+    """All labels of a prompt are read in one row, each with EOS."""
+    many = task(labels=tuple(f"label {i}" for i in range(150)))
+    tokens = sum(
+        len(tokenizer(label, add_special_tokens=False).input_ids) + 2 for label in many.labels
+    )
+    assert tokens > 600
+    for most in (10 * (50 + tokens), 10 * (50 + tokens) - 1):
+        assert rows_of_labels(model, tokenizer, many, 50, most) == most // (50 + tokens)
+    assert rows_of_labels(model, tokenizer, many, 50, 100) == 1
+    one_row = (tokens + 1) * model.config.vocab_size * next(model.parameters()).element_size()
+    monkeypatch.setattr(labels, "LOGIT_BYTES", 3 * one_row)
+    assert rows_of_labels(model, tokenizer, many, 50, 10**9) == 3
 
 
 def test_the_first_of_equal_labels_wins():

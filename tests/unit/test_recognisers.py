@@ -112,6 +112,14 @@ def test_any_order_gives_the_same_scores(name):
 
 
 @pytest.mark.parametrize("name", [*RECOGNISERS])
+def test_the_recogniser_of_the_first_tasks(name):
+    tasks, x = statistics(prompts()), prompts(seed=1)[0]
+    found = RECOGNISERS[name](tasks).of_first(2)
+    assert torch.equal(found.scores(x), RECOGNISERS[name](tasks[:2]).scores(x))
+    assert found.tasks[0] is tasks[0], "statistics are shared"
+
+
+@pytest.mark.parametrize("name", [*RECOGNISERS])
 def test_unseen_prompts_are_recognised(name):
     tasks = prompts()
     recogniser = RECOGNISERS[name](statistics([t[::2] for t in tasks]))

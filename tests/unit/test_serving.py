@@ -42,7 +42,7 @@ NEW = 8
 def served(run, *, api_key=None, name="run", model=None, **asked):
     """The address of a server of a run, in this process."""
     source = read_source(run, model)
-    app = build_app(Served(name, source, Answerer(source, Asked(**asked))), api_key)
+    app = build_app(Served(name, Answerer(source, Asked(**asked))), api_key)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
