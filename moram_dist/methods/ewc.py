@@ -42,6 +42,7 @@ class Ewc(SequentialLora):
     """
 
     Config = EwcConfig
+    penalty_is_of_parameters = True
     config: EwcConfig
 
     def build(self, model: nn.Module, modules: Sequence[str] | None = None) -> None:

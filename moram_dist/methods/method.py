@@ -79,6 +79,9 @@ class Method:
     recogniser: str | None = None
     """Overrides ``EvalConfig.recogniser``, unless None."""
 
+    penalty_is_of_parameters = False
+    """Whether ``penalty`` does not depend on the examples; a step then computes it once."""
+
     keeps_prefixes = False
     """Whether the states after earlier tasks are kept, so that ``prefix`` can select them."""
 

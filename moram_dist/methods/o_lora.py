@@ -33,6 +33,7 @@ class OLora(IncLora):
     """
 
     Config = OLoraConfig
+    penalty_is_of_parameters = True
     config: OLoraConfig
 
     def penalty(self, seen: ForwardOutput) -> Tensor | float:

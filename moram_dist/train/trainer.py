@@ -14,6 +14,7 @@ from torch import Tensor
 from moram_dist.atoms.manifest import Manifest
 from moram_dist.comm import env
 from moram_dist.data.stream import Step
+from moram_dist.methods.method import ForwardOutput
 from moram_dist.tracking import read_ids
 from moram_dist.train.checkpoint import Checkpoint, SaveTimer
 from moram_dist.train.context import RunContext
@@ -177,7 +178,7 @@ class Trainer:
             )
             share += loss.detach()
             # DeepSpeed averages gradients over ranks; we need their sum.
-            penalty = self.method.penalty(seen) / len(step.micro_batches)
+            penalty = self._penalty(seen, len(step.micro_batches), last)
             self.engine.backward(loss * env.world_size() + penalty, scale_wrt_gas=False)
             if last:
                 rate = learning_rate(
@@ -191,6 +192,12 @@ class Trainer:
                 self.method.before_step(self.engine)
             self.engine.step()
         return share
+
+    def _penalty(self, seen: ForwardOutput, count: int, last: bool) -> Tensor | float:
+        """A micro-batch's part of its step's penalty; ``count``: of micro-batches."""
+        if self.method.penalty_is_of_parameters:
+            return self.method.penalty(seen) if last else 0.0
+        return self.method.penalty(seen) / count
 
     def _seed_dropout(self, i: int, step: Step, m: int) -> None:
         """Seed the micro-batch's dropout by its examples, independent of the rank."""
