@@ -21,8 +21,9 @@ def test_each_row_is_asked_for_once_its_memory_is_there(learned, recall):
     trainer = SimpleNamespace(
         config=RunConfig(method=config_of(), eval=EvalConfig(recall=recall)),
         manifest=SimpleNamespace(
-            tasks=[SimpleNamespace(number=i, recogniser=None) for i in range(learned)]
+            tasks=[SimpleNamespace(number=i, name=f"t{i}", recogniser=None) for i in range(learned)]
         ),
+        watchdog=SimpleNamespace(at=lambda label: None),
         benchmark=SimpleNamespace(tasks=list(range(3))),
         run_dir=SimpleNamespace(
             memory=SimpleNamespace(
