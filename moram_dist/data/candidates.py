@@ -6,7 +6,8 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moram_dist.data.encode import cut_prompt, encode_training, plain
+from moram_dist.data.encode import cut_prompt, encode_training, plain, texts_of
+from moram_dist.data.tokens import InBatches
 from moram_dist.registry import InputError
 from moram_dist.tasks.task import Example, Task
 
@@ -43,11 +44,10 @@ def encode_candidates(tokenizer: Any, example: Example, task: Task) -> Candidate
         InputError: no token of the prompt is left before the labels.
     """
     uncut = replace(task, max_prompt_tokens=NO_LIMIT, num_bos=0)
+    answered = [Example(example.id, example.prompt, (label,)) for label in task.labels]
+    tokenizer = InBatches(tokenizer, [text for one in answered for text in texts_of(one, uncut)])
     prompt = plain(tokenizer, example.prompt)
-    learned = [
-        encode_training(tokenizer, Example(example.id, example.prompt, (label,)), uncut)
-        for label in task.labels
-    ]
+    learned = [encode_training(tokenizer, one, uncut) for one in answered]
     start = min(len(one.tokens) - one.num_answer for one in learned)
     prefix = cut_prompt(tokenizer, prompt[:start], example.prompt, task)
     if not prefix or any(one.tokens[:start] != tuple(prompt[:start]) for one in learned):

@@ -14,6 +14,7 @@ from moram_dist.atoms import reads_source
 from moram_dist.data.candidates import NO_LIMIT, Candidates
 from moram_dist.data.encode import Encoded, Span, cut_prompt, plain
 from moram_dist.data.stream import MicroBatch, pad_answers, pad_right
+from moram_dist.data.tokens import InBatches
 from moram_dist.decode.generate import Beginning
 from moram_dist.decode.labels import Passes, tails_of
 from moram_dist.families.family import FAMILIES, Tower
@@ -143,8 +144,9 @@ class EncoderDecoder(TextFamily):
     def encode_candidates(self, tokenizer: Any, example: Example, task: Task) -> Candidates:
         """Labels are scored whole, even if longer than generated answers may be."""
         uncut = replace(task, max_answer_tokens=NO_LIMIT)
-        asked = (Example(example.id, example.prompt, (label,)) for label in task.labels)
-        pairs = [encode_pair(tokenizer, one, uncut, self._start) for one in asked]
+        asked = [Example(example.id, example.prompt, (label,)) for label in task.labels]
+        batch = InBatches(tokenizer, [text for one in asked for text in self.texts(one, uncut)])
+        pairs = [encode_pair(batch, one, uncut, self._start) for one in asked]
         return Candidates(pairs[0].source, tuple(pair.tokens[1:] for pair in pairs))
 
     def to_rows(self, encoded: EncodedPair) -> dict[str, Tensor]:
