@@ -223,6 +223,8 @@ class Work(TorchDispatchMode):
             self.flops += 2 * indices.numel() * rows.shape[1]
         elif count := COUNTS.get(str(packet)):
             self.flops += count(*args)
+        elif packet is aten.addmm:  # torch's own count takes no ``out_dtype``
+            self.flops += _products(len(args[1]), [(args[2], args[1].shape[1])])
         elif packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
         if not func.is_view and packet not in WITHOUT_KERNEL:

@@ -74,14 +74,13 @@ def packages(requirements: Path = ROOT / "requirements.txt", tracked: bool = Tru
 
 
 def compiler() -> CheckResult:
-    """The tools that build DeepSpeed's CPU extension."""
+    """The tools that build DeepSpeed's CPU extension, or on a GPU Triton's kernels."""
     from moram_dist.comm import env, extension
 
     if env.device().type == "cuda":
-        return CheckResult("not needed on a GPU")
+        return _compiler_of_kernels()
     lacking = [name for name in (os.environ.get("CXX", "c++"), "ninja") if not shutil.which(name)]
-    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        lacking.append("Python.h")
+    lacking += _lacking_headers()
     if not lacking:
         return CheckResult(f"{shutil.which(os.environ.get('CXX', 'c++'))}, ninja, Python.h")
     found = f"missing: {', '.join(lacking)}"
@@ -89,6 +88,29 @@ def compiler() -> CheckResult:
     if _built(f"{extension.NAME}.so"):
         return CheckResult(f"{found}; the CPU extension is built already", "warning", remedy)
     return CheckResult(f"{found}, and the CPU extension is not built", "fault", remedy)
+
+
+def _compiler_of_kernels() -> CheckResult:
+    """What Triton needs to launch the first kernel; without Triton, torch's operations serve."""
+    from moram_dist import kernels
+
+    if not kernels.THERE:
+        return CheckResult("not needed on a GPU without Triton")
+    names = [name for name in (os.environ.get("CC"), "gcc", "clang") if name]
+    found = next(filter(None, map(shutil.which, names)), None)
+    lacking = [*([] if found else ["a C compiler"]), *_lacking_headers()]
+    if not lacking:
+        return CheckResult(f"{found}, Python.h")
+    return CheckResult(
+        f"missing: {', '.join(lacking)}; Triton cannot launch kernels",
+        "fault",
+        "install gcc and python3-dev",
+    )
+
+
+def _lacking_headers() -> list[str]:
+    there = Path(sysconfig.get_paths()["include"], "Python.h").exists()
+    return [] if there else ["Python.h"]
 
 
 def extensions() -> Path:

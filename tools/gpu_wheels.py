@@ -40,7 +40,9 @@ SOURCES = ("deepspeed", "rouge-score")
 BEHIND = {
     "annotated-types": "0.8.0",
     "defusedxml": "0.7.1",
+    "einops": "0.8.2",
     "hjson": "3.1.0",
+    "msgpack": "1.2.4",
     "pydantic-core": "2.50.5",
     "typing-extensions": "4.16.0",
     "typing-inspection": "0.4.5",

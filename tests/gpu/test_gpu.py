@@ -6,13 +6,19 @@ import pytest
 import torch
 
 from moram_dist.adapters.dropout import TokenDropout, TokenKeys
-from moram_dist.atoms import recall
+from moram_dist.atoms import native, recall
 from tests.integration.launching import launcher, run
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def without_cpp(monkeypatch):
+    """The CPU side in torch: a build of the operations in C++ would take the lent time."""
+    monkeypatch.setattr(native, "serve", lambda tensor: False)
 
 
 # Thresholds at which some of the atoms that are kept speak and some do not.

@@ -13,7 +13,7 @@ import torch
 
 from bench import decode, exact, layer, matrix, mini_run, report, stack, step, variants
 from bench.contest import LINEAR, OURS, PEFT_ACTIVE, PEFT_ALL, PUBLISHED, Settings
-from bench.measure import interleaved, look
+from bench.measure import Work, interleaved, look
 from bench.variants import Case
 from moram_dist.atoms import native
 from moram_dist.tasks import BENCHMARKS, Source
@@ -148,6 +148,14 @@ def test_a_wrong_answer_is_not_timed(monkeypatch):
     assert not found[OURS].passed and found[OURS].least is None
     assert found[PUBLISHED].passed and found[PUBLISHED].least
     assert "| ours | not timed |" in report.level_table(rows)
+
+
+def test_a_product_in_another_dtype_is_counted():
+    """As on CUDA, where bf16 is multiplied into float32; ``meta`` stands for it."""
+    with torch.device("meta"), Work() as work:
+        sums, a, b = torch.zeros(3, 5), torch.zeros(3, 4).bfloat16(), torch.zeros(4, 5).bfloat16()
+        torch.addmm(sums, a, b, out_dtype=torch.float32)
+    assert work.flops == 2 * 3 * 4 * 5
 
 
 def test_what_a_check_sees():

@@ -13,9 +13,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import features
 
 from launch import checks, codecs, doctor, versions
+from moram_dist import kernels
 from moram_dist.comm import env, extension
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,6 +206,20 @@ def test_no_compiler(tmp_path, monkeypatch):
     for name in ("c++", "ninja"):
         program(tmp_path, name)
     assert checks.compiler().state == "ok"
+
+
+def test_no_compiler_for_kernels(tmp_path, monkeypatch):
+    """Triton compiles a kernel's launcher when it is first launched."""
+    monkeypatch.setattr(env, "device", lambda: torch.device("cuda"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(kernels, "THERE", True)
+    result = checks.compiler()
+    assert result.state == "fault" and "a C compiler; Triton" in result.found
+    program(tmp_path, "gcc")
+    assert checks.compiler().state == "ok"
+    monkeypatch.setattr(kernels, "THERE", False)
+    assert checks.compiler().state == "ok" and "without Triton" in checks.compiler().found
 
 
 def test_locks(tmp_path, monkeypatch):

@@ -69,7 +69,10 @@ STEPS = (
         name="demo",
         file="demo.log",
         until=480,
-        needs=("deepspeed", "accelerate", "rapidfuzz", "rouge_score", "nltk", "matplotlib"),
+        needs=(
+            *("deepspeed", "msgpack", "einops", "psutil", "hjson"),  # DeepSpeed imports the others
+            *("accelerate", "rapidfuzz", "rouge_score", "nltk", "matplotlib"),
+        ),
     ),
 )
 
