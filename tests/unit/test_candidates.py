@@ -92,6 +92,9 @@ class Pairs:
     bos_token_id, eos_token_id, pad_token_id = None, 2, 0
 
     def __call__(self, text, *, add_special_tokens):
+        if isinstance(text, list):
+            each = [self(one, add_special_tokens=add_special_tokens) for one in text]
+            return {"input_ids": [one["input_ids"] for one in each]}
         return {"input_ids": [text[k : k + 2] for k in range(0, len(text), 2)]}
 
 

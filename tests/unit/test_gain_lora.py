@@ -218,6 +218,8 @@ class Words:
     bos_token_id, eos_token_id, pad_token_id = None, 2, 0
 
     def __call__(self, text, *, add_special_tokens=False):
+        if isinstance(text, list):
+            return {"input_ids": [self(one)["input_ids"] for one in text]}
         return {"input_ids": [int(word) for word in text.split()]}
 
     def decode(self, ids, **settings):
