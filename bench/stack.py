@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,18 +91,22 @@ def one_case(width: int, text: int, texts: int, settings: Settings) -> list[Meas
 
 def decoder(width: int) -> nn.Module:
     """The blocks, with random weights."""
+    return llama(LlamaModel, width, vocab_size=8, use_cache=False)
+
+
+def llama(kind: type[nn.Module], width: int, **more: Any) -> Any:
+    """A frozen LLaMA of four blocks with random weights; ``more``: of its configuration."""
     config = LlamaConfig(
-        vocab_size=8,
         hidden_size=width,
         intermediate_size=width * 11 // 4,
         num_hidden_layers=BLOCKS,
         num_attention_heads=width // 64,
         num_key_value_heads=width // 64,
-        use_cache=False,
+        **more,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaModel(config).requires_grad_(False)
+        return kind(config).requires_grad_(False)
 
 
 def forward_of(model: nn.Module, x_1TD: Tensor, text: int) -> Callable[[], Tensor]:

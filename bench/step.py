@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM
 
 from bench.contest import (
     LINEAR,
@@ -33,7 +33,7 @@ from bench.contest import (
 from bench.models import draw_atoms, put_learned, put_plain_lora, put_published
 from bench.peft_lora import peft_lora
 from bench.results import Measurement
-from bench.stack import ACTIVE, ATOMS, BLOCKS, METHOD, TOLERANCE
+from bench.stack import ACTIVE, ATOMS, METHOD, TOLERANCE, llama
 from bench.variants import Contender
 
 PROMPT = 64
@@ -81,18 +81,7 @@ def one_case(num_rows: int, width: int, settings: Settings) -> list[Measurement]
 
 def language_model(width: int) -> Any:
     """A model of four blocks, in evaluation mode."""
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=width,
-        intermediate_size=width * 11 // 4,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 64,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config).requires_grad_(False).eval()
+    return llama(LlamaForCausalLM, width, vocab_size=8192, tie_word_embeddings=True).eval()
 
 
 def step(base: nn.Module, words_BP: Tensor, adapt: Adapt, *, double: bool = False) -> Contender:

@@ -248,7 +248,7 @@ def test_decoding():
 
 
 def test_a_step_of_generation():
-    N, k, width, linears = step.ATOMS, step.METHOD.top_k, 64, 4 * step.BLOCKS
+    N, k, width, linears = step.ATOMS, step.METHOD.top_k, 64, 4 * stack.BLOCKS
     rows = by_way(step.one_case(2, width, FAST))
     assert all(row.passed and row.least for row in rows.values()), rows
     added = {way: row.flops - rows[LINEAR].flops for way, row in rows.items()}
