@@ -1,4 +1,4 @@
-"""Features of a prompt for recognisers: the mean of its tokens' input embeddings, in three views.
+"""Features of a prompt for recognisers: its tokens, and their mean input embedding in three views.
 
 No forward pass is needed. The views do not depend on data, so a task's statistics never change when
 later tasks arrive.
@@ -34,19 +34,25 @@ class PromptFeatures:
     tokens_N: Tensor
     """Number of tokens of each, in float64."""
 
+    distinct: tuple[Tensor, ...] | None = None
+    """Distinct tokens of each, ascending, in int32 on the CPU; None if prompts are no texts."""
+
     def __len__(self) -> int:
         """N."""
         return len(self.tokens_N)
 
     def rows(self, which: Tensor | slice) -> PromptFeatures:
         """The features of some of the prompts."""
-        return PromptFeatures(self.mean_ND[which], self.tokens_N[which])
+        distinct = self.distinct
+        if distinct is not None:
+            distinct = tuple(distinct[i] for i in torch.arange(len(self))[which].tolist())
+        return PromptFeatures(self.mean_ND[which], self.tokens_N[which], distinct)
 
 
 def prompt_features(
     embedding_VD: Tensor, prompts: Iterable[Sequence[int] | Tensor]
 ) -> PromptFeatures:
-    """Mean input embedding and length of each prompt.
+    """Mean input embedding, length and distinct tokens of each prompt.
 
     Each prompt is summed separately, in the order of its tokens, so that its features do not depend
     on the other prompts. The features of an empty prompt are 0.
@@ -56,12 +62,15 @@ def prompt_features(
         prompts: token ids of each.
     """
     rows, lengths = [torch.zeros(0, embedding_VD.shape[1], dtype=torch.float64)], []
+    distinct = []
     for prompt in prompts:
         ids = torch.as_tensor(prompt, dtype=torch.int64, device=embedding_VD.device)
         lengths.append(len(ids))
+        distinct.append(ids.cpu().unique().int())
         sum_1D = F.embedding(ids, embedding_VD).double().sum(0, keepdim=True)
         rows.append(sum_1D.cpu() / max(1, len(ids)))
-    return PromptFeatures(torch.cat(rows), torch.tensor(lengths, dtype=torch.float64))
+    length_N = torch.tensor(lengths, dtype=torch.float64)
+    return PromptFeatures(torch.cat(rows), length_N, tuple(distinct))
 
 
 def plain(x_ND: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from moram_dist.recognise.features import VIEWS, PromptFeatures
+from moram_dist.recognise.shared_tokens import alike
 from moram_dist.recognise.statistics import TaskStatistics
 from moram_dist.registry import Registry
 
@@ -76,21 +77,31 @@ class Recogniser(ABC):
         """Scores (N, T) for prompts' features (N, D): higher for a likelier task."""
         return self._scores(VIEWS[self.view](x_ND.double()))
 
-    def tasks_of(self, x_ND: Tensor) -> list[int]:
-        """The likeliest task of each prompt; ties go to the earliest."""
-        return self.scores(x_ND).argmax(1).tolist()
-
     def recognise(self, prompts: PromptFeatures) -> list[Recognised]:
-        """The likeliest task of each prompt, and whether the prompt is near enough to that task."""
-        likeliest_N = torch.tensor(self.tasks_of(prompts.mean_ND), dtype=torch.int64)
-        known_N = torch.zeros(len(prompts), dtype=torch.bool)
+        """The likeliest task of each prompt among those whose shared tokens it has.
+
+        A prompt is unknown if it has no task's, or is too far from the likeliest; without any, its
+        task is the likeliest of all. A task that keeps no shared tokens is always a candidate. Ties
+        go to the earliest task.
+        """
+        scores_NT = self.scores(prompts.mean_ND)
+        alike_NT = self._alike(prompts)
+        known_N = alike_NT.any(1)
+        likeliest_N = scores_NT.masked_fill(known_N[:, None] & ~alike_NT, -torch.inf).argmax(1)
         for t in likeliest_N.unique():
             mine_N = likeliest_N == t
-            task = self.tasks[int(t)]
-            known_N[mine_N] = task.distance(prompts.rows(mine_N)) <= task.furthest
+            known_N[mine_N] &= self.tasks[int(t)].near(prompts.rows(mine_N))
         return [
             Recognised(*one) for one in zip(likeliest_N.tolist(), known_N.tolist(), strict=True)
         ]
+
+    def _alike(self, prompts: PromptFeatures) -> Tensor:
+        """Whether a prompt has a task's shared tokens, (N, T)."""
+        alike_NT = torch.ones(len(prompts), len(self.tasks), dtype=torch.bool)
+        keeping = {t: task.shared for t, task in enumerate(self.tasks) if task.shared is not None}
+        if keeping:
+            alike_NT[:, [*keeping]] = alike([*keeping.values()], prompts.distinct or ())
+        return alike_NT
 
     def _rounding(self) -> Tensor:
         """Rounding error of variances that are computed as differences of squares; above 0."""

@@ -15,23 +15,19 @@ import torch
 from torch import Tensor
 
 from moram_dist.recognise.features import VIEWS, PromptFeatures
+from moram_dist.recognise.left_out import UNKNOWN, left_out
+from moram_dist.recognise.shared_tokens import SharedTokens
 from moram_dist.registry import InputError
-
-LEVELS = (0.9, 0.95, 0.975, 0.99, 1.0)
-"""Quantiles to keep of the distances of a task's own prompts to the task."""
-
-UNKNOWN = LEVELS.index(0.99)
-"""Index of the limit: a prompt further from its task than this quantile belongs to no task."""
-
 
 DISTANCE = "projected"
 """The view in which distances are measured."""
 
+FURTHER = 1.25
+"""How much further than all of the task's own prompts a prompt may be that has its shared tokens.
+They tell most; distances tell where texts have no instruction and share only frequent words."""
+
 SHRINK = 0.3
 """Fraction of a task's covariance in this view that is replaced by its mean variance."""
-
-FOLDS = 10
-"""Parts of a task's prompts; each is measured against the statistics of all other parts."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +48,23 @@ class TaskStatistics:
     """By view name: ``plain`` with squares, the others with outer products."""
 
     distances: Tensor
-    """Quantiles at ``LEVELS`` of the distances of the task's own prompts, by cross-validation."""
+    """Quantiles of the distances of the task's own prompts (``left_out``)."""
+
+    shared: SharedTokens | None = None
+    """None if prompts are pictures, or if an earlier version of this program read them."""
 
     @classmethod
     def of(cls, prompts: PromptFeatures) -> TaskStatistics:
         """Compute from the features of all training prompts of a task, at least one."""
         moments = {name: _moments(name, prompts.mean_ND) for name in VIEWS}
-        return cls(len(prompts), moments, _left_out(prompts))
+        shared = None if prompts.distinct is None else SharedTokens.of(prompts.distinct)
+        return cls(len(prompts), moments, _distances(prompts), shared)
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors for the task's file; only the upper triangle of outer products."""
         out = {"count": torch.tensor(self.count), "distances": self.distances}
+        if self.shared is not None:
+            out |= self.shared.tensors()
         for name, moments in self.moments.items():
             second = moments.second
             if second.dim() == 2:
@@ -86,18 +88,15 @@ class TaskStatistics:
                     whole[rows, columns] = whole[columns, rows] = second
                     second = whole
                 moments[name] = Moments(sum_M, second)
-            return cls(int(tensors["count"]), moments, tensors["distances"].double())
+            shared = SharedTokens.from_tensors(tensors) if "shared.own" in tensors else None
+            return cls(int(tensors["count"]), moments, tensors["distances"].double(), shared)
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{where} holds no statistics of prompts: {error}") from None
 
-    @property
-    def furthest(self) -> Tensor:
-        """The largest distance at which a prompt still counts as one of the task's."""
-        return self.distances[UNKNOWN]
-
-    def distance(self, prompts: PromptFeatures) -> Tensor:
-        """Distances (N,) of prompts to the task."""
-        return _distance(prompts, self.count, self.moments[DISTANCE])
+    def near(self, prompts: PromptFeatures) -> Tensor:
+        """Whether prompts are near enough to be of the task, (N,)."""
+        limit = self.distances[UNKNOWN] if self.shared is None else FURTHER * self.distances[-1]
+        return _distance(prompts, self.count, self.moments[DISTANCE]) <= limit
 
 
 def _moments(view: str, x_ND: Tensor) -> Moments:
@@ -125,14 +124,9 @@ def _distance(prompts: PromptFeatures, count: int, moments: Moments) -> Tensor:
     return squares_N * prompts.tokens_N.sqrt()
 
 
-def _left_out(prompts: PromptFeatures) -> Tensor:
-    """Quantiles of each prompt's distance to the task, computed from the other parts' prompts."""
-    if len(prompts) < 2:
-        return torch.full((len(LEVELS),), torch.inf, dtype=torch.float64)
-    part_N = torch.arange(len(prompts)) % FOLDS
-    found = []
-    for part in part_N.unique():
-        others = prompts.rows(part_N != part)
-        moments = _moments(DISTANCE, others.mean_ND)
-        found.append(_distance(prompts.rows(part_N == part), len(others), moments))
-    return torch.quantile(torch.cat(found), torch.tensor(LEVELS, dtype=torch.float64))
+def _distances(prompts: PromptFeatures) -> Tensor:
+    def measure(others_N: Tensor, these_N: Tensor) -> Tensor:
+        others = prompts.rows(others_N)
+        return _distance(prompts.rows(these_N), len(others), _moments(DISTANCE, others.mean_ND))
+
+    return left_out(len(prompts), measure)

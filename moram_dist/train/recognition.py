@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from moram_dist.comm import env
 from moram_dist.models.language_model import Base
@@ -26,11 +27,16 @@ def all_features(base: Base, task: Task, examples: Sequence[Example]) -> PromptF
     """The features of these examples, in order, on every rank."""
     world = env.world_size()
     parts = env.gather_objects(features_of(base, task, examples[env.rank() :: world]))
-    together = torch.empty(len(examples), parts[0].mean_ND.shape[1] + 1, dtype=torch.float64)
+    mean_ND = torch.empty(len(examples), parts[0].mean_ND.shape[1], dtype=torch.float64)
+    tokens_N = torch.empty(len(examples), dtype=torch.float64)
+    distinct: list[Tensor] = [torch.empty(0)] * len(examples)
+    texts = parts[0].distinct is not None
     for rank, part in enumerate(parts):
-        together[rank::world, :-1] = part.mean_ND
-        together[rank::world, -1] = part.tokens_N
-    return PromptFeatures(together[:, :-1], together[:, -1])
+        mean_ND[rank::world] = part.mean_ND
+        tokens_N[rank::world] = part.tokens_N
+        if texts:
+            distinct[rank::world] = part.distinct or ()
+    return PromptFeatures(mean_ND, tokens_N, tuple(distinct) if texts else None)
 
 
 def features_of(base: Base, task: Task, examples: Sequence[Example]) -> PromptFeatures:

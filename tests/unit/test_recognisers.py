@@ -13,8 +13,8 @@ from moram_dist.recognise import (
     prompt_features,
 )
 from moram_dist.recognise.features import PROJECTED, VIEWS
+from moram_dist.recognise.left_out import LEVELS
 from moram_dist.recognise.recognisers import RIDGE, SHRINK
-from moram_dist.recognise.statistics import LEVELS
 from moram_dist.registry import InputError
 
 SIZES = (40, 25, 60)
@@ -123,7 +123,9 @@ def test_the_recogniser_of_the_first_tasks(name):
 def test_unseen_prompts_are_recognised(name):
     tasks = prompts()
     recogniser = RECOGNISERS[name](statistics([t[::2] for t in tasks]))
-    right = [recogniser.tasks_of(t[1::2]).count(i) / len(t[1::2]) for i, t in enumerate(tasks)]
+    right = [
+        recogniser.scores(t[1::2]).argmax(1).eq(i).double().mean() for i, t in enumerate(tasks)
+    ]
     assert min(right) > 0.9
     assert recogniser.scores(tasks[0][:2]).shape == (2, 3)
 
@@ -132,8 +134,10 @@ def test_unseen_prompts_are_recognised(name):
 @pytest.mark.parametrize("num_prompts", [1, 2])
 def test_few_prompts_and_one_task(name, num_prompts):
     tasks = [t[:num_prompts] for t in prompts()]
-    assert RECOGNISERS[name](statistics(tasks)).tasks_of(torch.cat(tasks)[:1]) == [0]
-    assert RECOGNISERS[name](statistics(tasks[:1])).tasks_of(tasks[1]) == [0] * num_prompts
+    (one,) = RECOGNISERS[name](statistics(tasks)).recognise(features(tasks[0][:1]))
+    assert one.task == 0
+    found = RECOGNISERS[name](statistics(tasks[:1])).recognise(features(tasks[1]))
+    assert [one.task for one in found] == [0] * num_prompts
     same = torch.ones(3, D, dtype=torch.float64)
     scores = RECOGNISERS[name](statistics([same, same])).scores(same)
     assert scores.isfinite().all()
@@ -198,14 +202,14 @@ def test_a_foreign_prompt_is_unknown():
     own = [one.known for one in recogniser.recognise(features(tasks[2]))]
     assert own.count(False) <= 3  # the 0.99 quantile of 60
     assert not any(one.known for one in recogniser.recognise(features(tasks[0] + 20)))
-    assert TaskStatistics.of(features(tasks[0][:1])).furthest == float("inf")
+    assert TaskStatistics.of(features(tasks[0][:1])).near(features(tasks[0] + 20)).all()
     assert recogniser.recognise(features(tasks[0][:0])) == []
     longer = recogniser.recognise(features(tasks[2], tokens=900))
     assert [one.known for one in longer].count(False) > 30  # as far off, over many more tokens
     same = torch.ones(5, D, dtype=torch.float64)  # no variance at all
     (one,) = statistics([same])
     assert one.distances.isfinite().all()
-    assert one.distance(features(same + 1)).min() > one.furthest
+    assert not one.near(features(same + 1)).any()
 
 
 @pytest.mark.parametrize(
