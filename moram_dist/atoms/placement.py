@@ -7,12 +7,12 @@
 Resident and gathered atoms are one part, in the order of the memory: neither the work nor a single
 bit of the results depends on the number of ranks. Stationary atoms are a part per rank, and the
 sums over parts round differently. Bytes received per rank for one linear, with P ranks, N atoms
-(rounded up to a multiple of P), T tokens per rank, K = min(top_k, N / P) candidates, e bytes per
-number:
+(rounded up to a multiple of P), T tokens on the rank that has the most, A tokens on all of them,
+K = min(top_k, N / P) candidates, e bytes per number:
 
     gathered     forward    (P - 1) / P N (D + E) e          backward   the same
-    stationary   forward    (P - 1) T D e + (P - 1) P T (4 + 8 K) + (P - 1) T E e
-                 backward   (P - 1) T E e + (P - 1) P T 8 + (P - 1) T (D e + 4 R / P)
+    stationary   forward    (P - 1) T D e + (P - 1) A (4 + 8 K) + (P - 1) T E e
+                 backward   (P - 1) T E e + (P - 1) A 8 + (P - 1) T (D e + 4 R / P)
 
 (float32 routing; R active atoms, rounded up to a multiple of P; D e is not sent back if the input
 needs no gradient, and an input that linears share is sent once.) Source: counted by hand from the
@@ -22,7 +22,7 @@ collectives.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,18 +31,21 @@ from torch.nn import functional as F
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.routing import ShardCandidates
 from moram_dist.atoms.scan import Image, pays, supported
-from moram_dist.atoms.shard import MIX_ALL, each
+from moram_dist.atoms.shard import MIX_ALL
 from moram_dist.comm.collectives import AtomGroup, Pending
-
-Pair = tuple[int, int]
-"""The rank that owns the tokens, and the shard: 0 if one holds the whole memory, else a rank."""
 
 
 class Placement(ABC):
-    """Decides which pairs of an owner and a shard this rank computes, and exchanges the results."""
+    """Brings tokens to this rank's shard of the atoms, and the results to the tokens' owners.
+
+    The tokens at a shard are those of all ranks, one after the other, or this rank's own.
+    """
 
     num_shards: int
     """Into how many shards the atoms of a recall are split: one per rank, or one in all."""
+
+    shard = 0
+    """The one that this rank computes with."""
 
     is_local = False
     """Whether all atoms are brought to this rank's own tokens, and nothing else is sent."""
@@ -51,12 +54,16 @@ class Placement(ABC):
         self.group = group
 
     @abstractmethod
-    def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
-        """Owner to its rows for each linear, for every owner this rank works for."""
+    def tokens(self, rows: Sequence[Tensor], name: str) -> list[Tensor]:
+        """Each linear's rows of the tokens at this rank's shard, from those of its own."""
 
     @abstractmethod
-    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
-        """Shard to its frozen atoms, flat as in the bank, for every shard this rank works on."""
+    def own(self, stacked_B: Tensor, num_linears: int) -> Tensor:
+        """The rows of this rank's own tokens, of those at its shard, stacked by linear."""
+
+    @abstractmethod
+    def atoms(self, bank: Bank, *, forward: bool) -> Tensor:
+        """The shard's frozen atoms, flat as in the bank."""
 
     def grams(self, bank: Bank, linears: Sequence[int], num_kept: int) -> list[Tensor] | None:
         """K^T K of each linear's frozen keys K; None unless available and cheaper than K.
@@ -71,18 +78,21 @@ class Placement(ABC):
         return None
 
     @abstractmethod
-    def candidates(
-        self, offered: Mapping[Pair, ShardCandidates], num_linears: int
-    ) -> dict[int, list[ShardCandidates]]:
-        """Owner to the candidates of its tokens from all shards, in the order of shards."""
+    def candidates(self, offered: ShardCandidates) -> list[ShardCandidates]:
+        """Candidates of all shards for the same tokens, in the order of shards."""
 
     @abstractmethod
-    def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
-        """Owner to the terms of its tokens, (B, 2) each, in the order of shards."""
+    def sums(self, part_B2: Tensor) -> list[Tensor]:
+        """The terms of all shards for the same tokens, (B, 2) each, in the order of shards."""
 
     @abstractmethod
-    def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
-        """Each linear's parts for this rank's tokens, (T, F) each, in the order of shards."""
+    def collect(self, parts: Sequence[Tensor], name: str) -> Sequence[Tensor]:
+        """Each linear's parts of all shards for this rank's own tokens, (P, T, F).
+
+        Args:
+            parts: each linear's part of this shard, for all tokens at it.
+            name: of the message, for the count of bytes.
+        """
 
 
 class _Local(Placement):
@@ -91,31 +101,33 @@ class _Local(Placement):
     num_shards = 1
     is_local = True
 
-    def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
+    def tokens(self, rows: Sequence[Tensor], name: str) -> list[Tensor]:
         """This rank's own rows."""
-        return {self.group.rank: list(rows)}
+        return list(rows)
 
-    def candidates(
-        self, offered: Mapping[Pair, ShardCandidates], num_linears: int
-    ) -> dict[int, list[ShardCandidates]]:
-        """The offers, which are here already."""
-        return {self.group.rank: [*offered.values()]}
+    def own(self, stacked_B: Tensor, num_linears: int) -> Tensor:
+        """All rows."""
+        return stacked_B
 
-    def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
+    def candidates(self, offered: ShardCandidates) -> list[ShardCandidates]:
+        """The offer, which is here already."""
+        return [offered]
+
+    def sums(self, part_B2: Tensor) -> list[Tensor]:
         """The terms, which are here already."""
-        return {self.group.rank: [*parts.values()]}
+        return [part_B2]
 
-    def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
+    def collect(self, parts: Sequence[Tensor], name: str) -> Sequence[Tensor]:
         """The parts, which are here already."""
-        return [list(linear) for linear in zip(*parts.values(), strict=True)]
+        return [part[None] for part in parts]
 
 
 class Resident(_Local):
     """Keeps a copy of all atoms, gathered once per task: frozen atoms never go stale."""
 
-    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
+    def atoms(self, bank: Bank, *, forward: bool) -> Tensor:
         """All atoms, from the copy."""
-        return {0: bank.whole()}
+        return bank.whole()
 
     def grams(self, bank: Bank, linears: Sequence[int], num_kept: int) -> list[Tensor] | None:
         """From the copy, once per task, if that is cheaper than a product with all keys.
@@ -152,14 +164,14 @@ class Gathered(_Local):
         """In the order of the forward pass."""
         self._under_way: dict[int, Pending] = {}
 
-    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
+    def atoms(self, bank: Bank, *, forward: bool) -> Tensor:
         """All atoms, fetched; also starts to fetch the next bank's."""
         at = next(i for i, other in enumerate(self.banks) if other is bank)
         flat_PF = (self._under_way.pop(at, None) or self._start(at)).wait()
         following = at + 1 if forward else at - 1
         if 0 <= following < len(self.banks) and following not in self._under_way:
             self._under_way[following] = self._start(following)
-        return {0: bank.in_order(flat_PF)}
+        return bank.in_order(flat_PF)
 
     def forget(self) -> None:
         """Wait for pending fetches and drop them: the banks are about to change."""
@@ -172,16 +184,23 @@ class Gathered(_Local):
 
 
 class Stationary(Placement):
-    """Keeps atoms where they are: this rank computes its shard's part for all owners' tokens."""
+    """Keeps atoms where they are: this rank computes its shard's part for all ranks' tokens.
+
+    They are one batch, so the number of operations grows with the number of ranks only where a sum
+    is taken in the order of shards.
+    """
 
     def __init__(self, group: AtomGroup, num_tokens: Sequence[int]) -> None:
         """``num_tokens``: how many each rank of the group has in this pass."""
         super().__init__(group)
-        self.num_shards = group.size
+        self.num_shards, self.shard = group.size, group.rank
         self.num_tokens = tuple(num_tokens)
+        self._most = max(num_tokens)
+        self._padded_rows: Tensor | None = None
+        """Where all tokens are in blocks (P, most) that are padded; made when first needed."""
 
-    def tokens(self, rows: Sequence[Tensor], name: str) -> dict[int, list[Tensor]]:
-        """Every owner's rows: each rank sends its own to all."""
+    def tokens(self, rows: Sequence[Tensor], name: str) -> list[Tensor]:
+        """The rows of all ranks: each sends its own to all."""
         expected = self.num_tokens[self.group.rank]
         if len(rows[0]) != expected:
             raise RuntimeError(
@@ -191,67 +210,61 @@ class Stationary(Placement):
         distinct = {id(row): row for row in rows}
         sizes = [row.shape[1] for row in distinct.values()]
         packed_TF = torch.cat([*distinct.values()], -1)
-        gathered_PTF = self.group.all_gather(self._padded(packed_TF), name)
-        out = {}
-        for owner, packed in enumerate(gathered_PTF):
-            parts = packed[: self.num_tokens[owner]].split(sizes, -1)
-            by_id = dict(zip(distinct, (part.contiguous() for part in parts), strict=True))
-            out[owner] = [by_id[id(row)] for row in rows]
-        return out
+        padded_TF = F.pad(packed_TF, (0, 0, 0, self._most - len(packed_TF)))
+        all_TF = self.group.all_gather(padded_TF, name).flatten(0, 1)
+        if not self._equal:
+            all_TF = all_TF.index_select(0, self._where(all_TF.device))
+        parts = (part.contiguous() for part in all_TF.split(sizes, -1))
+        by_id = dict(zip(distinct, parts, strict=True))
+        return [by_id[id(row)] for row in rows]
 
-    def atoms(self, bank: Bank, *, forward: bool) -> dict[int, Tensor]:
+    def own(self, stacked_B: Tensor, num_linears: int) -> Tensor:
+        """The rows of this rank's tokens among those of all."""
+        start = sum(self.num_tokens[: self.group.rank])
+        of_linears = stacked_B.unflatten(0, (num_linears, sum(self.num_tokens)))
+        return of_linears[:, start : start + self.num_tokens[self.group.rank]].flatten(0, 1)
+
+    def atoms(self, bank: Bank, *, forward: bool) -> Tensor:
         """This rank's own shard."""
-        return {self.group.rank: bank.shard_F}
+        return bank.shard_F
 
-    def candidates(
-        self, offered: Mapping[Pair, ShardCandidates], num_linears: int
-    ) -> dict[int, list[ShardCandidates]]:
-        """Candidates of every shard for every owner: one message of sums, scores and indices."""
-        mine, owners = self.group.rank, range(self.group.size)
-        like = offered[mine, mine]
-        widths = [t.shape[1] * t.element_size() // 4 for t in like]
-        message = [torch.cat([t.view(torch.int32) for t in offered[h, mine]], -1) for h in owners]
-        gathered = self._from_all(message, num_linears, "candidates")
-        out: dict[int, list[ShardCandidates]] = {}
-        for h, shards in gathered.items():
-            fields = [packed.split(widths, -1) for packed in shards]
-            out[h] = [
-                ShardCandidates(
-                    *(f.contiguous().view(t.dtype) for f, t in zip(one, like, strict=True))
-                )
-                for one in fields
-            ]
-        return out
+    def candidates(self, offered: ShardCandidates) -> list[ShardCandidates]:
+        """Candidates of every shard: one message of sums, scores and indices."""
+        widths = [t.shape[1] * t.element_size() // 4 for t in offered]
+        message = torch.cat([t.view(torch.int32) for t in offered], -1)
+        gathered = self.group.all_gather(message, "candidates").split(widths, -1)
+        fields = [
+            packed.contiguous().view(t.dtype) for packed, t in zip(gathered, offered, strict=True)
+        ]
+        return [ShardCandidates(*of_shard) for of_shard in zip(*fields, strict=True)]
 
-    def sums(self, parts: Mapping[Pair, Tensor], num_linears: int) -> dict[int, list[Tensor]]:
-        """Terms of every shard for every owner: one message."""
-        message = [parts[h, self.group.rank] for h in range(self.group.size)]
-        return self._from_all(message, num_linears, "sums")
+    def sums(self, part_B2: Tensor) -> list[Tensor]:
+        """Terms of every shard: one message."""
+        return [*self.group.all_gather(part_B2, "sums")]
 
-    def collect(self, parts: Mapping[Pair, Sequence[Tensor]], name: str) -> list[list[Tensor]]:
+    def collect(self, parts: Sequence[Tensor], name: str) -> Sequence[Tensor]:
         """Each shard's parts are sent to the tokens' owner."""
-        mine, owners = self.group.rank, range(self.group.size)
-        sizes = [part.shape[1] for part in parts[mine, mine]]
-        blocks_PTF = torch.stack([self._padded(torch.cat([*parts[h, mine]], -1)) for h in owners])
+        sizes = [part.shape[1] for part in parts]
+        blocks_TF = torch.cat([*parts], -1)
+        if not self._equal:
+            padded_TF = blocks_TF.new_zeros(self.group.size * self._most, blocks_TF.shape[1])
+            blocks_TF = padded_TF.index_copy_(0, self._where(blocks_TF.device), blocks_TF)
+        blocks_PTF = blocks_TF.unflatten(0, (self.group.size, self._most))
         received_PTF = self.group.exchange(blocks_PTF, name)
-        shards = (block[: self.num_tokens[mine]].split(sizes, -1) for block in received_PTF)
-        return [list(linear) for linear in zip(*shards, strict=True)]
+        return received_PTF[:, : self.num_tokens[self.group.rank]].split(sizes, -1)
 
-    def _from_all(
-        self, of_homes: Sequence[Tensor], num_linears: int, name: str
-    ) -> dict[int, list[Tensor]]:
-        """Owner to every shard's part, (B, F) each, from this shard's parts for all owners."""
-        parts = [torch.stack([*each(of_home, num_linears)], 1) for of_home in of_homes]
-        gathered = self.group.all_gather(torch.stack([self._padded(t) for t in parts]), name)
-        return {
-            h: [t[: self.num_tokens[h]].transpose(0, 1).flatten(0, 1) for t in gathered[:, h]]
-            for h in range(self.group.size)
-        }
+    @property
+    def _equal(self) -> bool:
+        return min(self.num_tokens) == self._most
 
-    def _padded(self, rows_TF: Tensor) -> Tensor:
-        """Pad with zeros to the number of rows of the rank that has the most."""
-        beyond = [0, 0] * (rows_TF.ndim - 1)
-        return F.pad(rows_TF, (*beyond, 0, max(self.num_tokens) - len(rows_TF)))
+    def _where(self, device: torch.device) -> Tensor:
+        """The rows of padded blocks that are tokens, in order."""
+        if self._padded_rows is None:
+            firsts = (rank * self._most for rank in range(self.group.size))
+            spans = zip(firsts, self.num_tokens, strict=True)
+            rows = [torch.arange(first, first + n, device=device) for first, n in spans]
+            self._padded_rows = torch.cat(rows)
+        return self._padded_rows
 
 
 def _most_inputs(bank: Bank, linears: Sequence[int]) -> int:

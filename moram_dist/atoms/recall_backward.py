@@ -1,4 +1,4 @@
-"""Backward pass of a recall, over pairs of an owner and a shard (see ``recall_function``).
+"""Backward pass of a recall: one shard, all tokens at it (see ``recall_function``).
 
 With scores p, their norm n, relevance s = p / n, weights w, m = 0 for silenced atoms and else 1,
 the set S of chosen atoms, the gradient g of y, and the temperature tau:
@@ -28,7 +28,6 @@ from torch import Tensor
 from moram_dist.atoms import native
 from moram_dist.atoms.backend import backend
 from moram_dist.atoms.bank import Atoms
-from moram_dist.atoms.placement import Pair
 from moram_dist.atoms.recall_call import RecallCall
 from moram_dist.atoms.recall_saved import Saved
 from moram_dist.atoms.routing import Mixture, in_order, summed
@@ -67,46 +66,35 @@ def backward(
     if call.is_one_operation([*saved.inputs, *saved.keys, *saved.values], keep=True):
         return _at_once(call, saved, upstream, wants_inputs=wants_inputs)
     precise = torch.promote_types(saved.inputs[0].dtype, torch.float32)
-    mixtures = {owner: saved.mixture(owner, call.routing) for owner in saved.mixtures}
-    shards = call.shards(saved.keys, saved.values, forward=False)
+    mix = saved.mixture(call.routing)
+    atoms = call.atoms(saved.keys, saved.values, forward=False)
     gradients = call.placement.tokens(upstream, "gradients")
-    chosen = {owner: call.chosen(mixtures[owner], shards) for owner in gradients}
-    pairs = [(owner, shard) for owner in gradients for shard in shards]
-    u = {
-        (owner, shard): products(
-            gradients[owner], [v for _, v in shards[shard]], chosen[owner][shard], precise
-        )
-        for owner, shard in pairs
-    }
-    totals = _totals(call, mixtures, u)
+    chosen = call.chosen(mix, atoms)
+    u_BK = products(gradients, [v for _, v in atoms], chosen, precise)
+    sums = backend(u_BK).sums(mix.score_TK, mix.relevance_TK, mix.spoken_TK, u_BK)
+    totals_B2 = in_order(call.placement.sums(sums))
+    direct_BK, through_norm_B1 = backend(u_BK).score_gradient(
+        *mix[1:], u_BK, totals_B2, call.routing.temperature
+    )
     grams = call.grams()
-    partial: dict[Pair, list[Tensor]] = {}
-    through_norm: dict[int, Tensor] = {}
-    for owner, shard in pairs:
-        mix = mixtures[owner]
-        direct_BK, through_norm[owner] = backend(u[owner, shard]).score_gradient(
-            *mix[1:], u[owner, shard], totals[owner], call.routing.temperature
-        )
-        partial[owner, shard] = _of_pair(
-            call,
-            shards[shard],
-            chosen[owner][shard],
-            saved.scores[owner, shard] * through_norm[owner],
-            direct_BK,
-            first=call.first_active(shard),
-            by_gram=grams is not None,
-            wants_inputs=wants_inputs,
-            dtype=saved.inputs[0].dtype,
-        )
-    collected = call.placement.collect(partial, "input gradients")
-    own = call.placement.group.rank
+    parts = _parts(
+        call,
+        atoms,
+        chosen,
+        saved.score_BN * through_norm_B1,
+        direct_BK,
+        by_gram=grams is not None,
+        wants_inputs=wants_inputs,
+        dtype=saved.inputs[0].dtype,
+    )
+    collected = call.placement.collect(parts, "input gradients")
     num_linears = len(call.members)
     return Gradients(
-        inputs=_of_inputs(saved.inputs, collected[:num_linears], grams, through_norm[own])
+        inputs=_of_inputs(saved.inputs, collected[:num_linears], grams, through_norm_B1)
         if wants_inputs
         else [None] * num_linears,
         keys=_of_keys(call, saved, collected[-num_linears:], precise),
-        values=_of_values(call, saved, mixtures[own], upstream),
+        values=_of_values(call, saved, mix, upstream),
     )
 
 
@@ -114,18 +102,17 @@ def _at_once(
     call: RecallCall, saved: Saved, upstream: Sequence[Tensor], *, wants_inputs: bool
 ) -> Gradients:
     """``backward`` by one operation."""
-    ((shard, atoms),) = call.shards(saved.keys, saved.values, forward=False).items()
-    own = call.placement.group.rank
-    mix = saved.mixtures[own]
+    atoms = call.atoms(saved.keys, saved.values, forward=False)
+    mix = saved.of_mixture
     inputs, keys, values = native.recall_gradients(
         saved.inputs,
         [k for k, _ in atoms],
         [v for _, v in atoms],
         upstream,
-        saved.scores[own, shard],
+        saved.score_BN,
         mix.index_BK.int(),
         mix.norm_B1,
-        first=call.first_active(shard),
+        first=call.first_active,
         temperature=call.routing.temperature,
         threshold=call.routing.threshold,
         multiply_all=MULTIPLY_ALL["cpu"],
@@ -134,31 +121,18 @@ def _at_once(
     return Gradients(inputs=inputs or [None] * len(values), keys=keys, values=values)
 
 
-def _totals(
-    call: RecallCall, mixtures: dict[int, Mixture], u: dict[Pair, Tensor]
-) -> dict[int, Tensor]:
-    """A and B of each owner's tokens, (B, 2), over the atoms of all shards."""
-    sums = {}
-    for (owner, shard), u_BK in u.items():
-        mix = mixtures[owner]
-        sums[owner, shard] = backend(u_BK).sums(mix.score_TK, mix.relevance_TK, mix.spoken_TK, u_BK)
-    found = call.placement.sums(sums, len(call.members))
-    return {owner: in_order(parts) for owner, parts in found.items()}
-
-
-def _of_pair(
+def _parts(
     call: RecallCall,
     atoms: Sequence[Atoms],
     chosen: Chosen,
     dp_BN: Tensor,
     direct_BK: Tensor,
     *,
-    first: int,
     by_gram: bool,
     wants_inputs: bool,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """The parts to send to the owner: input gradients of each linear, then of its active scores.
+    """What the tokens' owners need: input gradients of each linear, then of its active scores.
 
     Args:
         call: the query.
@@ -167,12 +141,11 @@ def _of_pair(
         dp_BN: gradient of scores through their norm: of all atoms of the shard, or of its active
             ones if K^T K is used for the frozen ones. Updated in place to the full gradient.
         direct_BK: the remaining gradient of the chosen atoms' scores.
-        first: the first active row of the shard.
         by_gram: whether K^T K is used.
         wants_inputs: whether to compute input gradients.
         dtype: of the parts.
     """
-    num_linears = len(call.members)
+    num_linears, first = len(call.members), call.first_active
     add(chosen.since(first) if by_gram else chosen, direct_BK, dp_BN)
     of_inputs: list[Tensor] = []
     if wants_inputs:
@@ -190,26 +163,28 @@ def _of_pair(
 
 def _of_inputs(
     inputs: Sequence[Tensor],
-    collected: Sequence[Sequence[Tensor]],
+    collected: Sequence[Tensor],
     grams: Sequence[Tensor] | None,
     through_norm_B1: Tensor,
 ) -> list[Tensor | None]:
     norms = each(through_norm_B1, len(inputs))
     precise = through_norm_B1.dtype
     out: list[Tensor | None] = []
-    for one, (x_TD, parts) in enumerate(zip(inputs, collected, strict=True)):
-        if grams is not None:
-            parts = [*parts, product(x_TD, grams[one], precise) * norms[one]]
-        out.append(summed(parts, precise, x_TD.dtype))
+    for one, (x_TD, parts_PTD) in enumerate(zip(inputs, collected, strict=True)):
+        if grams is None:
+            out.append(summed(parts_PTD, precise, x_TD.dtype))
+            continue
+        through_norm = product(x_TD, grams[one], precise) * norms[one]
+        out.append((parts_PTD[0].to(precise) + through_norm).to(x_TD.dtype))
     return out
 
 
 def _of_keys(
-    call: RecallCall, saved: Saved, collected: Sequence[Sequence[Tensor]], precise: torch.dtype
+    call: RecallCall, saved: Saved, collected: Sequence[Tensor], precise: torch.dtype
 ) -> list[Tensor]:
     out = []
-    for x_TD, k_RD, of_shards in zip(saved.inputs, saved.keys, collected, strict=True):
-        dp_TR = call.unpacked([part.contiguous().view(precise) for part in of_shards])
+    for x_TD, k_RD, parts in zip(saved.inputs, saved.keys, collected, strict=True):
+        dp_TR = call.unpacked(parts.contiguous().view(precise))
         out.append(product(dp_TR.T, x_TD, precise).to(k_RD.dtype))
     return out
 
@@ -217,7 +192,8 @@ def _of_keys(
 def _of_values(
     call: RecallCall, saved: Saved, mix: Mixture, upstream: Sequence[Tensor]
 ) -> list[Tensor]:
-    strengths = each(call.active_strength(mix), len(saved.values))
+    mine = Mixture(*(call.placement.own(numbers, len(saved.values)) for numbers in mix))
+    strengths = each(call.active_strength(mine), len(saved.values))
     return [
         strength_TR.to(v_RE.dtype).T @ g_TE.to(v_RE.dtype)
         for strength_TR, v_RE, g_TE in zip(strengths, saved.values, upstream, strict=True)

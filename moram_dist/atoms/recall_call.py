@@ -6,7 +6,7 @@ kept per token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,51 +82,43 @@ class RecallCall:
             and not (keep and self.grams() is not None)
         )
 
-    def shards(
+    def atoms(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], *, forward: bool
-    ) -> dict[int, list[Atoms]]:
-        """Shard to the atoms of the queried linears, frozen ones before active ones."""
-        found = self.placement.atoms(self.bank, forward=forward)
+    ) -> list[Atoms]:
+        """The shard's atoms of each queried linear, frozen ones before active ones."""
+        flat_F = self.placement.atoms(self.bank, forward=forward)
         active = dict(zip(self.members, zip(keys, values, strict=True), strict=True))
-        if self.num_shards == 1:
-            ((shard, flat_F),) = found.items()
-            return {shard: self.bank.joined(flat_F, active, self.num_frozen)}
-        out = {}
-        for shard, flat_F in found.items():
-            own = self.active_rows(shard)
-            mine = {i: (k[own], v[own]) for i, (k, v) in active.items()}
-            out[shard] = self.bank.joined(flat_F, mine, self.first_active(shard))
-        return out
+        if self.num_shards > 1:
+            mine = self.active_rows(self.placement.shard)
+            active = {i: (k[mine], v[mine]) for i, (k, v) in active.items()}
+        return self.bank.joined(flat_F, active, self.first_active)
 
     def active_rows(self, shard: int) -> slice:
         """Which of the active atoms will be frozen into a shard."""
         return new_rows(self.num_frozen, shard, self.num_shards)
 
-    def chosen(self, mix: Mixture, shards: Mapping[int, Sequence[Atoms]]) -> dict[int, Chosen]:
-        """Shard to the rows of a mixture's atoms in it."""
+    def chosen(self, mix: Mixture, atoms: Sequence[Atoms]) -> Chosen:
+        """The rows of a mixture's atoms in the shard."""
         index_BK = mix.index_TK
         if self.num_shards == 1:
-            return {0: Chosen(index_BK, None)}
+            return Chosen(index_BK, None)
         row_BK = index_BK.div(self.num_shards, rounding_mode="floor")
-        shard_BK = index_BK % self.num_shards
+        num_rows = atoms[0][0].shape[0]
         # A token with NaN scores may have chosen an index that is not an atom.
-        num_rows = {shard: atoms[0][0].shape[0] for shard, atoms in shards.items()}
-        return {
-            shard: Chosen(row_BK.clamp(max=max(rows - 1, 0)), (shard_BK == shard) & (row_BK < rows))
-            for shard, rows in num_rows.items()
-        }
+        here_BK = (index_BK % self.num_shards == self.placement.shard) & (row_BK < num_rows)
+        return Chosen(row_BK.clamp(max=max(num_rows - 1, 0)), here_BK)
 
     def scanned(
         self,
         images: Sequence[Image],
         inputs: Sequence[Tensor],
-        shards: Mapping[int, Sequence[Atoms]],
+        atoms: Sequence[Atoms],
     ) -> ShardCandidates:
         """The best frozen atoms, found by a scan. Only for a rank that has all atoms."""
         most = min(self.routing.top_k, self.num_frozen)
         found = [
             scan(x_TD, image, keys_ND[: self.num_frozen], num_kept=most)[0]
-            for x_TD, image, (keys_ND, _) in zip(inputs, images, shards[0], strict=True)
+            for x_TD, image, (keys_ND, _) in zip(inputs, images, atoms, strict=True)
         ]
         return ShardCandidates(*(torch.cat(field) for field in zip(*found, strict=True)))
 
@@ -140,9 +132,10 @@ class RecallCall:
         whole = self.num_frozen == self.bank.num_atoms
         return self.placement.images(self.bank, self.members) if whole else None
 
-    def first_active(self, shard: int) -> int:
-        """The first row of a shard that holds an active atom."""
-        return shard_size(self.num_frozen, shard, self.num_shards)
+    @property
+    def first_active(self) -> int:
+        """The first row of the shard that holds an active atom."""
+        return shard_size(self.num_frozen, self.placement.shard, self.num_shards)
 
     def packed(self, active_TR: Tensor) -> Tensor:
         """Columns of a shard's active atoms, padded to the same number for every shard."""
@@ -151,15 +144,14 @@ class RecallCall:
         room = largest_shard(self.num_active, self.num_shards)
         return F.pad(active_TR, (0, room - active_TR.shape[1])).contiguous()
 
-    def unpacked(self, shards: Sequence[Tensor]) -> Tensor:
-        """Undo ``packed``: from one tensor per shard to one column per active atom."""
+    def unpacked(self, packed_PTR: Tensor) -> Tensor:
+        """Undo ``packed``: from the columns of P shards to one column per active atom, (T, R)."""
         if self.num_shards == 1:
-            return shards[0]
-        out_TR = shards[0].new_empty(len(shards[0]), self.num_active)
-        for shard, packed in enumerate(shards):
-            columns = out_TR[:, self.active_rows(shard)]
-            columns.copy_(packed[:, : columns.shape[1]])
-        return out_TR
+            return packed_PTR[0]
+        # Active atoms 0, P, 2 P, ... are in this shard, 1, P + 1, ... in the next one.
+        of_first = self.num_frozen % self.num_shards
+        in_turn_TR = packed_PTR.roll(-of_first, 0).permute(1, 2, 0).flatten(1)
+        return in_turn_TR[:, : self.num_active]
 
     def active_strength(self, mix: Mixture) -> Tensor:
         """How strongly each active atom answers each token, (B, R)."""

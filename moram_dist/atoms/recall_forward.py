@@ -1,4 +1,4 @@
-"""Forward pass of a recall, over pairs of an owner and a shard (see ``recall_function``).
+"""Forward pass of a recall: one shard, all tokens at it (see ``recall_function``).
 
 Shape letters: T tokens, B = L T tokens of all L queried linears, E outputs, K atoms kept per token.
 """
@@ -12,14 +12,11 @@ from torch import Tensor
 
 from moram_dist.atoms import native
 from moram_dist.atoms.bank import Atoms
-from moram_dist.atoms.placement import Pair
 from moram_dist.atoms.recall_call import RecallCall
 from moram_dist.atoms.recall_saved import Saved, SavedMixture
-from moram_dist.atoms.routing import Mixture, ShardCandidates, candidates, mixture, of_all, summed
+from moram_dist.atoms.routing import Mixture, candidates, mixture, of_all, summed
 from moram_dist.atoms.shard import MIX_ALL, mixed, scored
 from moram_dist.comm.partition import largest_shard
-
-Shards = dict[int, list[Atoms]]
 
 
 def forward(
@@ -45,28 +42,24 @@ def forward(
     # bf16 scores change the top-k set of many tokens, so routing uses at least float32.
     precise = torch.promote_types(dtype, torch.float32)
     tokens = call.placement.tokens(inputs, "tokens")
-    shards = call.shards(keys, values, forward=True)
-    scores, mixtures = _route(call, tokens, shards, precise)
-    partial: dict[Pair, list[Tensor]] = {}
-    for owner, mix in mixtures.items():
-        strength_BK = mix.spoken_TK * mix.score_TK
-        chosen = call.chosen(mix, shards)
-        for shard, atoms in shards.items():
-            partial[owner, shard] = mixed(chosen[shard], strength_BK, [v for _, v in atoms], dtype)
-    outputs = [summed(p, precise, dtype) for p in call.placement.collect(partial, "outputs")]
+    atoms = call.atoms(keys, values, forward=True)
+    score_BN, mix = _route(call, tokens, atoms, precise)
+    strength_BK = mix.spoken_TK * mix.score_TK
+    parts = mixed(call.chosen(mix, atoms), strength_BK, [v for _, v in atoms], dtype)
+    outputs = [summed(p, precise, dtype) for p in call.placement.collect(parts, "outputs")]
     if not keep:
         return outputs, None
     by_gram = call.grams() is not None
+    if by_gram:  # a copy of the active atoms' scores, so that those of all can be freed
+        num_active = atoms[0][0].shape[0] - call.first_active
+        score_BN = score_BN[:, score_BN.shape[1] - num_active :].contiguous()
     among = not by_gram and call.num_shards == 1
     return outputs, Saved(
         inputs=inputs,
         keys=keys,
         values=values,
-        scores=_of_active_atoms(call, scores, shards) if by_gram else scores,
-        mixtures={
-            owner: SavedMixture.of(mix, call.num_atoms, scores_are_saved=among)
-            for owner, mix in mixtures.items()
-        },
+        score_BN=score_BN,
+        of_mixture=SavedMixture.of(mix, call.num_atoms, scores_are_saved=among),
     )
 
 
@@ -79,7 +72,7 @@ def _at_once(
     keep: bool,
 ) -> tuple[list[Tensor], Saved | None]:
     """``forward`` by one operation."""
-    ((shard, atoms),) = call.shards(keys, values, forward=True).items()
+    atoms = call.atoms(keys, values, forward=True)
     outputs, score_BN, index_BK, norm_B1 = native.recall(
         inputs,
         [k for k, _ in atoms],
@@ -91,65 +84,41 @@ def _at_once(
     )
     if not keep:
         return outputs, None
-    own = call.placement.group.rank
     return outputs, Saved(
         inputs=inputs,
         keys=keys,
         values=values,
-        scores={(own, shard): score_BN},
-        mixtures={own: SavedMixture.of_atoms(index_BK, norm_B1, call.num_atoms)},
+        score_BN=score_BN,
+        of_mixture=SavedMixture.of_atoms(index_BK, norm_B1, call.num_atoms),
     )
 
 
 def _route(
-    call: RecallCall, tokens: dict[int, list[Tensor]], shards: Shards, precise: torch.dtype
-) -> tuple[dict[Pair, Tensor], dict[int, Mixture]]:
-    """Scores of each pair, and the mixture of each owner's tokens."""
+    call: RecallCall, tokens: list[Tensor], atoms: list[Atoms], precise: torch.dtype
+) -> tuple[Tensor, Mixture]:
+    """Scores of the shard's atoms, and the mixture of the tokens at it.
+
+    With images, the scores of frozen atoms are left out, and their best are found by a scan.
+    """
     images = call.images()
+    first = call.first_active if images else 0
+    score_BN = scored(tokens, [k[first:] if first else k for k, _ in atoms], precise)
     if call.num_shards == 1 and not images:
-        ((owner, rows),), ((shard, atoms),) = tokens.items(), shards.items()
-        score_BN = scored(rows, [k for k, _ in atoms], precise)
         mix = of_all(score_BN, call.routing)
-        _show(call, mix)
-        return {(owner, shard): score_BN}, {owner: mix}
-    num_linears = len(call.members)
-    num_kept = min(call.routing.top_k, largest_shard(call.num_atoms, call.num_shards))
-    scores: dict[Pair, Tensor] = {}
-    offered: dict[Pair, ShardCandidates] = {}
-    for owner, rows in tokens.items():
-        for shard, atoms in shards.items():
-            # With images, frozen atoms (rows before ``first``) are scanned below.
-            first = call.first_active(shard) if images else 0
-            scores[owner, shard] = scored(rows, [k[first:] for k, _ in atoms], precise)
-            offered[owner, shard] = candidates(
-                scores[owner, shard],
-                num_kept=num_kept,
-                shard=shard,
-                num_shards=call.num_shards,
-                num_atoms=call.num_atoms,
-                first=first,
-            )
-    mixtures: dict[int, Mixture] = {}
-    for owner, offers in call.placement.candidates(offered, num_linears).items():
+    else:
+        offered = candidates(
+            score_BN,
+            num_kept=min(call.routing.top_k, largest_shard(call.num_atoms, call.num_shards)),
+            shard=call.placement.shard,
+            num_shards=call.num_shards,
+            num_atoms=call.num_atoms,
+            first=first,
+        )
+        offers = call.placement.candidates(offered)
         if images:
-            asked = [x.to(precise) for x in tokens[owner]]
-            offers.insert(0, call.scanned(images, asked, shards))
-        mixtures[owner] = mixture(offers, num_atoms=call.num_atoms, routing=call.routing)
-    _show(call, mixtures[call.placement.group.rank])
-    return scores, mixtures
-
-
-def _show(call: RecallCall, mix: Mixture) -> None:
+            offers.insert(0, call.scanned(images, [x.to(precise) for x in tokens], atoms))
+        mix = mixture(offers, num_atoms=call.num_atoms, routing=call.routing)
     if call.show is not None:
-        call.show(mix)
-
-
-def _of_active_atoms(
-    call: RecallCall, scores: dict[Pair, Tensor], shards: Shards
-) -> dict[Pair, Tensor]:
-    """Copies of active atoms' scores, so that the scores of all atoms can be freed."""
-    kept = {}
-    for (owner, shard), score_BN in scores.items():
-        num_active = shards[shard][0][0].shape[0] - call.first_active(shard)
-        kept[owner, shard] = score_BN[:, score_BN.shape[1] - num_active :].contiguous()
-    return kept
+        num_linears = len(call.members)
+        call.show(Mixture(*(call.placement.own(numbers, num_linears) for numbers in mix)))
+    return score_BN, mix

@@ -1,10 +1,9 @@
 """A recall as an autograd function; ``recall_forward`` and ``recall_backward`` compute it.
 
-The computation is the same for every placement. Atoms come in one or more shards, each token is
-owned by a rank, and scores, candidates and partial sums are computed for pairs of an owner and a
-shard. A placement decides which pairs this rank computes, and sends the results to the tokens'
-owners. A rank that has all atoms computes with one shard, so its results do not depend on the
-number of ranks. Sums over several shards are taken in the order of shards.
+The computation is the same for every placement. A rank computes scores, candidates and partial sums
+of one shard of the atoms for all tokens at it: all ranks' tokens, or only its own if the shard is
+the whole memory, so that results do not depend on the number of ranks. The placement sends them to
+the tokens' owners. Sums over several shards are taken in the order of shards.
 
 Active atoms come after the frozen ones of the shard that they will be frozen into, so freezing
 changes neither these products nor the outputs. The gradients of their scores are sent to the
@@ -44,9 +43,8 @@ class RecallFunction(torch.autograd.Function):
         if saved is not None:
             if call.masks:  # what they leave is computed again: linears may share one input
                 saved = replace(saved, inputs=inputs)
-            flat, ctx.layout = saved.tensors()
             ctx.call = call
-            ctx.save_for_backward(*flat)
+            ctx.save_for_backward(*saved.tensors())
             ctx.set_materialize_grads(False)
         return tuple(outputs)
 
@@ -54,7 +52,7 @@ class RecallFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the arguments of ``forward``, in the same order."""
-        saved = Saved.of(ctx.saved_tensors, ctx.layout)
+        saved = Saved.of(ctx.saved_tensors, len(grads))
         if ctx.call.masks:
             saved = replace(saved, inputs=ctx.call.dropped(saved.inputs))
         wants_inputs = any(ctx.needs_input_grad[1 : 1 + len(grads)])

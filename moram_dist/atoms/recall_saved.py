@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from moram_dist.atoms.placement import Pair
 from moram_dist.atoms.routing import Mixture, Routing, weigh
 
 
@@ -44,14 +43,6 @@ class SavedMixture:
         return cls(index_BK=index_BK.to(kind), score_BK=score_BK, norm_B1=norm_B1)
 
 
-class Layout(NamedTuple):
-    """The structure that ``Saved.of`` needs to rebuild a ``Saved`` from a flat list of tensors."""
-
-    num_linears: int
-    pairs: tuple[Pair, ...]
-    owners: tuple[int, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Saved:
     """Tensors for the backward pass. Frozen atoms are not kept: the placement supplies them."""
@@ -63,41 +54,28 @@ class Saved:
     """Active keys of each linear, (R, D)."""
 
     values: Sequence[Tensor]
-    scores: dict[Pair, Tensor]
-    """Owner and shard to scores of the shard's atoms, (B, N); of its active ones only if K^T K is
-    used for the frozen ones."""
+    score_BN: Tensor
+    """Scores of the shard's atoms; of its active ones only if K^T K is used for the frozen ones."""
 
-    mixtures: dict[int, SavedMixture]
-    """By owner."""
+    of_mixture: SavedMixture
 
-    def mixture(self, owner: int, routing: Routing) -> Mixture:
-        """The mixture of an owner's tokens."""
-        saved = self.mixtures[owner]
-        index_BK, score_BK = saved.index_BK.int(), saved.score_BK
-        if score_BK is None:  # there is one owner and one shard
-            (score_BN,) = self.scores.values()
-            score_BK = score_BN.gather(1, index_BK.long())
-        return weigh(index_BK, score_BK, saved.norm_B1, routing)
+    def mixture(self, routing: Routing) -> Mixture:
+        """The mixture of the tokens at the shard."""
+        index_BK, score_BK = self.of_mixture.index_BK.int(), self.of_mixture.score_BK
+        if score_BK is None:
+            score_BK = self.score_BN.gather(1, index_BK.long())
+        return weigh(index_BK, score_BK, self.of_mixture.norm_B1, routing)
 
-    def tensors(self) -> tuple[list[Tensor | None], Layout]:
-        """All tensors in a flat list for autograd, and the layout that ``of`` needs."""
-        flat: list[Tensor | None] = [*self.inputs, *self.keys, *self.values, *self.scores.values()]
-        for saved in self.mixtures.values():
-            flat += [saved.index_BK, saved.score_BK, saved.norm_B1]
-        return flat, Layout(len(self.inputs), tuple(self.scores), tuple(self.mixtures))
+    def tensors(self) -> list[Tensor | None]:
+        """All tensors in a flat list for autograd."""
+        mix = self.of_mixture
+        of_mixture = (mix.index_BK, mix.score_BK, mix.norm_B1)
+        return [*self.inputs, *self.keys, *self.values, self.score_BN, *of_mixture]
 
     @classmethod
-    def of(cls, tensors: Sequence[Any], layout: Layout) -> Saved:
+    def of(cls, tensors: Sequence[Any], num_linears: int) -> Saved:
         """Rebuild from the results of ``tensors``."""
-        given = iter(tensors)
-        inputs, keys, values = ([next(given) for _ in range(layout.num_linears)] for _ in range(3))
-        return cls(
-            inputs=inputs,
-            keys=keys,
-            values=values,
-            scores={pair: next(given) for pair in layout.pairs},
-            mixtures={
-                owner: SavedMixture(index_BK=next(given), score_BK=next(given), norm_B1=next(given))
-                for owner in layout.owners
-            },
-        )
+        inputs, keys, values = (tensors[k * num_linears :][:num_linears] for k in range(3))
+        score_BN, index_BK, score_BK, norm_B1 = tensors[3 * num_linears :]
+        mix = SavedMixture(index_BK=index_BK, score_BK=score_BK, norm_B1=norm_B1)
+        return cls(inputs=inputs, keys=keys, values=values, score_BN=score_BN, of_mixture=mix)

@@ -149,11 +149,11 @@ def weigh(index_TK: Tensor, score_TK: Tensor, norm_T1: Tensor, routing: Routing)
     return Mixture(index_TK, score_TK, norm_T1, *found)
 
 
-def summed(parts: Sequence[Tensor], precise: torch.dtype, dtype: torch.dtype) -> Tensor:
-    """The sum of the parts of all shards, in ``precise``, as ``dtype``."""
-    if len(parts) == 1:
-        return parts[0] if parts[0].dtype == dtype else parts[0].to(dtype)
-    return in_order([part.to(precise) for part in parts]).to(dtype)
+def summed(parts_PTF: Tensor, precise: torch.dtype, dtype: torch.dtype) -> Tensor:
+    """The sum of the parts of P shards, in ``precise``, as ``dtype``: (T, F)."""
+    if len(parts_PTF) == 1:
+        return parts_PTF[0] if parts_PTF.dtype == dtype else parts_PTF[0].to(dtype)
+    return in_order(parts_PTF.to(precise).unbind()).to(dtype)
 
 
 def in_order(terms: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The computations of one shard's atoms with one owner's tokens, in as few operations as possible.
+"""The computations of one shard's atoms with the tokens at it, in as few operations as possible.
 
 Chosen atoms are given as rows of the shard. If a shard has many more rows than a token chooses,
 only the chosen rows are read; if it has few, a matrix product with all of them is faster. The
