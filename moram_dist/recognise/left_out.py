@@ -29,4 +29,9 @@ def left_out(num_prompts: int, measure: Callable[[Tensor, Tensor], Tensor]) -> T
         return torch.full((len(LEVELS),), torch.inf, dtype=torch.float64)
     part_N = torch.arange(num_prompts) % FOLDS
     found = [measure(part_N != part, part_N == part) for part in part_N.unique()]
-    return torch.quantile(torch.cat(found), torch.tensor(LEVELS, dtype=torch.float64))
+    return quantiles(torch.cat(found))
+
+
+def quantiles(found_N: Tensor) -> Tensor:
+    """At ``LEVELS``, of at least one number, in float64."""
+    return torch.quantile(found_N, torch.tensor(LEVELS, dtype=torch.float64))

@@ -78,30 +78,28 @@ class Recogniser(ABC):
         return self._scores(VIEWS[self.view](x_ND.double()))
 
     def recognise(self, prompts: PromptFeatures) -> list[Recognised]:
-        """The likeliest task of each prompt among those whose shared tokens it has.
+        """The likeliest task of each prompt, and whether the prompt resembles it.
 
-        A prompt is unknown if it has no task's, or is too far from the likeliest; without any, its
-        task is the likeliest of all. A task that keeps no shared tokens is always a candidate. Ties
-        go to the earliest task.
+        If a prompt has the shared tokens of some tasks, these are the candidates, and tasks that
+        keep none. Otherwise it is unknown, unless the likeliest of all tasks keeps none. In any
+        case a prompt is unknown if it is too far from the likeliest. Ties go to the earliest task.
         """
         scores_NT = self.scores(prompts.mean_ND)
-        alike_NT = self._alike(prompts)
-        known_N = alike_NT.any(1)
-        likeliest_N = scores_NT.masked_fill(known_N[:, None] & ~alike_NT, -torch.inf).argmax(1)
+        keeping = {t: task.shared for t, task in enumerate(self.tasks) if task.shared is not None}
+        lacks_NT = torch.zeros(len(prompts), len(self.tasks), dtype=torch.bool)
+        if keeping:
+            alike_NT = alike([*keeping.values()], prompts.distinct or ())
+            lacks_NT[:, [*keeping]] = ~alike_NT
+            excluded_NT = lacks_NT & alike_NT.any(1, keepdim=True)
+            scores_NT = scores_NT.masked_fill(excluded_NT, -torch.inf)
+        likeliest_N = scores_NT.argmax(1)
+        known_N = ~lacks_NT.gather(1, likeliest_N[:, None])[:, 0]
         for t in likeliest_N.unique():
             mine_N = likeliest_N == t
             known_N[mine_N] &= self.tasks[int(t)].near(prompts.rows(mine_N))
         return [
             Recognised(*one) for one in zip(likeliest_N.tolist(), known_N.tolist(), strict=True)
         ]
-
-    def _alike(self, prompts: PromptFeatures) -> Tensor:
-        """Whether a prompt has a task's shared tokens, (N, T)."""
-        alike_NT = torch.ones(len(prompts), len(self.tasks), dtype=torch.bool)
-        keeping = {t: task.shared for t, task in enumerate(self.tasks) if task.shared is not None}
-        if keeping:
-            alike_NT[:, [*keeping]] = alike([*keeping.values()], prompts.distinct or ())
-        return alike_NT
 
     def _rounding(self) -> Tensor:
         """Rounding error of variances that are computed as differences of squares; above 0."""

@@ -7,21 +7,20 @@ Shape letters: N prompts, T tasks, S shared tokens.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from moram_dist.recognise.left_out import UNKNOWN, left_out
+from moram_dist.recognise.left_out import LEVELS, UNKNOWN, left_out, quantiles
 
 COMMON = 0.8
 """Fraction of a task's prompts that must have a token for it to count as shared."""
 
-FORGIVEN = 0.1
-"""Fraction of the shared tokens' weight that a prompt may lack in any case, so that it may be
-worded slightly differently."""
+FORGIVEN, MOST = 0.1, 0.3
+"""Fractions of the shared tokens' weight that a prompt may lack: the first in any case, so that it
+may be worded slightly differently, and the second at most, however much a task's own prompts do."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +40,27 @@ class SharedTokens:
     def of(cls, prompts: Sequence[Tensor]) -> SharedTokens:
         """Find them in the distinct tokens of each prompt of a task."""
 
-        def measure(others_N: Tensor, these_N: Tensor) -> Tensor:
-            found = _weights([prompts[i] for i in others_N.nonzero()[:, 0].tolist()])
-            return _lacking([found], [prompts[i] for i in these_N.nonzero()[:, 0].tolist()])[:, 0]
+        def chosen(which_N: Tensor) -> list[Tensor]:
+            return [prompts[i] for i in which_N.nonzero()[:, 0].tolist()]
 
-        return cls(*_weights(prompts), left_out(len(prompts), measure))
+        def measure(others_N: Tensor, these_N: Tensor) -> Tensor:
+            return _lacking([_weights(chosen(others_N))], chosen(these_N))[:, 0]
+
+        tokens_S, weights_S = _weights(prompts)
+        if len(prompts) < 3:  # one that is left out leaves none that shares less than all
+            return cls(tokens_S, weights_S, (MOST * weights_S.sum()).expand(len(LEVELS)).clone())
+        # With all prompts, a token may weigh a little more than without those that are left out.
+        inside = quantiles(_lacking([(tokens_S, weights_S)], prompts)[:, 0])
+        return cls(tokens_S, weights_S, torch.maximum(inside, left_out(len(prompts), measure)))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SharedTokens:
         """Rebuild from the task's file. Raises KeyError or ValueError."""
         tokens_S, weights_S = tensors["shared.tokens"].long(), tensors["shared.weights"].double()
-        if tokens_S.dim() != 1 or tokens_S.shape != weights_S.shape:
-            raise ValueError("shared.tokens and shared.weights differ in shape")
-        return cls(tokens_S, weights_S, tensors["shared.own"].double())
+        own = tensors["shared.own"].double()
+        if tokens_S.dim() != 1 or tokens_S.shape != weights_S.shape or len(own) != len(LEVELS):
+            raise ValueError("shared tokens, their weights or limits differ in shape")
+        return cls(tokens_S, weights_S, own)
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors for the task's file."""
@@ -64,9 +71,15 @@ class SharedTokens:
         }
 
     @property
+    def tell(self) -> bool:
+        """Whether most of the task's own prompts have them."""
+        return len(self.tokens_S) > 0 and bool(self.own[0] <= MOST * self.weights_S.sum())
+
+    @property
     def limit(self) -> Tensor:
         """The largest weight that a prompt of the task may lack."""
-        return torch.maximum(self.own[UNKNOWN], FORGIVEN * self.weights_S.sum())
+        weight = self.weights_S.sum()
+        return self.own[UNKNOWN].clamp(FORGIVEN * weight, MOST * weight)
 
 
 def alike(tasks: Sequence[SharedTokens], prompts: Sequence[Tensor]) -> Tensor:
@@ -82,12 +95,11 @@ def alike(tasks: Sequence[SharedTokens], prompts: Sequence[Tensor]) -> Tensor:
 
 def _weights(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Shared tokens and their weights, both (S,)."""
-    having = Counter(token for prompt in prompts for token in prompt.tolist())
-    shared = sorted(t for t, count in having.items() if count >= COMMON * len(prompts))
-    count_S = torch.tensor([having[token] for token in shared], dtype=torch.float64)
+    having_V = torch.bincount(torch.cat([*prompts]))
+    tokens_S = (having_V >= max(1, COMMON * len(prompts))).nonzero()[:, 0]
     # The mean of the posterior from Jeffreys' prior is never 0.
-    lacking_S = (len(prompts) - count_S + 0.5) / (len(prompts) + 1)
-    return torch.tensor(shared, dtype=torch.int64), -lacking_S.log()
+    lacking_S = (len(prompts) - having_V[tokens_S].double() + 0.5) / (len(prompts) + 1)
+    return tokens_S, -lacking_S.log()
 
 
 def _lacking(tasks: Sequence[tuple[Tensor, Tensor]], prompts: Sequence[Tensor]) -> Tensor:

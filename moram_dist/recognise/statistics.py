@@ -23,7 +23,7 @@ DISTANCE = "projected"
 """The view in which distances are measured."""
 
 FURTHER = 1.25
-"""How much further than all of the task's own prompts a prompt may be that has its shared tokens.
+"""How much further than 99 % of the task's own prompts a prompt may be that has its shared tokens.
 They tell most; distances tell where texts have no instruction and share only frequent words."""
 
 SHRINK = 0.3
@@ -51,13 +51,15 @@ class TaskStatistics:
     """Quantiles of the distances of the task's own prompts (``left_out``)."""
 
     shared: SharedTokens | None = None
-    """None if prompts are pictures, or if an earlier version of this program read them."""
+    """None if prompts share too little, as pictures do, or if an earlier version read them."""
 
     @classmethod
     def of(cls, prompts: PromptFeatures) -> TaskStatistics:
         """Compute from the features of all training prompts of a task, at least one."""
         moments = {name: _moments(name, prompts.mean_ND) for name in VIEWS}
         shared = None if prompts.distinct is None else SharedTokens.of(prompts.distinct)
+        if shared is not None and not shared.tell:
+            shared = None
         return cls(len(prompts), moments, _distances(prompts), shared)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -95,7 +97,7 @@ class TaskStatistics:
 
     def near(self, prompts: PromptFeatures) -> Tensor:
         """Whether prompts are near enough to be of the task, (N,)."""
-        limit = self.distances[UNKNOWN] if self.shared is None else FURTHER * self.distances[-1]
+        limit = self.distances[UNKNOWN] * (1 if self.shared is None else FURTHER)
         return _distance(prompts, self.count, self.moments[DISTANCE]) <= limit
 
 
