@@ -7,12 +7,12 @@
 Resident and gathered atoms are one part, in the order of the memory: neither the work nor a single
 bit of the results depends on the number of ranks. Stationary atoms are a part per rank, and the
 sums over parts round differently. Bytes received per rank for one linear, with P ranks, N atoms
-(rounded up to a multiple of P), T tokens on the rank that has the most, A tokens on all of them,
-K = min(top_k, N / P) candidates, e bytes per number:
+(rounded up to a multiple of P), T tokens on the rank that has the most, K = min(top_k, N / P)
+candidates, e bytes per number:
 
     gathered     forward    (P - 1) / P N (D + E) e          backward   the same
-    stationary   forward    (P - 1) T D e + (P - 1) A (4 + 8 K) + (P - 1) T E e
-                 backward   (P - 1) T E e + (P - 1) A 8 + (P - 1) T (D e + 4 R / P)
+    stationary   forward    (P - 1) T D e + (P - 1) P T (4 + 8 K) + (P - 1) T E e
+                 backward   (P - 1) T E e + (P - 1) P T 8 + (P - 1) T (D e + 4 R / P)
 
 (float32 routing; R active atoms, rounded up to a multiple of P; D e is not sent back if the input
 needs no gradient, and an input that linears share is sent once.) Source: counted by hand from the
@@ -186,43 +186,36 @@ class Gathered(_Local):
 class Stationary(Placement):
     """Keeps atoms where they are: this rank computes its shard's part for all ranks' tokens.
 
-    They are one batch, so the number of operations grows with the number of ranks only where a sum
-    is taken in the order of shards.
+    They are one batch, each rank's padded with zeros to the most that a rank has. So the number of
+    operations grows with the number of ranks only where a sum is taken in the order of shards.
     """
 
     def __init__(self, group: AtomGroup, num_tokens: Sequence[int]) -> None:
         """``num_tokens``: how many each rank of the group has in this pass."""
         super().__init__(group)
         self.num_shards, self.shard = group.size, group.rank
-        self.num_tokens = tuple(num_tokens)
-        self._most = max(num_tokens)
-        self._padded_rows: Tensor | None = None
-        """Where all tokens are in blocks (P, most) that are padded; made when first needed."""
+        self._own, self._most = num_tokens[group.rank], max(num_tokens)
 
     def tokens(self, rows: Sequence[Tensor], name: str) -> list[Tensor]:
         """The rows of all ranks: each sends its own to all."""
-        expected = self.num_tokens[self.group.rank]
-        if len(rows[0]) != expected:
+        if len(rows[0]) != self._own:
             raise RuntimeError(
-                f"a linear was asked for {len(rows[0])} tokens in a pass of {expected}: a model "
+                f"a linear was asked for {len(rows[0])} tokens in a pass of {self._own}: a model "
                 "that gives its linears unlike tokens needs --placement resident or gathered"
             )
         distinct = {id(row): row for row in rows}
         sizes = [row.shape[1] for row in distinct.values()]
         packed_TF = torch.cat([*distinct.values()], -1)
-        padded_TF = F.pad(packed_TF, (0, 0, 0, self._most - len(packed_TF)))
-        all_TF = self.group.all_gather(padded_TF, name).flatten(0, 1)
-        if not self._equal:
-            all_TF = all_TF.index_select(0, self._where(all_TF.device))
-        parts = (part.contiguous() for part in all_TF.split(sizes, -1))
+        padded_TF = F.pad(packed_TF, (0, 0, 0, self._most - self._own))
+        gathered_TF = self.group.all_gather(padded_TF, name).flatten(0, 1)
+        parts = (part.contiguous() for part in gathered_TF.split(sizes, -1))
         by_id = dict(zip(distinct, parts, strict=True))
         return [by_id[id(row)] for row in rows]
 
     def own(self, stacked_B: Tensor, num_linears: int) -> Tensor:
         """The rows of this rank's tokens among those of all."""
-        start = sum(self.num_tokens[: self.group.rank])
-        of_linears = stacked_B.unflatten(0, (num_linears, sum(self.num_tokens)))
-        return of_linears[:, start : start + self.num_tokens[self.group.rank]].flatten(0, 1)
+        of_ranks = stacked_B.unflatten(0, (num_linears, self.group.size, self._most))
+        return of_ranks[:, self.group.rank, : self._own].flatten(0, 1)
 
     def atoms(self, bank: Bank, *, forward: bool) -> Tensor:
         """This rank's own shard."""
@@ -245,26 +238,9 @@ class Stationary(Placement):
     def collect(self, parts: Sequence[Tensor], name: str) -> Sequence[Tensor]:
         """Each shard's parts are sent to the tokens' owner."""
         sizes = [part.shape[1] for part in parts]
-        blocks_TF = torch.cat([*parts], -1)
-        if not self._equal:
-            padded_TF = blocks_TF.new_zeros(self.group.size * self._most, blocks_TF.shape[1])
-            blocks_TF = padded_TF.index_copy_(0, self._where(blocks_TF.device), blocks_TF)
-        blocks_PTF = blocks_TF.unflatten(0, (self.group.size, self._most))
+        blocks_PTF = torch.cat([*parts], -1).unflatten(0, (self.group.size, self._most))
         received_PTF = self.group.exchange(blocks_PTF, name)
-        return received_PTF[:, : self.num_tokens[self.group.rank]].split(sizes, -1)
-
-    @property
-    def _equal(self) -> bool:
-        return min(self.num_tokens) == self._most
-
-    def _where(self, device: torch.device) -> Tensor:
-        """The rows of padded blocks that are tokens, in order."""
-        if self._padded_rows is None:
-            firsts = (rank * self._most for rank in range(self.group.size))
-            spans = zip(firsts, self.num_tokens, strict=True)
-            rows = [torch.arange(first, first + n, device=device) for first, n in spans]
-            self._padded_rows = torch.cat(rows)
-        return self._padded_rows
+        return received_PTF[:, : self._own].split(sizes, -1)
 
 
 def _most_inputs(bank: Bank, linears: Sequence[int]) -> int:

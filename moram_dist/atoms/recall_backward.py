@@ -152,7 +152,9 @@ def _parts(
         keys = [k for k, _ in atoms]
         begin = first if by_gram else 0
         pairs = zip(each(dp_BN, num_linears), keys, strict=True)
-        of_inputs = [product(dp_TN, k[begin:], dp_BN.dtype) for dp_TN, k in pairs]
+        # With K^T K, other parts are added first.
+        kept = dp_BN.dtype if by_gram else dtype
+        of_inputs = [product(dp_TN, k[begin:], dp_BN.dtype).to(kept) for dp_TN, k in pairs]
         if by_gram:
             frozen = mixed(chosen.before(first), direct_BK, keys, dp_BN.dtype)
             of_inputs = [part.add_(other) for part, other in zip(of_inputs, frozen, strict=True)]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moram_dist import kernels
 from moram_dist.atoms.backend import backend
+from moram_dist.atoms.top_k import AT_ONCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,19 @@ def mixture(shards: Sequence[ShardCandidates], *, num_atoms: int, routing: Routi
 
 def merged(shards: Sequence[ShardCandidates], num_kept: int) -> ShardCandidates:
     """Merge the candidates of all shards, given in order, into the ``num_kept`` best."""
+    num_tokens = shards[0].index_TC.shape[0]
+    size = max(1, AT_ONCE // sum(shard.index_TC.shape[1] for shard in shards))
+    if num_tokens <= size:
+        return _merged(shards, num_kept)
+    some = [
+        [ShardCandidates(*fields) for fields in zip(*(t.split(size) for t in shard), strict=True)]
+        for shard in shards
+    ]
+    found = [_merged(of_shards, num_kept) for of_shards in zip(*some, strict=True)]
+    return ShardCandidates(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _merged(shards: Sequence[ShardCandidates], num_kept: int) -> ShardCandidates:
     index_TC = torch.cat([shard.index_TC for shard in shards], -1)
     score_TC = torch.cat([shard.score_TC for shard in shards], -1)
     order = index_TC.argsort(-1)  # so that ties go to the lower index

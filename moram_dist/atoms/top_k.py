@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+AT_ONCE = 2**24
+"""Scores that are compared together: beside them, int64 places take several times their memory."""
+
 COLUMNS = 256
 """Columns in which a long row of scores is laid out: numpy partitions longer rows slowly."""
 
@@ -28,7 +31,10 @@ def best(score_TN: Tensor, num_kept: int) -> Tensor:
         found_TK = _best_without_ties(score_TN, num_kept)
         if found_TK is not None:
             return found_TK
-    return _best_among_ties(score_TN, num_kept)
+    size = max(1, AT_ONCE // num_atoms)
+    if num_tokens <= size:
+        return _best_among_ties(score_TN, num_kept)
+    return torch.cat([_best_among_ties(some_TN, num_kept) for some_TN in score_TN.split(size)])
 
 
 def _best_without_ties(score_TN: Tensor, num_kept: int) -> Tensor | None:

@@ -22,17 +22,16 @@ def received(life: Life, i: int) -> dict[str, int]:
     counts = env.gather_objects([batch.inputs["input_ids"].numel() for batch in step.micro_batches])
     kept = min(METHOD.top_k, -(-(N + R) // P))
     expected: dict[str, int] = {}
-    for of_ranks in zip(*counts, strict=True):
-        T, A = max(of_ranks), sum(of_ranks)
+    for T in map(max, zip(*counts, strict=True)):
         for names, memory in life.method.memories.items():
             D, E, linears = HIDDEN, sum(e for _, e in memory.bank.shapes), len(names)
             gathered = {"atoms": 2 * -(-N // P) * (linears * D + E) * 4}
             stationary = {
                 "tokens": T * D * 4,  # without dropout, q, k and v shard it
-                "candidates": A * (4 + 8 * kept) * linears,
+                "candidates": P * T * (4 + 8 * kept) * linears,
                 "outputs": T * E * 4,
                 "gradients": T * E * 4,
-                "sums": A * 8 * linears,
+                "sums": P * T * 8 * linears,
                 "input gradients": T * linears * -(-R // P) * 4,  # of the active atoms' scores
             }
             if "layers.0" not in names[0] or linears == 1:  # the embedding wants no gradient
