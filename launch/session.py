@@ -196,6 +196,7 @@ class Session:
             parallel.placement,
             room=parallel.resident_fraction * env.memory_bytes(),
             num_tasks=len(self.benchmark.tasks),
+            device=env.device().type,  # DeepSpeed moves the model there later
         )
 
     def is_complete(self) -> bool:

@@ -108,7 +108,8 @@ class Placer:
         if self.choice == GATHERED:
             return self._gathered
         banks = self._gathered.banks
-        mine = torch.tensor([num_tokens], device="cpu" if self._device else banks[0].shard_F.device)
+        device = banks[0].shard_F.device
+        mine = torch.tensor([num_tokens], device="cpu" if device.type == "meta" else device)
         counts = self.group.all_gather(mine, "token counts").flatten().tolist()
         moved = self.choice == STATIONARY or tokens_move(
             banks[0].num_atoms,

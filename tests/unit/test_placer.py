@@ -15,9 +15,9 @@ from moram_dist.comm.partition import largest_shard, new_rows, shard_size
 from moram_dist.config import PLACEMENTS
 
 
-def planned(choice, *, ranks=2, room=100.0, per_task=10, num_tasks=10):
+def planned(choice, *, ranks=2, room=100.0, per_task=10, num_tasks=10, device=None):
     group = AtomGroup(rank=1, size=ranks) if ranks > 1 else AtomGroup()
-    placer = Placer(group, choice, room=room, num_tasks=num_tasks)
+    placer = Placer(group, choice, room=room, num_tasks=num_tasks, device=device)
     bank = Bank([(4, 4)], group, like=torch.zeros(1))
     placer.plan([bank], per_task)
     return placer, bank
@@ -45,6 +45,15 @@ def test_one_rank_holds_all(choice):
     placer, bank = planned(choice, ranks=1)
     assert not placer.in_step and not bank.copied
     assert placer.reason == "resident: one rank holds all atoms"
+
+
+def test_a_model_that_will_move_is_planned_for_where_it_goes(monkeypatch):
+    monkeypatch.setattr(scan, "MANY_NUMBERS", 0)  # a CPU keeps images of so many atoms, CUDA none
+    room = 17 * 32 + 4 * 4 * 4
+    for device, in_step in ((None, True), ("cuda", False)):
+        placer, bank = planned("auto", room=room, per_task=32, num_tasks=17, device=device)
+        assert placer.in_step == in_step
+        assert bank.shard_F.device.type == "cpu"
 
 
 @pytest.mark.parametrize(
