@@ -64,9 +64,10 @@ def prompt_features(
     rows, lengths = [torch.zeros(0, embedding_VD.shape[1], dtype=torch.float64)], []
     distinct = []
     for prompt in prompts:
-        ids = torch.as_tensor(prompt, dtype=torch.int64, device=embedding_VD.device)
-        lengths.append(len(ids))
-        distinct.append(ids.cpu().unique().int())
+        given = torch.as_tensor(prompt, dtype=torch.int64)
+        distinct.append(given.cpu().unique().int())
+        lengths.append(len(given))
+        ids = given.to(embedding_VD.device)
         sum_1D = F.embedding(ids, embedding_VD).double().sum(0, keepdim=True)
         rows.append(sum_1D.cpu() / max(1, len(ids)))
     length_N = torch.tensor(lengths, dtype=torch.float64)
