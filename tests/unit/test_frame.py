@@ -127,3 +127,8 @@ def test_files_in_the_documents_exist(path):
 def test_the_readme_names_the_two_commands():
     text = README.read_text(encoding="utf-8")
     assert "make demo" in text and "make test" in text
+
+
+def test_recorded_results_name_no_paths_of_a_machine():
+    for path in (ROOT / "docs" / "results").glob("*.jsonl"):
+        assert '"/' not in path.read_text(encoding="utf-8"), path.name
