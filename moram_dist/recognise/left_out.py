@@ -11,7 +11,7 @@ LEVELS = (0.9, 0.95, 0.975, 0.99, 1.0)
 """Quantiles to keep of a measure over a task's own prompts."""
 
 UNKNOWN = LEVELS.index(0.99)
-"""Index of the limit: a prompt beyond this quantile belongs to no task."""
+"""Index of the quantile from which the limits of what counts as a task's own are made."""
 
 FOLDS = 10
 """Parts of a task's prompts; each is measured against what all other parts give."""

@@ -71,8 +71,8 @@ class SharedTokens:
         }
 
     @property
-    def tell(self) -> bool:
-        """Whether most of the task's own prompts have them."""
+    def typical(self) -> bool:
+        """Whether nine tenths of the task's own prompts have nearly all of them."""
         return len(self.tokens_S) > 0 and bool(self.own[0] <= MOST * self.weights_S.sum())
 
     @property

@@ -58,7 +58,7 @@ class TaskStatistics:
         """Compute from the features of all training prompts of a task, at least one."""
         moments = {name: _moments(name, prompts.mean_ND) for name in VIEWS}
         shared = None if prompts.distinct is None else SharedTokens.of(prompts.distinct)
-        if shared is not None and not shared.tell:
+        if shared is not None and not shared.typical:
             shared = None
         return cls(len(prompts), moments, _distances(prompts), shared)
 
