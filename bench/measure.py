@@ -134,6 +134,11 @@ def _of_answers(
     return _products(len(x_TD), [(k, atoms) for k in keys] + [(v, read) for v in values])
 
 
+def _of_score(x_TD: Tensor, keys_ND: Tensor, *more: Tensor) -> int:
+    """Products with all keys."""
+    return _products(len(x_TD), [(keys_ND, len(keys_ND))])
+
+
 def _of_recall(inputs: Tensors, keys: Tensors, values: Tensors, kept: int, *more: float) -> int:
     """The same, of a recall with gradients."""
     return _of_answers(inputs[0], keys, values, len(keys[0]), kept, *more)
@@ -171,6 +176,7 @@ def _products(num_tokens: int, pairs: Iterable[tuple[Tensor, int]]) -> int:
 
 COUNTS: Mapping[str, Callable[..., int]] = {
     "moram.answers": _of_answers,
+    "moram.score": _of_score,
     "moram.recall": _of_recall,
     "moram.recall_gradients": _of_gradients,
 }

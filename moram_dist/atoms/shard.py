@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moram_dist.atoms import native
 from moram_dist.atoms.backend import backend
 from moram_dist.atoms.reference import masked
 
@@ -86,10 +87,14 @@ def scored(tokens: Sequence[Tensor], keys: Sequence[Tensor], precise: torch.dtyp
     if x_TD.is_cuda:
         return _stacked([product(x, k.T, precise) for x, k in pairs])
     out_BN = x_TD.new_empty(len(tokens) * x_TD.shape[0], k_ND.shape[0], dtype=precise)
+    by_native = backend(out_BN) is native
     for (x, k), out_TN in zip(pairs, each(out_BN, len(tokens)), strict=True):
         if x.dtype != precise or k.dtype != precise:
             x, k = x.to(precise), k.to(precise)
-        torch.mm(x, k.T, out=out_TN)
+        if by_native:
+            native.score(x, k, out_TN)
+        else:
+            torch.mm(x, k.T, out=out_TN)
     return out_BN
 
 

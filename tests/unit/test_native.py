@@ -44,6 +44,37 @@ def test_route(num_atoms, num_kept, numbers, dtype):
     assert torch.equal(found[1], expected[1]) and torch.equal(found[2], expected[2])
 
 
+@pytest.mark.parametrize("num_tokens", [0, 1, 3, 4, 15, 16, 17])
+@pytest.mark.parametrize("num_atoms", [0, 1, 4, 7, 90])
+@pytest.mark.parametrize("width", [5, 16, 100])
+def test_scores(width, num_atoms, num_tokens):
+    """Of tokens and keys that are parts of larger tensors, into a part of one."""
+    x, keys = draw(num_tokens, 2 * width)[:, width:], draw(num_atoms + 2, width, seed=1)[2:]
+    out = torch.full((num_tokens + 2, num_atoms), 7.0)
+    native.score(x, keys, out[1:-1])
+    assert (out[0] == 7).all() and (out[-1] == 7).all()
+    torch.testing.assert_close(
+        out[1:-1].double(), x.double() @ keys.double().T, rtol=1e-6, atol=1e-7 * width
+    )
+    in_double = torch.empty(num_tokens, num_atoms, dtype=torch.float64)
+    native.score(x.double(), keys.double(), in_double)
+    torch.testing.assert_close(in_double, x.double() @ keys.double().T)
+
+
+@pytest.mark.parametrize("width", [5, 16, 100])
+def test_a_score_depends_on_its_token_and_key_alone(width):
+    """To the bit, for up to 16 tokens, whatever tile it is in; also with a NaN beside it."""
+    x, keys = draw(16, width), draw(23, width, seed=1)
+    x[3, 2], keys[5, 1] = torch.nan, torch.inf
+    expected = native.products(x, torch.arange(23).int().expand(16, -1), None, keys, x.dtype)
+    for tokens in (slice(0, 16), slice(3, 8), slice(6, 7)):
+        for atoms in (slice(0, 23), slice(4, 23), slice(9, 10)):
+            found = torch.empty_like(expected[tokens, atoms])
+            native.score(x[tokens], keys[atoms], found)
+            same = torch.equal(found.nan_to_num(), expected[tokens, atoms].nan_to_num())
+            assert same and torch.equal(found.isnan(), expected[tokens, atoms].isnan())
+
+
 @pytest.mark.parametrize("num_kept", [4, 65])
 def test_route_of_numbers_that_are_not_finite(num_kept):
     score_TN = draw(3, 90)

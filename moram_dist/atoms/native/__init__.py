@@ -37,13 +37,17 @@ __all__ = [
     "recall",
     "recall_gradients",
     "route",
+    "score",
     "score_gradient",
     "serve",
     "sums",
     "weigh",
 ]
 
-SOURCES = [Path(__file__).with_name(name) for name in ("operations.cpp", "recalls.cpp", "rows.h")]
+SOURCES = [
+    Path(__file__).with_name(name)
+    for name in ("operations.cpp", "recalls.cpp", "rows.h", "scores.h")
+]
 
 FLAGS = [
     "-O3",
@@ -61,7 +65,7 @@ DTYPES = (torch.float32, torch.float64)
 
 def serve(tensor: Tensor) -> bool:
     """Whether the operations can process a tensor."""
-    return tensor.device.type == "cpu" and tensor.dtype in DTYPES and load()
+    return tensor.is_cpu and tensor.dtype in DTYPES and load()
 
 
 @functools.cache
@@ -96,6 +100,11 @@ def load() -> bool:
         say(f"recall runs in plain torch, slower for few tokens: {error}", error=True)
         return False
     return True
+
+
+def score(x_TD: Tensor, keys_ND: Tensor, out_TN: Tensor) -> None:
+    """Each token times each key, into ``out_TN``. Few tokens in float32 need no general product."""
+    torch.ops.moram.score(x_TD, keys_ND, out_TN)
 
 
 def route(

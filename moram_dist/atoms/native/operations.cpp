@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "rows.h"
+#include "scores.h"
 
 namespace {
 
@@ -218,9 +219,12 @@ Tensor products(const Tensor& tokens, const Tensor& row, const std::optional<Ten
   return out;
 }
 
+void score(const Tensor& x, const Tensor& keys, Tensor out) { scores::into(out, x, keys); }
+
 }  // namespace
 
 TORCH_LIBRARY(moram, m) {
+  m.def("score(Tensor x, Tensor keys, Tensor(a!) out) -> ()");
   m.def("route(Tensor score, int num_kept, int shard, int num_shards, int num_atoms)"
         " -> (Tensor, Tensor, Tensor)");
   m.def("norms(Tensor squares) -> Tensor");
@@ -235,6 +239,7 @@ TORCH_LIBRARY(moram, m) {
 }
 
 TORCH_LIBRARY_IMPL(moram, CPU, m) {
+  m.impl("score", score);
   m.impl("route", route);
   m.impl("norms", norms);
   m.impl("weigh", weigh);

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "rows.h"
+#include "scores.h"
 
 namespace {
 
@@ -149,8 +150,9 @@ std::vector<Tensor> answers(const Tensor& x, at::TensorList keys, at::TensorList
   auto sizes = x.sizes().vec();
   std::vector<Tensor> out;
   for (size_t l = 0; l < keys.size(); ++l) {
-    const Tensor scores = at::mm(rows, keys[l].narrow(0, 0, num_atoms).t());
-    const Tensor y = answer(scores, values[l].narrow(0, 0, num_atoms), kept, tau, threshold, mix_all,
+    const Tensor own = at::empty({rows.size(0), num_atoms}, rows.options());
+    scores::into(own, rows, keys[l].narrow(0, 0, num_atoms));
+    const Tensor y = answer(own, values[l].narrow(0, 0, num_atoms), kept, tau, threshold, mix_all,
                             {}, {});
     sizes.back() = y.size(1);
     out.push_back(y.view(sizes));
@@ -169,8 +171,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor> recall(at::TensorList x,
   Tensor norms = at::empty({linears * tokens, 1}, x[0].options());
   std::vector<Tensor> out;
   for (int64_t l = 0; l < linears; ++l) {
-    Tensor own = scores.narrow(0, l * tokens, tokens);
-    at::mm_out(own, x[l], keys[l].t());
+    const Tensor own = scores.narrow(0, l * tokens, tokens);
+    scores::into(own, x[l], keys[l]);
     out.push_back(answer(own, values[l], kept, tau, threshold, mix_all,
                          index.narrow(0, l * tokens, tokens), norms.narrow(0, l * tokens, tokens)));
   }
