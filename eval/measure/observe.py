@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from eval.routing import LinearRouting, TaskRouting, routing_path, to_json
 from moram_dist.adapters.routed import Routed, Weights, routed_linears, watching
 from moram_dist.comm import env
+from moram_dist.data.tokens import WorkProgress
 from moram_dist.files import write_atomically
 from moram_dist.tasks.task import Benchmark, Example
 from moram_dist.train.context import RunContext
@@ -53,6 +54,7 @@ class Observer:
         self.asked = asked
         self.base = context.base
         self.run_dir = context.run_dir.path
+        self.say = context.progress.say
         self.watchdog = context.watchdog
         self.is_on = context.config.record.observe != "none"
         self._samples: dict[int, list[Example]] = {}
@@ -76,15 +78,16 @@ class Observer:
         for names in groups.values():
             table = Table(row + 1, row + 1, env.device())
             tallies |= {name: Tally(linears[name].task_ends, table) for name in names}
+        what = f"whose atoms answer {when}"
+        done = WorkProgress(what, len(work), self.say, self.watchdog.at).started()
         # Sharded weights and atoms need the same number of passes on every rank.
         for start in range(0, len(work), env.world_size()):
             k = start + env.rank()
             i, example = work[k % len(work)]
-            task = self.asked.tasks[i]
-            self.watchdog.at(f"whose atoms answer {task.name} {when}")
+            done(min(k, len(work)))
             take = partial(_add, tallies, i)
             with watching(linears, take) if k < len(work) else nullcontext():
-                self.base.family.read(model, self.base.tokenizer, example, task)
+                self.base.family.read(model, self.base.tokenizer, example, self.asked.tasks[i])
         counted = [
             result(
                 title,

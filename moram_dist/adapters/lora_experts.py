@@ -6,9 +6,11 @@ Shape letters: N experts, R rank-1 terms of an expert.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from moram_dist.adapters.growing_lora import GrowingLora
 from moram_dist.adapters.prefix import Prefix
@@ -66,13 +68,36 @@ class LoraExperts(GrowingLora, Routed):
         router = self.router[: self.num_experts]
         if tasks is not None:
             router = self.routers[tasks - 1].to(x.device) if tasks else router[:0]
-        # Routing is in float32 whatever the model's dtype.
-        logits = x.float() @ router.float().T
-        gate = gates(logits, self.top)
+        gate = gates(PreciseProduct.apply(x, router), self.top)
         if self._take is not None:
             self._take(_weights(gate))
         shares = gate.to(x.dtype).repeat_interleave(self.size, dim=-1)
         return ((self.dropout(x) @ A.T) * shares) @ B
+
+
+class PreciseProduct(torch.autograd.Function):
+    """``x.float() @ router.float().T``: routing is in float32 whatever the model's dtype.
+
+    It keeps x for the backward pass as it is; a copy in float32 would take twice the memory of each
+    linear's input in a bf16 model.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, router: Tensor) -> Tensor:
+        """X (..., in) and router (N, in) to (..., N) in float32."""
+        ctx.save_for_backward(x, router)
+        return x.float() @ router.float().T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients in the dtypes of the arguments; products are in float32."""
+        x, router = ctx.saved_tensors
+        of_x = (grad @ router.float()).to(x.dtype) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return of_x, None
+        of_router = grad.flatten(0, -2).T @ x.flatten(0, -2).float()
+        return of_x, of_router.to(router.dtype)
 
 
 def _weights(gate: Tensor) -> Weights:

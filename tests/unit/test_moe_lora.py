@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from moram_dist.adapters.lora_experts import LoraExperts, gates
+from moram_dist.adapters.lora_experts import LoraExperts, PreciseProduct, gates
 from tests.unit.test_lora_baselines import LN3, begin, built, no_look
 
 
@@ -114,3 +114,25 @@ def test_routing_is_in_float32():
 
 
 # settings
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_routing_keeps_inputs_in_their_own_type(dtype):
+    """With the gradients of the plain product, to the rounding of sums."""
+    x = torch.randn(2, 30, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    router = torch.randn(3, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+    upstream = torch.randn(2, 30, 3, generator=torch.Generator().manual_seed(2))
+    pairs = [[t.clone().requires_grad_() for t in (x, router)] for _ in range(2)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = PreciseProduct.apply(*pairs[0])
+    expected = pairs[1][0].float() @ pairs[1][1].float().T
+    assert torch.equal(found, expected) and {t.dtype for t in kept} == {dtype}
+    for logits in (found, expected):
+        logits.backward(upstream)
+    for mine, plain in zip(*pairs, strict=True):
+        assert mine.grad.dtype == dtype
+        torch.testing.assert_close(mine.grad, plain.grad)
+    alone = x.clone().requires_grad_()
+    PreciseProduct.apply(alone, router).backward(upstream)
+    assert torch.equal(alone.grad, pairs[0][0].grad)

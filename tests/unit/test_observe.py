@@ -18,6 +18,7 @@ from eval.routing import LinearRouting, TaskRouting, read_routing, routing_path,
 from moram_dist.adapters.routed import Weights, routed_linears, watching
 from moram_dist.atoms import MemoryLinear, MemorySettings, Placer, Routing, give_memory
 from moram_dist.config import EvalConfig, ModelConfig, RecordConfig, RunConfig
+from moram_dist.data import tokens as token_files
 from moram_dist.families import family_of_model
 from moram_dist.methods import METHODS
 from moram_dist.models import language_model
@@ -264,6 +265,19 @@ def test_at_most_16_rows_of_a_long_sequence_are_observed(learned, tmp_path, num_
     long = replace(BENCHMARK, tasks=tuple([BENCHMARK.tasks[0]] * num_tasks))
     observer, model = Observer(context_of(learned, tmp_path), long), learned[0].model
     assert [row for row in range(num_tasks) if observer.is_wanted(row, model)] == rows
+
+
+def test_long_observing_reports_its_progress(learned, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "QUIET_S", -1)
+    observer = Observer(context_of(learned, tmp_path), BENCHMARK)
+    said, places = [], []
+    observer.say, observer.watchdog = said.append, SimpleNamespace(at=places.append)
+    rows = range(len(BENCHMARK.tasks))
+    observer(rows[-1], learned[0].model, "after the last task")
+    count = sum(len(observer._sample(i)) for i in rows)
+    what = "whose atoms answer after the last task"
+    assert said == [f"{what}: {k}/{count}" for k in range(count)]
+    assert places == [what] * count
 
 
 def test_both_stacks_of_an_encoder_decoder_are_read():
