@@ -155,7 +155,9 @@ class Resident(_Local):
 class Gathered(_Local):
     """Fetches all shards in each pass, and prefetches the next bank while one is in use.
 
-    No copy outlives its use: the backward pass fetches the shards again, in reverse order.
+    No copy outlives its use: the backward pass fetches the shards again, in reverse order. Where it
+    recomputes a layer, nothing is prefetched: the next layer's backward pass is over, so its copy
+    would stay until the next step.
     """
 
     def __init__(self, group: AtomGroup) -> None:
@@ -169,7 +171,9 @@ class Gathered(_Local):
         at = next(i for i, other in enumerate(self.banks) if other is bank)
         flat_PF = (self._under_way.pop(at, None) or self._start(at)).wait()
         following = at + 1 if forward else at - 1
-        if 0 <= following < len(self.banks) and following not in self._under_way:
+        recomputes = forward and in_backward()
+        known = 0 <= following < len(self.banks) and following not in self._under_way
+        if known and not recomputes:
             self._under_way[following] = self._start(following)
         return bank.in_order(flat_PF)
 
@@ -241,6 +245,11 @@ class Stationary(Placement):
         blocks_PTF = torch.cat([*parts], -1).unflatten(0, (self.group.size, self._most))
         received_PTF = self.group.exchange(blocks_PTF, name)
         return received_PTF[:, : self._own].split(sizes, -1)
+
+
+def in_backward() -> bool:
+    """Whether autograd runs a backward pass in this thread, as where it recomputes a layer."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _most_inputs(bank: Bank, linears: Sequence[int]) -> int:

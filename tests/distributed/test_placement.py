@@ -14,6 +14,7 @@ import os
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from moram_dist.atoms.bank import Bank
 from moram_dist.atoms.placement import Gathered, Placement, Resident, Stationary
@@ -280,6 +281,31 @@ def check_coalescing_and_prefetch(group: AtomGroup) -> None:
     assert x.grad.abs().max() > 0 and not gathered._under_way
 
 
+def check_recomputed_layers_prefetch_nothing(group: AtomGroup) -> None:
+    """Two layers of two banks under gradient checkpointing: no copy is left for the next step."""
+    size = 12
+    banks = [
+        filled(group, [draw(size, D, seed=i)], [draw(size, D, seed=i + 9)], size) for i in range(4)
+    ]
+    gathered = Gathered(group)
+    gathered.banks = banks
+    routing, x = Routing(top_k=3, temperature=0.1), draw(3, D, seed=1).requires_grad_()
+    none = [draw(0, D, seed=0)], [draw(0, D, seed=0)]
+
+    def layer(x: Tensor, first: int) -> Tensor:
+        for bank in banks[first : first + 2]:
+            x = x + recall_together(bank, gathered, routing, [x], *none)[0]
+        return x
+
+    plain = layer(layer(x, 0), 2)
+    (expected,) = torch.autograd.grad(plain.sum(), x)
+    y = x
+    for first in (0, 2):
+        y = checkpoint(layer, y, first, use_reentrant=False)
+    (found,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(found, expected) and not gathered._under_way
+
+
 def check_one_memory_a_node(rank: int) -> None:
     """Four ranks on two machines of two: each machine holds all atoms, and answers for itself."""
     os.environ["LOCAL_SIZE"] = "2"  # as DeepSpeed's launcher says it
@@ -303,7 +329,12 @@ def all_checks(rank: int, world_size: int) -> None:
             raise
     for dtype in (torch.float32, torch.bfloat16):
         check_one_process(group, dtype)
-    for check in (check_ownership, check_bytes, check_coalescing_and_prefetch):
+    for check in (
+        check_ownership,
+        check_bytes,
+        check_coalescing_and_prefetch,
+        check_recomputed_layers_prefetch_nothing,
+    ):
         group.traffic.clear()
         check(group)
     if world_size == 4:
