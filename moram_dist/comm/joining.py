@@ -75,6 +75,18 @@ def join(
     finally:
         if local_size is not None:
             os.environ["LOCAL_SIZE"] = local_size
+    _give_deepspeed_a_group(timeout_s)
+
+
+def _give_deepspeed_a_group(timeout_s: float) -> None:
+    """Let DeepSpeed's own group of all ranks wait as long as the others.
+
+    DeepSpeed would make one with the default limit, at which NCCL ends the process: 10 minutes.
+    """
+    from deepspeed.utils import groups
+
+    if groups._WORLD_GROUP is None:
+        groups._WORLD_GROUP = dist.new_group(timeout=timedelta(seconds=timeout_s))
 
 
 def _allow_many_files() -> None:

@@ -51,6 +51,13 @@ def test_an_empty_file_is_filled_in():
     assert {key: found[key] for key in SIZES} == SIZES
 
 
+def test_deepspeed_times_nothing_unless_asked():
+    """Its timer of samples per second waits for the device in each pass."""
+    assert resolve({}, **RUN)["timers"] == {"throughput": {"enabled": False}}
+    asked = {"timers": {"throughput": {"enabled": True, "synchronized": False}}}
+    assert resolve(asked, **RUN)["timers"] == asked["timers"]
+
+
 def test_the_file_is_not_changed():
     file = read(DS_CONFIGS / "zero3.json")
     before = copy.deepcopy(file)
