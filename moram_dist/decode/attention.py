@@ -16,30 +16,42 @@ def one_text_a_row() -> Iterator[None]:
     """Context in which transformers does not look whether a row holds several texts.
 
     It looks at the positions on the device, and so waits for the device in each pass without a
-    mask. Our rows hold one text.
+    mask; with flash-attn, in each layer of a pass of one row. Our rows hold one text.
     """
-    from transformers import masking_utils
+    from transformers import masking_utils, modeling_flash_attention_utils
 
-    own = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    looks = [
+        (masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
+        (modeling_flash_attention_utils, "_is_packed_sequence", lambda *_: False),
+    ]
+    own = [getattr(module, name) for module, name, _ in looks]
+    for module, name, answer in looks:
+        setattr(module, name, answer)
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = own
+        for (module, name, _), function in zip(looks, own, strict=True):
+            setattr(module, name, function)
 
 
 @contextmanager
 def taking_masks(model: nn.Module) -> Iterator[None]:
     """Context in which attention takes any mask: flash-attn, which takes none, gives way to torch.
 
-    Otherwise each label would need its own pass.
+    Otherwise each label would need its own pass. Nothing changes if ``is_built_in``.
     """
     config: Any = model.config
-    own = config._attn_implementation
-    if own == FLASH:
-        config._attn_implementation = SDPA
+    gives_way = config._attn_implementation == FLASH and not is_built_in(model)
+    if gives_way:
+        every = all(getattr(module, "_supports_sdpa", True) for module in model.modules())
+        config._attn_implementation = SDPA if every else EAGER
     try:
         yield
     finally:
-        if own == FLASH:
-            config._attn_implementation = own
+        if gives_way:
+            config._attn_implementation = FLASH
+
+
+def is_built_in(model: nn.Module) -> bool:
+    """Whether a model was built for flash-attn: a few classes cannot change it later."""
+    return any(type(module).__name__.endswith("FlashAttention2") for module in model.modules())

@@ -20,7 +20,7 @@ from moram_dist.adapters.prompts import asking, reads_prompts
 from moram_dist.data.candidates import Candidates
 from moram_dist.data.encode import plain
 from moram_dist.data.stream import IGNORED, pad_left
-from moram_dist.decode.attention import EAGER, FLASH, SDPA, taking_masks
+from moram_dist.decode.attention import EAGER, FLASH, SDPA, is_built_in, taking_masks
 from moram_dist.decode.cache import RoomyCache
 from moram_dist.tasks.task import Task
 
@@ -143,6 +143,7 @@ def can_share_prefix(model: nn.Module, longest: int) -> bool:
     window = getattr(config, "sliding_window", None)
     return (
         config._attn_implementation in (EAGER, SDPA, FLASH)
+        and not is_built_in(model)
         and "position_ids" in inspect.signature(type(model).forward).parameters
         and not getattr(config, "alibi", False)
         and not getattr(model, "_is_stateful", False)

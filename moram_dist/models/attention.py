@@ -11,6 +11,15 @@ from moram_dist.decode.attention import EAGER, FLASH, SDPA
 from moram_dist.registry import InputError
 
 
+def leave_out_cudnn() -> None:
+    """Keep torch's own kernel from computing attention with cuDNN, in this process.
+
+    On the newest GPUs torch prefers it, but it makes a plan for each new shape, which takes 0.04 to
+    0.5 s (FunASR, issue 3704): nearly every generated token and every micro-batch has a new one.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def resolve(asked: str, dtype: torch.dtype, build: Callable[[str], object]) -> str:
     """The kernel's name in transformers.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from moram_dist.config import EMBEDDED, EMBEDDED_IMAGES, ModelConfig
+from moram_dist.decode.attention import FLASH
 from moram_dist.families import Family, family_of
 from moram_dist.models import attention, load_report
 from moram_dist.models.folder import BaseError, because, check_folder, check_name, fetch, local
@@ -152,11 +153,14 @@ def checked_family(config: ModelConfig, architecture: Any) -> Family:
 
 
 def skeleton(config: ModelConfig) -> nn.Module:
-    """The model's modules without weights, for checks before work starts."""
+    """The model's modules without weights, for checks before work starts; without flash-attn."""
     architecture = check(config)
     family = checked_family(config, architecture)
     try:
         kernel = resolve_attention(config, architecture)
+        if kernel == FLASH:  # flash-attn has nothing for tensors without content
+            own = replace(config, attention="auto", dtype="fp32")
+            kernel = resolve_attention(own, architecture)
         with torch.device("meta"):
             model = family.auto_class().from_config(
                 architecture,
@@ -250,6 +254,7 @@ def load(config: ModelConfig, ds_config: dict[str, Any] | None = None) -> Base:
     architecture = check(config)
     family = checked_family(config, architecture)
     kernel = resolve_attention(config, architecture)
+    attention.leave_out_cudnn()
     keep_alive = None
     if ds_config and ds_config["zero_optimization"]["stage"] == 3 and family.loads_sharded:
         keep_alive = HfDeepSpeedConfig(ds_config)

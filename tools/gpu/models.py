@@ -18,6 +18,7 @@ from bench.contest import OURS
 from bench.models import Atoms, draw_atoms, put_ours, put_published
 from bench.peft_lora import peft_lora
 from moram_dist.methods.moram import MoramConfig
+from moram_dist.models.attention import leave_out_cudnn
 from tools.gpu.record import How
 
 BARE, PEFT = "bare", "PEFT LoRA"
@@ -73,6 +74,7 @@ def base_of(shape: Shape, how: How, dtype: torch.dtype | None = None) -> LlamaFo
         eos_token_id=2,
         pad_token_id=0,
     )
+    leave_out_cudnn()
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or (torch.bfloat16 if how.device == "cuda" else torch.float32))
     try:
