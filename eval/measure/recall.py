@@ -99,7 +99,9 @@ class PrefixAssignment:
             self._statistics += env.from_main(self._read(known, row) if env.is_main() else None)
         if row not in self._recognisers:
             kind = RECOGNISERS[self.config.recogniser]
-            self._recognisers = {row: kind(self._statistics[: row + 1])}
+            last = next(iter(self._recognisers.values()), None)
+            before = last if last is not None and len(last.tasks) <= row else None
+            self._recognisers = {row: kind(self._statistics[: row + 1], before)}
         return self._recognisers[row]
 
     def _read(self, first: int, last: int) -> list[TaskStatistics]:

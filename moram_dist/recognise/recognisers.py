@@ -51,19 +51,32 @@ class Recognised:
 
 
 class Recogniser(ABC):
-    """Scores tasks for prompts. Rebuilt after each task, from all tasks so far."""
+    """Scores tasks for prompts. A new one is built after each task, from all tasks so far."""
 
     view: str
     """Name of the view of the features that it uses, in ``features.VIEWS``."""
 
-    def __init__(self, tasks: Sequence[TaskStatistics]) -> None:
-        """``tasks``: in the order of learning, at least one."""
+    def __init__(self, tasks: Sequence[TaskStatistics], before: Recogniser | None = None) -> None:
+        """Sum the tasks' statistics.
+
+        Args:
+            tasks: in the order of learning, at least one.
+            before: the same kind of recogniser of the first of them, whose sums are taken over:
+                otherwise each task would sum those of all before it. The result has the same bits.
+        """
         self.tasks = tuple(tasks)
         self.count_T = torch.tensor([float(t.count) for t in tasks], dtype=torch.float64)
         self.sum_TM = torch.stack([t.moments[self.view].sum_M for t in tasks])
-        self.second = torch.zeros_like(tasks[0].moments[self.view].second)
-        for task in tasks:
-            self.second += task.moments[self.view].second
+        if before is None:
+            self.second = torch.zeros_like(tasks[0].moments[self.view].second)
+        else:
+            self.second = before.second.clone()
+        for task in tasks[0 if before is None else len(before.tasks) :]:
+            self.second += self._second(task)
+
+    def _second(self, task: TaskStatistics) -> Tensor:
+        """What a task adds to ``second``."""
+        return task.moments[self.view].second
 
     def of_first(self, count: int) -> Recogniser:
         """The recogniser after the first ``count`` tasks, at least one."""
@@ -162,11 +175,8 @@ class Ridge(Recogniser):
 
     view = "random"
 
-    def __init__(self, tasks: Sequence[TaskStatistics]) -> None:
-        super().__init__(tasks)
-        self.second = sum(
-            (t.moments[self.view].second / t.count for t in tasks), torch.zeros(())
-        ).double()
+    def _second(self, task: TaskStatistics) -> Tensor:
+        return super()._second(task) / task.count
 
     def _scores(self, seen_NM: Tensor) -> Tensor:
         return seen_NM @ self.weights_MT()

@@ -120,6 +120,19 @@ def test_the_recogniser_of_the_first_tasks(name):
 
 
 @pytest.mark.parametrize("name", [*RECOGNISERS])
+@pytest.mark.parametrize("known", [1, 2, 3])
+def test_an_earlier_recogniser_gives_the_same_bits(known, name):
+    """And is not changed."""
+    kind, tasks = RECOGNISERS[name], statistics(prompts())
+    before = kind(tasks[:known])
+    sums = before.second.clone()
+    found, expected = kind(tasks, before), kind(tasks)
+    assert torch.equal(found.second, expected.second) and torch.equal(before.second, sums)
+    x = prompts(seed=1)[0]
+    assert torch.equal(found.scores(x), expected.scores(x))
+
+
+@pytest.mark.parametrize("name", [*RECOGNISERS])
 def test_unseen_prompts_are_recognised(name):
     tasks = prompts()
     recogniser = RECOGNISERS[name](statistics([t[::2] for t in tasks]))
