@@ -24,15 +24,31 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 PATH=$(dirname "$python"):$PATH
 export PYTHONSAFEPATH=1 # the current folder may contain another eval/ or launch/
 
-# Runs on each node: DeepSpeed's node launcher, which exits with the code of its ranks.
+# Runs on each node: DeepSpeed's node launcher, which exits with the code of its ranks. Where SLURM
+# tracks processes by cgroup, it signals this shell alone, which passes the signal on.
 node() {
-  trap '' USR1 # the signal would kill the launcher; the ranks install their own handlers
-  local ids world="" name
+  local ids world="" name launcher="" signalled="" told="" code again
   ids=${CUDA_VISIBLE_DEVICES:-$(seq -s , 0 $((ranks_per_node - 1)))}
   for name in $nodes; do world+=",\"$name\": [\"${ids//,/\",\"}\"]"; done
   world=$(printf '{%s}' "${world#,}" | base64 --wrap 0 | tr '+/' '-_')
-  exec "$python" -m deepspeed.launcher.launch --quiet --world_info "$world" \
-    --node_rank "$SLURM_NODEID" --master_addr "$master" --master_port "$port" "${command[@]}"
+  trap '' USR1 # it would end the launcher, which inherits this; ranks install their own handlers
+  trap 'signalled=yes told=yes; [ -z "$launcher" ] || kill -TERM "$launcher"' TERM
+  "$python" -m deepspeed.launcher.launch --quiet --world_info "$world" \
+    --node_rank "$SLURM_NODEID" --master_addr "$master" --master_port "$port" "${command[@]}" &
+  launcher=$!
+  trap 'signalled=yes; pkill -USR1 -P "$launcher"' USR1 # its children are the ranks
+  wait "$launcher"
+  code=$?
+  while [ -n "$signalled" ]; do # the signal ended the wait
+    signalled=""
+    wait "$launcher"
+    again=$?
+    [ "$again" = 127 ] || code=$again # 127: the launcher had ended before
+  done
+  # A launcher that is told to end stops its ranks, which save, and exits with 1. So does one whose
+  # job is preempted with time to leave: SLURM would not requeue a job that has ended by then.
+  [ -z "$told" ] || [ "$code" != 1 ] || code=75
+  exit "$code"
 }
 
 # SLURM signals this shell before the time limit. The ranks get the signal through srun.
@@ -40,16 +56,16 @@ asked="" step=""
 trap 'asked=yes; say "asked to stop"; [ -z "$step" ] || kill -USR1 "$step"' USR1
 
 say "attempt $attempt: job $job on $SLURM_JOB_NODELIST, log $log"
-# If one launcher fails, the others are ended after ten minutes. --kill-on-bad-exit would end nodes
+# If one launcher fails, the others are ended after five minutes. --kill-on-bad-exit would end nodes
 # that are still saving their state.
 srun --ntasks-per-node 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" --input none --output "${log//%/%%}" \
-  --kill-on-bad-exit=0 --wait 600 \
+  --kill-on-bad-exit=0 --wait 300 \
   bash -c "$(declare -p python command ranks_per_node nodes master port; declare -f node); node" &
 step=$!
 wait "$step"
 code=$?
 if [ -n "$asked" ]; then
-  # Ranks exit within 30 seconds, except one that is still loading.
+  # Ranks exit within 30 seconds, except one that is still loading: srun makes SIGKILL of SIGTERM.
   for _ in $(seq 45); do kill -0 "$step" 2>/dev/null && sleep 1; done
   kill -TERM "$step" 2>/dev/null
   wait "$step"
