@@ -165,9 +165,9 @@ class Method:
         """Whether task i changes the model."""
         return bool(self.training_data(benchmark, i))
 
-    def epochs(self, benchmark: Benchmark, i: int) -> float:
+    def epochs(self, benchmark: Benchmark, i: int, batch_size: int) -> float:
         """Passes over ``training_data``, unless the user gives a number."""
-        return benchmark.tasks[i].epochs
+        return benchmark.tasks[i].passes(batch_size)
 
     def asked(self, benchmark: Benchmark, fits: Callable[[Task, str], bool]) -> Benchmark:
         """The benchmark with the prompts that the model gets in evaluation.

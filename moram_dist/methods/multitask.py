@@ -31,8 +31,7 @@ class Multitask(SequentialLora):
             for example in task.train
         ]
 
-    def epochs(self, benchmark: Benchmark, i: int) -> float:
-        """Mean of the tasks' epochs, weighted by examples: as many are seen as in sequence."""
-        counts = [len(task.train) for task in benchmark.tasks]
-        seen = sum(n * task.epochs for n, task in zip(counts, benchmark.tasks, strict=True))
-        return seen / sum(counts)
+    def epochs(self, benchmark: Benchmark, i: int, batch_size: int) -> float:
+        """Mean of the tasks' passes, weighted by examples: as many are seen as in sequence."""
+        seen = sum(len(task.train) * task.passes(batch_size) for task in benchmark.tasks)
+        return seen / sum(len(task.train) for task in benchmark.tasks)

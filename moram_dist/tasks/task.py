@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,12 @@ class Task(TaskRules):
     pictures: Path | Drawn | None = None
     """The folder of the pictures that prompts name, if they are files; None if prompts are
     texts."""
+
+    def passes(self, batch_size: int) -> float:
+        """Passes over the training examples: ``epochs``, or as many as make up ``steps``."""
+        if self.steps is None or not self.train:
+            return self.epochs
+        return self.steps / math.ceil(len(self.train) / batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,12 +26,9 @@ STEPS_AHEAD = 2
 
 
 def epochs_of(settings: TrainConfig, benchmark: Benchmark, method: Method, i: int) -> float:
-    """Passes over task i's examples; as many as make up its steps, if it has a number."""
-    steps = benchmark.tasks[i].steps
-    if settings.epochs or steps is None:
-        return settings.epochs or method.epochs(benchmark, i)
-    count = len(method.training_data(benchmark, i))
-    return steps / math.ceil(count / (settings.batch_size or benchmark.batch_size)) if count else 0
+    """Passes over task i's examples."""
+    batch_size = settings.batch_size or benchmark.batch_size
+    return settings.epochs or method.epochs(benchmark, i, batch_size)
 
 
 def most_tokens(settings: TrainConfig, family: Family) -> int:

@@ -8,12 +8,15 @@ from functools import partial
 import pytest
 import torch
 
+from moram_dist.config import TrainConfig
 from moram_dist.data.encode import encode_prompt, plain
+from moram_dist.data.stream import num_steps
 from moram_dist.families.causal import Causal
 from moram_dist.families.encoder_decoder import EncoderDecoder
 from moram_dist.methods import METHODS
 from moram_dist.methods.replay import share
 from moram_dist.tasks.task import Benchmark, Example, Task
+from moram_dist.train.task_data import epochs_of
 from tests.helpers.configs import config_of
 from tests.helpers.tiny import tiny_model
 
@@ -88,7 +91,7 @@ def test_replay_trains_on_the_task_and_the_buffer():
     assert ids(data[3])[:5] == own[3] + [("a", f"a/{name}") for name in drawn[:2]]
     assert [task for task, _ in ids(data[3])[5:]] == ["b", "c"]
     assert data[1][-1][0] is tasks[0]  # encoded by the rules of its own task
-    assert method.epochs(bench(*tasks), 1) == tasks[1].epochs
+    assert method.epochs(bench(*tasks), 1, 4) == tasks[1].epochs
 
 
 def test_a_buffer_is_a_function_of_the_seed():
@@ -120,7 +123,26 @@ def test_multitask_learns_everything_first():
 
 def test_multitask_sees_as_many_examples_as_tasks_in_sequence():
     tasks = (make_task("a", train=6, epochs=1), make_task("b", train=2, epochs=5))
-    assert make("multitask").epochs(bench(*tasks), 0) == (6 * 1 + 2 * 5) / 8
+    assert make("multitask").epochs(bench(*tasks), 0, 4) == (6 * 1 + 2 * 5) / 8
+
+
+def steps_of(name, benchmark, i, epochs=None):
+    """Steps of task i of a method in batches of 4."""
+    settings = {"replay_budget": 8} if name == "replay" else {}
+    method, train = make(name, **settings), TrainConfig(batch_size=4, epochs=epochs)
+    count = len(method.training_data(benchmark, i))
+    return num_steps(count, 4, epochs_of(train, benchmark, method, i))
+
+
+def test_steps_in_place_of_epochs():
+    """All tasks at once take as many as one after the other; a buffer is seen as often as new data."""
+    benchmark = bench(
+        replace(make_task("a", train=16), steps=12), replace(make_task("b", train=8), steps=30)
+    )
+    assert [steps_of("sequential_lora", benchmark, i) for i in (0, 1)] == [12, 30]
+    assert [steps_of("multitask", benchmark, i) for i in (0, 1)] == [42, 0]
+    assert [steps_of("replay", benchmark, i) for i in (0, 1)] == [12, 60]  # 8 more of 8
+    assert steps_of("multitask", benchmark, 0, epochs=2) == 12
 
 
 # Single task.

@@ -51,7 +51,7 @@ def read_in_a_run(name):
     ids = tokens(2, 5)
     for i in range(2):
         method.training_data(THREE, i)
-        method.epochs(THREE, i)
+        method.epochs(THREE, i, 4)
         with torch.no_grad():
             for parameter, value in method.begin_task(i).items():
                 model.get_parameter(parameter).copy_(value)

@@ -191,11 +191,11 @@ def test_steps_of_earlier_tasks_are_counted_once():
             counted.append(i)
             return range(100 * (i + 1))
 
-        def epochs(self, benchmark, i):
+        def epochs(self, benchmark, i, batch_size):
             return 1
 
     config = RunConfig(method=config_of(), train=TrainConfig(batch_size=10))
-    benchmark = SimpleNamespace(tasks=[SimpleNamespace(steps=None)] * 5)
+    benchmark = SimpleNamespace(tasks=[None] * 5)
     data = TaskData(
         make_context(config=config, benchmark=benchmark, method=Method(), engine=None, base=None)
     )
