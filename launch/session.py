@@ -263,6 +263,7 @@ def prepare(config: RunConfig, ds_path: Path, *, trains: bool = True) -> Session
         InputError: one line that names the flag, file, field or task.
     """
     quiet()
+    env.check_launcher()
     config, benchmark = resolve(config)
     ds_config = deepspeed_config(config, ds_path, env.world_size(), check=trains)
     targets = None

@@ -42,6 +42,10 @@ class WriteError(MachineError, OSError):
     """A file could not be written, for example because the disk is full."""
 
 
+class NoLocksError(WriteError):
+    """The file system cannot lock files, so another attempt would fail as well."""
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """A context that turns an OSError into a WriteError: one line with the path and the reason."""
@@ -199,7 +203,7 @@ def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[BinaryIO]:
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is False.
         InputError: the name is a link, folder or device, or opening it is not permitted.
-        WriteError: the disk is full, or the file system has no locks.
+        WriteError: the disk is full, or (NoLocksError) the file system has no locks.
     """
     with open_to_append(path) as file:
         try:
@@ -207,5 +211,7 @@ def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[BinaryIO]:
         except BlockingIOError:
             raise
         except OSError as error:
-            raise WriteError(f"{path} cannot be locked: {error.strerror}") from None
+            never = error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+            kind = NoLocksError if never else WriteError
+            raise kind(f"{path} cannot be locked: {error.strerror}") from None
         yield file

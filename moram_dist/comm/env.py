@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moram_dist.registry import InputError
+
 LIMIT_S = 1800.0
 """Longest wait for other ranks in a collective, unless the caller gives another."""
 
@@ -69,6 +71,20 @@ def memory_bytes() -> int:
 def host_memory_bytes() -> int:
     """Physical memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_launcher() -> None:
+    """Refuse to train as many runs as srun started processes.
+
+    Raises:
+        InputError: there are several, and no launcher gave them ranks.
+    """
+    count = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "RANK" not in os.environ and count != "1":
+        raise InputError(
+            f"srun started {count} processes, none of which knows its rank; moram submit starts "
+            "ranks on a cluster"
+        )
 
 
 def make_deterministic() -> None:

@@ -12,9 +12,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from moram_dist.comm import env, extension, rendezvous
+from moram_dist.comm import env, extension, links, rendezvous
 from moram_dist.comm.lean import import_deepspeed
 from moram_dist.registry import MachineError
+
+SOMEWHERE = "192.0.2.1"
+"""An address that no machine has (RFC 5737): the default route leads to it."""
 
 
 def join(
@@ -44,6 +47,8 @@ def join(
     if not dist.is_initialized():
         if rendezvous.one_machine():
             _keep_gloo_inside()
+        else:
+            _let_gloo_out()
         meeting = rendezvous.Rendezvous(timeout_s)
         meeting.meet()
     if env.device().type == "cuda":
@@ -103,3 +108,31 @@ def _keep_gloo_inside() -> None:
     """Let the ranks of one machine talk over loopback, so that no port is open to others."""
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def _let_gloo_out() -> None:
+    """Let the ranks of several machines reach each other where a machine's name means loopback.
+
+    gloo listens at the address of the machine's name, which on Debian is 127.0.1.1 by default.
+    """
+    try:
+        own = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        own = rendezvous.LOOPBACK
+    if rendezvous.is_loopback(own) and (name := _interface_outwards()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def _interface_outwards() -> str | None:
+    """The interface that leads to MASTER_ADDR or, on that machine, takes the default route."""
+    import psutil  # DeepSpeed needs it, too
+
+    for host in (os.environ["MASTER_ADDR"], SOMEWHERE):
+        try:
+            address = links.leads_to(host)
+        except OSError:
+            continue
+        if not rendezvous.is_loopback(address):
+            interfaces = psutil.net_if_addrs().items()
+            return next((n for n, all_ in interfaces if address in {a.address for a in all_}), None)
+    return None

@@ -89,15 +89,15 @@ def _reachable(ranks: Sequence[tuple[tuple[str, ...], str]]) -> str:
         return own
     # On the master's machine, MASTER_ADDR may resolve to loopback: use the interface that leads to
     # another machine.
-    return _leads_to(next((a for a in elsewhere if not is_loopback(a)), own))
+    return leads_to(next((a for a in elsewhere if not is_loopback(a)), own))
 
 
 def _own_address() -> str:
     """Address of the interface that leads to MASTER_ADDR."""
-    return _leads_to(os.environ["MASTER_ADDR"])
+    return leads_to(os.environ["MASTER_ADDR"])
 
 
-def _leads_to(host: str) -> str:
+def leads_to(host: str) -> str:
     """This machine's address on the route to ``host``."""
     family, kind, *_, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:

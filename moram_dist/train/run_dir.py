@@ -23,6 +23,7 @@ from moram_dist.config import ModelConfig, RunConfig
 from moram_dist.files import (
     IN_THE_WAY,
     LONGEST_NAME,
+    NoLocksError,
     WriteError,
     exclusive_lock,
     sync_folder,
@@ -218,7 +219,8 @@ class RunDir:
         """Create the folder and lock it against a second run. Main rank only.
 
         Raises:
-            InputError: another run holds the lock, or the lock's name is not a file.
+            InputError: another run holds the lock, the lock's name is not a file, or the file
+                system has no locks.
             WriteError: the folder cannot be created, or the disk is full.
         """
         path = self.path / LOCK
@@ -230,6 +232,8 @@ class RunDir:
                 raise InputError(
                     f"--output_dir {self.path} is in use by another run ({holder})"
                 ) from None
+            except NoLocksError as error:
+                raise InputError(f"--output_dir: {error}; choose another file system") from None
             with writing(path):
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {platform.node()}".encode())

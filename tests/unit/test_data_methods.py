@@ -135,7 +135,7 @@ def steps_of(name, benchmark, i, epochs=None):
 
 
 def test_steps_in_place_of_epochs():
-    """All tasks at once take as many as one after the other; a buffer is seen as often as new data."""
+    """All tasks at once take as many as in turn; a buffer is seen as often as new data."""
     benchmark = bench(
         replace(make_task("a", train=16), steps=12), replace(make_task("b", train=8), steps=30)
     )

@@ -28,6 +28,21 @@ def refused(path):
     return str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(errno.ENOSYS, InputError), (errno.ENOLCK, InputError), (errno.EIO, WriteError)],
+)
+def test_a_file_system_without_locks_is_wrong_input(tmp_path, monkeypatch, code, kind):
+    """Another attempt would fail as well; after an error of a disk it may not."""
+
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(kind, match="cannot be locked"), RunDir(tmp_path).locked():
+        pass
+
+
 def test_a_second_run_is_refused_until_the_first_ends(tmp_path):
     first, second = RunDir(tmp_path), RunDir(tmp_path)
     with first.locked():
