@@ -134,6 +134,7 @@ def _resolved(config: RunConfig, benchmark: Benchmark) -> RunConfig:
             eval_rows=method.eval_rows or asked.eval_rows,
             recall=method.recall or asked.recall,
             recogniser=method.recogniser or asked.recogniser,
+            unknown=method.answers_unknown(asked.unknown),  # type: ignore[arg-type]
         ),
     )
 

@@ -175,8 +175,9 @@ class EvalConfig:
     """How --recall prefix recognises the task from the prompt alone: means, discriminant or
     ridge."""
 
-    unknown: Literal["all", "base"] = "all"
-    """Whether all tasks (all) or only the base (base) answer a prompt that resembles no task."""
+    unknown: Literal["all", "base", "likeliest"] = "all"
+    """What answers a prompt that resembles no task: all tasks (all), only the base (base), or the
+    task that it resembles most (likeliest, as always for any_ssr in place of all)."""
 
     eval_batch_size: Count = 128
     """Prompts for which one rank generates at a time; fewer if they are long."""

@@ -19,7 +19,7 @@ class ByPrompt:
     """
 
     def __init__(self, prefix: Prefix, recogniser: Recogniser, unknown: str) -> None:
-        """``unknown``: who answers a prompt that resembles no task's, ``base`` or ``all``."""
+        """``unknown``: who answers a prompt that resembles no task's (``EvalConfig.unknown``)."""
         self.prefix = prefix
         self.recogniser = recogniser
         self.unknown = unknown

@@ -79,8 +79,12 @@ class Method:
     recogniser: str | None = None
     """Overrides ``EvalConfig.recogniser``, unless None."""
 
+    one_answers = False
+    """Whether a single task answers a prompt, the newest unless another is chosen."""
+
     penalty_is_of_parameters = False
-    """Whether ``penalty`` does not depend on the examples; a step then computes it once."""
+    """Whether ``penalty`` does not depend on the examples; a step then computes it once, unless
+    weights are sharded."""
 
     keeps_prefixes = False
     """Whether the states after earlier tasks are kept, so that ``prefix`` can select them."""
@@ -164,6 +168,11 @@ class Method:
     def learns(self, benchmark: Benchmark, i: int) -> bool:
         """Whether task i changes the model."""
         return bool(self.training_data(benchmark, i))
+
+    @classmethod
+    def answers_unknown(cls, asked: str) -> str:
+        """``EvalConfig.unknown`` as asked; ``all`` tasks cannot answer where only one can."""
+        return "likeliest" if cls.one_answers and asked == "all" else asked
 
     def epochs(self, benchmark: Benchmark, i: int, batch_size: int) -> float:
         """Passes over ``training_data``, unless the user gives a number."""

@@ -36,6 +36,10 @@ class RailConfig(MethodConfig):
     """rail: weight of the regression beside the base's probabilities, in [0, 1]."""
 
 
+AT_ONCE = 8192
+"""Training pictures whose hidden features are computed together: 1 GB for 15,000 of each."""
+
+
 @METHODS.register("rail")
 class Rail(Method):
     """Primal RAIL, solved over all tasks so far, which equals the paper's recursion.
@@ -148,12 +152,20 @@ class Rail(Method):
     def _weights(self) -> Tensor:
         """``(H^T H + ridge I)^-1 H^T Y``, (M, C), or the same in the smaller of its two forms."""
         if self._weights_MC is None:
-            h_NM = self._hidden(self.features_ND)
-            y_NC = torch.nn.functional.one_hot(self.columns_N, len(self.classes)).double()
-            count, size = h_NM.shape
+            count, size = len(self.features_ND), self.config.hidden
             eye = torch.eye(min(count, size), dtype=torch.float64) * self.config.ridge
             if count < size:
+                h_NM, y_NC = self._hidden(self.features_ND), self._one_hot(self.columns_N)
                 self._weights_MC = h_NM.T @ torch.linalg.solve(h_NM @ h_NM.T + eye, y_NC)
             else:
-                self._weights_MC = torch.linalg.solve(h_NM.T @ h_NM + eye, h_NM.T @ y_NC)
+                products_MM, sums_MC = eye, eye.new_zeros(size, len(self.classes))
+                pieces = (self.features_ND.split(AT_ONCE), self.columns_N.split(AT_ONCE))
+                for features_ND, columns_N in zip(*pieces, strict=True):
+                    h_NM = self._hidden(features_ND)
+                    products_MM.addmm_(h_NM.T, h_NM)
+                    sums_MC.addmm_(h_NM.T, self._one_hot(columns_N))
+                self._weights_MC = torch.linalg.solve(products_MM, sums_MC)
         return self._weights_MC
+
+    def _one_hot(self, columns_N: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(columns_N, len(self.classes)).double()

@@ -59,7 +59,8 @@ def load_memory(
             Default: what the method requires (``any_ssr``: prefix), else all.
         recogniser: means, discriminant or ridge. Default: what the method requires (``any_ssr``:
             ridge), else discriminant.
-        unknown: who answers a prompt that resembles no task's: ``all`` tasks, or only the ``base``.
+        unknown: who answers a prompt that resembles no task's: ``all`` tasks, only the ``base``, or
+            the ``likeliest`` task, as always for ``any_ssr`` in place of ``all``.
 
     Raises:
         InputError: there is no memory, no statistics of prompts for ``recall="prefix"`` or a model
@@ -83,7 +84,8 @@ def load_memory(
         )
     recall = recall or kind.recall or EvalConfig.recall
     recogniser = recogniser or kind.recogniser or EvalConfig.recogniser
-    one_of("unknown", unknown, ("all", "base"))
+    one_of("unknown", unknown, ("all", "base", "likeliest"))
+    unknown = kind.answers_unknown(unknown)
     by_prompt = recogniser_of(files, manifest, count, recall, recogniser)
     if by_prompt is not None and family_of_model(model).reads_pictures:
         raise InputError(

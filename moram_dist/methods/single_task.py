@@ -24,6 +24,7 @@ class SingleTask(SequentialLora):
     eval_rows: EvalRows | None = "diagonal"
     keeps_prefixes = True
     keeps_apart = True
+    one_answers = True
     layers: dict[str, ChosenLora]  # type: ignore[assignment]
 
     def _layer(self, base: nn.Module, **settings: Any) -> ChosenLora:

@@ -43,9 +43,10 @@ class Recognised:
 
         Args:
             learned: number of learned tasks.
-            unknown: who answers a prompt that resembles no task's: ``base`` or ``all``.
+            unknown: who answers a prompt that resembles no task's: ``base``, ``all`` or
+                ``likeliest``.
         """
-        if not self.known:
+        if not self.known and unknown != "likeliest":
             return 0 if unknown == "base" else None
         return None if self.task + 1 == learned else self.task + 1
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moram_dist.adapters.prompts import asking
 from moram_dist.comm import env
@@ -41,7 +44,7 @@ class Forward:
                 return self.family.logits(self.engine, self.model, inputs, rows, columns)
 
         def again() -> Tensor:
-            with torch.no_grad(), aside(self.engine):
+            with torch.no_grad(), aside(self.engine), without_dropout(self.model):
                 return logits()
 
         return ForwardOutput(
@@ -50,6 +53,20 @@ class Forward:
             weight=weight,
             again=again,
         )
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Context in which a model in training drops nothing, but still recomputes its layers."""
+    modules = [m for m in model.modules() if not isinstance(m, GradientCheckpointingLayer)]
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def answer_loss(seen: ForwardOutput) -> Tensor:

@@ -19,7 +19,7 @@ from moram_dist.families import Family
 from moram_dist.methods import Method
 from moram_dist.tasks import Benchmark
 from moram_dist.train.context import RunContext
-from moram_dist.train.forward import Forward, answer_loss
+from moram_dist.train.forward import Forward, answer_loss, without_dropout
 
 STEPS_AHEAD = 2
 """Steps whose files are read while the model computes another."""
@@ -118,12 +118,13 @@ class TaskData:
         # The engine's forward pass expects its own backward pass, so call the module.
         forward = Forward(engine.module, base.model)
         family, pad_id = base.family, base.tokenizer.pad_token_id
-        for start in range(0, len(chosen), env.world_size()):
-            self._run.watchdog.at(f"a look at the examples of task {self._name(i)}")
-            mine = chosen[start + env.rank() : start + env.rank() + 1]
-            mine = mine or [family.blank(chosen[0], pad_id)]
-            yield answer_loss(forward(family.collate(mine, pad_id)))
-            release_leftovers(engine)
+        with without_dropout(base.model):  # some models have dropout of their own
+            for start in range(0, len(chosen), env.world_size()):
+                self._run.watchdog.at(f"a look at the examples of task {self._name(i)}")
+                mine = chosen[start + env.rank() : start + env.rank() + 1]
+                mine = mine or [family.blank(chosen[0], pad_id)]
+                yield answer_loss(forward(family.collate(mine, pad_id)))
+                release_leftovers(engine)
 
     def _name(self, i: int) -> str:
         return self._run.benchmark.tasks[i].name

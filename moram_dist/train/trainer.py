@@ -194,8 +194,12 @@ class Trainer:
         return share
 
     def _penalty(self, seen: ForwardOutput, count: int, last: bool) -> Tensor | float:
-        """A micro-batch's part of its step's penalty; ``count``: of micro-batches."""
-        if self.method.penalty_is_of_parameters:
+        """A micro-batch's part of its step's penalty; ``count``: of micro-batches.
+
+        Sharded weights are prefetched only if all passes ask for them in the same order.
+        """
+        sharded = self.engine.zero_optimization_partition_weights()
+        if self.method.penalty_is_of_parameters and not sharded:
             return self.method.penalty(seen) if last else 0.0
         return self.method.penalty(seen) / count
 

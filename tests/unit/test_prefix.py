@@ -196,6 +196,27 @@ def test_a_prompt_that_is_like_none_is_answered_by(unknown, upto, tmp_path):
     assert torch.equal(logits(model, foreign), logits(then(tmp_path, upto), foreign))
 
 
+@pytest.mark.parametrize(("unknown", "own"), [("all", False), ("likeliest", False), ("base", True)])
+def test_one_lora_of_several_answers_a_prompt_that_is_like_none(unknown, own, tmp_path):
+    """The likeliest task's: all cannot, and the newest would be any."""
+    learned("any_ssr", tmp_path)
+    model = load_memory(tiny_model(), tmp_path, any_base=True, unknown=unknown)
+    files = MemoryFiles(tmp_path / "memory")
+    statistics = [files.statistics(task) for task in files.manifest().tasks]
+    chosen = set()
+    for token in range(2, 40):
+        foreign = torch.full((1, 8), token)
+        prompts = prompt_features(tiny_model().get_input_embeddings().weight, foreign)
+        (found,) = RECOGNISERS["ridge"](statistics).recognise(prompts)
+        if found.known:
+            continue
+        upto = 0 if own else found.task + 1
+        expected = load_memory(tiny_model(), tmp_path, any_base=True, upto=upto, recall="all")
+        assert torch.equal(logits(model, foreign), logits(expected, foreign))
+        chosen.add(found.task)
+    assert len(chosen) > 1
+
+
 def test_recalls_that_cannot_be_meant(tmp_path):
     learned("moram", tmp_path)
     for wrong in ({"recall": "oracle"}, {"unknown": "none"}, {"recogniser": "x"}):

@@ -51,7 +51,9 @@ def learned(method, tasks, order):
 
 
 @pytest.mark.parametrize("hidden", [8, 100])  # fewer and more than the 24 pictures
-def test_weights_are_those_of_all_tasks_at_once(tasks, hidden):
+@pytest.mark.parametrize("at_once", [7, 24])
+def test_weights_are_those_of_all_tasks_at_once(tasks, hidden, at_once, monkeypatch):
+    monkeypatch.setattr("moram_dist.methods.rail.AT_ONCE", at_once)
     method = learned(rail(hidden=hidden), tasks, (0, 1))
     h = torch.cat(
         [method._hidden(features(task, k).mean_ND.float()) for k, task in enumerate(tasks)]

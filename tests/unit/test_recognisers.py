@@ -233,6 +233,8 @@ def test_a_foreign_prompt_is_unknown():
         (2, True, "base", None),
         (2, False, "base", 0),
         (0, False, "all", None),
+        (0, False, "likeliest", 1),
+        (2, False, "likeliest", None),
     ],
 )
 def test_who_answers_of_three(task, known, unknown, answering):
