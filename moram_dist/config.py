@@ -177,7 +177,7 @@ class EvalConfig:
 
     unknown: Literal["all", "base", "likeliest"] = "all"
     """What answers a prompt that resembles no task: all tasks (all), only the base (base), or the
-    task that it resembles most (likeliest, as always for any_ssr in place of all)."""
+    task that it resembles most (likeliest; in place of all for any_ssr and single_task)."""
 
     eval_batch_size: Count = 128
     """Prompts for which one rank generates at a time; fewer if they are long."""

@@ -188,6 +188,9 @@ def differences(
         skipped |= {f"train.{item.name}" for item in dataclasses.fields(TrainConfig)}
         skipped -= {"train.seed"}
     then = flat(saved)
+    if "eval.unknown" in then:  # earlier versions recorded all where only one task can answer
+        method = METHODS[config.method.method]
+        then["eval.unknown"] = method.answers_unknown(then["eval.unknown"])
     return [
         f"{name.split('.')[1]}: {then[name]} -> {now}"
         for name, now in flat(config).items()

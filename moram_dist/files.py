@@ -211,7 +211,7 @@ def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[BinaryIO]:
         except BlockingIOError:
             raise
         except OSError as error:
-            never = error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+            never = error.errno in (errno.ENOSYS, errno.EOPNOTSUPP)
             kind = NoLocksError if never else WriteError
             raise kind(f"{path} cannot be locked: {error.strerror}") from None
         yield file

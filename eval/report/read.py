@@ -40,7 +40,11 @@ PREDICTIONS = 250
 CURVE_POINTS = 1500
 """A longer curve is thinned: more points than pixels only make the page heavy."""
 
-UNKNOWN_ANSWERED_BY = {"all": "all tasks", "base": "the base alone"}
+UNKNOWN_ANSWERED_BY = {
+    "all": "all tasks",
+    "base": "the base alone",
+    "likeliest": "the task that they resemble most",
+}
 """``EvalConfig.unknown`` in words."""
 
 

@@ -37,6 +37,7 @@ node() {
     --node_rank "$SLURM_NODEID" --master_addr "$master" --master_port "$port" "${command[@]}" &
   launcher=$!
   trap 'signalled=yes; pkill -USR1 -P "$launcher"' USR1 # its children are the ranks
+  [ -z "$told" ] || kill -TERM "$launcher"
   wait "$launcher"
   code=$?
   while [ -n "$signalled" ]; do # the signal ended the wait
@@ -45,8 +46,8 @@ node() {
     again=$?
     [ "$again" = 127 ] || code=$again # 127: the launcher had ended before
   done
-  # A launcher that is told to end stops its ranks, which save, and exits with 1. So does one whose
-  # job is preempted with time to leave: SLURM would not requeue a job that has ended by then.
+  # A launcher that is told to end stops its ranks, which save, and exits with 1. With 75 the job
+  # requeues itself under preemption, too: SLURM does not requeue a job that has already ended.
   [ -z "$told" ] || [ "$code" != 1 ] || code=75
   exit "$code"
 }
@@ -65,7 +66,8 @@ step=$!
 wait "$step"
 code=$?
 if [ -n "$asked" ]; then
-  # Ranks exit within 30 seconds, except one that is still loading: srun makes SIGKILL of SIGTERM.
+  # Ranks exit within 30 seconds, except one that is still loading. srun answers SIGTERM by killing
+  # the ranks, so wait first.
   for _ in $(seq 45); do kill -0 "$step" 2>/dev/null && sleep 1; done
   kill -TERM "$step" 2>/dev/null
   wait "$step"

@@ -74,7 +74,7 @@ def host_memory_bytes() -> int:
 
 
 def check_launcher() -> None:
-    """Refuse to train as many runs as srun started processes.
+    """Refuse to start if each of srun's processes would train a run of its own.
 
     Raises:
         InputError: there are several, and no launcher gave them ranks.

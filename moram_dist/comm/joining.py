@@ -111,7 +111,7 @@ def _keep_gloo_inside() -> None:
 
 
 def _let_gloo_out() -> None:
-    """Let the ranks of several machines reach each other where a machine's name means loopback.
+    """Let ranks of several machines reach each other where a machine's name resolves to loopback.
 
     gloo listens at the address of the machine's name, which on Debian is 127.0.1.1 by default.
     """

@@ -60,7 +60,7 @@ def load_memory(
         recogniser: means, discriminant or ridge. Default: what the method requires (``any_ssr``:
             ridge), else discriminant.
         unknown: who answers a prompt that resembles no task's: ``all`` tasks, only the ``base``, or
-            the ``likeliest`` task, as always for ``any_ssr`` in place of ``all``.
+            the ``likeliest`` task, which takes the place of ``all`` if only one task can answer.
 
     Raises:
         InputError: there is no memory, no statistics of prompts for ``recall="prefix"`` or a model

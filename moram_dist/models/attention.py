@@ -14,8 +14,8 @@ from moram_dist.registry import InputError
 def leave_out_cudnn() -> None:
     """Keep torch's own kernel from computing attention with cuDNN, in this process.
 
-    On the newest GPUs torch prefers it, but it makes a plan for each new shape, which takes 0.04 to
-    0.5 s (FunASR, issue 3704): nearly every generated token and every micro-batch has a new one.
+    On the newest GPUs torch prefers it, but it plans each new shape, which may take half a second
+    (on a B200, FunASR's issue 3704): nearly every generated token and micro-batch has a new one.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 

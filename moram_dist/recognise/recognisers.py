@@ -62,8 +62,8 @@ class Recogniser(ABC):
 
         Args:
             tasks: in the order of learning, at least one.
-            before: the same kind of recogniser of the first of them, whose sums are taken over:
-                otherwise each task would sum those of all before it. The result has the same bits.
+            before: the same kind of recogniser of the first of them, whose sums are reused;
+                otherwise each new task would add up all tasks again. The bits are the same.
         """
         self.tasks = tuple(tasks)
         self.count_T = torch.tensor([float(t.count) for t in tasks], dtype=torch.float64)

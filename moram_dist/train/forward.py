@@ -44,7 +44,7 @@ class Forward:
                 return self.family.logits(self.engine, self.model, inputs, rows, columns)
 
         def again() -> Tensor:
-            with torch.no_grad(), aside(self.engine), without_dropout(self.model):
+            with torch.no_grad(), aside(self.engine), without_dropout(self.model, graph=False):
                 return logits()
 
         return ForwardOutput(
@@ -56,9 +56,13 @@ class Forward:
 
 
 @contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Context in which a model in training drops nothing, but still recomputes its layers."""
-    modules = [m for m in model.modules() if not isinstance(m, GradientCheckpointingLayer)]
+def without_dropout(model: nn.Module, *, graph: bool = True) -> Iterator[None]:
+    """Context in which a model in training drops nothing.
+
+    With ``graph``, for passes with gradients, it still recomputes layers that do: these stay in
+    training, so the few that drop something themselves, and not by a module (OPT's), still do.
+    """
+    modules = [m for m in model.modules() if not (graph and _recomputes(m))]
     modes = [module.training for module in modules]
     for module in modules:
         module.training = False
@@ -67,6 +71,10 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+
+
+def _recomputes(module: nn.Module) -> bool:
+    return isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
 
 
 def answer_loss(seen: ForwardOutput) -> Tensor:

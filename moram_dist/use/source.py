@@ -130,6 +130,7 @@ def read_source(path: Path, model: str | None = None) -> MemorySource:
         source,
         recall=kind.recall or source.recall,
         recogniser=kind.recogniser or source.recogniser,
+        unknown=kind.answers_unknown(source.unknown),
     )
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from moram_dist.config import TrainConfig
+from moram_dist.config import EvalConfig, RunConfig, TrainConfig
 from moram_dist.config_io import SECTIONS, build, differences, fields, flat, from_saved, to_dict
 from moram_dist.registry import InputError
+from tests.helpers.configs import config_of
 
 
 def write(path, text):
@@ -282,3 +283,12 @@ def test_names_of_runs():
     assert build({"order": "b,a", "seed": "2"}).name == "demo-b+a-moram-seed2"
     assert build({}).run_dir == Path("runs/demo-moram-seed0")
     assert build({"output_dir": "x"}).run_dir == Path("x")
+
+
+@pytest.mark.parametrize(("method", "differs"), [("any_ssr", False), ("moram", True)])
+def test_who_answered_unknown_prompts_in_an_earlier_version(method, differs):
+    """Versions that recorded ``all`` where only one task can answer: such runs can be resumed."""
+    then = RunConfig(method=config_of(method=method), eval=EvalConfig(unknown="all"))
+    now = dataclasses.replace(then, eval=EvalConfig(unknown="likeliest"))
+    found = differences(now, then)
+    assert found == (["unknown: all -> likeliest"] if differs else [])

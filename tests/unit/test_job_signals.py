@@ -18,9 +18,9 @@ pytestmark = pytest.mark.skipif(shutil.which("pkill") is None, reason="no pkill 
 
 LAUNCHER = """#!{python}
 import signal, subprocess, sys, time
-rank = subprocess.Popen([sys.executable, "{folder}/rank.py"])
 told = []
 signal.signal(signal.SIGTERM, lambda *_: (told.append(1), rank.terminate()))
+rank = subprocess.Popen([sys.executable, "{folder}/rank.py"])
 while rank.poll() is None:
     time.sleep(0.01)
 sys.exit(1 if told else rank.returncode)  # as DeepSpeed's launcher does
@@ -36,7 +36,8 @@ def save(number, _):
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, save)
 (folder / "ready").touch()
-while not (folder / "end").exists():
+ends = time.monotonic() + 300
+while not (folder / "end").exists() and time.monotonic() < ends:
     time.sleep(0.01)
 sys.exit({code})
 """

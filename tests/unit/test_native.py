@@ -63,16 +63,30 @@ def test_scores(width, num_atoms, num_tokens):
 
 @pytest.mark.parametrize("width", [5, 16, 100])
 def test_a_score_depends_on_its_token_and_key_alone(width):
-    """To the bit, for up to 16 tokens, whatever tile it is in; also with a NaN beside it."""
+    """To the bit, for few tokens, whatever tile it is in; also with a NaN beside it."""
     x, keys = draw(16, width), draw(23, width, seed=1)
     x[3, 2], keys[5, 1] = torch.nan, torch.inf
     expected = native.products(x, torch.arange(23).int().expand(16, -1), None, keys, x.dtype)
-    for tokens in (slice(0, 16), slice(3, 8), slice(6, 7)):
+    few = torch.ops.moram.few_tokens()
+    for tokens in (slice(0, few), slice(3, 3 + min(few, 5)), slice(6, 7)):
         for atoms in (slice(0, 23), slice(4, 23), slice(9, 10)):
             found = torch.empty_like(expected[tokens, atoms])
             native.score(x[tokens], keys[atoms], found)
             same = torch.equal(found.nan_to_num(), expected[tokens, atoms].nan_to_num())
             assert same and torch.equal(found.isnan(), expected[tokens, atoms].isnan())
+
+
+@pytest.mark.parametrize("num_tokens", [2, 40])
+def test_scores_that_do_not_fit(num_tokens):
+    x, keys = draw(num_tokens, 8), draw(9, 8, seed=1)
+    for wrong in (
+        (x, draw(9, 7), torch.empty(num_tokens, 9)),
+        (x, keys, torch.empty(num_tokens, 8)),
+        (x, keys, torch.empty(num_tokens + 1, 9)),
+        (x, keys, torch.empty(9, num_tokens).T),
+    ):
+        with pytest.raises(RuntimeError, match="keys"):
+            native.score(*wrong)
 
 
 @pytest.mark.parametrize("num_kept", [4, 65])

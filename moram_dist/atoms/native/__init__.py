@@ -103,7 +103,10 @@ def load() -> bool:
 
 
 def score(x_TD: Tensor, keys_ND: Tensor, out_TN: Tensor) -> None:
-    """Each token times each key, into ``out_TN``. Few tokens in float32 need no general product."""
+    """Each token times each key, into ``out_TN``, whose rows are contiguous.
+
+    Few tokens in float32 (``torch.ops.moram.few_tokens()``) need no general product.
+    """
     torch.ops.moram.score(x_TD, keys_ND, out_TN)
 
 

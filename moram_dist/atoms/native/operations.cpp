@@ -225,6 +225,7 @@ void score(const Tensor& x, const Tensor& keys, Tensor out) { scores::into(out, 
 
 TORCH_LIBRARY(moram, m) {
   m.def("score(Tensor x, Tensor keys, Tensor(a!) out) -> ()");
+  m.def("few_tokens() -> int");
   m.def("route(Tensor score, int num_kept, int shard, int num_shards, int num_atoms)"
         " -> (Tensor, Tensor, Tensor)");
   m.def("norms(Tensor squares) -> Tensor");
@@ -237,6 +238,8 @@ TORCH_LIBRARY(moram, m) {
   m.def("mix(Tensor row, Tensor? here, Tensor strength, Tensor rows) -> Tensor");
   m.def("products(Tensor tokens, Tensor row, Tensor? here, Tensor rows) -> Tensor");
 }
+
+TORCH_LIBRARY_IMPL(moram, CompositeExplicitAutograd, m) { m.impl("few_tokens", scores::few_tokens); }
 
 TORCH_LIBRARY_IMPL(moram, CPU, m) {
   m.impl("score", score);

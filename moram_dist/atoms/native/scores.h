@@ -1,9 +1,9 @@
 // Scores of few tokens: each token times each key.
 //
 // A general product first copies the keys into another order, which takes most of its time if few
-// tokens use them. Here a tile of four keys times four tokens reads the keys where they are. A score
-// is summed in the lanes of `row::dot`, so it has the same bits whatever the tile it is in, and
-// depends neither on the other tokens nor on the number of atoms.
+// tokens use them. Here a tile of four keys times four tokens reads the keys in place. A score is
+// summed in the lanes of `row::dot`, so it has the same bits whatever the tile it is in, and depends
+// neither on the other tokens nor on the number of atoms.
 //
 // Letters: T tokens, N atoms, D inputs.
 
@@ -18,13 +18,23 @@
 
 namespace scores {
 
-constexpr int64_t kFewTokens = 16;  // measured: with more, a general product is about as fast
-constexpr int kTile = 4;            // keys, and tokens, of a tile
+constexpr int kTile = 4;  // keys, and tokens, of a tile
 constexpr int64_t kProductsATask = 1 << 16;
 
 using Lanes = row::Vector<float>::type;
 typedef int32_t Places __attribute__((vector_size(64)));
 constexpr int kLanes = row::Vector<float>::lanes;
+
+// Tokens for which tiles are faster, as measured. The sixteen sums of a tile fit into the registers of
+// AVX-512 alone; elsewhere only a single token, with four sums, is.
+inline int64_t few_tokens() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  static const bool wide = __builtin_cpu_supports("x86-64-v4");
+  return wide ? 16 : 1;
+#else
+  return 1;
+#endif
+}
 
 // The lanes of two groups of sums, each halved: a's sums, then b's. `half`: lanes left of each sum.
 template <int half>
@@ -112,7 +122,10 @@ FOR_WIDE_VECTORS static void keys_of(const float* x, const float* k, int64_t tok
 // Scores (T, N) of tokens (T, D) and keys (N, D), into `out`, whose rows are contiguous.
 inline void into(at::Tensor out, const at::Tensor& x, const at::Tensor& keys) {
   const int64_t tokens = x.size(0), num = keys.size(0), width = keys.size(1);
-  if (tokens > kFewTokens || x.scalar_type() != at::kFloat || !keys.is_contiguous()) {
+  TORCH_CHECK(x.size(1) == width, "tokens of ", x.size(1), " numbers, keys of ", width);
+  TORCH_CHECK(out.size(0) == tokens && out.size(1) == num && out.stride(1) == 1,
+              "scores need contiguous rows for ", tokens, " tokens and ", num, " keys");
+  if (tokens > few_tokens() || x.scalar_type() != at::kFloat || !keys.is_contiguous()) {
     at::mm_out(out, x, keys.t());
     return;
   }
