@@ -187,13 +187,14 @@ def differences(
     if not METHODS[config.method.method].trains:
         skipped |= {f"train.{item.name}" for item in dataclasses.fields(TrainConfig)}
         skipped -= {"train.seed"}
-    then = flat(saved)
-    if "eval.unknown" in then:  # earlier versions recorded all where only one task can answer
-        method = METHODS[config.method.method]
-        then["eval.unknown"] = method.answers_unknown(then["eval.unknown"])
+    then, asked = flat(saved), flat(config)
+    for values in (then, asked):  # earlier versions recorded all where only one task can answer
+        if "eval.unknown" in values:
+            answers = METHODS[config.method.method].answers_unknown
+            values["eval.unknown"] = answers(values["eval.unknown"])
     return [
         f"{name.split('.')[1]}: {then[name]} -> {now}"
-        for name, now in flat(config).items()
+        for name, now in asked.items()
         if name not in skipped and name in then and then[name] != now
     ]
 

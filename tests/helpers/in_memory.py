@@ -41,6 +41,9 @@ class Engine:
     def is_gradient_accumulation_boundary(self) -> bool:
         return self.at_boundary
 
+    def zero_optimization_partition_weights(self) -> bool:
+        return False
+
     def backward(self, loss: Tensor, scale_wrt_gas: bool) -> None:
         loss.backward()
 

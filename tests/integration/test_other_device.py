@@ -62,6 +62,9 @@ class Engine:
     def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None:
         (loss / env.world_size()).backward()
 
+    def zero_optimization_partition_weights(self) -> bool:
+        return False
+
     def set_gradient_accumulation_boundary(self, ends: bool) -> None:
         self.ends = ends
 

@@ -35,8 +35,8 @@ def job(script, tmp_path):  # noqa: F811
     text = script("--nodes", 2, "--gpus_per_node", 2, "--output_dir", "runs/run")
     text = text.replace(f"python={sys.executable}", f"python={fake}/python")
 
-    def run(ends, state="RUNNING", **variables):
-        program(fake, "python", f'printf "%s\\n" "$@" > {tmp_path}/given', ends)
+    def run(*ends, state="RUNNING", **variables):
+        program(fake, "python", f'printf "%s\\n" "$@" > {tmp_path}/given', *ends)
         program(fake, "squeue", f"echo {state}")
         (tmp_path / "requeued").unlink(missing_ok=True)
         given = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[4-5]", "SLURM_CPUS_PER_TASK": "8"}
@@ -98,9 +98,10 @@ def test_a_task_of_an_array_goes_by_its_own_name(job):
 
 
 RANK = """
-import os, signal, sys, time
+import os, psutil, signal, sys, time
 signal.signal(signal.SIGUSR1, lambda *_: sys.exit({code}))
-os.kill(os.getppid(), signal.SIGUSR1)  # as SLURM does: to the script alone
+launcher, task, script, *_ = psutil.Process().parents()
+os.kill(script.pid, signal.SIGUSR1)  # as SLURM does: to the script alone
 time.sleep(20)
 """
 
@@ -108,6 +109,6 @@ time.sleep(20)
 def test_the_signal_reaches_the_ranks(job):
     """Whatever they end with then, the job goes on."""
     for code in (75, 1):
-        ended = job(f"exec {sys.executable} -c '{RANK.format(code=code)}'")
+        ended = job(f"{sys.executable} -c '{RANK.format(code=code)}'", "exit $?")
         assert ended[1] == "requeue 77", ended
         assert "asked to stop" in ended[2] and f"exit code {code}" in ended[2]
