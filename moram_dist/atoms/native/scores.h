@@ -29,7 +29,7 @@ constexpr int kLanes = row::Vector<float>::lanes;
 // AVX-512 alone; elsewhere only a single token, with four sums, is.
 inline int64_t few_tokens() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  static const bool wide = __builtin_cpu_supports("x86-64-v4");
+  static const bool wide = __builtin_cpu_supports("avx512vl");
   return wide ? 16 : 1;
 #else
   return 1;
