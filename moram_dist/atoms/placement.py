@@ -172,8 +172,8 @@ class Gathered(_Local):
         flat_PF = (self._under_way.pop(at, None) or self._start(at)).wait()
         following = at + 1 if forward else at - 1
         recomputes = forward and in_backward()
-        known = 0 <= following < len(self.banks) and following not in self._under_way
-        if known and not recomputes:
+        is_missing = 0 <= following < len(self.banks) and following not in self._under_way
+        if is_missing and not recomputes:
             self._under_way[following] = self._start(following)
         return bank.in_order(flat_PF)
 

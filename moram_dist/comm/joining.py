@@ -133,6 +133,7 @@ def _interface_outwards() -> str | None:
         except OSError:
             continue
         if not rendezvous.is_loopback(address):
-            interfaces = psutil.net_if_addrs().items()
-            return next((n for n, all_ in interfaces if address in {a.address for a in all_}), None)
+            for name, own in psutil.net_if_addrs().items():
+                if address in {one.address for one in own}:
+                    return name
     return None
